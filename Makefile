@@ -1,0 +1,49 @@
+# `make quickstart` and `make test` need Python 3.11 or 3.12 with venv, and nothing else: they keep their own environment in .venv.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+QUICKSTART := --config configs/mnist/quickstart.py --workdir runs/mnist/quickstart
+
+.PHONY: help quickstart test lint types clean
+
+help:
+	@echo "make quickstart   install, train on the embedded digits, sample in all four ways (about five minutes on two cores)"
+	@echo "make test         install, lint, types, test suite"
+	@echo "make clean        remove the environment and the quickstart run"
+
+# A stamp file per requirements file: the environment is brought up to date when that file changes.
+$(VENV)/runtime.stamp: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is older than Python 3.11; name another: make PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "error: $(PYTHON) cannot make environments; on Debian: apt install python3-venv"; exit 1; }
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(VENV)/dev.stamp: requirements-dev.txt $(VENV)/runtime.stamp
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+quickstart: $(VENV)/runtime.stamp
+	$(RUN) train.py $(QUICKSTART)
+	$(RUN) sample.py $(QUICKSTART) --batch_size=16
+	$(RUN) sample.py $(QUICKSTART) --batch_size=16 --same_init
+	$(RUN) sample.py $(QUICKSTART) --batch_size=16 --share_noise
+	$(RUN) sample.py $(QUICKSTART) --interpolate --num_points=20
+	@echo
+	@echo "Pictures:"
+	@ls runs/mnist/quickstart/additional_samples/checkpoint_0/*/final.png \
+		runs/mnist/quickstart/additional_samples/checkpoint_0/*/interpolation.png
+
+test: lint types
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal
+
+lint: $(VENV)/dev.stamp
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+types: $(VENV)/dev.stamp
+	$(RUN) -m mypy
+
+clean:
+	rm -rf $(VENV) runs/mnist/quickstart

@@ -1,0 +1,1 @@
+"""Experiment configs: `default.py` documents every key, each experiment file states only its differences."""

@@ -1,0 +1,72 @@
+"""The base configuration. Every key is here with what it means; an experiment file states only its differences.
+
+Values are plain numbers, strings and tuples. Whatever can be derived (the blur schedule, the device, the sampling noise)
+is derived in code after command-line overrides such as `--config.model.K=50`.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The paper's common settings (Rissanen et al., 2023, appendix), on MNIST-sized images."""
+    config = ConfigDict()
+    config.seed = 42  # everything random is a function of this number
+    config.device = "auto"  # "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:1"
+
+    config.training = training = ConfigDict()
+    training.batch_size = 128  # images per optimizer step, over all processes and accumulation steps
+    training.accumulation_steps = 1  # each batch is split into this many parts to save memory; same result
+    training.n_iters = 1300001  # optimizer steps in all; raise it to extend a finished run
+    training.log_freq = 50  # steps between rows of metrics.jsonl
+    training.eval_freq = 100  # steps between evaluations of the loss on held-out images
+    training.sampling_freq = 10000  # steps between pictures in samples/
+    training.num_samples = 16  # images in each of those pictures
+    training.snapshot_freq = 50000  # steps between numbered checkpoints: checkpoint_n is step n * snapshot_freq
+    training.snapshot_freq_for_preemption = 10000  # steps between saves of the checkpoint that a restart continues from
+
+    config.eval = evaluation = ConfigDict()
+    evaluation.batch_size = 256  # images at a time in evaluation and sampling, on one device
+    evaluation.num_images = 1024  # held-out images in the evaluation loss, the first ones; 0 takes all
+
+    config.data = data = ConfigDict()
+    data.dataset = "mnist"  # mnist5k, mnist, cifar10, lsun_church, ffhq, afhq, folder, npy
+    data.path = ""  # folder or file; empty means the data set's own place below data/
+    data.image_size = 28  # height and width in pixels; larger images are scaled down and cropped to the middle
+    data.num_channels = 1  # 1 (grey) or 3 (RGB)
+    data.random_flip = False  # mirror training images left-right, half of the time
+    data.uniform_dequantization = False  # (v + U[0,1)) / 256 instead of v / 255; bits/dim need it
+    data.num_workers = 0  # processes that read images; 0 reads in the training process, right for arrays in memory
+
+    config.model = model = ConfigDict()
+    # "paper" follows the paper; "released" repeats the original code: level K is not trained, no noise on prior states
+    model.protocol = "paper"
+    model.K = 100  # blur levels, so network calls per sample
+    model.blur_sigma_min = 0.5  # length scale of the first blur level, in pixels
+    model.blur_sigma_max = 20.0  # length scale of the last one
+    model.sigma = 0.01  # training noise: standard deviation, images in [0, 1]
+    model.delta_over_sigma = 1.25  # sampling noise delta, as a multiple of sigma, unless --delta is given
+    model.ema_rate = 0.999  # decay of the moving average of weights, reached after a warm-up
+    model.model_channels = 128  # channels of the first level; a multiple of 32
+    model.channel_mult = (1, 2, 2)  # channels of each level, as multiples of model_channels; each level halves the image
+    model.num_res_blocks = 4  # residual blocks per level
+    model.attention_levels = (2,)  # levels (0 is full resolution) with self-attention
+    model.num_heads = 1  # attention heads
+    model.use_new_attention_order = True  # split q, k, v before heads (True) or after (False)
+    model.use_scale_shift_norm = False  # level embedding scales and shifts (True) or is added (False)
+    model.resblock_updown = False  # residual blocks (True) or plain convolutions (False) change the resolution
+    model.dropout = 0.1  # probability, inside residual blocks, training only
+
+    config.optim = optim = ConfigDict()
+    optim.optimizer = "Adam"  # Adam or AdamW
+    optim.lr = 2e-4  # learning rate after warm-up
+    optim.warmup = 5000  # steps over which the learning rate rises linearly
+    optim.schedule = "constant"  # afterwards: "constant", or "cosine" down to 0 at n_iters
+    optim.beta1 = 0.9  # Adam's decay of the first moment
+    optim.beta2 = 0.999  # and of the second
+    optim.eps = 1e-8  # Adam's epsilon
+    optim.weight_decay = 0.0
+    optim.grad_clip = 1.0  # largest gradient norm; 0 does not clip
+    optim.automatic_mp = False  # autocast matrix products and convolutions to amp_dtype
+    optim.amp_dtype = "bfloat16"  # bfloat16, or float16 with loss scaling
+
+    return config

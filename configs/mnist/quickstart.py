@@ -1,0 +1,31 @@
+"""The 5,000 embedded MNIST digits with a very small network: minutes on a laptop's processor.
+
+make quickstart
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config() -> ConfigDict:
+    """1.1M parameters, K = 40, bfloat16, a high learning rate that decays to zero."""
+    config = default.get_config()
+    config.training.batch_size = 64
+    config.training.n_iters = 900
+    config.training.log_freq = 20
+    config.training.eval_freq = 300
+    config.training.sampling_freq = 300
+    config.training.snapshot_freq = 300
+    config.training.snapshot_freq_for_preemption = 100
+    config.data.dataset = "mnist5k"
+    config.model.K = 40
+    config.model.ema_rate = 0.99
+    config.model.model_channels = 32
+    config.model.num_res_blocks = 1
+    config.model.dropout = 0.0
+    config.optim.lr = 2e-3
+    config.optim.warmup = 50
+    config.optim.schedule = "cosine"
+    config.optim.automatic_mp = True
+    return config

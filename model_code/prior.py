@@ -1,0 +1,66 @@
+"""The prior over blurred images, p(u_K) = 1/M sum_i N(A_K u_i, delta^2 I), in a few numbers per training image."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from model_code.blur import DCTBlur
+from model_code.dct import dct_matrix
+
+NEGLIGIBLE = 1e-6
+"""DCT coefficients that the last blur level multiplies by this or less are left out."""
+
+
+@dataclass(frozen=True)
+class PriorBank:
+    """The DCT coefficients of A_K u_i that are not negligible, for every training image u_i.
+
+    The basis is orthonormal, so distances between rows of `coefficients` are distances between blurred images, and
+    M images of any size take C * F numbers each (F = 8 for MNIST at sigma_B 20, 6 for CIFAR-10 at 24).
+    """
+
+    coefficients: torch.Tensor
+    """float32 (M, C, F): A_K u_i in the basis."""
+    basis: torch.Tensor
+    """float32 (F, H, W): orthonormal cosines, lowest frequencies first in each axis."""
+    decay: torch.Tensor
+    """float32 (F,): what A_K multiplies each of them by, exp(-lambda t_K)."""
+
+    @classmethod
+    def from_images(cls, images: torch.Tensor, blur: DCTBlur) -> "PriorBank":
+        """The bank of images (M, C, H, W) in [0, 1], for the last level of `blur`."""
+        return cls.from_batches([images], blur)
+
+    @classmethod
+    def from_batches(cls, batches: Iterable[torch.Tensor], blur: DCTBlur) -> "PriorBank":
+        """As `from_images`, reading batches (B, C, H, W) one at a time. Raises ValueError if there is no image."""
+        decay = blur.decay_H[-1].cpu()[:, None] * blur.decay_W[-1].cpu()
+        n, m = torch.nonzero(decay > NEGLIGIBLE, as_tuple=True)
+        D_H, D_W = dct_matrix(decay.shape[0]), dct_matrix(decay.shape[1])
+        basis = (D_H[n][:, :, None] * D_W[m][:, None, :]).float()
+        empty = cls(torch.empty(0), basis, decay[n, m])
+        rows = [empty.project(batch) for batch in batches]
+        if not rows:
+            raise ValueError("a prior needs at least one image")
+        return cls(torch.cat(rows), basis, decay[n, m])
+
+    def __len__(self) -> int:
+        return len(self.coefficients)
+
+    def project(self, images: torch.Tensor) -> torch.Tensor:
+        """A_K u in the bank's basis: images u (B, C, H, W) in [0, 1] to float32 (B, C, F)."""
+        return images.float().flatten(2) @ self.basis.flatten(1).T * self.decay
+
+    def blurred(self, indices: torch.Tensor) -> torch.Tensor:
+        """A_K u_i as images, for int64 indices (B,) of the bank: float32 (B, C, H, W)."""
+        return (self.coefficients[indices] @ self.basis.flatten(1)).unflatten(2, self.basis.shape[1:])
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Plain tensors for a checkpoint."""
+        return {"coefficients": self.coefficients, "basis": self.basis, "decay": self.decay}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, torch.Tensor]) -> "PriorBank":
+        """The bank that `state_dict` described."""
+        return cls(state["coefficients"], state["basis"], state["decay"])

@@ -1,0 +1,76 @@
+"""Draw samples from a trained model.
+
+python sample.py --config C --workdir W --checkpoint 0 --batch_size=9 [--same_init | --share_noise | --interpolate]
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from scripts.config import define_config_flag, run
+from scripts.errors import UserError
+
+CONFIG = define_config_flag()
+WORKDIR = flags.DEFINE_string("workdir", None, "Run directory that train.py made.", required=True)
+CHECKPOINT = flags.DEFINE_integer("checkpoint", 0, "n for checkpoints/checkpoint_n.pth, 0 for the newest.", lower_bound=0)
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 9, "Samples in a picture, or at a time in an export.", lower_bound=1)
+DELTA = flags.DEFINE_float("delta", None, "Sampling noise; by default config.model.delta_over_sigma * sigma.", lower_bound=0)
+SEED = flags.DEFINE_integer("seed", None, "Sample i is a function of (seed, i); by default config.seed.", lower_bound=0)
+PRIOR = flags.DEFINE_enum("prior", "bank", ["bank", "data"], "Initial states from the checkpoint, or from the data set itself.")
+SAME_INIT = flags.DEFINE_bool("same_init", False, "One initial state for all samples.")
+SHARE_NOISE = flags.DEFINE_bool("share_noise", False, "One noise sequence for all samples.")
+INTERPOLATE = flags.DEFINE_bool("interpolate", False, "A path from one sample to another.")
+NUM_POINTS = flags.DEFINE_integer("num_points", 20, "Points on that path, both ends included.", lower_bound=2)
+NUMBER = flags.DEFINE_integer("number", None, "Draw the i-th batch of samples instead of the first, 0.", lower_bound=0)
+SAVE_SAMPLE_FREQ = flags.DEFINE_integer("save_sample_freq", None, "Keep every F-th state of the process.", lower_bound=1)
+NUM_SAMPLES = flags.DEFINE_integer("num_samples", None, "With --export_dir: samples to write as single images.", lower_bound=1)
+EXPORT_DIR = flags.DEFINE_string("export_dir", None, "Where to; an export that was interrupted is continued.")
+
+
+def main() -> int:
+    """Check how the flags go together, load the model, draw."""
+    check_combinations()
+    from scripts import samples  # imports PyTorch, which --help and mistyped flags need not wait for
+
+    sampler, trained = samples.load_sampler(
+        CONFIG.value,
+        Path(WORKDIR.value),
+        CHECKPOINT.value,
+        delta=DELTA.value,
+        seed=SEED.value,
+        from_data=PRIOR.value == "data",
+    )
+    if EXPORT_DIR.value is not None and NUM_SAMPLES.value is not None:
+        samples.export(Path(EXPORT_DIR.value), sampler, trained, NUM_SAMPLES.value, BATCH_SIZE.value)
+        print(f"{NUM_SAMPLES.value} samples in {EXPORT_DIR.value}")
+        return 0
+
+    base = Path(WORKDIR.value) / "additional_samples" / f"checkpoint_{CHECKPOINT.value}"
+    suffix = "" if NUMBER.value is None else f"_{NUMBER.value}"
+    number = NUMBER.value or 0
+    if INTERPOLATE.value:
+        directory = base / f"interpolate_delta_{sampler.delta:g}{suffix}"
+        samples.interpolation_set(directory, sampler, (2 * number, 2 * number + 1), NUM_POINTS.value)
+    else:
+        kind: samples.Kind = "same_init" if SAME_INIT.value else "share_noise" if SHARE_NOISE.value else "independent"
+        shared = "" if kind == "independent" else f"_{kind}"
+        directory = base / f"delta_{sampler.delta:g}{shared}{suffix}"
+        indices = range(number * BATCH_SIZE.value, (number + 1) * BATCH_SIZE.value)
+        samples.sample_set(directory, sampler, indices, kind=kind, every=SAVE_SAMPLE_FREQ.value)
+    print(f"step {trained.step}, delta {sampler.delta:g}, seed {sampler.seed}: {directory}")
+    return 0
+
+
+def check_combinations() -> None:
+    """Raise UserError for flags that exclude or need each other."""
+    chosen = [f"--{flag.name}" for flag in (SAME_INIT, SHARE_NOISE, INTERPOLATE) if flag.value]
+    if EXPORT_DIR.value is not None:
+        chosen.append("--export_dir")
+    if len(chosen) > 1:
+        raise UserError(f"{' and '.join(chosen)}: choose one of them")
+    if (NUM_SAMPLES.value is None) != (EXPORT_DIR.value is None):
+        raise UserError("--num_samples and --export_dir go together: how many single images, and where to")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,1 @@
+"""Everything around the model: data, training loop, checkpoints, sampling, pictures."""

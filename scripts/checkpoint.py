@@ -1,0 +1,205 @@
+"""Checkpoints: state dicts and plain data only, written whole or not at all, read without running anything in them.
+
+A run directory holds `checkpoints-meta/checkpoint.pth`, from which a restart continues, the one before it as
+`checkpoint_previous.pth`, and numbered ones, `checkpoints/checkpoint_n.pth`.
+"""
+
+import pickle
+import warnings
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ml_collections import ConfigDict
+
+from model_code import build_model
+from model_code.prior import PriorBank
+from model_code.unet import UNet
+from scripts.config import FREE_IN_INFERENCE, refuse_differences
+from scripts.errors import UserError
+from scripts.files import replacing, sync
+
+FORMAT = "ihdm-1"
+Contents = dict[str, Any]
+
+# The release's optimizer state holds its learning rate as a NumPy scalar. These rebuild numbers and nothing else; older
+# files name them by NumPy 1's module path.
+_scalar = np.float64(0).__reduce__()[0]
+_NUMPY_SCALARS: list[Any] = [
+    (_scalar, "numpy._core.multiarray.scalar"),
+    (_scalar, "numpy.core.multiarray.scalar"),
+    np.dtype,
+    np.dtypes.Float64DType,
+    np.dtypes.Float32DType,
+    np.dtypes.Int64DType,
+]
+
+
+def meta_path(workdir: Path) -> Path:
+    """Where a restart continues from."""
+    return workdir / "checkpoints-meta" / "checkpoint.pth"
+
+
+def previous_path(workdir: Path) -> Path:
+    """The one before `meta_path`, in case that is unreadable."""
+    return workdir / "checkpoints-meta" / "checkpoint_previous.pth"
+
+
+def numbered_path(workdir: Path, number: int) -> Path:
+    """The number-th snapshot of a run, from 1."""
+    return workdir / "checkpoints" / f"checkpoint_{number}.pth"
+
+
+def write(path: Path, contents: Contents, previous: Path | None = None) -> None:
+    """Write a checkpoint, keeping the old one as `previous` if given. Raises UserError if it cannot be written whole."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            torch.save({"format": FORMAT, **contents}, temporary)
+            if previous is not None and path.exists():
+                sync(temporary)  # nothing moves before the new one is safe
+                path.replace(previous)
+    except (OSError, RuntimeError) as error:  # torch's zip writer reports a full disk as RuntimeError
+        raise UserError(f"{path}: the checkpoint could not be written ({error}); earlier ones are intact") from None
+
+
+def write_meta(workdir: Path, contents: Contents) -> None:
+    """Write the checkpoint that a restart continues from, and keep the one before it."""
+    write(meta_path(workdir), contents, previous_path(workdir))
+
+
+def read(path: Path) -> Contents:
+    """Read a checkpoint of ours or of the release onto the CPU. Raises UserError if it is missing, damaged or foreign."""
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such checkpoint")
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()  # torch does not compare checksums itself
+            if damaged:
+                raise UserError(f"{path}: the checkpoint is damaged (checksum of {damaged})")
+        with torch.serialization.safe_globals(_NUMPY_SCALARS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols of old files
+            contents = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    except pickle.UnpicklingError as error:
+        reason = str(error).split("\n")[0].split(". ")[0]
+        raise UserError(f"{path}: refused, not a checkpoint of plain tensors and numbers ({reason})") from None
+    except Exception as error:  # zipfile, torch and their C++ parts each have their own ways to say "damaged"
+        raise UserError(f"{path}: the checkpoint is damaged ({type(error).__name__}: {str(error).splitlines()[:1]})") from None
+    if not isinstance(contents, dict) or not (contents.get("format") == FORMAT or is_release(contents)):
+        raise UserError(f"{path}: not a checkpoint of this program or of the original release")
+    return contents
+
+
+def is_release(contents: Contents) -> bool:
+    """Whether this is a file of the original release rather than ours."""
+    return {"model", "ema", "step"} <= contents.keys() and "shadow_params" in contents["ema"]
+
+
+def read_newest(workdir: Path) -> tuple[Path, Contents] | None:
+    """The newest checkpoint that can be read, with a warning for every newer one that cannot, or None if there is none.
+
+    Raises UserError if there are checkpoints and none can be read.
+    """
+    numbered = sorted((workdir / "checkpoints").glob("checkpoint_*.pth"), key=_number, reverse=True)
+    paths = [path for path in (meta_path(workdir), previous_path(workdir), *numbered) if path.is_file()]
+    for path in paths:
+        try:
+            return path, read(path)
+        except UserError as error:
+            if path == paths[-1]:
+                raise
+            warnings.warn(f"{error}; using the one before it", stacklevel=2)
+    return None
+
+
+def read_to_resume(workdir: Path) -> Contents | None:
+    """As `read_newest`, for a run that goes on to write: an unreadable newest one is set aside, never deleted."""
+    newest = read_newest(workdir)
+    if newest is None:
+        return None
+    path, contents = newest
+    if is_release(contents):
+        raise UserError(f"{path}: a checkpoint of the original release can be sampled from, but not trained further")
+    if path != meta_path(workdir) and meta_path(workdir).exists():
+        meta_path(workdir).replace(meta_path(workdir).with_suffix(".unreadable"))
+    return contents
+
+
+def _number(path: Path) -> int:
+    digits = path.stem.removeprefix("checkpoint_")
+    return int(digits) if digits.isdecimal() else 0
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """What sampling and evaluation need of a checkpoint."""
+
+    model: UNet
+    """With EMA weights, in eval mode, on the CPU."""
+    prior: PriorBank | None
+    """None in the release's files."""
+    step: int
+    path: Path
+
+
+def load_trained(config: ConfigDict, workdir: Path | str, checkpoint: int) -> TrainedModel:
+    """Checkpoint number `checkpoint` of a run, 0 for the newest.
+
+    Raises UserError if it is not there or does not fit `config`.
+    """
+    path, contents = _find(Path(workdir), checkpoint)
+    if "config" in contents:
+        refuse_differences(contents["config"], config, FREE_IN_INFERENCE, str(path))
+    model = build_model(config)
+    weights = _release_weights(contents, model) if is_release(contents) else contents["ema"]["shadow"]
+    _load_strictly(model, weights, path)
+    prior = PriorBank.from_state_dict(contents["prior"]) if "prior" in contents else None
+    return TrainedModel(model.eval(), prior, int(contents["step"]), path)
+
+
+def load_for_inference(config: ConfigDict, workdir: Path | str, checkpoint: int) -> UNet:
+    """The model with EMA weights, in eval mode on the CPU, from checkpoint number `checkpoint` of `workdir` (0: the newest)."""
+    return load_trained(config, workdir, checkpoint).model
+
+
+def _find(workdir: Path, checkpoint: int) -> tuple[Path, Contents]:
+    if checkpoint == 0:
+        newest = read_newest(workdir)
+        if newest is None:
+            raise UserError(f"--workdir={workdir}: there is no checkpoint in it; train first, or check the path")
+        return newest
+    path = numbered_path(workdir, checkpoint)
+    if not path.is_file():
+        numbers = sorted(map(_number, path.parent.glob("checkpoint_*.pth")))
+        there = f"there are {', '.join(map(str, numbers))}" if numbers else "it has no numbered checkpoints"
+        raise UserError(f"--checkpoint={checkpoint}: {workdir} has no {path.relative_to(workdir)}; {there}")
+    return path, read(path)
+
+
+def _release_weights(contents: Contents, model: UNet) -> dict[str, torch.Tensor]:
+    """The release keeps its averages as a list in the order in which parameters were registered."""
+    shadow = contents["ema"]["shadow_params"]
+    names = [name for name, _ in model.named_parameters()]
+    if len(shadow) != len(names):
+        raise UserError(f"the checkpoint has {len(shadow)} parameters where this configuration's model has {len(names)}")
+    return dict(zip(names, shadow, strict=True))
+
+
+def _load_strictly(model: UNet, weights: dict[str, torch.Tensor], path: Path) -> None:
+    expected = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+    found = {name: tuple(weight.shape) for name, weight in weights.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise UserError(
+                f"{path} holds another architecture than this configuration: {name} is {found.get(name, 'absent')} "
+                f"in the checkpoint, {expected.get(name, 'absent')} in the model"
+            )
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.copy_(weights[name])

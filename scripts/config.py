@@ -1,0 +1,211 @@
+"""Configurations: parsed from the command line, checked once as a whole, compared with those of checkpoints.
+
+Imports nothing heavy, so that `--help` and bad input answer at once.
+"""
+
+import difflib
+import json
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from configs import default
+from scripts.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+USAGE_ERROR = 2
+
+# Keys that a checkpoint's weights do not depend on.
+FREE_ON_RESUME = {"model.delta_over_sigma", "data.num_workers"}
+FREE_IN_INFERENCE = FREE_ON_RESUME | {"model.dropout", "model.ema_rate", "model.protocol"}
+
+
+def define_config_flag() -> flags.FlagHolder:
+    """The flag `--config FILE` with its overrides `--config.section.key=value`, for an entry script."""
+    return config_flags.DEFINE_config_file("config", None, "Configuration file, see configs/.", lock_config=True, required=True)
+
+
+def run(main: Callable[[], int]) -> None:
+    """Parse the command line and call `main` for its exit code; a UserError becomes one line on stderr and exit code 2."""
+
+    def guarded(argv: list[str]) -> int:
+        try:
+            if len(argv) > 1:
+                raise UserError(f"{argv[1]!r} is not a flag: options are written --name=value")
+            return main()
+        except UserError as error:
+            fail(error)
+
+    warnings.formatwarning = _format_warning
+    app.run(guarded, flags_parser=_parse_flags)
+
+
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """One line, as for errors."""
+    return f"warning: {message}\n"
+
+
+def fail(error: object) -> NoReturn:
+    """Print one line and exit."""
+    print("error: " + " ".join(str(error).split()), file=sys.stderr)
+    sys.exit(USAGE_ERROR)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    try:
+        _check_config_file(argv)
+        return flags.FLAGS(argv)
+    except (flags.Error, UserError) as error:
+        fail(error)
+    except (AttributeError, KeyError) as error:  # how ml_collections reports a key that the file does not have
+        fail(_unknown_key(argv, str(error.args[0]).strip("'\"")))
+
+
+def _check_config_file(argv: list[str]) -> None:
+    """ml_collections reports a missing or broken config file at length; this says it in a line."""
+    paths = [b if a in ("--config", "-config") else a.split("=", 1)[1]
+             for a, b in zip(argv, [*argv[1:], ""], strict=True)
+             if a in ("--config", "-config") or a.startswith(("--config=", "-config="))]  # fmt: skip
+    for path in paths:
+        if not Path(path).is_file():
+            known = ", ".join(sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").glob("*/*.py")))
+            raise UserError(f"--config={path}: there is no such file; the project's own are {known}")
+
+
+def _unknown_key(argv: list[str], name: str) -> UserError:
+    known = [key for key, _ in leaves(default.get_config())]
+    for arg in argv:
+        key = arg.lstrip("-").split("=")[0].removeprefix("config.")
+        if arg.startswith("--config.") and name in key.split("."):
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+            return UserError(f"--config.{key}: there is no such key; did you mean --config.{near}?")
+    return UserError(f"the config file uses {name!r}, which it does not define")
+
+
+def leaves(config: ConfigDict | dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """("section.key", value) for everything in a configuration."""
+    for key, value in config.items():
+        if isinstance(value, ConfigDict | dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def to_json(config: ConfigDict) -> str:
+    """The configuration as JSON, for config.json and checkpoints; tuples become lists."""
+    return json.dumps(config.to_dict(), indent=2, default=list)
+
+
+def differences(saved: str, config: ConfigDict) -> dict[str, str]:
+    """Keys whose value in the JSON `saved` is another than in `config`: {"model.K": "50, now 100"}."""
+    before, now = dict(leaves(json.loads(saved))), dict(leaves(json.loads(to_json(config))))
+    return {
+        key: f"{before.get(key, 'absent')}, now {now.get(key, 'absent')}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    }
+
+
+def refuse_differences(saved: str, config: ConfigDict, free: set[str], where: str) -> None:
+    """Raise UserError if `config` describes other weights or data than the JSON `saved` of the checkpoint `where`."""
+    changed = {
+        key: change
+        for key, change in differences(saved, config).items()
+        if key.startswith(("model.", "data.")) and key not in free
+    }
+    if changed:
+        listed = "; ".join(f"config.{key} was {change}" for key, change in changed.items())
+        raise UserError(f"{where} was made with another configuration: {listed}")
+
+
+def validate(config: ConfigDict) -> None:
+    """Check the whole configuration before anything is built. Raises UserError naming key, value and what would be right."""
+    known, given = dict(leaves(default.get_config())), dict(leaves(config))
+    for key in given.keys() - known.keys():
+        raise UserError(f"config.{key}: there is no such key; configs/default.py lists them all")
+    for key in known.keys() - given.keys():
+        raise UserError(f"config.{key} is missing: start from configs/default.py's get_config()")
+    for key, right, ok in _checks(config):
+        if not ok:
+            raise UserError(f"config.{key} = {given[key]!r}: must be {right}")
+
+
+def _checks(config: ConfigDict) -> Iterator[tuple[str, str, bool]]:
+    """(key, what would be right, whether it is), later ones relying on earlier ones."""
+    training, evaluation, data, model, optim = config.training, config.eval, config.data, config.model, config.optim
+
+    for section, names in (
+        ("training", "batch_size accumulation_steps n_iters log_freq eval_freq sampling_freq num_samples "
+         "snapshot_freq snapshot_freq_for_preemption"),
+        ("eval", "batch_size"),
+        ("data", "image_size"),
+        ("model", "K model_channels num_res_blocks num_heads"),
+    ):  # fmt: skip
+        for name in names.split():
+            value = config[section][name]
+            yield f"{section}.{name}", "an integer of at least 1", isinstance(value, int) and value >= 1
+    yield "seed", "an integer from 0 to 2^64 - 1", isinstance(config.seed, int) and 0 <= config.seed < 2**64
+    yield (
+        "training.accumulation_steps",
+        f"a divisor of training.batch_size = {training.batch_size}",
+        training.batch_size % training.accumulation_steps == 0,
+    )
+    yield "eval.num_images", "an integer of at least 0 (0 takes all)", evaluation.num_images >= 0
+    yield "data.num_channels", "1 or 3", data.num_channels in (1, 3)
+    yield "data.num_workers", "an integer of at least 0", data.num_workers >= 0
+
+    yield "model.protocol", "'paper' or 'released'", model.protocol in ("paper", "released")
+    yield "model.K", "at least 2 with model.protocol = 'released'", model.protocol == "paper" or model.K >= 2
+    yield "model.blur_sigma_min", "greater than 0", model.blur_sigma_min > 0
+    yield (
+        "model.blur_sigma_max",
+        f"at least model.blur_sigma_min = {model.blur_sigma_min}",
+        model.blur_sigma_max >= model.blur_sigma_min,
+    )
+    yield "model.sigma", "greater than 0", model.sigma > 0
+    yield "model.delta_over_sigma", "at least 0", model.delta_over_sigma >= 0
+    yield "model.ema_rate", "in [0, 1)", 0 <= model.ema_rate < 1
+    yield "model.dropout", "in [0, 1)", 0 <= model.dropout < 1
+    yield from _network_checks(config)
+
+    yield "optim.optimizer", "'Adam' or 'AdamW'", optim.optimizer in ("Adam", "AdamW")
+    yield "optim.schedule", "'constant' or 'cosine'", optim.schedule in ("constant", "cosine")
+    yield "optim.amp_dtype", "'bfloat16' or 'float16'", optim.amp_dtype in ("bfloat16", "float16")
+    yield "optim.lr", "greater than 0", optim.lr > 0
+    yield "optim.eps", "greater than 0", optim.eps > 0
+    yield "optim.beta1", "in [0, 1)", 0 <= optim.beta1 < 1
+    yield "optim.beta2", "in [0, 1)", 0 <= optim.beta2 < 1
+    for name in ("warmup", "weight_decay", "grad_clip"):
+        yield f"optim.{name}", "at least 0", optim[name] >= 0
+
+
+def _network_checks(config: ConfigDict) -> Iterator[tuple[str, str, bool]]:
+    data, model = config.data, config.model
+    levels = len(model.channel_mult)
+    positive = levels > 0 and all(isinstance(mult, int) and mult >= 1 for mult in model.channel_mult)
+    yield "model.channel_mult", "one positive integer per level, such as (1, 2, 2)", positive
+    yield "model.model_channels", "a multiple of 32, the number of groups in GroupNorm", model.model_channels % 32 == 0
+    factor = 2 ** (levels - 1)
+    yield "data.image_size", f"divisible by {factor}, for {levels} levels in model.channel_mult", data.image_size % factor == 0
+    in_range = all(isinstance(level, int) and 0 <= level < levels for level in model.attention_levels)
+    yield "model.attention_levels", f"levels from 0 to {levels - 1}, as model.channel_mult has {levels}", in_range
+    attended = {model.channel_mult[level] for level in model.attention_levels} | {model.channel_mult[-1]}
+    divides = all(model.model_channels * mult % model.num_heads == 0 for mult in attended)
+    yield "model.num_heads", "a divisor of the channels at every level with attention", divides
+
+
+def sampling_delta(config: ConfigDict, delta: float | None = None) -> float:
+    """The sampling noise: `delta` if given, else delta_over_sigma * sigma. The result and the input are standard deviations."""
+    return config.model.delta_over_sigma * config.model.sigma if delta is None else delta
+
+
+def prior_delta(config: ConfigDict, delta: float) -> float:
+    """The noise on prior states u_K: delta in the paper, none in the release."""
+    return 0.0 if config.model.protocol == "released" else delta

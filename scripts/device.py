@@ -1,0 +1,50 @@
+"""Where and in which precision to compute."""
+
+from contextlib import AbstractContextManager
+
+import torch
+from ml_collections import ConfigDict
+
+from scripts.errors import UserError
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that config.device names; "auto" is a GPU if there is one. Raises UserError if it is not to be had."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"config.device = {name!r}: must be 'auto', 'cpu', 'cuda' or 'cuda:1'")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"config.device = {name!r}: this machine has {torch.cuda.device_count()} CUDA devices; use 'auto' or 'cpu'"
+        )
+    return device
+
+
+class Precision:
+    """float32 throughout, or matrix products and convolutions in bfloat16 or float16 (weights stay float32)."""
+
+    def __init__(self, device: torch.device, *, automatic_mp: bool, amp_dtype: str) -> None:
+        self.device = device
+        self.enabled = automatic_mp
+        self.dtype: torch.dtype = getattr(torch, amp_dtype)
+
+    @classmethod
+    def of(cls, config: ConfigDict, device: torch.device) -> "Precision":
+        """What config.optim.automatic_mp and config.optim.amp_dtype ask for."""
+        return cls(device, automatic_mp=config.optim.automatic_mp, amp_dtype=config.optim.amp_dtype)
+
+    def autocast(self) -> AbstractContextManager:
+        """The context for forward passes; does nothing in float32."""
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.enabled)
+
+    def grad_scaler(self) -> torch.amp.GradScaler:
+        """Loss scaling, which only float16 needs; does nothing otherwise."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.enabled and self.dtype == torch.float16)
+
+    def __str__(self) -> str:
+        return f"{str(self.dtype).removeprefix('torch.')} autocast" if self.enabled else "float32"

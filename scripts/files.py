@@ -1,0 +1,49 @@
+"""Writing files so that a reader never meets half of one."""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from scripts.errors import UserError
+
+
+@contextmanager
+def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
+    """A temporary path beside `path`, for the body to write; afterwards it takes the place of `path`.
+
+    After an error in the body the old file is untouched and the temporary one is gone. `durable` waits until the new one
+    is on disk, so that it also survives a power cut; thousands of small files that can be made again need not.
+    """
+    # The suffix stays last: encoders choose the format by it.
+    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
+    try:
+        yield temporary
+        if durable:
+            sync(temporary)
+        temporary.replace(path)
+        if durable:
+            sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's contents, or a directory's entries, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_directory(path: Path, flag: str) -> Path:
+    """Create a directory to write to, parents included. Raises UserError naming `flag` if that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise UserError(f"{flag}={path}: cannot write there ({error.strerror}); choose a writable directory") from None
+    return path

@@ -1,0 +1,38 @@
+"""SIGTERM and Ctrl-C end a run in good order: it saves, says how to go on, and exits."""
+
+import signal
+from types import FrameType, TracebackType
+
+
+class Interrupted(Exception):
+    """Raised between two pieces of work once a signal has come."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal.Signals(signal_number).name)
+        # A scheduler's SIGTERM was obeyed: success. Ctrl-C has the shells' convention of 128 + signal.
+        self.exit_code = 0 if signal_number == signal.SIGTERM else 128 + signal_number
+
+
+class InterruptionGuard:
+    """Within the context SIGTERM and SIGINT are noted instead of obeyed; a second Ctrl-C is obeyed at once."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    def __enter__(self) -> "InterruptionGuard":
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
+
+    def check(self) -> None:
+        """Raise Interrupted if a signal has come: call where it is safe to stop."""
+        if self.received is not None:
+            raise Interrupted(self.received)

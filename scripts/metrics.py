@@ -1,0 +1,101 @@
+"""What a run measures: rows of metrics.jsonl, the same in TensorBoard."""
+
+import json
+import time
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import torch
+
+from scripts.files import replacing
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+NUM_BANDS = 4
+
+
+class MetricsWriter:
+    """Appends rows to `metrics.jsonl` and the same numbers to `tensorboard/`."""
+
+    def __init__(self, workdir: Path, first_step: int) -> None:
+        """Rows from after `first_step`, left by a run that was killed, are dropped: they will be written again."""
+        path = workdir / "metrics.jsonl"
+        rows = [row for row in read_metrics(path) if row["step"] <= first_step]
+        self.evaluated_steps = {row["step"] for row in rows if "eval_loss" in row}
+        with replacing(path) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        self._file = path.open("a")
+        self._workdir, self._first_step = workdir, first_step
+
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._file.close()
+        if "_tensorboard" in self.__dict__:
+            self._tensorboard.close()
+
+    @cached_property
+    def _tensorboard(self) -> "SummaryWriter":
+        from torch.utils.tensorboard import SummaryWriter  # takes a second to import, and opens a file
+
+        return SummaryWriter(str(self._workdir / "tensorboard"), purge_step=self._first_step + 1)
+
+    def write(self, step: int, **values: float) -> None:
+        """One row: the step and named numbers, to the eight digits that a float32 has."""
+        self._file.write(json.dumps({"step": step, **{name: float(f"{v:.8g}") for name, v in values.items()}}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._tensorboard.add_scalar(name, value, step)
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The rows of a `metrics.jsonl`; none if there is no such file."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue  # half a line, from a process that was killed while writing it
+    return rows
+
+
+class LossWindow:
+    """Training losses since the last row, in all and by band of blur levels."""
+
+    def __init__(self, K: int) -> None:
+        """Levels 1..K are divided into `NUM_BANDS` bands of equal size, as far as possible."""
+        num_bands = min(NUM_BANDS, K)
+        self.edges = [K * i // num_bands for i in range(num_bands + 1)]
+        self.reset()
+
+    def reset(self) -> None:
+        """Start the next window."""
+        self.losses: list[torch.Tensor] = []
+        self.levels: list[torch.Tensor] = []
+        self.grad_norms: list[float] = []
+        self.started = time.monotonic()
+
+    def add(self, losses: torch.Tensor, levels: torch.Tensor, grad_norm: float) -> None:
+        """The per-example losses (B,) and levels (B,) of one step, and its gradient norm before clipping."""
+        self.losses.append(losses.cpu())
+        self.levels.append(levels.cpu())
+        self.grad_norms.append(grad_norm)
+
+    def summary(self) -> dict[str, float]:
+        """Means over the window by name, and images per second; then `reset`."""
+        losses, levels = torch.cat(self.losses), torch.cat(self.levels)
+        row = {
+            "loss": losses.mean().item(),
+            "grad_norm": sum(self.grad_norms) / len(self.grad_norms),
+            "images_per_second": len(losses) / (time.monotonic() - self.started),
+        }
+        for low, high in zip(self.edges[:-1], self.edges[1:], strict=True):
+            in_band = losses[(levels > low) & (levels <= high)]
+            if len(in_band):
+                row[f"loss_levels_{low + 1}_to_{high}"] = in_band.mean().item()
+        self.reset()
+        return row

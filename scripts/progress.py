@@ -1,0 +1,61 @@
+"""Progress for people: bars with time to go on a terminal, now and then a line in a log file."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+from tqdm import tqdm
+
+SECONDS_BETWEEN_LINES = 30
+
+
+def progress_bar(total: int, unit: str, description: str, initial: int = 0) -> tqdm:
+    """A tqdm bar that leaves nothing behind; where there is no terminal, only work of over half a minute shows."""
+    options: dict[str, Any] = {"leave": False, "dynamic_ncols": True}
+    if not sys.stderr.isatty():
+        options = {"delay": SECONDS_BETWEEN_LINES, "mininterval": SECONDS_BETWEEN_LINES}
+    return tqdm(total=total, unit=unit, desc=description, initial=initial, **options)
+
+
+class TrainingProgress:
+    """A bar on a terminal, a plain line for each row of metrics in a log file."""
+
+    def __init__(self, first_step: int, n_iters: int) -> None:
+        self.on_terminal = sys.stderr.isatty()
+        self.bar = tqdm(total=n_iters, initial=first_step, unit="step", dynamic_ncols=True, disable=not self.on_terminal)
+        self.first_step, self.n_iters = first_step, n_iters
+        self.started = time.monotonic()
+
+    def __enter__(self) -> "TrainingProgress":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.bar.close()
+
+    def step_done(self, loss: float) -> None:
+        """Advance by one step."""
+        self.bar.set_postfix(loss=f"{loss:.3g}", refresh=False)
+        self.bar.update()
+
+    def report(self, step: int, loss: float) -> None:
+        """A line of log: step, loss, speed and time to go. On a terminal the bar says it already."""
+        if not self.on_terminal:
+            rate = (step - self.first_step) / (time.monotonic() - self.started)
+            left = duration((self.n_iters - step) / rate)
+            print(f"step {step}/{self.n_iters}  loss {loss:.4g}  {rate:.2f} it/s  {left} to go", flush=True)
+
+    def say(self, text: str) -> None:
+        """A message that does not break the bar."""
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: "42 s", "5 min 10 s", "3 h 20 min", "4 d 3 h"."""
+    minutes, whole_seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    parts = [(days, "d"), (hours, "h"), (minutes, "min"), (whole_seconds, "s")]
+    first = next((i for i, (value, _) in enumerate(parts) if value), len(parts) - 1)
+    return " ".join(f"{value} {unit}" for value, unit in parts[first : first + 2] if value) or "0 s"

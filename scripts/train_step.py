@@ -1,0 +1,158 @@
+"""One optimizer step, and nothing around it: the loop is in `training.py`."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from ml_collections import ConfigDict
+from torch import nn
+
+from model_code import build_blur, build_model
+from model_code.ema import EMA
+from scripts.device import Precision
+from scripts.errors import UserError
+from scripts.losses import deblurring_loss
+from scripts.randomness import Purpose, normal_batch, stream
+
+MAX_OVERFLOWS = 40
+"""Times in a row that float16 may overflow before it is called a failure: the loss scale has then fallen by 2^40."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step measured."""
+
+    losses: torch.Tensor
+    """float32 (B,): squared error of each example, summed over pixels."""
+    levels: torch.Tensor
+    """int64 (B,): the blur level of each example."""
+    grad_norm: float
+    """Before clipping."""
+    overflowed: bool
+    """float16 overflowed: nothing was updated except the loss scale, and the step is to be repeated."""
+
+
+def learning_rate(step: int, *, lr: float, warmup: int, schedule: str, n_iters: int) -> float:
+    """The rate of 0-based step `step`: a linear rise over `warmup` steps, then constant or a half cosine down to 0."""
+    rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
+    if schedule == "constant":
+        return lr * rise
+    progress = min(1.0, max(0, step - warmup) / max(1, n_iters - warmup))
+    return lr * rise * (1 + math.cos(math.pi * progress)) / 2
+
+
+def draw_levels(seed: int, step: int, batch_size: int, K: int, protocol: str) -> torch.Tensor:
+    """Blur levels of one batch, uniform on 1..K (in the release 1..K-1): int64 (batch_size,)."""
+    last = K if protocol == "paper" else K - 1
+    return torch.from_numpy(stream(seed, Purpose.LEVEL, step).integers(1, last + 1, batch_size))
+
+
+class Trainer:
+    """Model, average, optimizer and loss scale, and the step that moves them.
+
+    A step is a function of these, the images and (seed, step): no generator's state is part of it.
+    """
+
+    def __init__(self, config: ConfigDict, device: torch.device) -> None:
+        self.config, self.device = config, device
+        torch.manual_seed(config.seed)  # initial weights
+        self.model = build_model(config).to(device)
+        self.blur = build_blur(config).to(device)
+        self.ema = EMA(self.model, config.model.ema_rate)
+        self.precision = Precision.of(config, device)
+        self.scaler = self.precision.grad_scaler()
+        optim = config.optim
+        optimizer_class = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[optim.optimizer]
+        self.optimizer = optimizer_class(
+            self.model.parameters(),
+            lr=optim.lr,
+            betas=(optim.beta1, optim.beta2),
+            eps=optim.eps,
+            weight_decay=optim.weight_decay,
+            fused=True,
+        )
+        self.step = 0  # optimizer steps done
+
+    def train_step(self, images: torch.Tensor) -> StepResult:
+        """One optimizer step on images u_0 (B, C, H, W) in [0, 1], on any device.
+
+        In float16 an overflow leaves everything but the loss scale as it was, and is reported.
+        Raises UserError, with nothing changed, if the gradient is not finite in another precision.
+        """
+        result = self._backward(images)
+        if math.isfinite(result.grad_norm):
+            self.scaler.step(self.optimizer)
+            self.ema.update(self.model)
+            self.step += 1
+        elif not self.scaler.is_enabled():
+            self.optimizer.zero_grad()
+            raise UserError(
+                f"step {self.step}: the loss is {result.losses.mean().item():g} and its gradient {result.grad_norm:g}; weights "
+                f"are unchanged since the step before. A lower config.optim.lr = {self.config.optim.lr:g} may help"
+            )
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        return result
+
+    def _backward(self, images: torch.Tensor) -> StepResult:
+        config, step, batch_size = self.config, self.step, len(images)
+        self.model.train()
+        torch.manual_seed(int(stream(config.seed, Purpose.DROPOUT, step).integers(2**63)))
+        optim = config.optim
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(
+                step, lr=optim.lr, warmup=optim.warmup, schedule=optim.schedule, n_iters=config.training.n_iters
+            )
+
+        levels = draw_levels(config.seed, step, batch_size, config.model.K, config.model.protocol)
+        losses = []
+        part_size = batch_size // config.training.accumulation_steps
+        for start in range(0, batch_size, part_size):
+            part = range(start, start + part_size)
+            eps = normal_batch(config.seed, Purpose.TRAIN_NOISE, step, part, tuple(images.shape[1:]))
+            example = slice(start, part.stop)
+            u0, k, eps = (x.to(self.device, non_blocking=True) for x in (images[example], levels[example], eps))
+            with self.precision.autocast():
+                loss = deblurring_loss(self.model, self.blur, u0, k, eps, config.model.sigma)
+            self.scaler.scale(loss.sum() / batch_size).backward()
+            losses.append(loss.detach())
+
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), optim.grad_clip or math.inf).item()
+        return StepResult(torch.cat(losses), levels, norm, overflowed=not math.isfinite(norm))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next step depends on, as plain data."""
+        return {
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a `state_dict` of the same architecture."""
+        self.model.load_state_dict(state["model"])
+        self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.step = state["step"]
+
+
+@torch.no_grad()
+def held_out_losses(trainer: Trainer, images: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """Losses of the averaged weights on held-out images (B, C, H, W) with data set indices (B,): float32 (B,), on the CPU.
+
+    Levels and noise belong to the image, so that evaluations at different steps differ by the weights alone.
+    Call within `trainer.ema.swapped_in(trainer.model)`.
+    """
+    config = trainer.config
+    trainer.model.eval()
+    seed, K, positions = config.seed, config.model.K, indices.tolist()
+    levels = torch.tensor([int(stream(seed, Purpose.EVAL_LEVEL, position=i).integers(1, K + 1)) for i in positions])
+    noise = normal_batch(seed, Purpose.EVAL_NOISE, 0, positions, tuple(images.shape[1:]))
+    u0, k, eps = (x.to(trainer.device) for x in (images, levels, noise))
+    with trainer.precision.autocast():
+        return deblurring_loss(trainer.model, trainer.blur, u0, k, eps, config.model.sigma).cpu()

@@ -1,0 +1,225 @@
+"""The training loop: data in; metrics, pictures and checkpoints out; resumable at any step."""
+
+import fcntl
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import torch
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from model_code.prior import PriorBank
+from scripts import checkpoint
+from scripts.config import FREE_ON_RESUME, differences, prior_delta, refuse_differences, sampling_delta, to_json, validate
+from scripts.datasets import Batch, HeldOutBatches, TrainBatches, clean_batches, load_images, train_loader
+from scripts.device import resolve_device
+from scripts.errors import UserError
+from scripts.files import make_directory, replacing
+from scripts.image_sources import ImageSource
+from scripts.interruption import Interrupted, InterruptionGuard
+from scripts.metrics import LossWindow, MetricsWriter
+from scripts.plan import describe
+from scripts.progress import TrainingProgress, duration, progress_bar
+from scripts.samples import Sampler, sample_set
+from scripts.train_step import MAX_OVERFLOWS, StepResult, Trainer, held_out_losses
+
+STEPS_BEFORE_FORECAST = 20
+
+
+def train(config: ConfigDict, workdir: Path) -> int:
+    """Train as `config` says, in `workdir`, from its newest checkpoint if it has one. Returns the exit code.
+
+    Raises UserError, before anything is written, for a configuration or data that cannot be trained on.
+    """
+    validate(config)
+    device = resolve_device(config.device)
+    train_images = load_images(config.data, "train")
+    held_out_images = load_images(config.data, "held_out")
+    make_directory(workdir, "--workdir")
+    with exclusive(workdir), InterruptionGuard() as guard:
+        run = TrainingRun(config, workdir, device, guard)
+        try:
+            run.prepare(train_images)
+            first_step = run.trainer.step
+            print(describe(config, device, len(train_images), len(held_out_images), first_step), flush=True)
+            run.loop(train_images, held_out_images)
+        except Interrupted as interruption:
+            if run.prior is not None:
+                run.save()
+                print(f"{interruption}: saved at step {run.trainer.step}; the same command goes on from there", flush=True)
+            return interruption.exit_code
+    if first_step >= config.training.n_iters:
+        print(f"already finished at step {first_step}; a larger --config.training.n_iters would go on: {workdir}")
+    else:
+        print(f"finished at step {run.trainer.step}: {workdir}")
+    return 0
+
+
+@contextmanager
+def exclusive(workdir: Path) -> Iterator[None]:
+    """Refuse a second training in the same directory. The lock dies with the process, however that ends."""
+    with (workdir / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"--workdir={workdir}: another training is running there; choose another, or wait") from None
+        yield
+
+
+class TrainingRun:
+    """One run directory and what goes on in it."""
+
+    prior: PriorBank | None = None
+    """Set by `prepare`; from then on there is something to save."""
+
+    def __init__(self, config: ConfigDict, workdir: Path, device: torch.device, guard: InterruptionGuard) -> None:
+        self.config, self.workdir, self.guard = config, workdir, guard
+        self.trainer = Trainer(config, device)
+        self.unreadable: set[str] = set()
+
+    def prepare(self, train_images: ImageSource) -> None:
+        """Continue from the newest checkpoint, or make the prior bank and start."""
+        saved = checkpoint.read_to_resume(self.workdir)
+        if saved is None:
+            self.prior = PriorBank.from_batches(self._clean_batches(train_images), self.trainer.blur)
+        else:
+            refuse_differences(saved["config"], self.config, FREE_ON_RESUME, f"the checkpoint in {self.workdir}")
+            self.trainer.load_state_dict(saved)
+            self.prior = PriorBank.from_state_dict(saved["prior"])
+            print(f"continuing from step {self.trainer.step}")
+            for key, change in differences(saved["config"], self.config).items():
+                print(f"config.{key} was {change}")
+        with replacing(self.workdir / "config.json") as temporary:
+            temporary.write_text(to_json(self.config) + "\n")
+
+    def _clean_batches(self, images: ImageSource) -> Iterator[torch.Tensor]:
+        data = self.config.data
+        batches = clean_batches(images, self.config.eval.batch_size, data.num_workers, data.uniform_dequantization)
+        with progress_bar(len(images), "image", "reading images for the prior") as bar:
+            for batch in batches:
+                self.guard.check()
+                self._note_unreadable(batch)
+                bar.update(len(batch.images))
+                yield batch.images
+
+    def loop(self, train_images: ImageSource, held_out_images: ImageSource) -> None:
+        """Steps until n_iters, with everything that is due on the way."""
+        config, trainer = self.config, self.trainer
+        training, data = config.training, config.data
+        batches = TrainBatches(train_images, config.seed, training.batch_size, data.random_flip, data.uniform_dequantization)
+        self.held_out = HeldOutBatches(
+            held_out_images,
+            config.seed,
+            config.eval.batch_size,
+            config.eval.num_images,
+            data.uniform_dequantization,
+            data.num_workers,
+        )
+        window = LossWindow(config.model.K)
+        first_step, started = trainer.step, time.monotonic()
+        with (
+            MetricsWriter(self.workdir, trainer.step) as self.metrics,
+            TrainingProgress(trainer.step, training.n_iters) as self.progress,
+        ):
+            if trainer.step > 0:
+                # A signal may have come between the save at this step and what else was due.
+                self.show(only_missing=True)
+            for batch in train_loader(batches, trainer.step, training.n_iters, data.num_workers):
+                self._note_unreadable(batch)
+                result = self._step(batch)
+                window.add(result.losses, result.levels, result.grad_norm)
+                self.progress.step_done(result.losses.mean().item())
+                if self._due(training.log_freq):
+                    row = window.summary()
+                    lr = trainer.optimizer.param_groups[0]["lr"]
+                    self.metrics.write(trainer.step, **row, lr=lr, unreadable_images=len(self.unreadable))
+                    self.progress.report(trainer.step, row["loss"])
+                if trainer.step - first_step == STEPS_BEFORE_FORECAST:
+                    self._forecast((time.monotonic() - started) / STEPS_BEFORE_FORECAST)
+                if self._due(training.snapshot_freq) or self._due(training.snapshot_freq_for_preemption):
+                    self.save()
+                self.guard.check()
+                self.show()
+
+    def _step(self, batch: Batch) -> StepResult:
+        """One step; where float16 overflows, the same one again with a smaller loss scale."""
+        for _ in range(MAX_OVERFLOWS):
+            result = self.trainer.train_step(batch.images)
+            if not result.overflowed:
+                return result
+        raise UserError(
+            f"step {self.trainer.step}: float16 overflowed {MAX_OVERFLOWS} times in a row; "
+            "use config.optim.amp_dtype = 'bfloat16' or a lower config.optim.lr"
+        )
+
+    def _due(self, freq: int) -> bool:
+        """Whether something that happens every `freq` steps, and at the end, happens now."""
+        return self.trainer.step % freq == 0 or self.trainer.step == self.config.training.n_iters
+
+    def save(self) -> None:
+        """Write the checkpoint to resume from, and where one is due the numbered one."""
+        assert self.prior is not None
+        contents = {**self.trainer.state_dict(), "config": to_json(self.config), "prior": self.prior.state_dict()}
+        snapshot_freq = self.config.training.snapshot_freq
+        if self._due(snapshot_freq):
+            # Rounded up: a last step between two snapshots has a number of its own, and never 0, which means "newest".
+            number = math.ceil(self.trainer.step / snapshot_freq)
+            checkpoint.write(checkpoint.numbered_path(self.workdir, number), contents)
+        checkpoint.write_meta(self.workdir, contents)
+
+    def show(self, only_missing: bool = False) -> None:
+        """Evaluate and sample if that is due; with `only_missing` unless it was done before the run was interrupted."""
+        step, training = self.trainer.step, self.config.training
+        if self._due(training.eval_freq) and not (only_missing and step in self.metrics.evaluated_steps):
+            self.evaluate()
+        directory = self.workdir / "samples" / f"iter_{step}"
+        if self._due(training.sampling_freq) and not (only_missing and (directory / "process.mp4").exists()):
+            self.sample(directory)
+
+    def evaluate(self) -> None:
+        """The loss of the averaged weights over held-out images, with its standard error."""
+        losses = []
+        with self.trainer.ema.swapped_in(self.trainer.model):
+            for batch in self.held_out:
+                self.guard.check()
+                self._note_unreadable(batch)
+                losses.append(held_out_losses(self.trainer, batch.images, batch.indices))
+        loss = torch.cat(losses)
+        self.metrics.write(
+            self.trainer.step,
+            eval_loss=loss.mean().item(),
+            eval_loss_standard_error=loss.std().item() / math.sqrt(len(loss)) if len(loss) > 1 else math.inf,
+            eval_num_images=len(loss),
+        )
+
+    def sample(self, directory: Path) -> None:
+        """Pictures of samples from the averaged weights."""
+        config, trainer = self.config, self.trainer
+        assert self.prior is not None
+        K, delta, count = config.model.K, sampling_delta(config), config.training.num_samples
+        shape = (config.data.num_channels, config.data.image_size, config.data.image_size)
+        sampler = Sampler(
+            trainer.model.eval(), self.prior, K, delta, prior_delta(config, delta), config.seed, trainer.precision, shape
+        )
+
+        with trainer.ema.swapped_in(trainer.model):
+            sample_set(directory, sampler, range(count), on_step=lambda k, u_k: self.guard.check())
+        self.progress.say(f"step {trainer.step}: samples in {directory}")
+
+    def _note_unreadable(self, batch: Batch) -> None:
+        """Name every unreadable image once."""
+        for name in set(batch.unreadable) - self.unreadable:
+            self.unreadable.add(name)
+            tqdm.write(f"warning: skipped unreadable image {len(self.unreadable)}: {name}")
+
+    def _forecast(self, seconds_per_step: float) -> None:
+        left = seconds_per_step * (self.config.training.n_iters - self.trainer.step)
+        finish = datetime.now() + timedelta(seconds=left)
+        self.progress.say(
+            f"{seconds_per_step:.3g} s a step: about {duration(left)} to go, finished about {finish:%Y-%m-%d %H:%M} "
+            "(evaluation and samples come on top)"
+        )

@@ -1,0 +1,92 @@
+"""The original implementation's numbers come out of this one."""
+
+import importlib
+import zlib
+
+import numpy as np
+import pytest
+import torch
+
+from model_code import build_model
+from model_code.elbo import prior_kl_bound
+from model_code.prior import PriorBank
+from scripts.losses import deblurring_loss
+from scripts.sampling import reverse_process
+from tests.golden import DATA, PARAM_COUNTS, Golden
+
+
+def test_schedule(golden: Golden) -> None:
+    np.testing.assert_allclose(golden.blur.schedule, golden["schedule"], rtol=1e-12)
+
+
+def test_blur(golden: Golden) -> None:
+    u0 = golden["u0"]
+    for level, expected in zip(golden["blur_levels"], golden["blurred"], strict=True):
+        blurred = golden.blur(u0, level.expand(len(u0)))
+        assert blurred.dtype == torch.float32
+        torch.testing.assert_close(blurred.double(), expected, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_unet(golden: Golden) -> None:
+    output, expected = golden.model(golden["u0"], golden["k"]), golden["unet_out"]
+    assert (output - expected).norm() < 1e-4 * expected.norm()
+
+
+@torch.no_grad()
+def test_loss_per_example(golden: Golden) -> None:
+    loss = deblurring_loss(golden.model, golden.blur, golden["u0"], golden["k"], golden["eps"], golden.settings["sigma"])
+    torch.testing.assert_close(loss, golden["loss_per_example"], rtol=1e-4, atol=0)
+
+
+def test_sampling_trajectory(golden: Golden) -> None:
+    """The last mean after K steps, with the noise of each step given."""
+    noise = golden["sampler_noise"]
+    asked: list[int] = []
+
+    def recorded_noise(k: int) -> torch.Tensor:
+        asked.append(k)
+        return noise[k - 1]
+
+    K = golden.settings["K"]
+    sample = reverse_process(golden.model, golden["init"], K, golden.settings["delta"], recorded_noise)
+    expected = golden["sample"]
+    assert (sample - expected).norm() < 1e-3 * expected.norm()
+    assert asked == list(range(K, 0, -1))
+
+
+def test_noise_of_the_last_step_does_not_reach_the_result(golden: Golden) -> None:
+    noise, K = golden["sampler_noise"], golden.settings["K"]
+    other = torch.cat([noise[:1] + 5, noise[1:]])
+    one = reverse_process(golden.model, golden["init"], K, 0.1, lambda k: noise[k - 1])
+    two = reverse_process(golden.model, golden["init"], K, 0.1, lambda k: other[k - 1])
+    assert torch.equal(one, two)
+
+
+def test_prior_bound(golden: Golden) -> None:
+    bank = PriorBank.from_images(golden["prior_train"], golden.blur)
+    bound = prior_kl_bound(golden["prior_test"], bank, golden.settings["sigma"], golden.settings["delta"])
+    torch.testing.assert_close(bound, golden["L_K_upbound"].double(), rtol=3e-4, atol=0)
+
+
+@pytest.mark.parametrize("name", sorted(PARAM_COUNTS))
+def test_parameters_of_every_config(name: str) -> None:
+    """Count, names, shapes and order are the original's, so that its weights (a list in this order) load."""
+    with torch.device("meta"):
+        weights = list(build_model(importlib.import_module(name).get_config()).named_parameters())
+    lines = [f"{parameter} {tuple(weight.shape)}" for parameter, weight in weights]
+    found = {
+        "n_params": sum(weight.numel() for _, weight in weights),
+        "crc": zlib.crc32("\n".join(lines).encode()),
+        "n_tensors": len(lines),
+    }
+    assert found == PARAM_COUNTS[name]
+
+
+def test_parameter_names_of_small_mnist() -> None:
+    """As above, with a readable difference when it fails."""
+    config = importlib.import_module("configs.mnist.small_mnist").get_config()
+    with torch.device("meta"):
+        weights = build_model(config).named_parameters()
+        lines = [f"{name} {tuple(weight.shape)}" for name, weight in weights]
+    assert lines == (DATA / "small_mnist_params.txt").read_text().splitlines()

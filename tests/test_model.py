@@ -1,0 +1,161 @@
+"""The U-Net's parts against independent computations, and its options."""
+
+import copy
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from model_code import build_model
+from model_code.ema import EMA
+from model_code.nn import AttentionBlock, GroupNorm32, ResBlock, level_embedding
+from model_code.unet import UNet
+from tests.conftest import tiny_config
+from tests.golden import fill_golden
+
+SMALL: dict[str, Any] = {
+    "image_size": 8,
+    "num_channels": 3,
+    "model_channels": 32,
+    "channel_mult": (1, 2),
+    "num_res_blocks": 1,
+    "attention_levels": (1,),
+}
+
+
+def test_level_embedding() -> None:
+    """Cosines first, then sines, frequencies exp(-ln(10000) i / half)."""
+    embedding = level_embedding(torch.tensor([0, 7]), 6)
+    angles = [7 * math.exp(-math.log(10000) * i / 3) for i in range(3)]
+    expected = np.array([[1.0] * 3 + [0.0] * 3, [math.cos(a) for a in angles] + [math.sin(a) for a in angles]])
+    np.testing.assert_allclose(embedding, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("new_order", [True, False])
+def test_attention_against_plain_softmax(new_order: bool) -> None:
+    """Two heads: where q, k and v of each head lie among the channels of `qkv` is what the two orders differ in."""
+    heads, dim, pixels = 2, 16, 9
+    channels = heads * dim
+    block = AttentionBlock(channels, num_heads=heads, new_order=new_order)
+    fill_golden(block)
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((2, channels, 3, 3)).astype(np.float32))
+    flat = x.reshape(2, channels, pixels)
+    qkv = F.conv1d(F.group_norm(flat, 32, block.norm.weight, block.norm.bias), block.qkv.weight, block.qkv.bias)
+    result = torch.empty_like(flat)
+    for head in range(heads):
+        if new_order:
+            q, k, v = (qkv[:, part * channels + head * dim : part * channels + (head + 1) * dim] for part in range(3))
+        else:
+            q, k, v = (qkv[:, (3 * head + part) * dim : (3 * head + part + 1) * dim] for part in range(3))
+        attention = torch.softmax(torch.einsum("bct,bcs->bts", q, k) / math.sqrt(dim), dim=-1)
+        result[:, head * dim : (head + 1) * dim] = torch.einsum("bts,bcs->bct", attention, v)
+    expected = flat + F.conv1d(result, block.proj_out.weight, block.proj_out.bias)
+    torch.testing.assert_close(block(x), expected.reshape(x.shape), atol=1e-5, rtol=1e-5)
+
+
+def test_a_fresh_model_predicts_no_change() -> None:
+    """The last convolution starts at zero, so that mu(u, k) = u before training."""
+    model = UNet(**SMALL)
+    assert torch.equal(model(torch.rand(2, 3, 8, 8), torch.tensor([1, 5])), torch.zeros(2, 3, 8, 8))
+
+
+@pytest.mark.parametrize("option", ["use_scale_shift_norm", "resblock_updown"])
+def test_options_change_the_network_and_train(option: str) -> None:
+    plain, other = UNet(**SMALL), UNet(**{**SMALL, option: True})
+    shapes = [{name: tuple(w.shape) for name, w in model.named_parameters()} for model in (plain, other)]
+    assert shapes[0] != shapes[1]
+    fill_golden(other)
+    u = torch.rand(2, 3, 8, 8)
+    output = other(u, torch.tensor([1, 5]))
+    assert output.shape == u.shape
+    output.sum().backward()
+    assert all(w.grad is not None and w.grad.isfinite().all() and w.grad.any() for w in other.parameters())
+
+
+def test_names_with_resblock_updown() -> None:
+    """guided-diffusion's names: a residual block in the place of the convolution, no parameters for the resampling."""
+    names = {name for name, _ in UNet(**SMALL, resblock_updown=True).named_parameters()}
+    assert "input_blocks.2.0.in_layers.2.weight" in names
+    assert "output_blocks.1.2.out_layers.3.weight" in names
+    assert not any("resample" in name or ".op." in name for name in names)
+
+
+def test_scale_shift_norm_by_hand() -> None:
+    """h = norm(h) (1 + scale) + shift, the embedding's first half being the scale."""
+    block = ResBlock(32, 32, 128, dropout=0.0, use_scale_shift_norm=True)
+    fill_golden(block)
+    block.eval()
+    x, emb = torch.rand(2, 32, 8, 8), torch.rand(2, 128)
+    h = block.in_layers(x)
+    scale, shift = block.emb_layers(emb)[:, :, None, None].chunk(2, dim=1)
+    h = block.out_layers[3](F.silu(block.out_layers[0](h) * (1 + scale) + shift))
+    torch.testing.assert_close(block(x, emb), x + h)
+
+
+def test_image_size_that_cannot_be_halved() -> None:
+    with pytest.raises(ValueError, match="image_size 6 must be divisible by 4"):
+        UNet(**{**SMALL, "image_size": 6, "channel_mult": (1, 1, 1)})
+
+
+def test_group_norm_is_float32_inside() -> None:
+    """A mean of 300 with a spread of 1 drowns in bfloat16 sums, but not in float32 ones."""
+    norm = GroupNorm32(32)
+    x = (300 + 4 * torch.rand(1, 32, 16, 16)).bfloat16()
+    result = norm(x)
+    assert result.dtype == torch.bfloat16
+    torch.testing.assert_close(result.float(), F.group_norm(x.float(), 32), atol=0.02, rtol=0.02)
+
+
+def test_dropout_only_in_training() -> None:
+    model = build_model(tiny_config(model__dropout=0.5))
+    fill_golden(model)
+    u, k = torch.rand(2, 1, 8, 8), torch.tensor([1, 2])
+    model.eval()
+    assert torch.equal(model(u, k), model(u, k))
+    model.train()
+    assert not torch.equal(model(u, k), model(u, k))
+
+
+def test_ema_by_hand() -> None:
+    """Decay of the n-th update: min(rate, (1 + n) / (10 + n))."""
+    model, rate = torch.nn.Linear(1, 1, bias=False), 0.3
+    with torch.no_grad():
+        model.weight.fill_(1.0)
+    ema = EMA(model, rate)
+    expected = 1.0
+    for n, weight in enumerate([2.0, -1.0, 4.0, 0.5], start=1):
+        with torch.no_grad():
+            model.weight.fill_(weight)
+        ema.update(model)
+        decay = min(rate, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * weight
+        assert ema.shadow["weight"].item() == pytest.approx(expected, rel=1e-6)
+    assert (1 + 4) / (10 + 4) > rate > (1 + 1) / (10 + 1), "the sequence should reach both branches"
+
+
+def test_ema_swaps_in_and_back_also_after_an_error() -> None:
+    model = torch.nn.Linear(2, 2)
+    ema = EMA(model, 0.9)
+    average = copy.deepcopy(ema.shadow)
+    with torch.no_grad():
+        model.weight.add_(1)
+    own = model.weight.detach().clone()
+
+    def fail_inside() -> None:
+        with ema.swapped_in(model):
+            assert torch.equal(model.weight, average["weight"])
+            raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        fail_inside()
+    assert torch.equal(model.weight, own)
+    assert torch.equal(ema.shadow["weight"], average["weight"])
+
+
+def test_ema_of_another_architecture_is_refused() -> None:
+    state = EMA(torch.nn.Linear(2, 3), 0.9).state_dict()
+    with pytest.raises(ValueError, match="another architecture"):
+        EMA(torch.nn.Linear(3, 2), 0.9).load_state_dict(state)

@@ -1,0 +1,24 @@
+"""Train an inverse heat dissipation model.
+
+python train.py --config configs/mnist/quickstart.py --workdir runs/mnist/quickstart [--config.training.n_iters=2000 ...]
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from scripts.config import define_config_flag, run
+
+CONFIG = define_config_flag()
+WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; a run that is already there is continued.", required=True)
+
+
+def main() -> int:
+    """Wire the flags to `scripts.training`."""
+    from scripts.training import train  # imports PyTorch, which --help and mistyped flags need not wait for
+
+    return train(CONFIG.value, Path(WORKDIR.value))
+
+
+if __name__ == "__main__":
+    run(main)
