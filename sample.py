@@ -1,6 +1,8 @@
 """Draw samples from a trained model.
 
 python sample.py --config C --workdir W --checkpoint 0 --batch_size=9 [--same_init | --share_noise | --interpolate]
+
+--config names the file that the model was trained with; --config.section.key=value repeats the overrides of its training.
 """
 
 from pathlib import Path

@@ -1,6 +1,8 @@
 """Train an inverse heat dissipation model.
 
 python train.py --config configs/mnist/quickstart.py --workdir runs/mnist/quickstart [--config.training.n_iters=2000 ...]
+
+--config names a file below configs/ or your own; --config.section.key=value overrides any key of configs/default.py.
 """
 
 from pathlib import Path

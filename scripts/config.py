@@ -5,7 +5,9 @@ Imports nothing heavy, so that `--help` and bad input answer at once.
 
 import difflib
 import json
+import runpy
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,7 +29,9 @@ FREE_IN_INFERENCE = FREE_ON_RESUME | {"model.dropout", "model.ema_rate", "model.
 
 def define_config_flag() -> flags.FlagHolder:
     """The flag `--config FILE` with its overrides `--config.section.key=value`, for an entry script."""
-    return config_flags.DEFINE_config_file("config", None, "Configuration file, see configs/.", lock_config=True, required=True)
+    holder = config_flags.DEFINE_config_file("config", None, "Configuration file, see configs/.", lock_config=True)
+    flags.mark_flag_as_required("config")
+    return holder
 
 
 def run(main: Callable[[], int]) -> None:
@@ -64,29 +68,37 @@ def _parse_flags(argv: list[str]) -> list[str]:
         return flags.FLAGS(argv)
     except (flags.Error, UserError) as error:
         fail(error)
-    except (AttributeError, KeyError) as error:  # how ml_collections reports a key that the file does not have
-        fail(_unknown_key(argv, str(error.args[0]).strip("'\"")))
+    except (AttributeError, KeyError):  # how ml_collections reports a key that the configuration does not have
+        fail(_unknown_key(argv))
 
 
 def _check_config_file(argv: list[str]) -> None:
     """ml_collections reports a missing or broken config file at length; this says it in a line."""
-    paths = [b if a in ("--config", "-config") else a.split("=", 1)[1]
-             for a, b in zip(argv, [*argv[1:], ""], strict=True)
-             if a in ("--config", "-config") or a.startswith(("--config=", "-config="))]  # fmt: skip
-    for path in paths:
+    for arg, following in zip(argv, [*argv[1:], ""], strict=True):
+        name, _, value = arg.partition("=")
+        if name.lstrip("-") != "config" or not name.startswith("-"):
+            continue
+        path = value or following
         if not Path(path).is_file():
             known = ", ".join(sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").glob("*/*.py")))
             raise UserError(f"--config={path}: there is no such file; the project's own are {known}")
+        try:
+            runpy.run_path(path)["get_config"]()
+        except Exception as error:
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            line = error.lineno if isinstance(error, SyntaxError) else where.lineno
+            raise UserError(f"--config={path}: {type(error).__name__}: {error} (line {line})") from error
 
 
-def _unknown_key(argv: list[str], name: str) -> UserError:
+def _unknown_key(argv: list[str]) -> UserError:
+    """Say which `--config.key=value` names something that is not in configs/default.py, and what is near it."""
     known = [key for key, _ in leaves(default.get_config())]
     for arg in argv:
         key = arg.lstrip("-").split("=")[0].removeprefix("config.")
-        if arg.startswith("--config.") and name in key.split("."):
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+        if arg.lstrip("-").startswith("config.") and key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0)[0]
             return UserError(f"--config.{key}: there is no such key; did you mean --config.{near}?")
-    return UserError(f"the config file uses {name!r}, which it does not define")
+    return UserError("--config: the file lacks a key that the command line sets; start from configs/default.py")
 
 
 def leaves(config: ConfigDict | dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -199,13 +211,3 @@ def _network_checks(config: ConfigDict) -> Iterator[tuple[str, str, bool]]:
     attended = {model.channel_mult[level] for level in model.attention_levels} | {model.channel_mult[-1]}
     divides = all(model.model_channels * mult % model.num_heads == 0 for mult in attended)
     yield "model.num_heads", "a divisor of the channels at every level with attention", divides
-
-
-def sampling_delta(config: ConfigDict, delta: float | None = None) -> float:
-    """The sampling noise: `delta` if given, else delta_over_sigma * sigma. The result and the input are standard deviations."""
-    return config.model.delta_over_sigma * config.model.sigma if delta is None else delta
-
-
-def prior_delta(config: ConfigDict, delta: float) -> float:
-    """The noise on prior states u_K: delta in the paper, none in the release."""
-    return 0.0 if config.model.protocol == "released" else delta

@@ -16,7 +16,7 @@ from model_code import build_blur
 from model_code.heat import Denoiser
 from scripts import visuals
 from scripts.checkpoint import TrainedModel, load_trained
-from scripts.config import prior_delta, sampling_delta, validate
+from scripts.config import validate
 from scripts.datasets import load_images
 from scripts.device import Precision, resolve_device
 from scripts.errors import UserError
@@ -40,6 +40,11 @@ FRAMES = 100
 INTERPOLATION_COLUMNS = 10
 
 
+def sampling_delta(config: ConfigDict) -> float:
+    """The sampling noise that a configuration asks for, a standard deviation like its sigma."""
+    return config.model.delta_over_sigma * config.model.sigma
+
+
 @dataclass(frozen=True)
 class Sampler:
     """A trained model with its prior and settings. Sample i is a function of (seed, i), whatever batch it is drawn in."""
@@ -56,6 +61,24 @@ class Sampler:
     precision: Precision
     shape: tuple[int, int, int]
     """(C, H, W) of an image."""
+
+    @classmethod
+    def from_config(
+        cls, config: ConfigDict, model: Denoiser, prior: Prior, device: torch.device, delta: float | None, seed: int | None
+    ) -> "Sampler":
+        """With K, precision and image shape as `config` says, and `delta` and `seed` too where they are None."""
+        delta = sampling_delta(config) if delta is None else delta
+        return cls(
+            model=model,
+            prior=prior,
+            K=config.model.K,
+            delta=delta,
+            # The release starts from blurred images without noise.
+            prior_delta=0.0 if config.model.protocol == "released" else delta,
+            seed=config.seed if seed is None else seed,
+            precision=Precision.of(config, device),
+            shape=(config.data.num_channels, config.data.image_size, config.data.image_size),
+        )
 
     def independent(self, indices: Sequence[int], on_step: OnStep | None = None) -> torch.Tensor:
         """Samples with their own prior states and noise: (B, C, H, W), about [0, 1], on the CPU."""
@@ -116,18 +139,7 @@ def load_sampler(
         raise UserError(f"{trained.path} has no prior bank, as the release's files have none: use --prior=data")
     else:
         prior = trained.prior
-    delta = sampling_delta(config, delta)
-    sampler = Sampler(
-        model=trained.model.to(device),
-        prior=prior,
-        K=config.model.K,
-        delta=delta,
-        prior_delta=prior_delta(config, delta),
-        seed=config.seed if seed is None else seed,
-        precision=Precision.of(config, device),
-        shape=(config.data.num_channels, config.data.image_size, config.data.image_size),
-    )
-    return sampler, trained
+    return Sampler.from_config(config, trained.model.to(device), prior, device, delta, seed), trained
 
 
 Kind = Literal["independent", "same_init", "share_noise"]

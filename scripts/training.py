@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from model_code.prior import PriorBank
 from scripts import checkpoint
-from scripts.config import FREE_ON_RESUME, differences, prior_delta, refuse_differences, sampling_delta, to_json, validate
+from scripts.config import FREE_ON_RESUME, differences, refuse_differences, to_json, validate
 from scripts.datasets import Batch, HeldOutBatches, TrainBatches, clean_batches, load_images, train_loader
 from scripts.device import resolve_device
 from scripts.errors import UserError
@@ -200,14 +200,9 @@ class TrainingRun:
         """Pictures of samples from the averaged weights."""
         config, trainer = self.config, self.trainer
         assert self.prior is not None
-        K, delta, count = config.model.K, sampling_delta(config), config.training.num_samples
-        shape = (config.data.num_channels, config.data.image_size, config.data.image_size)
-        sampler = Sampler(
-            trainer.model.eval(), self.prior, K, delta, prior_delta(config, delta), config.seed, trainer.precision, shape
-        )
-
+        sampler = Sampler.from_config(config, trainer.model.eval(), self.prior, trainer.device, delta=None, seed=None)
         with trainer.ema.swapped_in(trainer.model):
-            sample_set(directory, sampler, range(count), on_step=lambda k, u_k: self.guard.check())
+            sample_set(directory, sampler, range(config.training.num_samples), on_step=lambda k, u_k: self.guard.check())
         self.progress.say(f"step {trainer.step}: samples in {directory}")
 
     def _note_unreadable(self, batch: Batch) -> None:

@@ -177,3 +177,15 @@ def quiet() -> Iterator[None]:
     before = torch.get_rng_state()
     yield
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_delta_and_seed_are_the_configs_unless_given(sampler: Sampler) -> None:
+    config = tiny_config(model__sigma=0.02, seed=7)
+
+    def made(delta: float | None, seed: int | None) -> Sampler:
+        return Sampler.from_config(config, sampler.model, sampler.prior, torch.device("cpu"), delta, seed)
+
+    assert (made(None, None).delta, made(None, None).prior_delta, made(None, None).seed) == (0.025, 0.025, 7)
+    assert (made(0.0, 0).delta, made(0.0, 0).seed) == (0.0, 0)
+    config.model.protocol = "released"
+    assert (made(None, None).delta, made(None, None).prior_delta) == (0.025, 0.0)

@@ -1,0 +1,230 @@
+"""The commands as a user types them: what works, and one clear line for what cannot."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from scripts.config import ROOT
+
+QUICKSTART = ROOT / "configs" / "mnist" / "quickstart.py"
+TINY = [
+    "--config.device=cpu", "--config.training.n_iters=2", "--config.training.batch_size=4", "--config.data.image_size=8",
+    "--config.model.K=3", "--config.model.blur_sigma_max=4", "--config.model.channel_mult=(1,)",
+    "--config.model.attention_levels=(0,)", "--config.optim.automatic_mp=False",
+]  # fmt: skip
+
+
+def command(script: str, *args: object, config: Path = QUICKSTART) -> subprocess.CompletedProcess[str]:
+    """Run an entry script from another directory, as users do."""
+    line = [sys.executable, str(ROOT / script), "--config", str(config), *TINY, *map(str, args)]
+    return subprocess.run(line, capture_output=True, text=True, cwd="/", timeout=120, check=False)
+
+
+def error_line(result: subprocess.CompletedProcess[str]) -> str:
+    """The one line that bad input gets; nothing before it, no traceback, an exit code that is not 0."""
+    assert result.returncode == 2, result.stderr
+    lines = [line for line in result.stderr.splitlines() if not line.startswith("warning: ")]
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory made by train.py."""
+    workdir = tmp_path_factory.mktemp("runs") / "mnist" / "tiny"
+    result = command("train.py", "--workdir", workdir)
+    assert result.returncode == 0, result.stderr
+    assert "finished at step 2" in result.stdout
+    return workdir
+
+
+def test_a_run_directory(trained: Path) -> None:
+    for name in (
+        "checkpoints-meta/checkpoint.pth",
+        "checkpoints/checkpoint_1.pth",
+        "samples/iter_2/final.png",
+        "samples/iter_2/process.gif",
+        "samples/iter_2/process.mp4",
+        "tensorboard",
+        "metrics.jsonl",
+        "config.json",
+    ):
+        assert (trained / name).exists(), name
+    assert json.loads((trained / "config.json").read_text())["model"]["blur_sigma_max"] == 4.0
+
+
+def test_training_again_says_that_it_is_done(trained: Path) -> None:
+    result = command("train.py", "--workdir", trained)
+    assert result.returncode == 0
+    assert "already finished at step 2" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "directory", "files"),
+    [
+        (["--batch_size=2"], "checkpoint_0/delta_0.0125", ["final.png", "init.png", "samples.npy", "process.mp4"]),
+        (["--batch_size=2", "--same_init", "--delta=0.01"], "checkpoint_0/delta_0.01_same_init", ["final.npy"]),
+        (["--checkpoint=1", "--batch_size=2", "--share_noise"], "checkpoint_1/delta_0.0125_share_noise", ["process.gif"]),
+        (
+            ["--interpolate", "--num_points=3", "--number=1"],
+            "checkpoint_0/interpolate_delta_0.0125_1",
+            ["interpolation.png", "init_input.png", "base_sample.png", "process.mp4"],
+        ),
+    ],
+)
+def test_four_kinds_of_samples(flags: list[str], directory: str, files: list[str], trained: Path) -> None:
+    result = command("sample.py", "--workdir", trained, *flags)
+    assert result.returncode == 0, result.stderr
+    assert directory in result.stdout
+    for file in files:
+        assert (trained / "additional_samples" / directory / file).stat().st_size > 0
+
+
+def test_every_sampling_flag_has_an_effect(trained: Path) -> None:
+    """--save_sample_freq, --number, --seed and --prior, through the files that they change."""
+    base = trained / "additional_samples" / "checkpoint_0"
+    assert command("sample.py", "--workdir", trained, "--batch_size=4", "--save_sample_freq=2", "--seed=3").returncode == 0
+    kept = np.load(base / "delta_0.0125" / "samples.npy")
+    assert kept.shape == (3, 4, 1, 8, 8)  # levels 3, 1 and 0
+    result = command("sample.py", "--workdir", trained, "--batch_size=2", "--number=1", "--seed=3", "--prior=data")
+    assert result.returncode == 0
+    np.testing.assert_allclose(np.load(base / "delta_0.0125_1" / "final.npy"), kept[-1, 2:], atol=1e-3)
+    assert command("sample.py", "--workdir", trained, "--batch_size=4", "--seed=4").returncode == 0
+    assert not np.allclose(np.load(base / "delta_0.0125" / "final.npy"), kept[-1], atol=1e-3)
+
+
+def test_export_continues_where_it_stopped(trained: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "images"
+
+    def export(*args: object) -> subprocess.CompletedProcess[str]:
+        return command("sample.py", "--workdir", trained, "--export_dir", directory, "--batch_size=3", *args)
+
+    assert export("--num_samples=5").returncode == 0
+    images = {path.name: path.read_bytes() for path in directory.glob("*.png")}
+    assert sorted(images) == [f"{i:06d}.png" for i in range(5)]
+    with Image.open(directory / "000004.png") as image:
+        assert (image.size, image.mode) == ((8, 8), "L")
+    (directory / "000002.png").unlink()
+    untouched = (directory / "000001.png").stat().st_mtime_ns
+    assert export("--num_samples=6").returncode == 0
+    assert (directory / "000001.png").stat().st_mtime_ns == untouched
+    assert (directory / "000005.png").exists()
+    again = np.asarray(Image.open(directory / "000002.png")).astype(int)
+    (tmp_path / "before.png").write_bytes(images["000002.png"])
+    assert np.abs(again - np.asarray(Image.open(tmp_path / "before.png"))).max() <= 1, "another batch, the same image"
+    assert "it holds samples made otherwise (delta was 0.0125, now 0.02;" in error_line(
+        export("--num_samples=6", "--delta=0.02")
+    )
+
+
+BAD_TRAINING: dict[str, tuple[list[str], str]] = {
+    "unknown key": (["--config.model.Kx=3"], "--config.model.Kx: there is no such key; did you mean --config.model.K?"),
+    "unknown section": (["--config.modle.K=3"], "--config.modle.K: there is no such key; did you mean --config.model.K?"),
+    "not a number": (["--config.model.K=many"], "--config.model.K=many"),
+    "unknown flag": (["--worksdir=x"], "worksdir"),
+    "not a flag": (["configs"], "'configs' is not a flag"),
+    "K = 0": (["--config.model.K=0"], "config.model.K = 0: must be an integer of at least 1"),
+    "sigma_max < sigma_min": (["--config.model.blur_sigma_max=0.1"], "config.model.blur_sigma_max = 0.1: must be at least"),
+    "batch size 0": (["--config.training.batch_size=0"], "config.training.batch_size = 0"),
+    "image size": (["--config.data.image_size=9", "--config.model.channel_mult=(1,2)"], "config.data.image_size = 9: must be"),
+    "attention level": (["--config.model.attention_levels=(1,)"], "config.model.attention_levels = (0, 1): must be levels"),
+    "channels": (["--config.model.model_channels=48"], "config.model.model_channels = 48: must be a multiple of 32"),
+    "unknown data set": (["--config.data.dataset=imagenet"], "config.data.dataset = 'imagenet': must be one of mnist5k"),
+    "missing data": (["--config.data.dataset=ffhq", "--config.data.path=/nowhere"], "https://github.com/NVlabs/ffhq-dataset"),
+    "device": (["--config.device=cuda:77"], "config.device = 'cuda:77'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_TRAINING)
+def test_bad_input_to_training(case: str, tmp_path: Path) -> None:
+    args, expected = BAD_TRAINING[case]
+    line = error_line(command("train.py", "--workdir", tmp_path / "run", *args))
+    assert expected in line
+    assert list(tmp_path.iterdir()) == [], "nothing is written"
+
+
+def test_unknown_and_broken_config_files(tmp_path: Path) -> None:
+    result = command("train.py", "--workdir", tmp_path / "run", config=tmp_path / "none.py")
+    assert "none.py: there is no such file" in error_line(result)
+    broken = tmp_path / "broken.py"
+    broken.write_text("def get_config():\n    return undefined_name\n")
+    assert "broken.py" in error_line(command("train.py", "--workdir", tmp_path / "run", config=broken))
+    broken.write_text("def get_config(:\n")
+    assert "broken.py" in error_line(command("train.py", "--workdir", tmp_path / "run", config=broken))
+    assert list(tmp_path.iterdir()) == [broken]
+
+
+def test_unwritable_workdir(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    line = error_line(command("train.py", "--workdir", tmp_path / "file" / "run"))
+    assert "cannot write there" in line
+    assert str(tmp_path / "file" / "run") in line
+
+
+def test_folder_without_images(tmp_path: Path) -> None:
+    folder = tmp_path / "holiday"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("none yet")
+    line = error_line(
+        command("train.py", "--workdir", tmp_path / "run", "--config.data.dataset=folder", f"--config.data.path={folder}")
+    )
+    assert "holiday" in line
+    assert "image" in line
+
+
+def test_own_images_with_a_truncated_one_among_them(tmp_path: Path) -> None:
+    """Named, skipped and counted; training goes on."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(30):
+        Image.fromarray(rng.integers(0, 256, (12, 10, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    data = (folder / "4.png").read_bytes()
+    (folder / "4.png").write_bytes(data[: len(data) // 2])
+    args = ["--config.data.dataset=folder", f"--config.data.path={folder}", "--config.data.num_channels=3"]
+    result = command("train.py", "--workdir", tmp_path / "run", *args, "--config.training.n_iters=4")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("4.png") + result.stderr.count("4.png") == 1
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["unreadable_images"] for row in rows if "loss" in row] == [1]
+
+
+BAD_SAMPLING: dict[str, tuple[Sequence[str], str]] = {
+    "negative delta": (["--delta=-0.1"], "--delta=-0.1"),
+    "batch size 0": (["--batch_size=0"], "--batch_size=0"),
+    "one point": (["--interpolate", "--num_points=1"], "--num_points=1"),
+    "two kinds": (["--same_init", "--interpolate"], "--same_init and --interpolate: choose one"),
+    "two kinds too": (["--same_init", "--share_noise"], "--same_init and --share_noise: choose one"),
+    "half an export": (["--num_samples=3"], "--num_samples and --export_dir go together"),
+    "missing checkpoint": (["--checkpoint=7"], "has no checkpoints/checkpoint_7.pth; there are 1"),
+    "another architecture": (["--config.model.num_res_blocks=2"], "config.model.num_res_blocks was 1, now 2"),
+    "another schedule": (["--config.model.K=4"], "config.model.K was 3, now 4"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SAMPLING)
+def test_bad_input_to_sampling(case: str, trained: Path) -> None:
+    args, expected = BAD_SAMPLING[case]
+    before = sorted(trained.rglob("*"))
+    assert expected in error_line(command("sample.py", "--workdir", trained, *args))
+    assert sorted(trained.rglob("*")) == before, "nothing is written"
+
+
+def test_sampling_from_nothing(tmp_path: Path) -> None:
+    line = error_line(command("sample.py", "--workdir", tmp_path))
+    assert "there is no checkpoint in it" in line
+
+
+@pytest.mark.parametrize("script", ["train.py", "sample.py"])
+def test_help_and_missing_flags(script: str) -> None:
+    result = subprocess.run([sys.executable, str(ROOT / script), "--help"], capture_output=True, text=True, check=False)
+    assert "--workdir" in result.stdout
+    result = subprocess.run([sys.executable, str(ROOT / script)], capture_output=True, text=True, check=False)
+    assert "--config" in error_line(result)
