@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
+from zipfile import BadZipFile
 
 import lmdb
 import numpy as np
@@ -71,7 +72,7 @@ def _open_mnist5k(place: Path, split: Split, size: int, channels: int) -> ImageS
     try:
         with np.load(place, allow_pickle=False) as file:
             images, held_out = file["images"], file["held_out"]
-    except (ValueError, KeyError, AttributeError, EOFError) as error:
+    except Exception as error:  # what a damaged or another file leads to has no common class
         raise Unusable(f"{place} cannot be read: {error}") from error
     return ArrayImages(images, size, channels, np.flatnonzero(held_out == (split == "held_out")))
 
@@ -107,7 +108,7 @@ def _open_folder(place: Path, split: Split, size: int, channels: int) -> ImageSo
 def _open_npy(place: Path, split: Split, size: int, channels: int) -> ImageSource:
     try:
         array = np.load(place, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, BadZipFile) as error:
         raise Unusable(f"{place} is not an array that NumPy can map: {error}") from error
     if not isinstance(array, np.ndarray):
         raise Unusable(f"{place} is an archive of arrays (.npz), not one array")
