@@ -90,7 +90,8 @@ def read(path: Path) -> Contents:
         reason = str(error).split("\n")[0].split(". ")[0]
         raise UserError(f"{path}: refused, not a checkpoint of plain tensors and numbers ({reason})") from None
     except Exception as error:  # zipfile, torch and their C++ parts each have their own ways to say "damaged"
-        raise UserError(f"{path}: the checkpoint is damaged ({type(error).__name__}: {str(error).splitlines()[:1]})") from None
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path}: the checkpoint is damaged ({reason})") from None
     if not isinstance(contents, dict) or not (contents.get("format") == FORMAT or is_release(contents)):
         raise UserError(f"{path}: not a checkpoint of this program or of the original release")
     return contents
@@ -98,7 +99,8 @@ def read(path: Path) -> Contents:
 
 def is_release(contents: Contents) -> bool:
     """Whether this is a file of the original release rather than ours."""
-    return {"model", "ema", "step"} <= contents.keys() and "shadow_params" in contents["ema"]
+    average = contents.get("ema")
+    return {"model", "step"} <= contents.keys() and isinstance(average, dict) and "shadow_params" in average
 
 
 def read_newest(workdir: Path) -> tuple[Path, Contents] | None:

@@ -112,7 +112,7 @@ def leaves(config: ConfigDict | dict, prefix: str = "") -> Iterator[tuple[str, A
 
 def to_json(config: ConfigDict) -> str:
     """The configuration as JSON, for config.json and checkpoints; tuples become lists."""
-    return json.dumps(config.to_dict(), indent=2, default=list)
+    return json.dumps(config.to_dict(), indent=2)
 
 
 def differences(saved: str, config: ConfigDict) -> dict[str, str]:

@@ -48,9 +48,11 @@ def train(config: ConfigDict, workdir: Path) -> int:
             print(describe(config, device, len(train_images), len(held_out_images), first_step), flush=True)
             run.loop(train_images, held_out_images)
         except Interrupted as interruption:
-            if run.prior is not None:
+            if run.prior is None:
+                print(f"{interruption}: stopped before there was anything to save")
+            else:
                 run.save()
-                print(f"{interruption}: saved at step {run.trainer.step}; the same command goes on from there", flush=True)
+                print(f"{interruption}: saved at step {run.trainer.step}; the same command goes on from there")
             return interruption.exit_code
     if first_step >= config.training.n_iters:
         print(f"already finished at step {first_step}; a larger --config.training.n_iters would go on: {workdir}")
