@@ -8,8 +8,9 @@ import torch
 
 from model_code.blur import DCTBlur
 from model_code.heat import Denoiser, predict_mean, reverse_step
-from scripts.datasets import to_unit_range
-from scripts.image_sources import ImageSource
+from scripts.batches import to_unit_range
+from scripts.errors import UserError
+from scripts.image_sources import ImageSource, UnreadableImage
 from scripts.randomness import Purpose, normal_batch, stream
 
 Noise = Callable[[int], torch.Tensor]
@@ -94,8 +95,11 @@ class DataPrior:
         return len(self.source)
 
     def blurred(self, indices: torch.Tensor) -> torch.Tensor:
-        """A_K u_i for int64 indices (B,): float32 (B, C, H, W)."""
-        images = np.stack([self.source[int(i)] for i in indices])
+        """A_K u_i for int64 indices (B,): float32 (B, C, H, W). Raises UserError if one of the images cannot be read."""
+        try:
+            images = np.stack([self.source[int(i)] for i in indices])
+        except UnreadableImage as error:
+            raise UserError(f"--prior=data: {error}; --prior=bank does without the images") from None
         u = to_unit_range(images, 0.5 if self.uniform_dequantization else None)
         return self.blur(u, torch.full((len(u),), self.blur.K))
 

@@ -14,8 +14,9 @@ from tqdm import tqdm
 
 from model_code.prior import PriorBank
 from scripts import checkpoint
+from scripts.batches import Batch, HeldOutBatches, TrainBatches, clean_batches, train_loader
 from scripts.config import FREE_ON_RESUME, differences, refuse_differences, to_json, validate
-from scripts.datasets import Batch, HeldOutBatches, TrainBatches, clean_batches, load_images, train_loader
+from scripts.datasets import load_images
 from scripts.device import resolve_device
 from scripts.errors import UserError
 from scripts.files import make_directory, replacing

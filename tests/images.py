@@ -1,0 +1,62 @@
+"""Small image sources and folders for tests."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+
+from configs.default import get_config
+from scripts.image_sources import ArrayImages, FolderImages, ImageSource, UnreadableImage
+
+
+def data_config(dataset: str, path: Path | str = "", size: int = 8, channels: int = 3) -> ConfigDict:
+    data = get_config().data
+    data.dataset, data.path, data.image_size, data.num_channels = dataset, str(path), size, channels
+    return data
+
+
+def numbered(n: int, size: int = 4, channels: int = 1) -> ArrayImages:
+    """Image i is filled with the value i, so that a batch tells which images it holds."""
+    return ArrayImages(np.broadcast_to(np.arange(n, dtype=np.uint8)[:, None, None], (n, size, size)).copy(), size, channels)
+
+
+class WithDamage:
+    """Another source in which the images `damaged` cannot be read."""
+
+    def __init__(self, source: ImageSource, damaged: set[int]) -> None:
+        self.source, self.damaged, self.shape = source, damaged, source.shape
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        if i in self.damaged:
+            raise UnreadableImage(self.name(i), "damaged for the test")
+        return self.source[i]
+
+    def name(self, i: int) -> str:
+        return f"image {i}"
+
+
+def save_images(folder: Path, names: list[str], size: int = 8) -> None:
+    """Grey PNG files; that of names[i] is filled with i."""
+    for i, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (size, size), i).save(folder / name, "PNG")
+
+
+def names_of(source: ImageSource) -> list[str]:
+    return [source.name(i) for i in range(len(source))]
+
+
+def decoded(
+    tmp_path: Path, contents: Image.Image | bytes, suffix: str = ".png", size: int = 4, channels: int = 3, **save: Any
+) -> np.ndarray:
+    path = tmp_path / f"image{suffix}"
+    if isinstance(contents, bytes):
+        path.write_bytes(contents)
+    else:
+        contents.save(path, **save)
+    return FolderImages(tmp_path, [path.name], size, channels)[0]

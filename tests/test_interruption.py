@@ -1,0 +1,67 @@
+"""Real signals to real processes: what a scheduler, a terminal or a power cut does to a training."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from scripts.checkpoint import meta_path, read
+from scripts.config import ROOT
+
+ARGS = [
+    "--config", str(ROOT / "configs" / "mnist" / "quickstart.py"), "--config.device=cpu", "--config.training.n_iters=100000",
+    "--config.training.batch_size=4", "--config.training.log_freq=1", "--config.training.snapshot_freq_for_preemption=5",
+    "--config.training.snapshot_freq=5", "--config.data.image_size=8", "--config.data.num_workers=2", "--config.model.K=3",
+    "--config.model.channel_mult=(1,)", "--config.model.attention_levels=(0,)",
+]  # fmt: skip
+
+
+@contextmanager
+def training(workdir: Path) -> Iterator[subprocess.Popen[str]]:
+    """A training in a process group of its own, past its twelfth step."""
+    command = [sys.executable, str(ROOT / "train.py"), "--workdir", str(workdir), *ARGS]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.startswith("step 12/"):
+                    break
+            yield process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_to_the_whole_group(number: signal.Signals, code: int, tmp_path: Path) -> None:
+    """Saved within the step and said so, although the loader's workers were signalled as well."""
+    with training(tmp_path) as process:
+        os.killpg(process.pid, number)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == code, output
+    assert "Traceback" not in output
+    step = read(meta_path(tmp_path))["step"]
+    assert f"{number.name}: saved at step {step}; the same command goes on from there" in output
+    last_logged = [line for line in output.splitlines() if line.startswith("step ")][-1]
+    assert last_logged.startswith(f"step {step}/"), "the step that was under way, and none after it"
+
+
+def test_kill_9(tmp_path: Path) -> None:
+    """Continues from the last save, here a multiple of five; the lock has died with the process."""
+    with training(tmp_path) as process:
+        os.killpg(process.pid, signal.SIGKILL)
+    step = read(meta_path(tmp_path))["step"]
+    assert step >= 10
+    assert step % 5 == 0
+    command = [sys.executable, str(ROOT / "train.py"), "--workdir", str(tmp_path), *ARGS]
+    again = subprocess.run([*command, f"--config.training.n_iters={step + 1}"], capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert f"continuing from step {step}" in again.stdout
+    assert f"finished at step {step + 1}" in again.stdout
