@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 QUICKSTART := --config configs/mnist/quickstart.py --workdir runs/mnist/quickstart
+# After minutes of training less noise than the paper's 1.25 sigma, here 1 sigma, makes clearer digits.
+SAMPLE := $(RUN) sample.py $(QUICKSTART) --delta=0.01
 
 .PHONY: help quickstart test lint types clean
 
@@ -26,12 +28,11 @@ $(VENV)/dev.stamp: requirements-dev.txt $(VENV)/runtime.stamp
 
 quickstart: $(VENV)/runtime.stamp
 	$(RUN) train.py $(QUICKSTART)
-	$(RUN) sample.py $(QUICKSTART) --batch_size=16
-	$(RUN) sample.py $(QUICKSTART) --batch_size=16 --same_init
-	$(RUN) sample.py $(QUICKSTART) --batch_size=16 --share_noise
-	$(RUN) sample.py $(QUICKSTART) --interpolate --num_points=20
-	@echo
-	@echo "Pictures:"
+	$(SAMPLE) --batch_size=16
+	$(SAMPLE) --batch_size=16 --same_init
+	$(SAMPLE) --batch_size=16 --share_noise
+	$(SAMPLE) --interpolate --num_points=20
+	@echo; echo "Pictures, and process.gif and process.mp4 beside them:"
 	@ls runs/mnist/quickstart/additional_samples/checkpoint_0/*/final.png \
 		runs/mnist/quickstart/additional_samples/checkpoint_0/*/interpolation.png
 
