@@ -28,6 +28,8 @@ class Purpose(enum.IntEnum):
     HELD_OUT_DEQUANTIZE = 10
     KID_SUBSET = 11
     CLASSIFIER = 12
+    BOUND_LEVEL = 13
+    BOUND_NOISE = 14
 
 
 def stream(seed: int, purpose: Purpose, step: int = 0, position: int = 0) -> np.random.Generator:
