@@ -1,7 +1,7 @@
 """Distances between two sets of features: Frechet, kernel, and precision, recall, density and coverage.
 
-Everything here is arithmetic on arrays: features (N, d), one row per image. Standard errors are those over generated images, with
-the reference held fixed, unless a docstring says otherwise.
+Everything here is arithmetic on arrays: features (N, d), one row per image. Standard errors are those over generated images,
+with the reference held fixed.
 """
 
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ NEIGHBOURS = 5
 """k of precision, recall, density and coverage."""
 SUBSETS = 100
 SUBSET_SIZE = 1000
+JACKKNIFE_GROUPS = 20
 ROWS = 1024
 """Rows of a distance matrix that are held at once."""
 
@@ -59,8 +60,8 @@ def frechet_estimate(generated: np.ndarray, reference: Gaussian) -> Estimate:
     The distance is a smooth function of the mean and covariance A of the generated features, so that one image's influence
     on it is 2 (mu - mu_ref)^T y + y^T (I - T) y up to a constant, where y = x - mu and T = B^(1/2) (B^(1/2) A B^(1/2))^(-1/2)
     B^(1/2) is the optimal transport between the Gaussians. The standard error is the influences' standard deviation over
-    sqrt(N). It says nothing about the distance's bias, which is upwards and of order 1 / N; with N not well above d it is also
-    too small, as that of any method that resamples the images would be.
+    sqrt(N). It says nothing about the distance's bias, which is upwards and of order 1 / N; with N not well above d it comes
+    out somewhat large.
     """
     own = Gaussian.of(generated)
     root = _root(reference.sigma)
@@ -119,10 +120,10 @@ def prdc_estimates(generated: np.ndarray, reference: np.ndarray, device: torch.d
     """Precision and recall (Kynkaanniemi et al., 2019), density and coverage (Naeem et al., 2020), k = 5.
 
     generated (N, d), reference (M, d), both of more than k images. An image's ball reaches to its k-th nearest neighbour in its
-    own set, itself not counted. Precision: generated images in some reference ball. Recall: reference images in some generated
-    ball. Density: reference balls that a generated image is in, over k. Coverage: reference balls with a generated image in
-    them. Each is a mean, with that mean's standard error: precision and density over generated images, recall and coverage
-    over reference images.
+    own set, itself not counted. Precision: the part of the generated images that is in some reference ball. Recall: of the
+    reference images in some generated ball. Density: reference balls around a generated image, over k, on average. Coverage:
+    the part of the reference balls with a generated image in them. Recall's standard error takes the generated images' radii as
+    given and comes out somewhat small, by about a quarter.
     """
     x = torch.from_numpy(generated).to(device, torch.float32)
     y = torch.from_numpy(reference).to(device, torch.float32)
@@ -130,19 +131,22 @@ def prdc_estimates(generated: np.ndarray, reference: np.ndarray, device: torch.d
     x, y = x - centre, y - centre
     radius_x, radius_y = _radii(x), _radii(y)
     balls = torch.zeros(len(x), device=device)
-    recalled, covered = (torch.zeros(len(y), dtype=torch.bool, device=device) for _ in range(2))
+    groups = min(JACKKNIFE_GROUPS, len(x))
+    # How many generated images of each group have a reference image in their ball, and are in its ball.
+    recalls, covers = torch.zeros(2, groups, len(y), device=device)
     for start in range(0, len(x), ROWS):
         rows = slice(start, start + ROWS)
         distances = torch.cdist(x[rows], y)
-        within = distances < radius_y
-        balls[rows] = within.sum(1).float()
-        covered |= within.any(0)
-        recalled |= (distances < radius_x[rows, None]).any(0)
+        within = (distances < radius_y).float()
+        balls[rows] = within.sum(1)
+        group = torch.arange(start, start + len(within), device=device) % groups
+        covers.index_add_(0, group, within)
+        recalls.index_add_(0, group, (distances < radius_x[rows, None]).float())
     return {
-        "precision": _mean((balls > 0).float()),
-        "recall": _mean(recalled.float()),
-        "density": _mean(balls / NEIGHBOURS),
-        "coverage": _mean(covered.float()),
+        "Precision": _mean((balls > 0).double()),
+        "Recall": _reached(recalls, len(x)),
+        "Density": _mean(balls.double() / NEIGHBOURS),
+        "Coverage": _reached(covers, len(x)),
     }
 
 
@@ -157,5 +161,17 @@ def _radii(x: torch.Tensor) -> torch.Tensor:
 
 
 def _mean(values: torch.Tensor) -> Estimate:
-    x = values.double()
-    return Estimate(float(x.mean()), float(x.std() / len(x) ** 0.5), len(x))
+    """Of one number per generated image."""
+    return Estimate(float(values.mean()), float(values.std() / len(values) ** 0.5), len(values))
+
+
+def _reached(counts: torch.Tensor, num_images: int) -> Estimate:
+    """The part of the reference images that any generated image reaches; its error by leaving out one group at a time.
+
+    counts (groups, M): how often each group of generated images reaches each reference image.
+    """
+    groups, total = len(counts), counts.sum(0)
+    value = (total > 0).double().mean()
+    without = (total - counts > 0).double().mean(1)
+    error = (without.var(correction=0) * (groups - 1)) ** 0.5
+    return Estimate(float(value), float(error), num_images)
