@@ -62,18 +62,19 @@ def results_directory(root: Path, dataset_name: str, experiment_name: str) -> Pa
 def append_result(directory: Path, result: Result, *, param_name: str, seconds: float) -> None:
     """Add a line to <directory>/<SCORE>_log.txt and the same value, with everything behind it, to <SCORE>_log.jsonl.
 
-    param_name: a setting, whose value is then given ("delta: 0.0125, FID: 21.3"), or any label ("mine, FID: 21.3").
+    param_name: settings, separated by commas, whose values are then given ("delta: 0.0125, FID: 21.3"), or any label.
     seconds: time taken. Raises UserError if the directory cannot be written to.
     """
     make_directory(directory, "evaluation results")
-    label = f"{param_name}: {result.settings[param_name]}" if param_name in result.settings else param_name
+    settings = result.settings
+    label = ", ".join(f"{name}: {settings[name]}" if name in settings else name for name in param_name.split(","))
     row = {
         "score": result.score,
         "value": result.value,
         "standard_error": _finite(result.standard_error),
         "num_images": result.num_images,
         "param_name": param_name,
-        **result.settings,
+        **settings,
         "versions": versions(),
         "seconds": round(seconds, 2),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
