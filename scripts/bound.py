@@ -2,22 +2,24 @@
 
 import csv
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from model_code import build_blur
-from model_code.elbo import Bound, Estimate
+from model_code.elbo import Bound, Estimate, gaussian_kl_constant
 from model_code.prior import PriorBank
 from scripts.checkpoint import TrainedModel, load_trained
 from scripts.config import validate
-from scripts.datasets import HeldOutBatches, Split, clean_batches, load_images
+from scripts.datasets import Batch, HeldOutBatches, Split, clean_batches, load_images
 from scripts.device import Precision, resolve_device
 from scripts.errors import UserError
 from scripts.files import make_directory, replacing
 from scripts.likelihood import BoundEstimator, LevelRow, Measurement, drawing_errors, level_table
 from scripts.plots import plot_by_level
+from scripts.progress import progress_bar
 from scripts.results import Result, common_settings
 
 SPLITS: dict[str, Split] = {"test": "held_out", "train": "train"}
@@ -71,9 +73,10 @@ class LikelihoodEvaluation:
         print(describe(bound, settings, measurement.num_levels))
         if measurement.exact and self.num_levels_per_image < measurement.num_levels:
             print(describe_drawing(bound, self.num_levels_per_image))
-        split = "" if self.split == "test" else f"_{self.split}"
-        folder = directory / f"bound_step_{trained.step}_delta_{delta:g}_seed_{seed}{split}"
-        write_by_level(folder, bound, level_table(measurement, sigma, delta), settings)
+        suffix = ("" if self.split == "test" else f"_{self.split}") + ("_exact" if measurement.exact else "")
+        folder = directory / f"bound_step_{trained.step}_delta_{delta:g}_seed_{seed}{suffix}"
+        floor = gaussian_kl_constant(measurement.num_pixels, sigma, delta)
+        write_by_level(folder, bound, level_table(measurement, sigma, delta), floor, settings)
         print(f"by level: {folder / 'bound_by_level.png'}")
         total = Estimate.of(bound.total)
         num_images = len(bound.total)
@@ -98,11 +101,21 @@ class LikelihoodEvaluation:
                 protocol=config.model.protocol,
                 batch_size=self.batch_size,
             )
-            dequantization, num_workers = config.data.uniform_dequantization, config.data.num_workers
-            batches = HeldOutBatches(self.images, seed, self.batch_size, self.num_images, dequantization, num_workers)
-            measurement = estimator.measure(batches, bank, seed, None if self.exact else self.num_levels_per_image)
+            num_levels = None if self.exact else self.num_levels_per_image
+            measurement = estimator.measure(self._batches(seed), bank, seed, num_levels)
             self._measured = ((checkpoint, seed), trained, bank, measurement)
         return self._measured[1:]
+
+    def _batches(self, seed: int) -> Iterator[Batch]:
+        """The images, as many at a time as make about one batch for the network."""
+        data = self.config.data
+        calls_per_image = self.config.model.K if self.exact else min(self.config.model.K, self.num_levels_per_image + 1)
+        at_a_time = max(1, self.batch_size // calls_per_image)
+        batches = HeldOutBatches(self.images, seed, at_a_time, self.num_images, data.uniform_dequantization, data.num_workers)
+        with progress_bar(batches.num_images, "image", "likelihood bound") as bar:
+            for batch in batches:
+                yield batch
+                bar.update(len(batch.images))
 
     def _bank_from_data(self) -> PriorBank:
         """The prior over training images, which the release's checkpoints do not hold."""
@@ -142,8 +155,11 @@ def _parts(bound: Bound) -> dict[str, Estimate]:
     return {name: Estimate.of(values) for name, values in parts.items()}
 
 
-def write_by_level(folder: Path, bound: Bound, rows: list[LevelRow], settings: dict) -> None:
-    """Write `bound.json` with the parts, `bound_by_level.csv` and `bound_by_level.png` with a row and a point per level."""
+def write_by_level(folder: Path, bound: Bound, rows: list[LevelRow], floor: float, settings: dict) -> None:
+    """Write `bound.json` with the parts, `bound_by_level.csv` and `bound_by_level.png` with a row and a point per level.
+
+    floor: what a term is when the mean is right, in nats.
+    """
     make_directory(folder, "evaluation results")
     parts = {name: asdict(part) for name, part in _parts(bound).items()}
     with replacing(folder / "bound.json") as temporary:
@@ -160,5 +176,6 @@ def write_by_level(folder: Path, bound: Bound, rows: list[LevelRow], settings: d
         [row.k for row in rows],
         [row.term for row in rows[1:]],
         [row.squared_error for row in rows],
+        floor,
         title,
     )

@@ -1,5 +1,6 @@
 """Estimates of the bound on -log p(u_0) for a trained model: which levels to look at, and what the network does there."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -15,10 +16,9 @@ from model_code.elbo import (
 )
 from model_code.heat import Denoiser
 from model_code.prior import PriorBank
-from scripts.datasets import Batch, HeldOutBatches
+from scripts.datasets import Batch
 from scripts.device import Precision
 from scripts.losses import deblurring_loss
-from scripts.progress import progress_bar
 from scripts.randomness import Purpose, normal, stream
 
 
@@ -101,22 +101,22 @@ class BoundEstimator:
     """Inputs of the network at a time."""
 
     @torch.no_grad()
-    def measure(self, batches: HeldOutBatches, bank: PriorBank, seed: int, num_levels_per_image: int | None) -> Measurement:
-        """Squared errors for all images of `batches`, at `num_levels_per_image` levels drawn in strata (None: at all)."""
+    def measure(
+        self, batches: Iterable[Batch], bank: PriorBank, seed: int, num_levels_per_image: int | None = None
+    ) -> Measurement:
+        """Squared errors for all images, at `num_levels_per_image` levels drawn in strata, or at all levels."""
         levels = intermediate_levels(self.blur.K, self.protocol)
         num_draws = len(levels) if num_levels_per_image is None else min(num_levels_per_image, len(levels))
         drawn, errors, first_errors, projected = [], [], [], []
-        with progress_bar(batches.num_images, "image", "likelihood bound") as bar:
-            for batch in batches:
-                chosen = torch.tensor(
-                    [draw_strata(seed, index, levels, num_draws) for index in batch.indices.tolist()], dtype=torch.int64
-                )
-                by_level = self._errors_by_level(batch, seed, chosen)
-                drawn.append(chosen)
-                errors.append(by_level.gather(1, chosen))
-                first_errors.append(by_level[:, 1])
-                projected.append(bank.project(batch.images))
-                bar.update(len(batch.images))
+        for batch in batches:
+            chosen = torch.tensor(
+                [draw_strata(seed, index, levels, num_draws) for index in batch.indices.tolist()], dtype=torch.int64
+            )
+            by_level = self._errors_by_level(batch, seed, chosen)
+            drawn.append(chosen)
+            errors.append(by_level.gather(1, chosen))
+            first_errors.append(by_level[:, 1])
+            projected.append(bank.project(batch.images))
         return Measurement(
             levels=torch.cat(drawn),
             squared_errors=torch.cat(errors),

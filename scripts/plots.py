@@ -6,6 +6,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from model_code.elbo import Estimate
 from scripts.files import replacing
@@ -14,17 +15,27 @@ DPI = 150
 
 
 def plot_by_level(
-    path: Path, levels: Sequence[int], terms: Sequence[Estimate], squared_errors: Sequence[Estimate], title: str
+    path: Path,
+    levels: Sequence[int],
+    terms: Sequence[Estimate],
+    squared_errors: Sequence[Estimate],
+    floor: float,
+    title: str,
 ) -> None:
     """Write a picture of two panels over the blur level k: squared errors at all `levels`, terms in nats at the last ones.
 
-    There are as many squared errors as levels, and at most as many terms. Both panels are logarithmic.
+    There are as many squared errors as levels, and at most as many terms. Both panels are logarithmic. A line shows the
+    `floor`, what a term is when the mean is right, if that is above 0.
     """
     figure = Figure(figsize=(7, 7), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
     _error_bars(above, levels[len(levels) - len(terms) :], terms)
+    if floor > 0:
+        above.axhline(floor, color="gray", ls="--", lw=1, label=f"if the mean is right: {floor:.4g} nats")
+        above.legend()
     above.set(title=title, ylabel="$L_{k-1}$ in nats", yscale="log")
     _error_bars(below, levels, squared_errors)
+    below.xaxis.set_major_locator(MaxNLocator(integer=True))
     below.set(xlabel="blur level $k$", ylabel=r"$\|A_{k-1} u_0 - \mu(u_k, k)\|^2$", yscale="log")
     _save(figure, path)
 
@@ -35,6 +46,8 @@ def plot_sweep(path: Path, axis: str, score: str, series: dict[str, list[tuple[f
     axes = figure.subplots()
     for label, points in series.items():
         _error_bars(axes, [x for x, _ in points], [estimate for _, estimate in points], label)
+    if axis != "delta":
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel=axis, ylabel=score)
     if any(series):
         axes.legend()

@@ -78,7 +78,7 @@ def _values(text: str, values: str, whole: bool) -> list[float]:
 
 
 def sweep_points(base: Point, axes: Axes) -> list[Point]:
-    """All combinations, `base` giving what is not swept. Delta changes fastest: a bound's network calls serve all of its values."""
+    """All combinations, `base` giving what is not swept. Delta changes fastest: a bound needs no new network calls."""
     names = sorted(axes, key=lambda name: name == "delta")
     combinations = itertools.product(*(axes[name] for name in names))
     return [Point(**{**asdict(base), **dict(zip(names, values, strict=True))}) for values in combinations]
