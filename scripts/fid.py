@@ -47,8 +47,8 @@ def evaluate_samples(
 
     metrics: any of fid, kid and prdc. reference: the name of clean-fid statistics or, with dataset_split "custom", of custom
     ones, the path of an .npz or of a folder, or "" for the configuration's own data set. feature_extractor: "inception" or
-    "classifier". Features are kept in <workdir>/evaluation, from which an interrupted evaluation continues and another one starts. With the
-    classifier and the configuration's own training images, each result's settings have the floor: the score of held-out images.
+    "classifier". Features are kept in <workdir>/evaluation: an interrupted evaluation continues, another one uses them again.
+    With the classifier and the configuration's own training images, each result's settings have the floor, see `floor_settings`.
 
     Raises UserError for whatever is missing or does not fit, before anything is sampled.
     """

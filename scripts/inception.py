@@ -5,6 +5,7 @@ Only the resizing is ours: clean-fid resizes one channel of one image at a time 
 
 import functools
 import os
+import warnings
 import zlib
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -60,7 +61,9 @@ class InceptionFeatures:
         self.mode, self.device = mode, device
         self.settings: dict[str, Any] = {"extractor": "inception", "mode": mode, "weights_crc32": zlib.crc32(file.read_bytes())}
         try:
-            self.network = _load(mode, file).to(device).eval()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about ways of loading that clean-fid and its files are bound to
+                self.network = _load(mode, file).to(device).eval()
         except Exception as error:  # PyTorch's loaders have no common class of error for a file that is damaged
             reason = str(error).strip().splitlines()[:1]
             raise UserError(f"{file}: not the weights that --cleanfid_mode={mode} needs ({reason}); fetch it again") from None
@@ -105,8 +108,8 @@ def resized(x: torch.Tensor, mode: Mode) -> torch.Tensor:
 def bicubic_matrix(n: int) -> np.ndarray:
     """The matrix float32 (299, n) by which Pillow's bicubic filter resizes n pixels to 299.
 
-    Pillow resizes floating-point images along one axis and then the other, and linearly: an identity image that is resized along
-    one axis only is the matrix itself.
+    Pillow resizes floating-point images along one axis and then the other, and linearly: an identity image that is resized
+    along one axis only is the matrix itself.
     """
     identity = Image.fromarray(np.eye(n, dtype=np.float32))
     return np.asarray(identity.resize((n, SIZE), Image.Resampling.BICUBIC)).copy()

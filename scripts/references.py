@@ -38,8 +38,8 @@ def find_reference(
     images = _images(name, split, data)
     if name and not inception:
         raise UserError(
-            f"--dataset_name_cleanfid={name}: the classifier compares with the configuration's own data set only; leave it empty, "
-            "or use --feature_extractor=inception"
+            f"--dataset_name_cleanfid={name}: the classifier compares with the configuration's own data set only; "
+            "leave it empty, or use --feature_extractor=inception"
         )
     if images is not None:
         features = reference_features(directory, images, extractor, batch_size)
