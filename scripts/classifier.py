@@ -50,6 +50,8 @@ def _block(channels: int, out: int) -> list[nn.Module]:
 class ClassifierFeatures:
     """Features (B, 64) of uint8 images: the last layer before the classes."""
 
+    num_features = FEATURES
+
     def __init__(self, network: Network, device: torch.device, accuracy: float) -> None:
         """accuracy: of the network on held-out images, a part of 1."""
         self.network, self.device, self.accuracy = network.to(device).eval(), device, accuracy

@@ -27,6 +27,8 @@ class Extractor(Protocol):
 
     settings: dict[str, Any]
     """Plain data that tells it from every other extractor."""
+    num_features: int
+    """d"""
 
     def __call__(self, pixels: torch.Tensor) -> np.ndarray:
         """Images uint8 (B, C, H, W) to features float32 (B, d)."""

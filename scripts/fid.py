@@ -48,7 +48,7 @@ def evaluate_samples(
     metrics: any of fid, kid and prdc. reference: the name of clean-fid statistics or, with dataset_split "custom", of custom
     ones, the path of an .npz or of a folder, or "" for the configuration's own data set. feature_extractor: "inception" or
     "classifier". Features are kept in <workdir>/evaluation: an interrupted evaluation continues, another one uses them again.
-    With the classifier and the configuration's own training images, each result's settings have the floor, see `floor_settings`.
+    With the classifier and the configuration's own training images, each result's settings have its floor: `floor_settings`.
 
     Raises UserError for whatever is missing or does not fit, before anything is sampled.
     """
@@ -58,6 +58,10 @@ def evaluate_samples(
     device = sampler.precision.device
     extractor = _extractor(feature_extractor, directory, config.data, device, cleanfid_mode, inception_path)
     against = find_reference(reference, dataset_split, config.data, metrics, extractor, directory, batch_size)
+    if "fid" in metrics and num_gen <= extractor.num_features:
+        warnings.warn(
+            f"FID of {num_gen} samples in {extractor.num_features} dimensions is far too high; raise --num_gen", stacklevel=2
+        )
     made_by = _generated_settings(config, sampler, trained.step, weights_checksum(trained.model)) | extractor.settings
 
     def compute(indices: range) -> np.ndarray:
@@ -129,17 +133,9 @@ def scores(
 ) -> dict[str, Estimate]:
     """Each score by its name in the log files. generated: features (N, d)."""
     found: dict[str, Estimate] = {}
-    for side in (reference.features, None if reference.gaussian is None else reference.gaussian.mu[None]):
-        if side is not None and side.shape[1] != generated.shape[1]:
-            raise UserError(f"{reference.description} has {side.shape[1]} features an image, the samples {generated.shape[1]}")
     if "fid" in metrics:
         assert reference.gaussian is not None
         found["FID"] = distances.frechet_estimate(generated, reference.gaussian)
-        if len(generated) <= generated.shape[1]:
-            warnings.warn(
-                f"FID of {len(generated)} samples in {generated.shape[1]} dimensions is far too high; raise --num_gen",
-                stacklevel=2,
-            )
     if "kid" in metrics:
         assert reference.features is not None
         found["KID"] = distances.kernel_estimate(generated, reference.features, seed)

@@ -56,6 +56,8 @@ def weights_file(mode: Mode, inception_path: str) -> Path:
 class InceptionFeatures:
     """Features (B, 2048) of uint8 images, as clean-fid computes them in one of its modes."""
 
+    num_features = 2048
+
     def __init__(self, mode: Mode, file: Path, device: torch.device) -> None:
         """file: as `weights_file` gives it. Raises UserError if it cannot be loaded."""
         self.mode, self.device = mode, device

@@ -50,6 +50,10 @@ def find_reference(
             found = statistics_from_file(Path(name).expanduser(), **needed)
         else:
             found = named_statistics(name, extractor.settings["mode"], split, data.image_size, **needed)
+    if found.num_features != extractor.num_features:
+        raise UserError(
+            f"{found.description}: {found.num_features} features an image, where the samples have {extractor.num_features}"
+        )
     for metric in metrics:
         if found.features is not None and len(found.features) < FEWEST[metric]:
             raise UserError(

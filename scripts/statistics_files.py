@@ -23,6 +23,14 @@ class Reference:
     features: np.ndarray | None
     """(M, d); None where only mean and covariance are known."""
 
+    @property
+    def num_features(self) -> int:
+        """d"""
+        if self.features is not None:
+            return self.features.shape[1]
+        assert self.gaussian is not None
+        return len(self.gaussian.mu)
+
     @classmethod
     def of(cls, description: str, features: np.ndarray) -> "Reference":
         """Of features (M, d), M at least 2. Raises UserError if there are fewer."""

@@ -10,6 +10,8 @@ from torch import nn
 class _Layers(nn.Module):
     """Normalised images (B, 3, 299, 299) to features (B, 2048): rectified random sums of means over patches."""
 
+    weights: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         weights = torch.randn(3 * 12 * 12, 2048, generator=torch.Generator().manual_seed(0))
