@@ -73,13 +73,19 @@ def evaluate_samples(
     if feature_extractor == "classifier" and dataset_split == "train":
         held_out = reference_features(directory, data_set_images(config.data, "held_out"), extractor, batch_size)
         floor = floor_settings(metrics, generated, held_out, against, sampler.seed, device)
-    settings = common_settings(config, checkpoint=checkpoint, step=trained.step, delta=sampler.delta, seed=sampler.seed) | {
+        for score, settings in floor.items():
+            print(
+                "{}: floor {floor:.4g} +- {floor_standard_error:.2g}, of {floor_images} held-out images; as many samples have "
+                "{value_at_floor_images:.4g}".format(score, **settings),
+                flush=True,
+            )
+    common = common_settings(config, checkpoint=checkpoint, step=trained.step, delta=sampler.delta, seed=sampler.seed) | {
         "reference": against.description,
         "reference_images": None if against.features is None else len(against.features),
         **{f"features_{key}": value for key, value in extractor.settings.items()},
     }
     return [
-        Result(score, estimate.value, estimate.standard_error, estimate.num_images, settings | floor.get(score, {}))
+        Result(score, estimate.value, estimate.standard_error, estimate.num_images, common | floor.get(score, {}))
         for score, estimate in estimates.items()
     ]
 

@@ -145,7 +145,9 @@ def test_classifier_scores_have_their_floor(evaluate: Evaluate, capsys: pytest.C
         feature_extractor="classifier", reference="", metrics=("fid", "kid", "prdc"), num_gen=200, batch_size=100
     )
     assert list(results) == ["FID", "KID", "Precision", "Recall", "Density", "Coverage"]
-    assert "% of held-out images right" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "% of held-out images right" in printed
+    assert "FID: floor " in printed
     for result in results.values():
         assert result.standard_error is not None
         assert (result.num_images, result.settings["floor_images"], result.settings["reference_images"]) == (200, 200, 4500)
