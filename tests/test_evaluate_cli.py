@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -42,15 +43,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def evaluate(place: Path, *args: object, workdir: str = "runs/tiny") -> subprocess.CompletedProcess[str]:
     line = [sys.executable, str(ROOT / "evaluate.py"), "--config", "config.py", "--workdir", workdir, *map(str, args)]
-    return subprocess.run(
-        line, capture_output=True, text=True, cwd=place, timeout=120, check=False, env={"PYTHONPATH": str(ROOT)}
-    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}  # for the import in OWN_CONFIG
+    return subprocess.run(line, capture_output=True, text=True, cwd=place, timeout=120, check=False, env=environment)
 
 
-def bound(
-    config: ConfigDict, place: Path, *, num_levels: int = 2, exact: bool = False, batch_size: int = 16, delta: float = 0.0125
-) -> list[Result]:
-    evaluation = LikelihoodEvaluation(
+def bound_evaluation(
+    config: ConfigDict, place: Path, num_levels: int = 2, exact: bool = False, batch_size: int = 16
+) -> LikelihoodEvaluation:
+    return LikelihoodEvaluation(
         config,
         place / "runs" / "tiny",
         split="test",
@@ -59,6 +59,12 @@ def bound(
         exact=exact,
         batch_size=batch_size,
     )
+
+
+def bound(
+    config: ConfigDict, place: Path, *, num_levels: int = 2, exact: bool = False, batch_size: int = 16, delta: float = 0.0125
+) -> list[Result]:
+    evaluation = bound_evaluation(config, place, num_levels, exact, batch_size)
     return evaluation(checkpoint=0, delta=delta, seed=1, directory=place / "results")
 
 
@@ -106,15 +112,7 @@ def test_batch_size_does_not_matter(trained: Path) -> None:
 
 def test_delta_needs_no_new_network_calls(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sweep over delta gives what single evaluations give."""
-    evaluation = LikelihoodEvaluation(
-        small_config(),
-        trained / "runs" / "tiny",
-        split="test",
-        num_images=12,
-        num_levels_per_image=2,
-        exact=False,
-        batch_size=16,
-    )
+    evaluation = bound_evaluation(small_config(), trained)
     evaluation(checkpoint=0, delta=0.01, seed=1, directory=trained / "results")
     monkeypatch.setattr("scripts.bound.BoundEstimator", None)
     results = evaluation(checkpoint=0, delta=0.0125, seed=1, directory=trained / "results")
