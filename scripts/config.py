@@ -27,10 +27,11 @@ FREE_ON_RESUME = {"model.delta_over_sigma", "data.num_workers"}
 FREE_IN_INFERENCE = FREE_ON_RESUME | {"model.dropout", "model.ema_rate", "model.protocol"}
 
 
-def define_config_flag() -> flags.FlagHolder:
+def define_config_flag(required: bool = True) -> flags.FlagHolder:
     """The flag `--config FILE` with its overrides `--config.section.key=value`, for an entry script."""
     holder = config_flags.DEFINE_config_file("config", None, "Configuration file, see configs/.", lock_config=True)
-    flags.mark_flag_as_required("config")
+    if required:
+        flags.mark_flag_as_required("config")
     return holder
 
 

@@ -26,6 +26,10 @@ class Purpose(enum.IntEnum):
     EVAL_LEVEL = 8
     EVAL_NOISE = 9
     HELD_OUT_DEQUANTIZE = 10
+    KID_SUBSET = 11
+    CLASSIFIER = 12
+    BOUND_LEVEL = 13
+    BOUND_NOISE = 14
 
 
 def stream(seed: int, purpose: Purpose, step: int = 0, position: int = 0) -> np.random.Generator:

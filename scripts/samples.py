@@ -122,18 +122,18 @@ def load_sampler(
     *,
     delta: float | None = None,
     seed: int | None = None,
-    from_data: bool = False,
+    from_data: bool | None = False,
 ) -> tuple[Sampler, TrainedModel]:
     """The sampler for a checkpoint (0: the newest) of a run, and where it came from.
 
     `delta` and `seed` default to the config's. Prior states come from the checkpoint's bank or, with `from_data`, from the
-    training images. Raises UserError for whatever is missing or does not fit.
+    training images; None takes these only where there is no bank. Raises UserError for whatever is missing or does not fit.
     """
     validate(config)
     device = resolve_device(config.device)
     trained = load_trained(config, workdir, checkpoint)
     prior: Prior
-    if from_data:
+    if from_data or (from_data is None and trained.prior is None):
         prior = DataPrior(load_images(config.data, "train"), build_blur(config), config.data.uniform_dequantization)
     elif trained.prior is None:
         raise UserError(f"{trained.path} has no prior bank, as the release's files have none: use --prior=data")

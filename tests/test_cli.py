@@ -222,7 +222,7 @@ def test_sampling_from_nothing(tmp_path: Path) -> None:
     assert "there is no checkpoint in it" in line
 
 
-@pytest.mark.parametrize("script", ["train.py", "sample.py"])
+@pytest.mark.parametrize("script", ["train.py", "sample.py", "evaluate.py"])
 def test_help_and_missing_flags(script: str) -> None:
     result = subprocess.run([sys.executable, str(ROOT / script), "--help"], capture_output=True, text=True, check=False)
     assert "--workdir" in result.stdout

@@ -1,0 +1,174 @@
+"""Features of images, kept in files with the settings that made them: whatever was computed once is not computed again."""
+
+import hashlib
+import json
+import time
+import warnings
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+
+from scripts.errors import UserError
+from scripts.files import make_directory, replacing
+from scripts.image_sources import UnreadableImage, channels_first
+from scripts.progress import progress_bar
+
+SECONDS_BETWEEN_FILES = 60
+"""An evaluation that is cut off loses at most this much work, and one batch."""
+
+
+class Extractor(Protocol):
+    """From images to features."""
+
+    settings: dict[str, Any]
+    """Plain data that tells it from every other extractor."""
+    num_features: int
+    """d"""
+
+    def __call__(self, pixels: torch.Tensor) -> np.ndarray:
+        """Images uint8 (B, C, H, W) to features float32 (B, d)."""
+
+
+class Images(Protocol):
+    """Images in a fixed order, of any sizes: an `ImageSource`, or a `NativeFolder`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        """Image i, uint8 (C, H, W). Raises UnreadableImage."""
+
+    def name(self, i: int) -> str:
+        """What to call image i in a message."""
+
+
+class NativeFolder:
+    """Image files as clean-fid reads them: RGB, each at its own size."""
+
+    def __init__(self, root: Path, paths: Sequence[str]) -> None:
+        self._root, self._paths = root, paths
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        """Image i, uint8 (3, H, W). Raises UnreadableImage."""
+        try:
+            with Image.open(self._root / self._paths[i]) as image:
+                return channels_first(np.asarray(image.convert("RGB")))
+        except MemoryError:
+            raise
+        except Exception as error:  # damaged files make Pillow's decoders raise errors of many classes
+            raise UnreadableImage(self.name(i), str(error)) from error
+
+    def name(self, i: int) -> str:
+        return str(self._root / self._paths[i])
+
+
+def image_features(images: Images, indices: Sequence[int], extractor: Extractor) -> np.ndarray:
+    """Features float32 (len(indices), d), rows of NaN for images that cannot be read, with a warning naming each."""
+    by_shape: dict[tuple[int, ...], list[tuple[int, np.ndarray]]] = {}
+    for row, index in enumerate(indices):
+        try:
+            pixels = images[index]
+        except UnreadableImage as error:
+            warnings.warn(f"{error.name} cannot be read and is left out", stacklevel=2)
+        else:
+            by_shape.setdefault(pixels.shape, []).append((row, pixels))
+    if not by_shape:
+        raise UserError(f"none of {len(indices)} images can be read, such as {images.name(indices[0])}")
+    rows: dict[int, np.ndarray] = {}
+    for group in by_shape.values():
+        features = extractor(torch.from_numpy(np.stack([pixels for _, pixels in group])))
+        rows |= {row: feature for (row, _), feature in zip(group, features, strict=True)}
+    unreadable = np.full_like(next(iter(rows.values())), np.nan)
+    return np.stack([rows.get(row, unreadable) for row in range(len(indices))])
+
+
+def fingerprint(images: Images) -> dict[str, int]:
+    """What tells one set of images from another: how many, their names, and the pixels of up to 64 of them."""
+    names = zlib.crc32("\n".join(images.name(i) for i in range(len(images))).encode("utf-8", "surrogateescape"))
+    pixels = 0
+    for index in np.linspace(0, len(images) - 1, min(len(images), 64)).astype(int):
+        try:
+            pixels = zlib.crc32(images[int(index)].tobytes(), pixels)
+        except UnreadableImage:
+            continue
+    return {"num_images": len(images), "names_crc32": names, "pixels_crc32": pixels}
+
+
+def kept_features(
+    directory: Path,
+    settings: dict[str, Any],
+    count: int,
+    batch_size: int,
+    compute: Callable[[range], np.ndarray],
+    description: str,
+) -> np.ndarray:
+    """Features float32 (count, d) of images 0..count-1.
+
+    Those that files in `directory` have for the same `settings` are read; `compute` gives the rest, for a range of at most
+    `batch_size` images at a time, and they are added to the files about every minute and at the end, also an untimely one.
+    Raises UserError for a directory that cannot be written to and for a damaged file.
+    """
+    store = _Store(make_directory(directory, "features"), settings)
+    blocks = store.read(count)
+    have = sum(map(len, blocks))
+    pending: list[np.ndarray] = []
+    written = time.monotonic()
+    with progress_bar(count, "image", description, initial=have) as bar:
+        try:
+            for start in range(have, count, batch_size):
+                pending.append(compute(range(start, min(start + batch_size, count))))
+                bar.update(len(pending[-1]))
+                if time.monotonic() - written > SECONDS_BETWEEN_FILES:
+                    have += store.write(have, pending)
+                    blocks += pending
+                    pending, written = [], time.monotonic()
+        finally:
+            store.write(have, pending)
+    return np.concatenate([*blocks, *pending])
+
+
+class _Store:
+    """Files `features_KEY_FIRST-END.npz`, each with rows FIRST..END-1 and the settings that KEY is a checksum of."""
+
+    def __init__(self, directory: Path, settings: dict[str, Any]) -> None:
+        self.directory = directory
+        self.settings = json.dumps(settings, sort_keys=True)
+        self.key = hashlib.sha256(self.settings.encode()).hexdigest()[:12]
+
+    def read(self, count: int) -> list[np.ndarray]:
+        """The rows from 0 on that are there without a gap, `count` at most."""
+        blocks: list[np.ndarray] = []
+        have = 0
+        for path in sorted(self.directory.glob(f"features_{self.key}_*.npz")):
+            first, end = map(int, path.stem.rsplit("_", 1)[1].split("-"))
+            if first <= have < min(end, count):
+                blocks.append(self._rows(path)[have - first : count - first])
+                have += len(blocks[-1])
+        return blocks
+
+    def _rows(self, path: Path) -> np.ndarray:
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return file["features"]
+        except Exception as error:  # zip, NumPy and the file system each say "damaged" in their own way
+            raise UserError(f"{path}: damaged ({error}); delete it, and its features are computed again") from None
+
+    def write(self, first: int, blocks: Sequence[np.ndarray]) -> int:
+        """Add rows from `first` on; how many."""
+        if not blocks:
+            return 0
+        rows = np.concatenate(blocks)
+        path = self.directory / f"features_{self.key}_{first:07d}-{first + len(rows):07d}.npz"
+        try:
+            with replacing(path) as temporary:
+                np.savez(temporary, features=rows, settings=np.array(self.settings))
+        except OSError as error:
+            raise UserError(f"{path}: the features could not be written ({error.strerror}); earlier ones are kept") from None
+        return len(rows)

@@ -1,0 +1,46 @@
+"""The classes of images, for the data sets that have them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+from torchvision.datasets import CIFAR10, MNIST
+
+from scripts.datasets import DATA, DATA_SETS, Split, load_images
+from scripts.errors import UserError
+from scripts.image_sources import ImageSource
+
+
+def load_labelled(data: ConfigDict, split: Split) -> tuple[ImageSource, np.ndarray]:
+    """The images of `config.data`, as `load_images` gives them, with their classes, int64 (N,) from 0.
+
+    Raises UserError for a data set without classes.
+    """
+    name = data.dataset.lower()
+    if name not in _LABELS:
+        raise UserError(
+            f"--feature_extractor=classifier: config.data.dataset = {data.dataset!r} has no labels, {', '.join(_LABELS)} have; "
+            "use --feature_extractor=inception"
+        )
+    source = load_images(data, split)  # first, as it explains a data set that is missing
+    labels = _LABELS[name](Path(data.path).expanduser() if data.path else DATA / (DATA_SETS[name].place or ""), split)
+    if len(labels) != len(source):
+        raise UserError(f"config.data.dataset = {data.dataset!r}: {len(labels)} labels for {len(source)} images")
+    return source, np.asarray(labels, np.int64)
+
+
+def _mnist5k(place: Path, split: Split) -> np.ndarray:
+    with np.load(place, allow_pickle=False) as file:
+        return file["labels"][file["held_out"] == (split == "held_out")]
+
+
+def _mnist(place: Path, split: Split) -> np.ndarray:
+    return MNIST(place, train=split == "train").targets.numpy()
+
+
+def _cifar10(place: Path, split: Split) -> np.ndarray:
+    return np.asarray(CIFAR10(place, train=split == "train").targets)
+
+
+_LABELS: dict[str, Callable[[Path, Split], np.ndarray]] = {"mnist5k": _mnist5k, "mnist": _mnist, "cifar10": _cifar10}

@@ -1,0 +1,128 @@
+"""Scores that can be quoted: each with its error, what it depends on, and where it is written down."""
+
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import subprocess
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from scripts.config import ROOT, to_json
+from scripts.files import make_directory
+
+
+@dataclass(frozen=True)
+class Result:
+    """One score of one trained model."""
+
+    score: str
+    """Its name as in the log file's, such as "FID"."""
+    value: float
+    standard_error: float | None
+    """None where it is not known."""
+    num_images: int
+    """N, the images that the score was computed on."""
+    settings: dict[str, Any]
+    """What the value depends on, as plain data: `common_settings` and whatever is particular to the score."""
+
+    def __str__(self) -> str:
+        error = "" if self.standard_error is None else f" +- {self.standard_error:.2g}"
+        return f"{self.score}: {self.value:.6g}{error} (N = {self.num_images})"
+
+
+def common_settings(config: ConfigDict, *, checkpoint: int, step: int, delta: float, seed: int) -> dict[str, Any]:
+    """What every score depends on. checkpoint: its number as on the command line, 0 the newest; step: training steps in it."""
+    return {
+        "delta": delta,
+        "seed": seed,
+        "checkpoint": checkpoint,
+        "checkpoint_step": step,
+        "config_hash": config_hash(config),
+    }
+
+
+def config_hash(config: ConfigDict) -> str:
+    """Twelve hexadecimal digits that tell one configuration, with all overrides, from another."""
+    return hashlib.sha256(json.dumps(json.loads(to_json(config)), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def results_directory(root: Path, dataset_name: str, experiment_name: str) -> Path:
+    """Where the release keeps its logs: <root>/<dataset>/evaluation_results/<experiment>, `root` being `runs`."""
+    return root / dataset_name / "evaluation_results" / experiment_name
+
+
+def append_result(directory: Path, result: Result, *, param_name: str, seconds: float) -> None:
+    """Add a line to <directory>/<SCORE>_log.txt and the same value, with everything behind it, to <SCORE>_log.jsonl.
+
+    param_name: settings, separated by commas, whose values are then given ("delta: 0.0125, FID: 21.3"), or any label.
+    seconds: time taken. Raises UserError if the directory cannot be written to.
+    """
+    make_directory(directory, "evaluation results")
+    settings = result.settings
+    label = ", ".join(f"{name}: {settings[name]}" if name in settings else name for name in param_name.split(","))
+    row = {
+        "score": result.score,
+        "value": result.value,
+        "standard_error": _finite(result.standard_error),
+        "num_images": result.num_images,
+        "param_name": param_name,
+        **settings,
+        "versions": versions(),
+        "seconds": round(seconds, 2),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    append_line(directory / f"{result.score}_log.jsonl", json.dumps(row))
+    append_line(directory / f"{result.score}_log.txt", f"{label}, {result.score}: {result.value:.8g}")
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add one line to a file, in one piece and on disk when this returns; half a line left by a killed process stays alone."""
+    with path.open("ab+") as file:
+        if file.tell() > 0:
+            file.seek(-1, os.SEEK_END)
+            line = line if file.read() == b"\n" else "\n" + line
+        file.write(line.encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The lines of a .jsonl file that are whole; none if there is no such file."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue  # half a line, from a process that was killed while writing it
+    return rows
+
+
+def versions() -> Mapping[str, str]:
+    """Of PyTorch and of this program: the project's version, and the commit where git knows one."""
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        program = tomllib.load(file)["project"]["version"]
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+        program += f"+{described.stdout.strip()}"
+    except (OSError, subprocess.SubprocessError):
+        pass  # an unpacked archive, or no git
+    return {"torch": importlib.metadata.version("torch"), "program": program}
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no infinity: an error that is not known is null."""
+    return value if value is not None and math.isfinite(value) else None
