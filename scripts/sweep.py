@@ -17,8 +17,8 @@ from scripts.errors import UserError
 from scripts.files import make_directory, replacing
 from scripts.results import Result, append_line, append_result, read_rows
 
-LOWER_IS_BETTER = {"ELBO": True, "BPD": True, "FID": True, "KID": True}
-"""Scores that a best value can be named for; others ending in precision, recall, density or coverage are better when higher."""
+LOWER_IS_BETTER = {"ELBO", "BPD", "FID", "KID"}
+"""Of the others (precision, recall, density, coverage) a higher value is the best."""
 MOST_POINTS = 10_000
 
 
@@ -159,7 +159,7 @@ def report(scores: Sequence[tuple[Point, list[Result]]], axes: Axes, directory: 
 def best_line(scores: Sequence[tuple[Point, list[Result]]], score: str, names: Sequence[str]) -> str:
     """Which point has the best value of `score`."""
     candidates = [(point, result) for point, results in scores for result in results if result.score == score]
-    sign = 1 if LOWER_IS_BETTER.get(score, False) else -1
+    sign = 1 if score in LOWER_IS_BETTER else -1
     point, result = min(candidates, key=lambda pair: sign * pair[1].value)
     where = ", ".join(f"{name} = {getattr(point, name):g}" for name in names)
     return f"best {score}: {_with_error(result)} at {where}"
