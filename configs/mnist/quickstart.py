@@ -19,6 +19,7 @@ def get_config() -> ConfigDict:
     config.training.snapshot_freq = 300
     config.training.snapshot_freq_for_preemption = 100
     config.data.dataset = "mnist5k"
+    config.data.uniform_dequantization = True  # so that evaluate.py can give bits/dim
     config.model.K = 40
     config.model.ema_rate = 0.99
     config.model.model_channels = 32
