@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
 
     config.eval = evaluation = ConfigDict()
     evaluation.batch_size = 256  # images at a time in evaluation and sampling, on one device
-    evaluation.num_images = 1024  # held-out images in the evaluation loss, the first ones; 0 takes all
+    evaluation.num_images = 1024  # held-out images in the evaluation loss, spread evenly; 0 takes all
 
     config.data = data = ConfigDict()
     data.dataset = "mnist"  # mnist5k, mnist, cifar10, lsun_church, ffhq, afhq, folder, npy

@@ -97,7 +97,10 @@ class TrainBatches(Dataset[Batch]):
 
 
 class _OrderedBatches(Dataset[Batch]):
-    """The first `num_images` images (0: all) in their order, unreadable ones left out. What noise is added, a subclass says.
+    """`num_images` images (0: all) spread evenly over the source, in order, unreadable ones left out.
+
+    Evenly, because many data sets are sorted by class: the first images would be of one kind. What noise is added, a subclass
+    says.
 
     Iterating skips batches of which nothing is left, so that there may be fewer than `len`, and raises UserError if no image
     at all can be read.
@@ -106,6 +109,7 @@ class _OrderedBatches(Dataset[Batch]):
     def __init__(self, source: ImageSource, batch_size: int, num_images: int, num_workers: int) -> None:
         self.source, self.batch_size, self.num_workers = source, batch_size, num_workers
         self.num_images = min(num_images, len(source)) or len(source)
+        self.chosen = [i * len(source) // self.num_images for i in range(self.num_images)]
 
     def __len__(self) -> int:
         return -(-self.num_images // self.batch_size)
@@ -114,7 +118,7 @@ class _OrderedBatches(Dataset[Batch]):
         """Batch `number`, possibly empty."""
         first = number * self.batch_size
         indices, images, unreadable = [], [], []
-        for index in range(first, min(first + self.batch_size, self.num_images)):
+        for index in self.chosen[first : first + self.batch_size]:
             try:
                 images.append(self.source[index])
                 indices.append(index)

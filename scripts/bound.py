@@ -40,7 +40,7 @@ class LikelihoodEvaluation:
         exact: bool,
         batch_size: int,
     ) -> None:
-        """split: "test" or "train"; num_images: the first ones, 0 for all; exact: all levels, not so many per image.
+        """split: "test" or "train"; num_images: spread evenly over it, 0 for all; exact: all levels, not so many per image.
 
         Raises UserError for a configuration, a split or images that cannot be evaluated.
         """
