@@ -12,11 +12,11 @@ def get_config() -> ConfigDict:
     """1.1M parameters, K = 40, bfloat16, a high learning rate that decays to zero."""
     config = default.get_config()
     config.training.batch_size = 64
-    config.training.n_iters = 900
+    config.training.n_iters = 1100
     config.training.log_freq = 20
-    config.training.eval_freq = 300
-    config.training.sampling_freq = 300
-    config.training.snapshot_freq = 300
+    config.training.eval_freq = 275
+    config.training.sampling_freq = 275
+    config.training.snapshot_freq = 550
     config.training.snapshot_freq_for_preemption = 100
     config.data.dataset = "mnist5k"
     config.data.uniform_dequantization = True  # so that evaluate.py can give bits/dim
