@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from scripts.config import define_config_flag, run
+from scripts.config import define_config_flag, finite, run, validate
 from scripts.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ WORKDIR = flags.DEFINE_string("workdir", "", "Run directory that train.py made."
 CHECKPOINT = flags.DEFINE_integer("checkpoint", 0, "n for checkpoints/checkpoint_n.pth, 0 for the newest.", lower_bound=0)
 MODE = flags.DEFINE_enum("mode", "fid", ["elbo", *SAMPLE_METRICS], "What to compute; all: FID, KID and PRDC.")
 DELTA = flags.DEFINE_float("delta", None, "Sampling noise; by default config.model.delta_over_sigma * sigma.", lower_bound=0)
-SEED = flags.DEFINE_integer("seed", None, "Everything random is a function of it; by default config.seed.", lower_bound=0)
+SEED = flags.DEFINE_integer("seed", None, "Everything random is a function of it; by default config.seed.", 0, 2**64 - 1)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Images at a time; by default config.eval.batch_size.", lower_bound=1)
 SPLIT = flags.DEFINE_string("dataset_split", None, "Split to compare with; by default test for elbo, train otherwise.")
 SWEEP = flags.DEFINE_multi_string(
@@ -79,6 +79,7 @@ def main() -> int:
     from scripts.samples import sampling_delta  # imports PyTorch, which --help and mistyped flags need not wait for
 
     config = CONFIG.value
+    validate(config)
     base = sweep.Point(
         delta=sampling_delta(config) if DELTA.value is None else DELTA.value,
         checkpoint=CHECKPOINT.value,
@@ -177,6 +178,7 @@ def save_statistics() -> int:
 
 def check_combinations(swept: list[str]) -> None:
     """Raise UserError for flags that exclude or need each other."""
+    finite("--delta", DELTA.value)
     for needed in (CONFIG, WORKDIR):
         if not needed.value:
             raise UserError(f"--{needed.name} is needed, except with --save_stats")

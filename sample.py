@@ -9,7 +9,7 @@ from pathlib import Path
 
 from absl import flags
 
-from scripts.config import define_config_flag, run
+from scripts.config import define_config_flag, finite, run
 from scripts.errors import UserError
 
 CONFIG = define_config_flag()
@@ -17,7 +17,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Run directory that train.py made
 CHECKPOINT = flags.DEFINE_integer("checkpoint", 0, "n for checkpoints/checkpoint_n.pth, 0 for the newest.", lower_bound=0)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 9, "Samples in a picture, or at a time in an export.", lower_bound=1)
 DELTA = flags.DEFINE_float("delta", None, "Sampling noise; by default config.model.delta_over_sigma * sigma.", lower_bound=0)
-SEED = flags.DEFINE_integer("seed", None, "Sample i is a function of (seed, i); by default config.seed.", lower_bound=0)
+SEED = flags.DEFINE_integer("seed", None, "Sample i is a function of (seed, i); by default config.seed.", 0, 2**64 - 1)
 PRIOR = flags.DEFINE_enum("prior", "bank", ["bank", "data"], "Initial states from the checkpoint, or from the data set itself.")
 SAME_INIT = flags.DEFINE_bool("same_init", False, "One initial state for all samples.")
 SHARE_NOISE = flags.DEFINE_bool("share_noise", False, "One noise sequence for all samples.")
@@ -70,6 +70,14 @@ def check_combinations() -> None:
         chosen.append("--export_dir")
     if len(chosen) > 1:
         raise UserError(f"{' and '.join(chosen)}: choose one of them")
+    finite("--delta", DELTA.value)
+    for flag, others in (
+        (NUM_POINTS, [] if INTERPOLATE.value else ["no --interpolate"]),
+        (NUMBER, ["--export_dir"] if EXPORT_DIR.value is not None else []),
+        (SAVE_SAMPLE_FREQ, [name for name in chosen if name in ("--interpolate", "--export_dir")]),
+    ):
+        if others and flags.FLAGS[flag.name].present:
+            raise UserError(f"--{flag.name} has no meaning with {others[0]}: leave it out")
     if (NUM_SAMPLES.value is None) != (EXPORT_DIR.value is None):
         raise UserError("--num_samples and --export_dir go together: how many single images, and where to")
 

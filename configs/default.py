@@ -14,8 +14,8 @@ def get_config() -> ConfigDict:
     config.device = "auto"  # "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:1"
 
     config.training = training = ConfigDict()
-    training.batch_size = 128  # images per optimizer step, over all processes and accumulation steps
-    training.accumulation_steps = 1  # each batch is split into this many parts to save memory; same result
+    training.batch_size = 128  # images per optimizer step
+    training.accumulation_steps = 1  # parts that a batch is split into, for less memory; same result but for dropout masks
     training.n_iters = 1300001  # optimizer steps in all; raise it to extend a finished run
     training.log_freq = 50  # steps between rows of metrics.jsonl
     training.eval_freq = 100  # steps between evaluations of the loss on held-out images
@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
     training.snapshot_freq_for_preemption = 10000  # steps between saves of the checkpoint that a restart continues from
 
     config.eval = evaluation = ConfigDict()
-    evaluation.batch_size = 256  # images at a time in evaluation and sampling, on one device
+    evaluation.batch_size = 256  # images at a time where nothing is learnt: evaluation, the prior bank
     evaluation.num_images = 1024  # held-out images in the evaluation loss, spread evenly; 0 takes all
 
     config.data = data = ConfigDict()

@@ -131,6 +131,7 @@ class AttentionBlock(nn.Module):
             q, k, v = qkv.view(B, 3, self.num_heads, head_dim, H * W).unbind(1)
         else:
             q, k, v = qkv.view(B, self.num_heads, 3, head_dim, H * W).unbind(2)
-        # scaled_dot_product_attention wants (B, heads, pixels, channels).
-        h = F.scaled_dot_product_attention(q.mT, k.mT, v.mT).mT.reshape(B, C, H * W)
+        # As (B, heads, pixels, channels), and contiguous: the fused kernels, which never hold all pairs of pixels, ask for it.
+        q, k, v = (part.mT.contiguous() for part in (q, k, v))
+        h = F.scaled_dot_product_attention(q, k, v).mT.reshape(B, C, H * W)
         return x + self.proj_out(h).view(B, C, H, W)

@@ -49,8 +49,8 @@ class PriorBank:
         return len(self.coefficients)
 
     def project(self, images: torch.Tensor) -> torch.Tensor:
-        """A_K u in the bank's basis: images u (B, C, H, W) in [0, 1] to float32 (B, C, F)."""
-        return images.float().flatten(2) @ self.basis.flatten(1).T * self.decay
+        """A_K u in the bank's basis: images u (B, C, H, W) in [0, 1] to float32 (B, C, F), on the bank's device."""
+        return images.to(self.basis.device).float().flatten(2) @ self.basis.flatten(1).T * self.decay
 
     def blurred(self, indices: torch.Tensor) -> torch.Tensor:
         """A_K u_i as images, for int64 indices (B,) of the bank: float32 (B, C, H, W)."""

@@ -188,19 +188,24 @@ def clean_batches(source: ImageSource, batch_size: int, num_workers: int, unifor
     return iter(_CleanBatches(source, batch_size, num_workers, uniform_dequantization))
 
 
-def train_loader(batches: TrainBatches, first_step: int, n_iters: int, num_workers: int) -> Iterator[Batch]:
-    """The batches of steps first_step, ..., n_iters - 1 in order, the same for any number of worker processes."""
-    return _read_batches(batches, range(first_step, n_iters), num_workers)
+def train_loader(
+    batches: TrainBatches, first_step: int, n_iters: int, num_workers: int, pin_memory: bool = False
+) -> Iterator[Batch]:
+    """The batches of steps first_step, ..., n_iters - 1 in order, the same for any number of worker processes.
+
+    pin_memory: for a GPU, which then copies while it computes.
+    """
+    return _read_batches(batches, range(first_step, n_iters), num_workers, pin_memory)
 
 
-def _read_batches(batches: Dataset[Batch], numbers: range, num_workers: int) -> Iterator[Batch]:
-    """batches[n] for n in `numbers`, read ahead by worker processes if there are any, pinned if there is a GPU."""
+def _read_batches(batches: Dataset[Batch], numbers: range, num_workers: int, pin_memory: bool = False) -> Iterator[Batch]:
+    """batches[n] for n in `numbers`, read ahead by worker processes if there are any."""
     loader = DataLoader(
         _ErrorsAsValues(batches),
         batch_size=None,
         sampler=numbers,
         num_workers=num_workers,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pin_memory,
         # Workers only read images. Forked, they share arrays and memory maps with this process; spawned, they would get copies.
         multiprocessing_context="fork" if num_workers > 0 else None,
         worker_init_fn=_leave_signals_to_the_parent,

@@ -104,8 +104,9 @@ def is_release(contents: Contents) -> bool:
 
 
 def read_newest(workdir: Path) -> tuple[Path, Contents] | None:
-    """The newest checkpoint that can be read, with a warning for every newer one that cannot, or None if there is none.
+    """The first checkpoint that can be read, with a warning for every one before it that cannot, or None if there is none.
 
+    First the one that a restart continues from, then the one before it, then numbered ones from the highest down.
     Raises UserError if there are checkpoints and none can be read.
     """
     numbered = sorted((workdir / "checkpoints").glob("checkpoint_*.pth"), key=_number, reverse=True)

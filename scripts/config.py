@@ -5,6 +5,7 @@ Imports nothing heavy, so that `--help` and bad input answer at once.
 
 import difflib
 import json
+import math
 import runpy
 import sys
 import traceback
@@ -43,7 +44,7 @@ def run(main: Callable[[], int]) -> None:
             if len(argv) > 1:
                 raise UserError(f"{argv[1]!r} is not a flag: options are written --name=value")
             return main()
-        except UserError as error:
+        except (UserError, OSError) as error:  # the disk, permissions: the message names the file
             fail(error)
 
     warnings.formatwarning = _format_warning
@@ -69,7 +70,12 @@ def _parse_flags(argv: list[str]) -> list[str]:
         return flags.FLAGS(argv)
     except (flags.Error, UserError) as error:
         fail(error)
-    except (AttributeError, KeyError):  # how ml_collections reports a key that the configuration does not have
+    except (
+        AttributeError,
+        KeyError,
+        IndexError,
+        TypeError,
+    ):  # how ml_collections reports a key that the configuration does not have
         fail(_unknown_key(argv))
 
 
@@ -145,9 +151,17 @@ def validate(config: ConfigDict) -> None:
         raise UserError(f"config.{key}: there is no such key; configs/default.py lists them all")
     for key in known.keys() - given.keys():
         raise UserError(f"config.{key} is missing: start from configs/default.py's get_config()")
+    for key, value in given.items():
+        finite(f"config.{key}", value)
     for key, right, ok in _checks(config):
         if not ok:
             raise UserError(f"config.{key} = {given[key]!r}: must be {right}")
+
+
+def finite(name: str, value: object) -> None:
+    """Raise UserError if `value` is an infinite float or not a number."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{name}={value}: must be a finite number")
 
 
 def _checks(config: ConfigDict) -> Iterator[tuple[str, str, bool]]:

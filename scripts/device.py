@@ -1,5 +1,6 @@
 """Where and in which precision to compute."""
 
+import os
 from contextlib import AbstractContextManager
 
 import torch
@@ -9,7 +10,20 @@ from scripts.errors import UserError
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device that config.device names; "auto" is a GPU if there is one. Raises UserError if it is not to be had."""
+    """The device that config.device names; "auto" is a GPU if there is one. Raises UserError if it is not to be had.
+
+    On a GPU, PyTorch is told to compute the same numbers every time, and float32 where float32 is asked for.
+    """
+    device = _named_device(name)
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts; without it sums vary in order
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs time
+        torch.backends.cudnn.allow_tf32 = False
+    return device
+
+
+def _named_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from scripts.errors import UserError
 from scripts.files import make_directory, replacing
-from scripts.image_sources import UnreadableImage, channels_first
+from scripts.image_sources import UnreadableImage, channels_first, names_crc32
 from scripts.progress import progress_bar
 
 SECONDS_BETWEEN_FILES = 60
@@ -91,14 +91,13 @@ def image_features(images: Images, indices: Sequence[int], extractor: Extractor)
 
 def fingerprint(images: Images) -> dict[str, int]:
     """What tells one set of images from another: how many, their names, and the pixels of up to 64 of them."""
-    names = zlib.crc32("\n".join(images.name(i) for i in range(len(images))).encode("utf-8", "surrogateescape"))
     pixels = 0
     for index in np.linspace(0, len(images) - 1, min(len(images), 64)).astype(int):
         try:
             pixels = zlib.crc32(images[int(index)].tobytes(), pixels)
         except UnreadableImage:
             continue
-    return {"num_images": len(images), "names_crc32": names, "pixels_crc32": pixels}
+    return {"num_images": len(images), "names_crc32": names_crc32(map(images.name, range(len(images)))), "pixels_crc32": pixels}
 
 
 def kept_features(

@@ -7,7 +7,8 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from shutil import copyfile
 from typing import BinaryIO, Protocol
@@ -51,6 +52,11 @@ class ImageSource(Protocol):
 
     def name(self, i: int) -> str:
         """What to call image i in a message: its file name, or "image 17"."""
+
+
+def names_crc32(names: Iterable[str]) -> int:
+    """A checksum of image names in their order: another one means other images, or the same ones in other places."""
+    return zlib.crc32("\n".join(names).encode("utf-8", "surrogateescape"))
 
 
 class ArrayImages:

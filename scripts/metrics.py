@@ -1,7 +1,6 @@
 """What a run measures: rows of metrics.jsonl, the same in TensorBoard."""
 
 import json
-import time
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from scripts.files import replacing
+from scripts.train_step import StepResult
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -77,13 +77,14 @@ class LossWindow:
         self.losses: list[torch.Tensor] = []
         self.levels: list[torch.Tensor] = []
         self.grad_norms: list[float] = []
-        self.started = time.monotonic()
+        self.seconds = 0.0
 
-    def add(self, losses: torch.Tensor, levels: torch.Tensor, grad_norm: float) -> None:
-        """The per-example losses (B,) and levels (B,) of one step, and its gradient norm before clipping."""
-        self.losses.append(losses.cpu())
-        self.levels.append(levels.cpu())
-        self.grad_norms.append(grad_norm)
+    def add(self, result: StepResult, seconds: float) -> None:
+        """What one step measured, and the time that it took, waiting for its data included."""
+        self.losses.append(result.losses.cpu())
+        self.levels.append(result.levels.cpu())
+        self.grad_norms.append(result.grad_norm)
+        self.seconds += seconds
 
     def summary(self) -> dict[str, float]:
         """Means over the window by name, and images per second; then `reset`."""
@@ -91,7 +92,7 @@ class LossWindow:
         row = {
             "loss": losses.mean().item(),
             "grad_norm": sum(self.grad_norms) / len(self.grad_norms),
-            "images_per_second": len(losses) / (time.monotonic() - self.started),
+            "images_per_second": len(losses) / self.seconds,
         }
         for low, high in zip(self.edges[:-1], self.edges[1:], strict=True):
             in_band = losses[(levels > low) & (levels <= high)]

@@ -236,6 +236,7 @@ def export(directory: Path, sampler: Sampler, trained: TrainedModel, num_samples
         "seed": sampler.seed,
         "delta": sampler.delta,
         "prior_delta": sampler.prior_delta,
+        "prior_images": len(sampler.prior),
         "precision": str(sampler.precision),
     }
     _check_export(directory, settings)

@@ -86,7 +86,7 @@ class Prior(Protocol):
 
 
 class DataPrior:
-    """Prior states read from the training images themselves; a `PriorBank` gives the same ones, faster."""
+    """Prior states read from the training images themselves; a `PriorBank` of the same images gives the same ones, faster."""
 
     def __init__(self, source: ImageSource, blur: DCTBlur, uniform_dequantization: bool) -> None:
         self.source, self.blur, self.uniform_dequantization = source, blur, uniform_dequantization

@@ -136,8 +136,12 @@ class Trainer:
         """Continue from a `state_dict` of the same architecture."""
         self.model.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
+        settings = [{key: group[key] for key in ("betas", "eps", "weight_decay")} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        for group, own in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(own)  # moments are the checkpoint's, settings the configuration's
+        if state["scaler"]:  # empty unless the run was in float16 when it was saved
+            self.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
 
 

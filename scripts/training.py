@@ -20,7 +20,7 @@ from scripts.datasets import load_images
 from scripts.device import resolve_device
 from scripts.errors import UserError
 from scripts.files import make_directory, replacing
-from scripts.image_sources import ImageSource
+from scripts.image_sources import ImageSource, names_crc32
 from scripts.interruption import Interrupted, InterruptionGuard
 from scripts.metrics import LossWindow, MetricsWriter
 from scripts.plan import describe
@@ -87,10 +87,19 @@ class TrainingRun:
     def prepare(self, train_images: ImageSource) -> None:
         """Continue from the newest checkpoint, or make the prior bank and start."""
         saved = checkpoint.read_to_resume(self.workdir)
+        self.data = {
+            "num_images": len(train_images),
+            "names_crc32": names_crc32(map(train_images.name, range(len(train_images)))),
+        }
         if saved is None:
             self.prior = PriorBank.from_batches(self._clean_batches(train_images), self.trainer.blur)
         else:
             refuse_differences(saved["config"], self.config, FREE_ON_RESUME, f"the checkpoint in {self.workdir}")
+            if saved["data"] != self.data:
+                raise UserError(
+                    f"the checkpoint in {self.workdir} was trained on other images than {self.config.data.dataset!r} now has "
+                    f"({saved['data']['num_images']} then, {len(train_images)} now): restore them, or choose another --workdir"
+                )
             self.trainer.load_state_dict(saved)
             self.prior = PriorBank.from_state_dict(saved["prior"])
             print(f"continuing from step {self.trainer.step}")
@@ -123,7 +132,7 @@ class TrainingRun:
             data.num_workers,
         )
         window = LossWindow(config.model.K)
-        first_step, started = trainer.step, time.monotonic()
+        first_step = trainer.step
         with (
             MetricsWriter(self.workdir, trainer.step) as self.metrics,
             TrainingProgress(trainer.step, training.n_iters) as self.progress,
@@ -131,10 +140,12 @@ class TrainingRun:
             if trainer.step > 0:
                 # A signal may have come between the save at this step and what else was due.
                 self.show(only_missing=True)
-            for batch in train_loader(batches, trainer.step, training.n_iters, data.num_workers):
+            pin_memory = trainer.device.type == "cuda"
+            started = lap = time.monotonic()
+            for batch in train_loader(batches, trainer.step, training.n_iters, data.num_workers, pin_memory):
                 self._note_unreadable(batch)
                 result = self._step(batch)
-                window.add(result.losses, result.levels, result.grad_norm)
+                window.add(result, seconds=time.monotonic() - lap)
                 self.progress.step_done(result.losses.mean().item())
                 if self._due(training.log_freq):
                     row = window.summary()
@@ -147,6 +158,7 @@ class TrainingRun:
                     self.save()
                 self.guard.check()
                 self.show()
+                lap = time.monotonic()
 
     def _step(self, batch: Batch) -> StepResult:
         """One step; where float16 overflows, the same one again with a smaller loss scale."""
@@ -166,7 +178,12 @@ class TrainingRun:
     def save(self) -> None:
         """Write the checkpoint to resume from, and where one is due the numbered one."""
         assert self.prior is not None
-        contents = {**self.trainer.state_dict(), "config": to_json(self.config), "prior": self.prior.state_dict()}
+        contents = {
+            **self.trainer.state_dict(),
+            "config": to_json(self.config),
+            "data": self.data,
+            "prior": self.prior.state_dict(),
+        }
         snapshot_freq = self.config.training.snapshot_freq
         if self._due(snapshot_freq):
             # Rounded up: a last step between two snapshots has a number of its own, and never 0, which means "newest".
@@ -192,12 +209,10 @@ class TrainingRun:
                 self._note_unreadable(batch)
                 losses.append(held_out_losses(self.trainer, batch.images, batch.indices))
         loss = torch.cat(losses)
-        self.metrics.write(
-            self.trainer.step,
-            eval_loss=loss.mean().item(),
-            eval_loss_standard_error=loss.std().item() / math.sqrt(len(loss)) if len(loss) > 1 else math.inf,
-            eval_num_images=len(loss),
-        )
+        row = {"eval_loss": loss.mean().item(), "eval_num_images": len(loss)}
+        if len(loss) > 1:
+            row["eval_loss_standard_error"] = loss.std().item() / math.sqrt(len(loss))
+        self.metrics.write(self.trainer.step, **row)
 
     def sample(self, directory: Path) -> None:
         """Pictures of samples from the averaged weights."""

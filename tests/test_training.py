@@ -17,7 +17,7 @@ from scripts import training
 from scripts.checkpoint import meta_path, numbered_path, read
 from scripts.errors import UserError
 from scripts.metrics import LossWindow, read_metrics
-from scripts.train_step import Trainer, draw_levels, learning_rate
+from scripts.train_step import StepResult, Trainer, draw_levels, learning_rate
 from scripts.training import train
 from tests.conftest import tiny_config
 
@@ -328,10 +328,10 @@ def test_training_levels(protocol: str, last: int) -> None:
 
 def test_bands_of_levels() -> None:
     window = LossWindow(K=10)
-    window.add(torch.arange(10.0), torch.arange(1, 11), grad_norm=2.0)
-    window.add(torch.arange(10.0), torch.arange(1, 11), grad_norm=4.0)
+    for grad_norm in (2.0, 4.0):
+        window.add(StepResult(torch.arange(10.0), torch.arange(1, 11), grad_norm, overflowed=False), seconds=0.5)
     row = window.summary()
-    assert (row["loss"], row["grad_norm"]) == (4.5, 3.0)
+    assert (row["loss"], row["grad_norm"], row["images_per_second"]) == (4.5, 3.0, 20.0)
     bands = {name: value for name, value in row.items() if name.startswith("loss_levels")}
     assert bands == {
         "loss_levels_1_to_2": 0.5,
@@ -369,3 +369,29 @@ def test_nothing_is_written_for_bad_input(tmp_path: Path, make_config: Callable[
         with pytest.raises(UserError):
             train(make_config(**overrides), workdir)
     assert not workdir.exists()
+
+
+def test_other_images_under_the_same_name_are_refused(tiny_array: Path, tmp_path: Path) -> None:
+    """More or fewer images would move the split and every epoch's order, and leave the prior bank behind."""
+    path = tmp_path / "mine.npy"
+    np.save(path, np.load(tiny_array))
+    assert train(array_config(path, training__n_iters=1), tmp_path / "run") == 0
+    np.save(path, np.load(tiny_array)[:-5])
+    with pytest.raises(UserError, match=r"trained on other images .*\(36 then, 32 now\)"):
+        train(array_config(path), tmp_path / "run")
+
+
+@pytest.mark.parametrize("saved_in", ["float32", "float16"])
+def test_precision_and_optimizer_settings_may_change_on_resuming(saved_in: str, tiny_array: Path, tmp_path: Path) -> None:
+    """What is announced as changed has changed; the moments are the old ones."""
+    other = "float16" if saved_in == "float32" else "float32"
+
+    def config(precision: str, **overrides: object) -> ConfigDict:
+        return array_config(tiny_array, optim__automatic_mp=precision == "float16", optim__amp_dtype="float16", **overrides)
+
+    assert train(config(saved_in, training__n_iters=2), tmp_path) == 0
+    assert train(config(other, training__n_iters=4, optim__weight_decay=0.5, optim__eps=1e-3), tmp_path) == 0
+    saved = read(meta_path(tmp_path))
+    assert saved["step"] == 4
+    (group,) = saved["optimizer"]["param_groups"]
+    assert (group["weight_decay"], group["eps"]) == (0.5, 1e-3)
