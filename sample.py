@@ -72,12 +72,12 @@ def check_combinations() -> None:
         raise UserError(f"{' and '.join(chosen)}: choose one of them")
     finite("--delta", DELTA.value)
     for flag, others in (
-        (NUM_POINTS, [] if INTERPOLATE.value else ["no --interpolate"]),
-        (NUMBER, ["--export_dir"] if EXPORT_DIR.value is not None else []),
-        (SAVE_SAMPLE_FREQ, [name for name in chosen if name in ("--interpolate", "--export_dir")]),
+        (NUM_POINTS, [] if INTERPOLATE.value else ["without --interpolate"]),
+        (NUMBER, ["with --export_dir"] if EXPORT_DIR.value is not None else []),
+        (SAVE_SAMPLE_FREQ, [f"with {name}" for name in chosen if name in ("--interpolate", "--export_dir")]),
     ):
         if others and flags.FLAGS[flag.name].present:
-            raise UserError(f"--{flag.name} has no meaning with {others[0]}: leave it out")
+            raise UserError(f"--{flag.name} has no meaning {others[0]}: leave it out")
     if (NUM_SAMPLES.value is None) != (EXPORT_DIR.value is None):
         raise UserError("--num_samples and --export_dir go together: how many single images, and where to")
 

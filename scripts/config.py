@@ -70,12 +70,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
         return flags.FLAGS(argv)
     except (flags.Error, UserError) as error:
         fail(error)
-    except (
-        AttributeError,
-        KeyError,
-        IndexError,
-        TypeError,
-    ):  # how ml_collections reports a key that the configuration does not have
+    except (AttributeError, KeyError, IndexError, TypeError):  # ml_collections' ways to say that there is no such key
         fail(_unknown_key(argv))
 
 

@@ -206,7 +206,7 @@ BAD_SAMPLING: dict[str, tuple[Sequence[str], str]] = {
     "two kinds too": (["--same_init", "--share_noise"], "--same_init and --share_noise: choose one"),
     "delta is not a number": (["--delta=nan"], "--delta=nan: must be a finite number"),
     "seed too large": ([f"--seed={2**64}"], "--seed"),
-    "points without a path": (["--num_points=3"], "--num_points has no meaning with no --interpolate"),
+    "points without a path": (["--num_points=3"], "--num_points has no meaning without --interpolate"),
     "half an export": (["--num_samples=3"], "--num_samples and --export_dir go together"),
     "missing checkpoint": (["--checkpoint=7"], "has no checkpoints/checkpoint_7.pth; there are 1"),
     "another architecture": (["--config.model.num_res_blocks=2"], "config.model.num_res_blocks was 1, now 2"),
