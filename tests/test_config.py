@@ -97,7 +97,7 @@ def test_every_key_is_read_somewhere() -> None:
     assert not unread
 
 
-@pytest.mark.parametrize("script", ["train.py", "sample.py", "evaluate.py"])
+@pytest.mark.parametrize("script", ["train.py", "sample.py", "evaluate.py", "scripts/benchmark.py"])
 def test_every_flag_is_read(script: str) -> None:
     tree = ast.parse((ROOT / script).read_text())
     defined = {
