@@ -1,10 +1,12 @@
 """Writing files so that a reader never meets half of one."""
 
 import errno
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from scripts.errors import UserError
 
@@ -47,3 +49,14 @@ def make_directory(path: Path, flag: str) -> Path:
     except OSError as error:
         raise UserError(f"{flag}={path}: cannot write there ({error.strerror}); choose a writable directory") from None
     return path
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a .jsonl file; none if there is no such file."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue  # half a line, from a process that was killed while writing it
+    return rows

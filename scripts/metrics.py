@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from scripts.files import replacing
+from scripts.files import read_json_lines, replacing
 from scripts.train_step import StepResult
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ class MetricsWriter:
     def __init__(self, workdir: Path, first_step: int) -> None:
         """Rows from after `first_step`, left by a run that was killed, are dropped: they will be written again."""
         path = workdir / "metrics.jsonl"
-        rows = [row for row in read_metrics(path) if row["step"] <= first_step]
+        rows = [row for row in read_json_lines(path) if row["step"] <= first_step]
         self.evaluated_steps = {row["step"] for row in rows if "eval_loss" in row}
         with replacing(path) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -50,17 +50,6 @@ class MetricsWriter:
         self._file.flush()
         for name, value in values.items():
             self._tensorboard.add_scalar(name, value, step)
-
-
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a `metrics.jsonl`; none if there is no such file."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue  # half a line, from a process that was killed while writing it
-    return rows
 
 
 class LossWindow:

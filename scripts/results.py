@@ -94,17 +94,6 @@ def append_line(path: Path, line: str) -> None:
         os.fsync(file.fileno())
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The lines of a .jsonl file that are whole; none if there is no such file."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue  # half a line, from a process that was killed while writing it
-    return rows
-
-
 def versions() -> Mapping[str, str]:
     """Of PyTorch and of this program: the project's version, and the commit where git knows one."""
     with (ROOT / "pyproject.toml").open("rb") as file:

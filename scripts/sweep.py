@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from scripts.errors import UserError
-from scripts.files import make_directory, replacing
-from scripts.results import Result, append_line, append_result, read_rows
+from scripts.files import make_directory, read_json_lines, replacing
+from scripts.results import Result, append_line, append_result
 
 LOWER_IS_BETTER = {"ELBO", "BPD", "FID", "KID"}
 """Of the others (precision, recall, density, coverage) a higher value is the best."""
@@ -105,7 +105,7 @@ def run_sweep(
     """
     path = directory / "sweep.jsonl"
     keys = [_key(asdict(point), request(point)) for point in points]
-    done = {_key(row["point"], row["request"]): row["results"] for row in read_rows(path)}
+    done = {_key(row["point"], row["request"]): row["results"] for row in read_json_lines(path)}
     found = sum(key in done for key in keys)
     print(f"sweep of {len(points)} points" + (f", {found} of them in {path}" if found else ""), flush=True)
     scores = []

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from scripts.errors import UserError
-from scripts.results import Result, append_line, append_result, config_hash, read_rows, results_directory
+from scripts.files import read_json_lines
+from scripts.results import Result, append_line, append_result, config_hash, results_directory
 from scripts.sweep import Point, parse_sweeps, report, run_point, run_sweep, sweep_points
 from tests.conftest import tiny_config
 
@@ -132,7 +133,7 @@ def test_log_files(tmp_path: Path) -> None:
     append_result(directory, result, param_name="delta", seconds=12.345)
     append_result(directory, Result("FID", 20.0, float("inf"), 1, SETTINGS), param_name="try 2", seconds=1)
     assert (directory / "FID_log.txt").read_text() == "delta: 0.013, FID: 18.9612\ntry 2, FID: 20\n"
-    first, second = read_rows(directory / "FID_log.jsonl")
+    first, second = read_json_lines(directory / "FID_log.jsonl")
     expected: dict[str, Any] = {
         "score": "FID", "value": 18.9612, "standard_error": 0.04, "num_images": 50000, "reference": "cifar10",
         "param_name": "delta", "seconds": 12.35, **SETTINGS,
@@ -147,14 +148,14 @@ def test_half_a_line_spoils_no_other(tmp_path: Path) -> None:
     path.write_text('{"a": 1}\n{"a"')
     append_line(path, json.dumps({"a": 2}))
     append_line(path, json.dumps({"a": 3}))
-    assert [row["a"] for row in read_rows(path)] == [1, 2, 3]
+    assert [row["a"] for row in read_json_lines(path)] == [1, 2, 3]
 
 
 def test_single_evaluation_is_printed_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_point(Evaluation(), BASE, tmp_path, "delta")
     assert "FID: 4.37016 +- 0.5 (N = 10)" in capsys.readouterr().out
     assert not (tmp_path / "sweep.jsonl").exists()
-    assert len(read_rows(tmp_path / "RECALL_log.jsonl")) == 1
+    assert len(read_json_lines(tmp_path / "RECALL_log.jsonl")) == 1
 
 
 def test_config_hash() -> None:

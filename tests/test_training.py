@@ -16,7 +16,8 @@ from ml_collections import ConfigDict
 from scripts import training
 from scripts.checkpoint import meta_path, numbered_path, read
 from scripts.errors import UserError
-from scripts.metrics import LossWindow, read_metrics
+from scripts.files import read_json_lines
+from scripts.metrics import LossWindow
 from scripts.train_step import StepResult, Trainer, draw_levels, learning_rate
 from scripts.training import train
 from tests.conftest import tiny_config
@@ -131,7 +132,7 @@ def test_killed_between_saves(
     assert read(meta_path(tmp_path))["step"] == 4
     assert train(config, tmp_path) == 0
     assert_equal_state(final_state(tmp_path), undisturbed)
-    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl") if "loss" in row] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in read_json_lines(tmp_path / "metrics.jsonl") if "loss" in row] == [1, 2, 3, 4, 5, 6]
 
 
 def test_evaluation_and_samples_lost_to_a_signal_are_made_up_for(
@@ -143,7 +144,7 @@ def test_evaluation_and_samples_lost_to_a_signal_are_made_up_for(
         assert train(config, tmp_path) == 0
     assert not (tmp_path / "samples" / "iter_3").exists()
     assert train(config, tmp_path) == 0
-    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl") if "eval_loss" in row] == [3, 6]
+    assert [row["step"] for row in read_json_lines(tmp_path / "metrics.jsonl") if "eval_loss" in row] == [3, 6]
     for step in (3, 6):
         assert (tmp_path / "samples" / f"iter_{step}" / "process.mp4").exists()
 
@@ -343,7 +344,7 @@ def test_bands_of_levels() -> None:
 
 def test_rows_of_metrics(tiny_array: Path, tmp_path: Path) -> None:
     assert train(array_config(tiny_array, training__eval_freq=6), tmp_path) == 0
-    rows = read_metrics(tmp_path / "metrics.jsonl")
+    rows = read_json_lines(tmp_path / "metrics.jsonl")
     trained = [row for row in rows if "loss" in row]
     assert [row["step"] for row in trained] == [2, 4, 6]
     assert {"loss", "lr", "grad_norm", "images_per_second", "loss_levels_1_to_1"} <= trained[0].keys()
@@ -359,7 +360,7 @@ def test_evaluation_does_not_depend_on_its_batches(tiny_array: Path, tmp_path: P
     for size in (1, 4):
         workdir = tmp_path / str(size)
         assert train(array_config(tiny_array, training__n_iters=2, eval__batch_size=size), workdir) == 0
-        losses.append([row["eval_loss"] for row in read_metrics(workdir / "metrics.jsonl") if "eval_loss" in row])
+        losses.append([row["eval_loss"] for row in read_json_lines(workdir / "metrics.jsonl") if "eval_loss" in row])
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
 
 
