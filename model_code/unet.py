@@ -1,5 +1,7 @@
 """The U-Net f(u_k, k): topology, parameter names and order of improved-diffusion (Nichol and Dhariwal, 2021)."""
 
+from functools import partial
+
 import torch
 from torch import nn
 
@@ -45,18 +47,8 @@ class UNet(nn.Module):
         self.model_channels = model_channels
         emb_channels = 4 * model_channels
 
-        def res_block(channels: int, out_channels: int, resample: nn.Module | None = None) -> ResBlock:
-            return ResBlock(
-                channels,
-                out_channels,
-                emb_channels,
-                dropout=dropout,
-                use_scale_shift_norm=use_scale_shift_norm,
-                resample=resample,
-            )
-
-        def attention(channels: int) -> AttentionBlock:
-            return AttentionBlock(channels, num_heads=num_heads, new_order=use_new_attention_order)
+        res_block = partial(ResBlock, emb_channels=emb_channels, dropout=dropout, use_scale_shift_norm=use_scale_shift_norm)
+        attention = partial(AttentionBlock, num_heads=num_heads, new_order=use_new_attention_order)
 
         # Modules register their parameters in the order of these statements; the release's EMA weights are a list in it.
         self.time_embed = nn.Sequential(
@@ -76,7 +68,7 @@ class UNet(nn.Module):
                 skip_channels.append(channels)
             if level < last_level:
                 down = Downsample(channels, use_conv=not resblock_updown)
-                self.input_blocks.append(Stage(res_block(channels, channels, down) if resblock_updown else down))
+                self.input_blocks.append(Stage(res_block(channels, channels, resample=down) if resblock_updown else down))
                 skip_channels.append(channels)
 
         self.middle_block = Stage(res_block(channels, channels), attention(channels), res_block(channels, channels))
@@ -90,7 +82,7 @@ class UNet(nn.Module):
                     stage.append(attention(channels))
                 if level > 0 and i == num_res_blocks:
                     up = Upsample(channels, use_conv=not resblock_updown)
-                    stage.append(res_block(channels, channels, up) if resblock_updown else up)
+                    stage.append(res_block(channels, channels, resample=up) if resblock_updown else up)
                 self.output_blocks.append(Stage(*stage))
 
         self.out = nn.Sequential(GroupNorm32(channels), nn.SiLU(), zero_init(nn.Conv2d(channels, num_channels, 3, padding=1)))
