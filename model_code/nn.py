@@ -9,6 +9,9 @@ from torch import nn
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
+MAX_EXPLICIT_PIXELS = 256
+"""Up to here all pairs of pixels are few, and products and softmax one by one beat the fused kernel's slow backward on CPUs."""
+
 
 def level_embedding(k: torch.Tensor, dim: int) -> torch.Tensor:
     """Sinusoidal embedding of the levels k (B,): float32 (B, dim), cosines first; `dim` even.
@@ -31,6 +34,47 @@ class GroupNorm32(nn.GroupNorm):
         if x.device.type == "cpu":
             return super().forward(x)  # its kernel takes 16-bit inputs and computes in float32, at half a step's cost
         return super().forward(x.float()).to(x.dtype)
+
+
+class SiLU(nn.SiLU):
+    """x sigmoid(x), written over its input where no gradient needs that: only for an input that nobody else reads."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
+class Dropout(nn.Dropout):
+    """Dropout, on CPUs with masks from 16 random bits a value.
+
+    PyTorch's own draws serially in float64 there, and was a tenth of a training step on one core, more on several. The
+    probability is rounded to a multiple of 2^-16, and the scale is that of the rounded one.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.device.type != "cpu" or not self.training or self.p == 0:
+            return super().forward(x)
+        dropped = round(self.p * 2**16)
+        words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        mask = (words.view(torch.int16)[: x.numel()] >= dropped - 2**15).to(x.dtype)
+        return x * mask.mul_(2**16 / max(1, 2**16 - dropped)).view_as(x)
+
+
+class PointwiseConv(nn.Conv2d):
+    """A 1x1 convolution, on CPUs as one matrix product per image, in a third of the time that a convolution takes."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__(channels, out_channels, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.device.type != "cpu":
+            return super().forward(x)
+        return _per_pixel(self, x.flatten(2)).view(len(x), -1, *x.shape[2:])
+
+
+def _per_pixel(layer: nn.Conv1d | nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+    """A convolution with kernel size 1 as a matrix product: x (B, C, T) to (B, C', T)."""
+    assert layer.bias is not None
+    return torch.baddbmm(layer.bias[:, None], layer.weight.flatten(1).expand(len(x), -1, -1), x)
 
 
 def zero_init(module: ModuleT) -> ModuleT:
@@ -80,18 +124,18 @@ class ResBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.use_scale_shift_norm = use_scale_shift_norm
-        self.in_layers = nn.Sequential(GroupNorm32(channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1))
+        self.in_layers = nn.Sequential(GroupNorm32(channels), SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1))
         self.resample = resample if resample is not None else nn.Identity()
         self.emb_layers = nn.Sequential(
             nn.SiLU(), nn.Linear(emb_channels, 2 * out_channels if use_scale_shift_norm else out_channels)
         )
         self.out_layers = nn.Sequential(
             GroupNorm32(out_channels),
-            nn.SiLU(),
-            nn.Dropout(dropout),
+            SiLU(),
+            Dropout(dropout),
             zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
         )
-        self.skip_connection = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
+        self.skip_connection = nn.Identity() if channels == out_channels else PointwiseConv(channels, out_channels)
 
     def forward(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
         """x (B, C, H, W), emb (B, emb_channels): (B, out_channels, H', W')."""
@@ -125,7 +169,7 @@ class AttentionBlock(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (B, C, H, W): (B, C, H, W)."""
         B, C, H, W = x.shape
-        qkv = self.qkv(self.norm(x.reshape(B, C, H * W)))
+        qkv = _per_pixel(self.qkv, self.norm(x.reshape(B, C, H * W)))
         head_dim = C // self.num_heads
         if self.new_order:
             q, k, v = qkv.view(B, 3, self.num_heads, head_dim, H * W).unbind(1)
@@ -133,5 +177,13 @@ class AttentionBlock(nn.Module):
             q, k, v = qkv.view(B, self.num_heads, 3, head_dim, H * W).unbind(2)
         # As (B, heads, pixels, channels), and contiguous: the fused kernels, which never hold all pairs of pixels, ask for it.
         q, k, v = (part.mT.contiguous() for part in (q, k, v))
-        h = F.scaled_dot_product_attention(q, k, v).mT.reshape(B, C, H * W)
-        return x + self.proj_out(h).view(B, C, H, W)
+        h = _attend(q, k, v).mT.reshape(B, C, H * W)
+        return x + _per_pixel(self.proj_out, h).view(B, C, H, W)
+
+
+def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """softmax(q k^T / sqrt(channels)) v, each (B, heads, pixels, channels)."""
+    if q.device.type == "cpu" and q.requires_grad and q.shape[2] <= MAX_EXPLICIT_PIXELS:
+        weights = torch.softmax(q @ k.mT * q.shape[3] ** -0.5, dim=-1)
+        return weights.to(v.dtype) @ v
+    return F.scaled_dot_product_attention(q, k, v)

@@ -5,7 +5,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from model_code.nn import AttentionBlock, Downsample, GroupNorm32, ResBlock, Upsample, level_embedding, zero_init
+from model_code.nn import AttentionBlock, Downsample, GroupNorm32, ResBlock, SiLU, Upsample, level_embedding, zero_init
 
 
 class Stage(nn.Sequential):
@@ -51,9 +51,7 @@ class UNet(nn.Module):
         attention = partial(AttentionBlock, num_heads=num_heads, new_order=use_new_attention_order)
 
         # Modules register their parameters in the order of these statements; the release's EMA weights are a list in it.
-        self.time_embed = nn.Sequential(
-            nn.Linear(model_channels, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels)
-        )
+        self.time_embed = nn.Sequential(nn.Linear(model_channels, emb_channels), SiLU(), nn.Linear(emb_channels, emb_channels))
 
         channels = model_channels * channel_mult[0]
         self.input_blocks = nn.ModuleList([Stage(nn.Conv2d(num_channels, channels, 3, padding=1))])
@@ -85,7 +83,7 @@ class UNet(nn.Module):
                     stage.append(res_block(channels, channels, resample=up) if resblock_updown else up)
                 self.output_blocks.append(Stage(*stage))
 
-        self.out = nn.Sequential(GroupNorm32(channels), nn.SiLU(), zero_init(nn.Conv2d(channels, num_channels, 3, padding=1)))
+        self.out = nn.Sequential(GroupNorm32(channels), SiLU(), zero_init(nn.Conv2d(channels, num_channels, 3, padding=1)))
 
     def forward(self, u: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         """f(u, k): images u (B, C, H, W) at int64 blur levels k (B,), to (B, C, H, W)."""

@@ -225,7 +225,7 @@ def test_accumulation_is_the_full_batch() -> None:
     (weights, moments), (other_weights, other_moments) = flat(whole), flat(parts)
     assert (moments - other_moments).norm() < 1e-5 * moments.norm()
     # Adam divides by the gradient's own size, so that float error in the smallest ones shows in the weights.
-    assert (weights - other_weights).norm() < 1e-3 * (weights - start).norm()
+    assert (weights - other_weights).norm() < 3e-3 * (weights - start).norm()
 
 
 def test_averages_follow_the_weights() -> None:

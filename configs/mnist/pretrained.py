@@ -9,9 +9,9 @@ from configs.mnist import quickstart
 
 
 def get_config() -> ConfigDict:
-    """1.1M parameters, K = 50 as in small_mnist, 14,000 steps."""
+    """1.1M parameters, K = 50 as in small_mnist, 10,000 steps."""
     config = quickstart.get_config()
-    config.training.n_iters = 14000
+    config.training.n_iters = 10000
     config.training.log_freq = 50
     config.training.eval_freq = 500
     config.training.sampling_freq = 2000
