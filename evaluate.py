@@ -141,7 +141,7 @@ def sample_evaluation() -> "Evaluate":
 def request(points: "list[Point]") -> "Callable[[Point], dict[str, Any]]":
     """What the scores of a point depend on besides itself. Raises UserError for a checkpoint that is not there."""
     from scripts.checkpoint import load_trained
-    from scripts.results import config_hash
+    from scripts.provenance import config_hash
     from scripts.samples import weights_checksum
 
     weights = {}
