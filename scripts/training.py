@@ -105,8 +105,12 @@ class TrainingRun:
                     f"the checkpoint in {self.workdir} was trained on other images than {self.config.data.dataset!r} now has "
                     f"({saved['data']['num_images']} then, {len(train_images)} now): restore them, or choose another --workdir"
                 )
-            self.trainer.load_state_dict(saved)
-            self.prior = PriorBank.from_state_dict(saved["prior"])
+            try:
+                self.trainer.load_state_dict(saved)
+            except (ValueError, RuntimeError) as error:
+                reason = " ".join(str(error).split())
+                raise UserError(f"the checkpoint in {self.workdir} does not fit its own configuration: {reason}") from None
+            self.prior = checkpoint.prior_bank(saved, self.config, self.workdir)
             print(f"continuing from step {self.trainer.step}")
             changes = differences(saved["config"], self.config)
             self.start = {"event": "resumed", "changed_config": changes}
