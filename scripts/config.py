@@ -19,6 +19,7 @@ from ml_collections import ConfigDict, config_flags
 
 from configs import default
 from scripts.errors import UserError
+from scripts.text import one_line
 
 ROOT = Path(__file__).resolve().parent.parent
 USAGE_ERROR = 2
@@ -55,12 +56,12 @@ def _format_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
     """One line, as for errors."""
-    return f"warning: {message}\n"
+    return f"warning: {one_line(message)}\n"
 
 
 def fail(error: object) -> NoReturn:
     """Print one line and exit."""
-    print("error: " + " ".join(str(error).split()), file=sys.stderr)
+    print(f"error: {one_line(error)}", file=sys.stderr)
     sys.exit(USAGE_ERROR)
 
 

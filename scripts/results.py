@@ -11,8 +11,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from scripts.files import make_directory
+from scripts.files import make_directory, plain_name
 from scripts.provenance import commit, config_hash, now, program_version
+from scripts.text import printable
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,13 @@ def common_settings(config: ConfigDict, *, checkpoint: int, step: int, delta: fl
 
 
 def results_directory(root: Path, dataset_name: str, experiment_name: str) -> Path:
-    """Where the release keeps its logs: <root>/<dataset>/evaluation_results/<experiment>, `root` being `runs`."""
+    """Where the release keeps its logs: <root>/<dataset>/evaluation_results/<experiment>, `root` being `runs`.
+
+    Raises UserError for names that lead elsewhere; an experiment may be in folders of its own, such as "a/b".
+    """
+    plain_name("--dataset_name", dataset_name)
+    for part in experiment_name.split("/"):
+        plain_name("--experiment_name", part)
     return root / dataset_name / "evaluation_results" / experiment_name
 
 
@@ -58,7 +65,7 @@ def append_result(directory: Path, result: Result, *, param_name: str, seconds: 
     """
     make_directory(directory, "evaluation results")
     settings = result.settings
-    label = ", ".join(f"{name}: {settings[name]}" if name in settings else name for name in param_name.split(","))
+    label = ", ".join(f"{name}: {settings[name]}" if name in settings else printable(name) for name in param_name.split(","))
     row = {
         "score": result.score,
         "value": result.value,

@@ -1,31 +1,22 @@
 """Random damage: whatever a checkpoint or a configuration holds, it is accepted and works, or refused in one line."""
 
-import copy
 import io
-import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from configs import default
-from model_code import build_blur, build_model
 from scripts import checkpoint
-from scripts.checkpoint import load_trained, meta_path, read, read_to_resume, write_meta
-from scripts.config import leaves, validate
-from scripts.datasets import load_images
-from scripts.device import resolve_device
+from scripts.checkpoint import load_trained, meta_path, read_to_resume, write_meta
 from scripts.errors import UserError
 from scripts.train_step import Trainer
 from scripts.training import train
 from tests.conftest import tiny_config
-from tests.images import data_config
 
 fuzzed = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
@@ -75,9 +66,7 @@ def use(config: Any, workdir: Path) -> None:
 def test_damaged_bytes_of_a_checkpoint(data: st.DataObject, saved: bytes, tiny_array: Path, tmp_path: Path) -> None:
     """Bytes overwritten in the header, in the middle or at the end, cut off, or repeated."""
     damaged = bytearray(saved)
-    near = st.one_of(
-        st.integers(0, 4096), st.integers(len(saved) - 8192, len(saved) - 1), st.integers(0, len(saved) - 1)
-    )
+    near = st.one_of(st.integers(0, 4096), st.integers(len(saved) - 8192, len(saved) - 1), st.integers(0, len(saved) - 1))
     for _ in range(data.draw(st.integers(1, 4), "number of wounds")):
         start, piece = data.draw(near, "start"), data.draw(st.binary(min_size=1, max_size=8), "bytes")
         damaged[start : start + len(piece)] = piece
