@@ -72,21 +72,25 @@ def write_meta(workdir: Path, contents: Contents) -> None:
     write(meta_path(workdir), contents, previous_path(workdir))
 
 
-def read(path: Path) -> Contents:
-    """Read a checkpoint of ours or of the release onto the CPU. Raises UserError if it is missing, damaged or foreign."""
+def read(path: Path, mapped: bool = False) -> Contents:
+    """Read a checkpoint of ours or of the release onto the CPU. Raises UserError if it is missing, damaged or foreign.
+
+    mapped: leave tensors on disk until they are looked at, and their checksums unchecked, where the file's kind allows it.
+    """
     if not path.is_file():
         raise UserError(f"{path}: there is no such checkpoint")
     try:
-        if zipfile.is_zipfile(path):
+        zipped = zipfile.is_zipfile(path)
+        if zipped:
             with zipfile.ZipFile(path) as archive:
                 if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
                     raise UserError(f"{path}: refused, it unpacks to more than its own size, which no checkpoint does")
-                damaged = archive.testzip()  # torch does not compare checksums itself
+                damaged = None if mapped else archive.testzip()  # torch does not compare checksums itself
             if damaged:
                 raise UserError(f"{path}: the checkpoint is damaged (checksum of {damaged})")
         with torch.serialization.safe_globals(_NUMPY_SCALARS), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols of old files
-            contents = torch.load(path, map_location="cpu", weights_only=True)
+            contents = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and zipped)
     except UserError:
         raise
     except pickle.UnpicklingError as error:

@@ -73,7 +73,9 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     rows = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
-            rows.append(json.loads(line))
-        except ValueError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             continue  # half a line, from a process that was killed while writing it
+        if isinstance(row, dict):
+            rows.append(row)
     return rows

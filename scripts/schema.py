@@ -54,6 +54,14 @@ def _is_configuration(value: Any) -> bool:
     )
 
 
+def _is_plain(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return isinstance(value, dict)
+
+
 def _is_optimizer(value: Any) -> bool:
     state = value.get("state") if isinstance(value, dict) else None
     return isinstance(state, dict) and all(type(i) is int and _is_tensors(moments) for i, moments in state.items())
@@ -95,7 +103,7 @@ OURS: Form = {
     "scaler?": ("a loss scaler's state", _is_scaler),
     "data?": {"num_images": _COUNT, "names_crc32": _COUNT},
     "prior?": ("a prior bank", _is_prior),
-    "provenance?": {},
+    "provenance?": ("a dictionary of plain data", _is_plain),
 }
 """Without what is optional a model can be sampled from."""
 RELEASE: Form = {"step": _COUNT, "ema": {"shadow_params": ("a list of tensors", _is_tensor_list)}}
