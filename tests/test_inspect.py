@@ -13,7 +13,7 @@ from model_code import build_model
 from scripts.checkpoint import meta_path, numbered_path, previous_path
 from scripts.config import ROOT
 from scripts.errors import UserError
-from scripts.inspect import experiment_file, inspect, lines, tensor_bytes
+from scripts.inspect import experiment_file, inspect, lines, main, tensor_bytes
 from scripts.training import train
 from tests.conftest import tiny_config
 from tests.test_checkpoint import release_contents
@@ -75,19 +75,15 @@ def test_a_damaged_checkpoint_among_others(run_directory: Path, tmp_path: Path) 
     previous_path(tmp_path).write_bytes(meta_path(run_directory).read_bytes())
     first, second = inspect(tmp_path)["checkpoints"]
     assert first["step"] == 4
-    assert "not a checkpoint" in second["problem"]
+    assert "checkpoint_2.pth: the checkpoint is damaged" in second["problem"]
 
 
 def test_anything_else_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no checkpoint")
     (tmp_path / "run").mkdir()
-    for path, part in (
-        (tmp_path, "not a run directory"),
-        (tmp_path / "no", "no such file"),
-        (tmp_path / "notes.txt", "refused"),
-    ):
+    for name, part in ((".", "not a run directory"), ("no", "no such file"), ("notes.txt", "refused")):
         with pytest.raises(UserError, match=part):
-            inspect(path)
+            inspect(tmp_path / name)
     for text in ("[]", "3", "{", '{"provenance": 3}', "[" * 5000):
         (tmp_path / "run" / "config.json").write_text(text)
         with pytest.raises(UserError, match="damaged"):
@@ -126,14 +122,23 @@ def test_nested_contents_are_counted_once() -> None:
     assert tensor_bytes(nested) == 12
 
 
+def test_errors_of_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in (["nothing/there"], [], ["--jsom", "x"], ["~nobody_of_this_name/x"]):
+        monkeypatch.setattr(sys, "argv", ["inspect", *argv])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        assert stop.value.code == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert error.count("\n") == 1
+
+
 def test_as_a_command(run_directory: Path) -> None:
     def run(*args: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
         return subprocess.run(list(map(str, args)), capture_output=True, text=True, cwd=cwd, check=False)
 
     result = run(sys.executable, "-m", "scripts.inspect", run_directory, "--json")
     assert json.loads(result.stdout)["kind"] == "run directory", result.stderr
-    result = run(sys.executable, "-m", "scripts.inspect", "/nowhere")
-    assert (result.returncode, result.stderr) == (2, "error: /nowhere: there is no such file or directory\n")
     # As a file, or found by PyTorch in place of Python's own inspect.
     for line in ([ROOT / "scripts" / "inspect.py", run_directory], ["-c", "import torch"]):
         result = run(sys.executable, *line, cwd=ROOT / "scripts")

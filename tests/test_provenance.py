@@ -39,7 +39,7 @@ def git(folder: Path, *args: str) -> str:
 
 
 def test_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The commit, a mark for changed files, nothing outside a repository, without git, or of a repository around the program."""
+    """The commit, a mark for changed files; nothing without git, outside a repository, or of one around the program."""
     folder = tmp_path / "program"
     folder.mkdir()
     monkeypatch.setattr(provenance, "ROOT", folder)
