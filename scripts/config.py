@@ -19,7 +19,7 @@ from ml_collections import ConfigDict, config_flags
 
 from configs import default
 from scripts.errors import UserError
-from scripts.text import one_line
+from scripts.text import has_control_characters, one_line
 
 ROOT = Path(__file__).resolve().parent.parent
 USAGE_ERROR = 2
@@ -178,7 +178,7 @@ def _is_like(value: object, default_value: object) -> bool:
     if isinstance(default_value, tuple):
         return isinstance(value, tuple | list) and all(_is_like(item, 0) for item in value)
     if isinstance(default_value, str):
-        return isinstance(value, str) and value.isprintable()
+        return isinstance(value, str) and not has_control_characters(value)
     if type(value) is int and type(default_value) in (int, float):
         return abs(value) < 2**64
     return type(value) is type(default_value)

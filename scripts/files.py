@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.errors import UserError
+from scripts.text import has_control_characters
 
 
 @contextmanager
@@ -54,8 +55,8 @@ def make_directory(path: Path, flag: str) -> Path:
 def user_path(text: str, flag: str) -> Path:
     """A path as a user wrote it, ~ standing for the home directory. Raises UserError naming `flag` for one that cannot be."""
     try:
-        if not text.isprintable():
-            raise ValueError("it has characters that do not print")
+        if has_control_characters(text):
+            raise ValueError("it has control characters")
         return Path(text).expanduser()
     except (RuntimeError, ValueError) as error:  # ~somebody who has no home here
         raise UserError(f"{flag}={text}: not a path ({error})") from None

@@ -12,3 +12,8 @@ def printable(text: object) -> str:
 def one_line(text: object) -> str:
     """The same text, `printable`, with all white space as single spaces."""
     return printable(" ".join(str(text).split()))
+
+
+def has_control_characters(text: str) -> bool:
+    """Whether there are line breaks, escapes or the like in it; rare letters and bytes that are not text may be."""
+    return any(ord(c) < 32 for c in text)
