@@ -15,6 +15,7 @@ import argparse
 import importlib
 import json
 import shlex
+import signal
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -230,4 +231,5 @@ def megabytes(size: int) -> str:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # ends quietly where `head` has read enough
     sys.exit(main())
