@@ -16,6 +16,7 @@ from absl import flags
 
 from scripts.config import define_config_flag, finite, run, validate
 from scripts.errors import UserError
+from scripts.files import user_path
 
 if TYPE_CHECKING:
     from scripts.sweep import Evaluate, Point
@@ -85,7 +86,7 @@ def main() -> int:
         checkpoint=CHECKPOINT.value,
         seed=config.seed if SEED.value is None else SEED.value,
     )
-    experiment = EXPERIMENT_NAME.value or Path(WORKDIR.value).resolve().name
+    experiment = EXPERIMENT_NAME.value or user_path(WORKDIR.value, "--workdir").resolve().name
     directory = results_directory(Path("runs"), DATASET_NAME.value or config.data.dataset.lower(), experiment)
     param_name = PARAM_NAME.value or ",".join(axes) or "delta"
     evaluate = bound_evaluation(directory) if MODE.value == "elbo" else sample_evaluation()
@@ -106,7 +107,7 @@ def bound_evaluation(directory: Path) -> "Evaluate":
     config = CONFIG.value
     evaluation = LikelihoodEvaluation(
         config,
-        Path(WORKDIR.value),
+        user_path(WORKDIR.value, "--workdir"),
         split=SPLIT.value or "test",
         num_images=config.eval.num_images if NUM_IMAGES.value is None else NUM_IMAGES.value,
         num_levels_per_image=NUM_LEVELS.value,
@@ -123,7 +124,7 @@ def sample_evaluation() -> "Evaluate":
     config = CONFIG.value
     return lambda point: evaluate_samples(
         config,
-        Path(WORKDIR.value),
+        user_path(WORKDIR.value, "--workdir"),
         point.checkpoint,
         metrics=SAMPLE_METRICS[MODE.value],
         delta=point.delta,
@@ -141,12 +142,12 @@ def sample_evaluation() -> "Evaluate":
 def request(points: "list[Point]") -> "Callable[[Point], dict[str, Any]]":
     """What the scores of a point depend on besides itself. Raises UserError for a checkpoint that is not there."""
     from scripts.checkpoint import load_trained
-    from scripts.results import config_hash
+    from scripts.provenance import config_hash
     from scripts.samples import weights_checksum
 
     weights = {}
     for number in {point.checkpoint for point in points}:
-        trained = load_trained(CONFIG.value, Path(WORKDIR.value), number)
+        trained = load_trained(CONFIG.value, user_path(WORKDIR.value, "--workdir"), number)
         weights[number] = {"checkpoint_step": trained.step, "weights_crc32": weights_checksum(trained.model)}
     relevant = (SPLIT, NUM_IMAGES, NUM_LEVELS, EXACT) if MODE.value == "elbo" else (
         SPLIT, NUM_GEN, REFERENCE, CLEANFID_MODE, EXTRACTOR,

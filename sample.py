@@ -5,12 +5,11 @@ python sample.py --config C --workdir W --checkpoint 0 --batch_size=9 [--same_in
 --config names the file that the model was trained with; --config.section.key=value repeats the overrides of its training.
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from scripts.config import define_config_flag, finite, run
 from scripts.errors import UserError
+from scripts.files import user_path
 
 CONFIG = define_config_flag()
 WORKDIR = flags.DEFINE_string("workdir", None, "Run directory that train.py made.", required=True)
@@ -36,18 +35,18 @@ def main() -> int:
 
     sampler, trained = samples.load_sampler(
         CONFIG.value,
-        Path(WORKDIR.value),
+        user_path(WORKDIR.value, "--workdir"),
         CHECKPOINT.value,
         delta=DELTA.value,
         seed=SEED.value,
         from_data=PRIOR.value == "data",
     )
     if EXPORT_DIR.value is not None and NUM_SAMPLES.value is not None:
-        samples.export(Path(EXPORT_DIR.value), sampler, trained, NUM_SAMPLES.value, BATCH_SIZE.value)
+        samples.export(user_path(EXPORT_DIR.value, "--export_dir"), sampler, trained, NUM_SAMPLES.value, BATCH_SIZE.value)
         print(f"{NUM_SAMPLES.value} samples in {EXPORT_DIR.value}")
         return 0
 
-    base = Path(WORKDIR.value) / "additional_samples" / f"checkpoint_{CHECKPOINT.value}"
+    base = user_path(WORKDIR.value, "--workdir") / "additional_samples" / f"checkpoint_{CHECKPOINT.value}"
     suffix = "" if NUMBER.value is None else f"_{NUMBER.value}"
     number = NUMBER.value or 0
     if INTERPOLATE.value:

@@ -5,11 +5,10 @@ python train.py --config configs/mnist/quickstart.py --workdir runs/mnist/quicks
 --config names a file below configs/ or your own; --config.section.key=value overrides any key of configs/default.py.
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from scripts.config import define_config_flag, run
+from scripts.files import user_path
 
 CONFIG = define_config_flag()
 WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; a run that is already there is continued.", required=True)
@@ -19,7 +18,7 @@ def main() -> int:
     """Wire the flags to `scripts.training`."""
     from scripts.training import train  # imports PyTorch, which --help and mistyped flags need not wait for
 
-    return train(CONFIG.value, Path(WORKDIR.value))
+    return train(CONFIG.value, user_path(WORKDIR.value, "--workdir"))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from model_code.unet import UNet
 from scripts.config import FREE_IN_INFERENCE, refuse_differences
 from scripts.errors import UserError
 from scripts.files import replacing, sync
+from scripts.schema import OURS, RELEASE, misfit, to_resume
 
 FORMAT = "ihdm-1"
 Contents = dict[str, Any]
@@ -71,19 +72,25 @@ def write_meta(workdir: Path, contents: Contents) -> None:
     write(meta_path(workdir), contents, previous_path(workdir))
 
 
-def read(path: Path) -> Contents:
-    """Read a checkpoint of ours or of the release onto the CPU. Raises UserError if it is missing, damaged or foreign."""
+def read(path: Path, mapped: bool = False) -> Contents:
+    """Read a checkpoint of ours or of the release onto the CPU. Raises UserError if it is missing, damaged or foreign.
+
+    mapped: leave tensors on disk until they are looked at, and their checksums unchecked, where the file's kind allows it.
+    """
     if not path.is_file():
         raise UserError(f"{path}: there is no such checkpoint")
     try:
-        if zipfile.is_zipfile(path):
+        zipped = zipfile.is_zipfile(path)
+        if zipped:
             with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()  # torch does not compare checksums itself
+                if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+                    raise UserError(f"{path}: refused, it unpacks to more than its own size, which no checkpoint does")
+                damaged = None if mapped else archive.testzip()  # torch does not compare checksums itself
             if damaged:
                 raise UserError(f"{path}: the checkpoint is damaged (checksum of {damaged})")
         with torch.serialization.safe_globals(_NUMPY_SCALARS), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols of old files
-            contents = torch.load(path, map_location="cpu", weights_only=True)
+            contents = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and zipped)
     except UserError:
         raise
     except pickle.UnpicklingError as error:
@@ -94,6 +101,8 @@ def read(path: Path) -> Contents:
         raise UserError(f"{path}: the checkpoint is damaged ({reason})") from None
     if not isinstance(contents, dict) or not (contents.get("format") == FORMAT or is_release(contents)):
         raise UserError(f"{path}: not a checkpoint of this program or of the original release")
+    if problem := misfit(contents, RELEASE if is_release(contents) else OURS):
+        raise UserError(f"{path}: not a whole checkpoint ({problem})")
     return contents
 
 
@@ -129,6 +138,8 @@ def read_to_resume(workdir: Path) -> Contents | None:
     path, contents = newest
     if is_release(contents):
         raise UserError(f"{path}: a checkpoint of the original release can be sampled from, but not trained further")
+    if problem := misfit(contents, to_resume(OURS)):
+        raise UserError(f"{path}: can be sampled from, but not trained further ({problem})")
     if path != meta_path(workdir) and meta_path(workdir).exists():
         meta_path(workdir).replace(meta_path(workdir).with_suffix(".unreadable"))
     return contents
@@ -162,8 +173,18 @@ def load_trained(config: ConfigDict, workdir: Path | str, checkpoint: int) -> Tr
     model = build_model(config)
     weights = _release_weights(contents, model) if is_release(contents) else contents["ema"]["shadow"]
     _load_strictly(model, weights, path)
-    prior = PriorBank.from_state_dict(contents["prior"]) if "prior" in contents else None
-    return TrainedModel(model.eval(), prior, int(contents["step"]), path)
+    prior = prior_bank(contents, config, path) if "prior" in contents else None
+    return TrainedModel(model.eval(), prior, contents["step"], path)
+
+
+def prior_bank(contents: Contents, config: ConfigDict, path: Path) -> PriorBank:
+    """The prior bank in a checkpoint. Raises UserError if it is of images of another shape than the configuration's."""
+    bank = PriorBank.from_state_dict(contents["prior"])
+    found = (bank.coefficients.shape[1], *bank.basis.shape[1:])
+    expected = (config.data.num_channels, config.data.image_size, config.data.image_size)
+    if found != expected:
+        raise UserError(f"{path}: its prior bank is of images {found}, where this configuration's are {expected}")
+    return bank
 
 
 def load_for_inference(config: ConfigDict, workdir: Path | str, checkpoint: int) -> UNet:

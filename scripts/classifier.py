@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from ml_collections import ConfigDict
 from torch import nn
 
+from scripts.arrays import read_npz
 from scripts.datasets import Split
 from scripts.errors import UserError
 from scripts.files import make_directory, replacing
@@ -101,8 +102,7 @@ def _new_network(num_channels: int, num_classes: int) -> Network:
 
 def _load(network: Network, file: Path) -> None:
     try:
-        with np.load(file, allow_pickle=False) as arrays:
-            network.load_state_dict({name: torch.from_numpy(value) for name, value in arrays.items()})
+        network.load_state_dict({name: torch.from_numpy(value) for name, value in read_npz(file).items()})
     except Exception as error:  # zip, NumPy and PyTorch each say "damaged" in their own way
         raise UserError(f"{file}: damaged ({' '.join(str(error).split())}); delete it, and it is trained again") from None
 

@@ -19,9 +19,27 @@ from ml_collections import ConfigDict, config_flags
 
 from configs import default
 from scripts.errors import UserError
+from scripts.text import has_control_characters, one_line
 
 ROOT = Path(__file__).resolve().parent.parent
 USAGE_ERROR = 2
+
+KINDS = {bool: "True or False", int: "an integer", float: "a number", str: "text in one line", tuple: "a tuple of integers"}
+
+# Keys that no machine could meet beyond these; a mistyped one is answered before memory is full.
+MOST = {
+    "training.batch_size": 2**20,
+    "training.n_iters": 2**40,
+    "training.num_samples": 2**20,
+    "eval.batch_size": 2**20,
+    "data.image_size": 4096,
+    "data.num_workers": 1024,
+    "model.K": 100_000,
+    "model.blur_sigma_max": 1e6,
+    "model.model_channels": 2**14,
+    "model.num_res_blocks": 64,
+}
+MOST_MULTIPLE = 64
 
 # Keys that a checkpoint's weights do not depend on.
 FREE_ON_RESUME = {"model.delta_over_sigma", "data.num_workers"}
@@ -55,12 +73,12 @@ def _format_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
     """One line, as for errors."""
-    return f"warning: {message}\n"
+    return f"warning: {one_line(message)}\n"
 
 
 def fail(error: object) -> NoReturn:
     """Print one line and exit."""
-    print("error: " + " ".join(str(error).split()), file=sys.stderr)
+    print(f"error: {one_line(error)}", file=sys.stderr)
     sys.exit(USAGE_ERROR)
 
 
@@ -148,9 +166,22 @@ def validate(config: ConfigDict) -> None:
         raise UserError(f"config.{key} is missing: start from configs/default.py's get_config()")
     for key, value in given.items():
         finite(f"config.{key}", value)
+        if not _is_like(value, known[key]):
+            raise UserError(f"config.{key} = {value!r}: must be {KINDS[type(known[key])]}, such as {known[key]!r}")
     for key, right, ok in _checks(config):
         if not ok:
             raise UserError(f"config.{key} = {given[key]!r}: must be {right}")
+
+
+def _is_like(value: object, default_value: object) -> bool:
+    """Whether a value has the type of its default; whole numbers do for floating-point ones, True does not for 1."""
+    if isinstance(default_value, tuple):
+        return isinstance(value, tuple | list) and all(_is_like(item, 0) for item in value)
+    if isinstance(default_value, str):
+        return isinstance(value, str) and not has_control_characters(value)
+    if type(value) is int and type(default_value) in (int, float):
+        return abs(value) < 2**64
+    return type(value) is type(default_value)
 
 
 def finite(name: str, value: object) -> None:
@@ -171,9 +202,11 @@ def _checks(config: ConfigDict) -> Iterator[tuple[str, str, bool]]:
         ("model", "K model_channels num_res_blocks num_heads"),
     ):  # fmt: skip
         for name in names.split():
-            value = config[section][name]
-            yield f"{section}.{name}", "an integer of at least 1", isinstance(value, int) and value >= 1
-    yield "seed", "an integer from 0 to 2^64 - 1", isinstance(config.seed, int) and 0 <= config.seed < 2**64
+            yield f"{section}.{name}", "an integer of at least 1", config[section][name] >= 1
+    for key, most in MOST.items():
+        section, _, name = key.partition(".")
+        yield key, f"at most {most}", config[section][name] <= most
+    yield "seed", "an integer from 0 to 2^64 - 1", config.seed >= 0
     yield (
         "training.accumulation_steps",
         f"a divisor of training.batch_size = {training.batch_size}",
@@ -211,12 +244,12 @@ def _checks(config: ConfigDict) -> Iterator[tuple[str, str, bool]]:
 def _network_checks(config: ConfigDict) -> Iterator[tuple[str, str, bool]]:
     data, model = config.data, config.model
     levels = len(model.channel_mult)
-    positive = levels > 0 and all(isinstance(mult, int) and mult >= 1 for mult in model.channel_mult)
-    yield "model.channel_mult", "one positive integer per level, such as (1, 2, 2)", positive
+    positive = levels > 0 and all(1 <= mult <= MOST_MULTIPLE for mult in model.channel_mult)
+    yield "model.channel_mult", f"one positive integer of at most {MOST_MULTIPLE} per level, such as (1, 2, 2)", positive
     yield "model.model_channels", "a multiple of 32, the number of groups in GroupNorm", model.model_channels % 32 == 0
-    factor = 2 ** (levels - 1)
+    factor = 2 ** min(levels - 1, 64)
     yield "data.image_size", f"divisible by {factor}, for {levels} levels in model.channel_mult", data.image_size % factor == 0
-    in_range = all(isinstance(level, int) and 0 <= level < levels for level in model.attention_levels)
+    in_range = all(0 <= level < levels for level in model.attention_levels)
     yield "model.attention_levels", f"levels from 0 to {levels - 1}, as model.channel_mult has {levels}", in_range
     attended = {model.channel_mult[level] for level in model.attention_levels} | {model.channel_mult[-1]}
     divides = all(model.model_channels * mult % model.num_heads == 0 for mult in attended)

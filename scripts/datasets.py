@@ -4,14 +4,15 @@ import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
-from zipfile import BadZipFile
 
 import lmdb
 import numpy as np
 from ml_collections import ConfigDict
 from torchvision.datasets import CIFAR10, MNIST
 
+from scripts.arrays import read_npz
 from scripts.errors import UserError
+from scripts.files import user_path
 from scripts.image_sources import (
     ArrayImages,
     FolderImages,
@@ -37,7 +38,7 @@ def load_images(data: ConfigDict, split: Split) -> ImageSource:
         raise UserError(f"config.data.dataset = {data.dataset!r}: must be one of {', '.join(DATA_SETS)}")
     value = f"config.data.dataset = {data.dataset!r}" + (f", config.data.path = {data.path!r}" if data.path else "")
     if data.path:
-        place = Path(data.path).expanduser()
+        place = user_path(data.path, "config.data.path")
     elif data_set.place is not None:
         place = DATA / data_set.place
     else:
@@ -62,10 +63,14 @@ class DataSet(NamedTuple):
 
 def _open_mnist5k(place: Path, split: Split, size: int, channels: int) -> ImageSource:
     try:
-        with np.load(place, allow_pickle=False) as file:
-            images, held_out = file["images"], file["held_out"]
-    except Exception as error:  # what a damaged or another file leads to has no common class
+        arrays = read_npz(place)
+    except ValueError as error:
         raise Unusable(f"{place} cannot be read: {error}") from error
+    images, held_out = (arrays.get(name, np.empty(0)) for name in ("images", "held_out"))
+    if images.dtype != np.uint8 or images.ndim != 3 or 0 in images.shape:
+        raise Unusable(f"{place} holds images {images.dtype} {images.shape}")
+    if held_out.dtype != np.bool_ or held_out.shape != images.shape[:1]:
+        raise Unusable(f"{place} holds {len(images)} images and held_out {held_out.dtype} {held_out.shape}")
     return ArrayImages(images, size, channels, np.flatnonzero(held_out == (split == "held_out")))
 
 
@@ -100,7 +105,9 @@ def _open_folder(place: Path, split: Split, size: int, channels: int) -> ImageSo
 def _open_npy(place: Path, split: Split, size: int, channels: int) -> ImageSource:
     try:
         array = np.load(place, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, BadZipFile) as error:
+    except OSError:
+        raise
+    except Exception as error:  # NumPy's parser of headers raises whatever they lead it to
         raise Unusable(f"{place} is not an array that NumPy can map: {error}") from error
     if not isinstance(array, np.ndarray):
         raise Unusable(f"{place} is an archive of arrays (.npz), not one array")

@@ -39,6 +39,11 @@ def _named_device(name: str) -> torch.device:
     return device
 
 
+def device_name(device: torch.device) -> str:
+    """A device in words: "NVIDIA H100" or "cpu, 4 threads"."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+
+
 class Precision:
     """float32 throughout, or matrix products and convolutions in bfloat16 or float16 (weights stay float32)."""
 

@@ -11,12 +11,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
 
+from scripts.arrays import read_npz
 from scripts.errors import UserError
 from scripts.files import make_directory, replacing
-from scripts.image_sources import UnreadableImage, channels_first, names_crc32
+from scripts.image_sources import UnreadableImage, channels_first, names_crc32, opened_image
 from scripts.progress import progress_bar
+from scripts.text import printable
 
 SECONDS_BETWEEN_FILES = 60
 """An evaluation that is cut off loses at most this much work, and one batch."""
@@ -57,16 +58,11 @@ class NativeFolder:
 
     def __getitem__(self, i: int) -> np.ndarray:
         """Image i, uint8 (3, H, W). Raises UnreadableImage."""
-        try:
-            with Image.open(self._root / self._paths[i]) as image:
-                return channels_first(np.asarray(image.convert("RGB")))
-        except MemoryError:
-            raise
-        except Exception as error:  # damaged files make Pillow's decoders raise errors of many classes
-            raise UnreadableImage(self.name(i), str(error)) from error
+        with opened_image(self._root / self._paths[i], self.name(i)) as image:
+            return channels_first(np.asarray(image.convert("RGB")))
 
     def name(self, i: int) -> str:
-        return str(self._root / self._paths[i])
+        return printable(self._root / self._paths[i])
 
 
 def image_features(images: Images, indices: Sequence[int], extractor: Extractor) -> np.ndarray:
@@ -148,16 +144,18 @@ class _Store:
         for path in sorted(self.directory.glob(f"features_{self.key}_*.npz")):
             first, end = map(int, path.stem.rsplit("_", 1)[1].split("-"))
             if first <= have < min(end, count):
-                blocks.append(self._rows(path)[have - first : count - first])
+                blocks.append(self._rows(path, end - first)[have - first : count - first])
                 have += len(blocks[-1])
         return blocks
 
-    def _rows(self, path: Path) -> np.ndarray:
+    def _rows(self, path: Path, count: int) -> np.ndarray:
         try:
-            with np.load(path, allow_pickle=False) as file:
-                return file["features"]
-        except Exception as error:  # zip, NumPy and the file system each say "damaged" in their own way
+            rows = read_npz(path).get("features", np.empty(0))
+            if rows.dtype != np.float32 or rows.ndim != 2 or len(rows) != count:
+                raise ValueError(f"features {rows.dtype} {rows.shape}")
+        except (ValueError, OSError) as error:
             raise UserError(f"{path}: damaged ({error}); delete it, and its features are computed again") from None
+        return rows
 
     def write(self, first: int, blocks: Sequence[np.ndarray]) -> int:
         """Add rows from `first` on; how many."""

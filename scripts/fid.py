@@ -15,7 +15,7 @@ from scripts.classifier import classifier_features
 from scripts.distances import Estimate
 from scripts.errors import UserError
 from scripts.features import Extractor, Images, kept_features
-from scripts.files import make_directory
+from scripts.files import make_directory, user_path
 from scripts.image_sources import FolderImages, list_images
 from scripts.inception import InceptionFeatures, check_mode, weights_file
 from scripts.references import FEWEST, data_set_images, find_reference, folder_images, reference_features
@@ -192,7 +192,7 @@ def save_statistics(
     mode = check_mode(cleanfid_mode)
     _check_batch_size(batch_size)
     custom_files(custom_name, mode)
-    folder = Path(dataset_path).expanduser()
+    folder = user_path(dataset_path, "--dataset_path")
     images: Images = folder_images(folder)
     if image_size is not None:
         images = FolderImages(folder, list_images(folder), image_size, 3)

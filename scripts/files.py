@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.errors import UserError
+from scripts.text import has_control_characters
 
 
 @contextmanager
@@ -51,12 +52,31 @@ def make_directory(path: Path, flag: str) -> Path:
     return path
 
 
+def user_path(text: str, flag: str) -> Path:
+    """A path as a user wrote it, ~ standing for the home directory. Raises UserError naming `flag` for one that cannot be."""
+    try:
+        if has_control_characters(text):
+            raise ValueError("it has control characters")
+        return Path(text).expanduser()
+    except (RuntimeError, ValueError) as error:  # ~somebody who has no home here
+        raise UserError(f"{flag}={text}: not a path ({error})") from None
+
+
+def plain_name(flag: str, name: str) -> str:
+    """`name`, if it can be part of a file's name. Raises UserError naming `flag` if it would lead elsewhere."""
+    if not name or name in (".", "..") or "/" in name or not name.isprintable():
+        raise UserError(f"{flag}={name}: must be a plain name, such as my_images")
+    return name
+
+
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The rows of a .jsonl file; none if there is no such file."""
     rows = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
-            rows.append(json.loads(line))
-        except ValueError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             continue  # half a line, from a process that was killed while writing it
+        if isinstance(row, dict):
+            rows.append(row)
     return rows

@@ -7,8 +7,9 @@ import os
 import socket
 import sys
 import tempfile
+import warnings
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from shutil import copyfile
 from typing import BinaryIO, Protocol
@@ -18,7 +19,11 @@ import numpy as np
 from PIL import Image, ImageOps
 from torchvision.datasets import CIFAR10, MNIST
 
+from scripts.text import printable
+
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""What is decoded, whatever a file's suffix says: of Pillow's other formats, EPS is a program that Ghostscript would run."""
 DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer
 
 
@@ -103,7 +108,7 @@ class FolderImages:
 
     def name(self, i: int) -> str:
         # A file name may hold bytes that are not text; a log must still be able to print it.
-        return os.fsencode(self._paths[i]).decode("utf-8", "backslashreplace")
+        return printable(os.fsencode(self._paths[i]).decode("utf-8", "backslashreplace"))
 
 
 class LsunImages:
@@ -133,7 +138,7 @@ class LsunImages:
         return decode_image(io.BytesIO(encoded), self.name(i), self.shape)
 
     def name(self, i: int) -> str:
-        return self._keys[i].decode("utf-8", "backslashreplace")
+        return printable(self._keys[i].decode("utf-8", "backslashreplace"))
 
 
 @functools.cache
@@ -148,13 +153,23 @@ def _lmdb_environment(folder: str) -> lmdb.Environment:
 
 def decode_image(file: BinaryIO, name: str, shape: tuple[int, int, int]) -> np.ndarray:
     """The first image in an encoded file, upright, as uint8 (C, S, S) = `shape`. Raises UnreadableImage."""
+    with opened_image(file, name) as image:
+        return fit_image(ImageOps.exif_transpose(image), shape)
+
+
+@contextlib.contextmanager
+def opened_image(file: BinaryIO | Path, name: str) -> Iterator[Image.Image]:
+    """The first image in an encoded file. Raises UnreadableImage for whatever goes wrong, also in the context's body."""
     try:
-        with Image.open(file) as image:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused below
+            image = Image.open(file, formats=IMAGE_FORMATS)
+        with image:
             # Pillow itself only warns up to twice its limit against decompression bombs.
             limit = Image.MAX_IMAGE_PIXELS
             if limit is not None and image.width * image.height > limit:
                 raise ValueError(f"{image.width} x {image.height} pixels, over the limit of {limit} for an honest image")
-            return fit_image(ImageOps.exif_transpose(image), shape)
+            yield image
     except MemoryError:
         raise  # this machine's state, not the image's: skipping it would change the data from run to run
     except Exception as error:  # damaged files make Pillow's decoders raise OSError, SyntaxError, struct.error, zlib.error, ...
@@ -226,7 +241,10 @@ def torchvision_array(kind: type[MNIST] | type[CIFAR10], root: Path, train: bool
     require_folder(root)
 
     def read() -> np.ndarray:
-        return np.asarray(kind(root, train=train).data)
+        array = np.asarray(kind(root, train=train).data)
+        if array.dtype != np.uint8 or array.ndim != (3 if kind is MNIST else 4):
+            raise ValueError(f"{kind.__name__} has {array.dtype} {array.shape}")  # torchvision takes some files as they are
+        return array
 
     try:
         return read()

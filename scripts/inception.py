@@ -20,6 +20,7 @@ from PIL import Image
 
 from scripts.downloads import fetch
 from scripts.errors import UserError
+from scripts.files import user_path
 
 Mode = Literal["clean", "legacy_tensorflow", "legacy_pytorch"]
 SIZE = 299
@@ -44,7 +45,7 @@ def weights_file(mode: Mode, inception_path: str) -> Path:
     url = inception_pytorch.FID_WEIGHTS_URL if mode == "legacy_pytorch" else inception_url
     name = url.rsplit("/", 1)[-1]
     given = inception_path or os.environ.get(PATH_VARIABLE, "")
-    place = Path(given).expanduser() if given else Path(torch.hub.get_dir()) / "checkpoints"
+    place = user_path(given, "--inception_path") if given else Path(torch.hub.get_dir()) / "checkpoints"
     file = place if place.suffix in (".pt", ".pth") else place / name
     if file.name != name:
         raise UserError(f"--inception_path={inception_path or given}: --cleanfid_mode={mode} needs the file {name} of {url}")

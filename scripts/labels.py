@@ -7,8 +7,10 @@ import numpy as np
 from ml_collections import ConfigDict
 from torchvision.datasets import CIFAR10, MNIST
 
+from scripts.arrays import read_npz
 from scripts.datasets import DATA, DATA_SETS, Split, load_images
 from scripts.errors import UserError
+from scripts.files import user_path
 from scripts.image_sources import ImageSource
 
 
@@ -24,15 +26,20 @@ def load_labelled(data: ConfigDict, split: Split) -> tuple[ImageSource, np.ndarr
             "use --feature_extractor=inception"
         )
     source = load_images(data, split)  # first, as it explains a data set that is missing
-    labels = _LABELS[name](Path(data.path).expanduser() if data.path else DATA / (DATA_SETS[name].place or ""), split)
+    labels = _LABELS[name](
+        user_path(data.path, "config.data.path") if data.path else DATA / (DATA_SETS[name].place or ""), split
+    )
     if len(labels) != len(source):
         raise UserError(f"config.data.dataset = {data.dataset!r}: {len(labels)} labels for {len(source)} images")
     return source, np.asarray(labels, np.int64)
 
 
 def _mnist5k(place: Path, split: Split) -> np.ndarray:
-    with np.load(place, allow_pickle=False) as file:
-        return file["labels"][file["held_out"] == (split == "held_out")]
+    arrays = read_npz(place)
+    labels = arrays.get("labels", np.empty(0))
+    if not np.issubdtype(labels.dtype, np.integer) or labels.shape != arrays["held_out"].shape or labels.min() < 0:
+        raise UserError(f"{place}: must hold labels, whole numbers from 0, it has {labels.dtype} {labels.shape}")
+    return labels[arrays["held_out"] == (split == "held_out")]
 
 
 def _mnist(place: Path, split: Split) -> np.ndarray:

@@ -4,7 +4,7 @@ import json
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -21,9 +21,12 @@ class MetricsWriter:
     """Appends rows to `metrics.jsonl` and the same numbers to `tensorboard/`."""
 
     def __init__(self, workdir: Path, first_step: int) -> None:
-        """Rows from after `first_step`, left by a run that was killed, are dropped: they will be written again."""
+        """Rows from after `first_step`, left by a run that was killed, are dropped: they will be written again.
+
+        Events stay whatever their step: they happened, and will not again.
+        """
         path = workdir / "metrics.jsonl"
-        rows = [row for row in read_json_lines(path) if row["step"] <= first_step]
+        rows = [row for row in read_json_lines(path) if "event" in row or row["step"] <= first_step]
         self.evaluated_steps = {row["step"] for row in rows if "eval_loss" in row}
         with replacing(path) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -50,6 +53,11 @@ class MetricsWriter:
         self._file.flush()
         for name, value in values.items():
             self._tensorboard.add_scalar(name, value, step)
+
+    def event(self, step: int, event: str, **facts: Any) -> None:
+        """One row about the run itself, such as "resumed", with plain data. TensorBoard, which draws numbers, gets none."""
+        self._file.write(json.dumps({"step": step, "event": event, **facts}) + "\n")
+        self._file.flush()
 
 
 class LossWindow:

@@ -11,6 +11,7 @@ from scripts.datasets import Split, load_images
 from scripts.distances import NEIGHBOURS
 from scripts.errors import UserError
 from scripts.features import Extractor, Images, NativeFolder, fingerprint, image_features, kept_features
+from scripts.files import user_path
 from scripts.image_sources import list_images
 from scripts.statistics_files import Reference, named_statistics, statistics_from_file
 
@@ -47,7 +48,7 @@ def find_reference(
     else:
         needed = {"moments": "fid" in metrics, "features": bool({"kid", "prdc"} & set(metrics))}
         if _is_file(name):
-            found = statistics_from_file(Path(name).expanduser(), **needed)
+            found = statistics_from_file(user_path(name, "--dataset_name_cleanfid"), **needed)
         else:
             found = named_statistics(name, extractor.settings["mode"], split, data.image_size, **needed)
     if found.num_features != extractor.num_features:
@@ -70,7 +71,7 @@ def _images(name: str, split: str, data: ConfigDict) -> Images | None:
     """None where `name` is that of statistics. A bare word may also be a folder, unless custom statistics are asked for."""
     if name == "":
         return data_set_images(data, split)
-    folder = Path(name).expanduser()
+    folder = user_path(name, "--dataset_name_cleanfid")
     bare = len(folder.parts) == 1 and name != "."
     if _is_file(name) or (bare and (split == "custom" or not folder.is_dir())):
         return None

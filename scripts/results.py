@@ -1,22 +1,19 @@
 """Scores that can be quoted: each with its error, what it depends on, and where it is written down."""
 
-import hashlib
 import importlib.metadata
 import json
 import math
 import os
-import subprocess
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from scripts.config import ROOT, to_json
-from scripts.files import make_directory
+from scripts.files import make_directory, plain_name
+from scripts.provenance import commit, config_hash, now, program_version
+from scripts.text import printable
 
 
 @dataclass(frozen=True)
@@ -49,13 +46,14 @@ def common_settings(config: ConfigDict, *, checkpoint: int, step: int, delta: fl
     }
 
 
-def config_hash(config: ConfigDict) -> str:
-    """Twelve hexadecimal digits that tell one configuration, with all overrides, from another."""
-    return hashlib.sha256(json.dumps(json.loads(to_json(config)), sort_keys=True).encode()).hexdigest()[:12]
-
-
 def results_directory(root: Path, dataset_name: str, experiment_name: str) -> Path:
-    """Where the release keeps its logs: <root>/<dataset>/evaluation_results/<experiment>, `root` being `runs`."""
+    """Where the release keeps its logs: <root>/<dataset>/evaluation_results/<experiment>, `root` being `runs`.
+
+    Raises UserError for names that lead elsewhere; an experiment may be in folders of its own, such as "a/b".
+    """
+    plain_name("--dataset_name", dataset_name)
+    for part in experiment_name.split("/"):
+        plain_name("--experiment_name", part)
     return root / dataset_name / "evaluation_results" / experiment_name
 
 
@@ -67,7 +65,7 @@ def append_result(directory: Path, result: Result, *, param_name: str, seconds: 
     """
     make_directory(directory, "evaluation results")
     settings = result.settings
-    label = ", ".join(f"{name}: {settings[name]}" if name in settings else name for name in param_name.split(","))
+    label = ", ".join(f"{name}: {settings[name]}" if name in settings else printable(name) for name in param_name.split(","))
     row = {
         "score": result.score,
         "value": result.value,
@@ -77,7 +75,7 @@ def append_result(directory: Path, result: Result, *, param_name: str, seconds: 
         **settings,
         "versions": versions(),
         "seconds": round(seconds, 2),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "finished": now(),
     }
     append_line(directory / f"{result.score}_log.jsonl", json.dumps(row))
     append_line(directory / f"{result.score}_log.txt", f"{label}, {result.score}: {result.value:.8g}")
@@ -96,19 +94,8 @@ def append_line(path: Path, line: str) -> None:
 
 def versions() -> Mapping[str, str]:
     """Of PyTorch and of this program: the project's version, and the commit where git knows one."""
-    with (ROOT / "pyproject.toml").open("rb") as file:
-        program = tomllib.load(file)["project"]["version"]
-    try:
-        described = subprocess.run(
-            ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-        program += f"+{described.stdout.strip()}"
-    except (OSError, subprocess.SubprocessError):
-        pass  # an unpacked archive, or no git
+    at = commit()
+    program = program_version() + (f"+{at}" if at else "")
     return {"torch": importlib.metadata.version("torch"), "program": program}
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 import cleanfid
 import numpy as np
 
+from scripts.arrays import read_npz
 from scripts.distances import Gaussian
 from scripts.downloads import fetch
 from scripts.errors import UserError
-from scripts.files import make_directory, replacing
+from scripts.files import make_directory, plain_name, replacing
 
 STATISTICS_URL = "https://www.cs.cmu.edu/~clean-fid/stats/"
 
@@ -61,6 +62,8 @@ def named_statistics(name: str, mode: str, split: str, image_size: int, *, momen
 
 
 def _named_file(name: str, mode: str, split: str, image_size: int, suffix: str) -> Path:
+    plain_name("--dataset_name_cleanfid", name)
+    plain_name("--dataset_split", split)
     file = statistics_file(name, mode, split, image_size, suffix)
     if file.is_file():
         return file
@@ -95,28 +98,33 @@ def statistics_from_file(file: Path, *, moments: bool, features: bool) -> Refere
 
 def _gaussian(file: Path) -> Gaussian:
     arrays = _load(file)
-    mu, sigma = (np.asarray(arrays.get(key, 0), np.float64) for key in ("mu", "sigma"))
+    mu, sigma = (arrays.get(key, np.empty(())) for key in ("mu", "sigma"))
     if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
         found = ", ".join(f"{key} {value.shape}" for key, value in arrays.items())
         raise UserError(f"{file}: must hold mu (d,) and sigma (d, d), it has {found}")
-    return Gaussian(mu, sigma)
+    return Gaussian(_finite(file, mu).astype(np.float64), _finite(file, sigma).astype(np.float64))
 
 
 def _features(file: Path) -> np.ndarray:
     feats = _load(file).get("feats", np.empty(0))
     if feats.ndim != 2 or len(feats) < 2:
         raise UserError(f"{file}: must hold feats (M, d) with at least 2 rows, it has {feats.shape}")
-    return feats.astype(np.float32, copy=False)
+    return _finite(file, feats).astype(np.float32, copy=False)
+
+
+def _finite(file: Path, array: np.ndarray) -> np.ndarray:
+    if array.size == 0 or array.dtype.kind != "f" or not np.isfinite(array).all():
+        raise UserError(f"{file}: its {array.dtype} {array.shape} must be finite floating-point numbers")
+    return array
 
 
 def _load(file: Path) -> dict[str, np.ndarray]:
     if not file.is_file():
         raise UserError(f"--dataset_name_cleanfid={file}: there is no such file")
     try:
-        with np.load(file, allow_pickle=False) as archive:
-            return dict(archive)
-    except Exception as error:  # zip, NumPy and the file system each say "damaged" in their own way
-        raise UserError(f"{file}: not an .npz of arrays ({' '.join(str(error).split())})") from None
+        return read_npz(file)
+    except (ValueError, OSError) as error:
+        raise UserError(f"{file}: not an .npz of arrays ({error})") from None
 
 
 def write_custom_statistics(name: str, mode: str, reference: Reference) -> Path:
@@ -137,8 +145,7 @@ def write_custom_statistics(name: str, mode: str, reference: Reference) -> Path:
 
 def custom_files(name: str, mode: str) -> tuple[Path, Path]:
     """Where custom statistics and features go. Raises UserError for a name that does not do, or is taken."""
-    if not name or Path(name).name != name:
-        raise UserError(f"--custom_name={name}: must be a plain name, such as my_images")
+    plain_name("--custom_name", name)
     files = statistics_file(name, mode, "custom", "na"), statistics_file(name, mode, "custom", "na", "_kid")
     for file in files:
         if file.exists():

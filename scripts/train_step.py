@@ -133,13 +133,16 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a `state_dict` of the same architecture."""
+        """Continue from a `state_dict` of the same architecture. Raises ValueError or RuntimeError if it is another's."""
         self.model.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
-        settings = [{key: group[key] for key in ("betas", "eps", "weight_decay")} for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group, own in zip(self.optimizer.param_groups, settings, strict=True):
-            group.update(own)  # moments are the checkpoint's, settings the configuration's
+        moments = state["optimizer"]["state"]
+        shapes = [{"step": (), "exp_avg": weight.shape, "exp_avg_sq": weight.shape} for weight in self.model.parameters()]
+        found = {i: {name: value.shape for name, value in entry.items()} for i, entry in moments.items()}
+        if found and found != dict(enumerate(shapes)):  # there are none before the first step
+            raise ValueError("the optimizer's moments belong to another architecture")
+        # Moments are the checkpoint's, settings the configuration's.
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
         if state["scaler"]:  # empty unless the run was in float16 when it was saved
             self.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]

@@ -1,12 +1,14 @@
 """The training loop: data in; metrics, pictures and checkpoints out; resumable at any step."""
 
 import fcntl
+import json
 import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 from ml_collections import ConfigDict
@@ -17,7 +19,7 @@ from scripts import checkpoint
 from scripts.batches import Batch, HeldOutBatches, TrainBatches, clean_batches, train_loader
 from scripts.config import FREE_ON_RESUME, differences, refuse_differences, to_json, validate
 from scripts.datasets import load_images
-from scripts.device import resolve_device
+from scripts.device import device_name, resolve_device
 from scripts.errors import UserError
 from scripts.files import make_directory, replacing
 from scripts.image_sources import ImageSource, names_crc32
@@ -25,6 +27,7 @@ from scripts.interruption import Interrupted, InterruptionGuard
 from scripts.metrics import LossWindow, MetricsWriter
 from scripts.plan import describe
 from scripts.progress import TrainingProgress, duration, progress_bar
+from scripts.provenance import provenance
 from scripts.samples import Sampler, sample_set
 from scripts.train_step import MAX_OVERFLOWS, StepResult, Trainer, held_out_losses
 
@@ -83,6 +86,8 @@ class TrainingRun:
         self.config, self.workdir, self.guard = config, workdir, guard
         self.trainer = Trainer(config, device)
         self.unreadable: set[str] = set()
+        self.provenance = provenance(config, device=device_name(device), world_size=1)
+        self.start: dict[str, Any] = {"event": "started"}
 
     def prepare(self, train_images: ImageSource) -> None:
         """Continue from the newest checkpoint, or make the prior bank and start."""
@@ -100,13 +105,19 @@ class TrainingRun:
                     f"the checkpoint in {self.workdir} was trained on other images than {self.config.data.dataset!r} now has "
                     f"({saved['data']['num_images']} then, {len(train_images)} now): restore them, or choose another --workdir"
                 )
-            self.trainer.load_state_dict(saved)
-            self.prior = PriorBank.from_state_dict(saved["prior"])
+            try:
+                self.trainer.load_state_dict(saved)
+            except (ValueError, RuntimeError) as error:
+                reason = " ".join(str(error).split())
+                raise UserError(f"the checkpoint in {self.workdir} does not fit its own configuration: {reason}") from None
+            self.prior = checkpoint.prior_bank(saved, self.config, self.workdir)
             print(f"continuing from step {self.trainer.step}")
-            for key, change in differences(saved["config"], self.config).items():
+            changes = differences(saved["config"], self.config)
+            self.start = {"event": "resumed", "changed_config": changes}
+            for key, change in changes.items():
                 print(f"config.{key} was {change}")
         with replacing(self.workdir / "config.json") as temporary:
-            temporary.write_text(to_json(self.config) + "\n")
+            temporary.write_text(json.dumps({**self.config.to_dict(), "provenance": self.provenance}, indent=2) + "\n")
 
     def _clean_batches(self, images: ImageSource) -> Iterator[torch.Tensor]:
         data = self.config.data
@@ -137,6 +148,7 @@ class TrainingRun:
             MetricsWriter(self.workdir, trainer.step) as self.metrics,
             TrainingProgress(trainer.step, training.n_iters) as self.progress,
         ):
+            self.metrics.event(first_step, **self.start, **self.provenance)
             if trainer.step > 0:
                 # A signal may have come between the save at this step and what else was due.
                 self.show(only_missing=True)
@@ -183,6 +195,7 @@ class TrainingRun:
             "config": to_json(self.config),
             "data": self.data,
             "prior": self.prior.state_dict(),
+            "provenance": self.provenance,
         }
         snapshot_freq = self.config.training.snapshot_freq
         if self._due(snapshot_freq):

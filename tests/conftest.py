@@ -1,5 +1,6 @@
 """Fixtures that several test files share."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,10 @@ from tests.golden import SETTINGS, Golden, load_golden
 
 # Timings depend on the machine, and a suite that guards a landing must not fail by chance.
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=60)
-settings.load_profile("suite")
+settings.register_profile(
+    "long", deadline=None, max_examples=3000
+)  # by hand: HYPOTHESIS_PROFILE=long pytest tests/test_fuzz.py
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 
 @pytest.fixture(scope="session", params=sorted(SETTINGS))

@@ -94,14 +94,14 @@ def test_zero_is_the_newest(tmp_path: Path) -> None:
 
 def test_the_previous_one_is_kept(tmp_path: Path) -> None:
     for step in (1, 2, 3):
-        write_meta(tmp_path, {"step": step})
+        write_meta(tmp_path, contents(tiny_config(), step))
     assert (read(meta_path(tmp_path))["step"], read(previous_path(tmp_path))["step"]) == (3, 2)
     assert sorted(path.name for path in meta_path(tmp_path).parent.iterdir()) == ["checkpoint.pth", "checkpoint_previous.pth"]
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed")])
 def test_a_failed_write_leaves_the_old_one(error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_meta(tmp_path, {"step": 1})
+    write_meta(tmp_path, contents(tiny_config(), 1))
 
     def half_written(data: object, path: Path) -> None:
         path.write_bytes(b"PK half")
@@ -109,7 +109,7 @@ def test_a_failed_write_leaves_the_old_one(error: Exception, tmp_path: Path, mon
 
     monkeypatch.setattr(torch, "save", half_written)
     with pytest.raises(UserError, match="could not be written"):
-        write_meta(tmp_path, {"step": 2})
+        write_meta(tmp_path, contents(tiny_config(), 2))
     assert [path.name for path in meta_path(tmp_path).parent.iterdir()] == ["checkpoint.pth"]
     assert read(meta_path(tmp_path))["step"] == 1
 

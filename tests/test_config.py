@@ -128,8 +128,8 @@ def test_every_flag_is_read(script: str) -> None:
         ("model__ema_rate", 1.5, r"in \[0, 1\)"),
         ("model__model_channels", 48, "multiple of 32"),
         ("model__attention_levels", (1,), "levels from 0 to 0"),
-        ("model__channel_mult", (), "one positive integer per level"),
-        ("model__channel_mult", (1, 0), "one positive integer per level"),
+        ("model__channel_mult", (), "one positive integer of at most 64 per level"),
+        ("model__channel_mult", (1, 0), "one positive integer of at most 64 per level"),
         ("model__channel_mult", (1, 1, 1, 1, 1), "divisible by 16, for 5 levels"),
         ("model__num_heads", 5, "divisor of the channels"),
         ("training__batch_size", 0, "at least 1"),
@@ -145,11 +145,20 @@ def test_every_flag_is_read(script: str) -> None:
         ("optim__amp_dtype", "float8", "'bfloat16' or 'float16'"),
         ("optim__grad_clip", -1.0, "at least 0"),
         ("seed", -1, "from 0"),
+        ("seed", 2**64, "an integer, such as 42"),
+        ("model__K", True, "an integer, such as 100"),
+        ("model__K", 10**15, "at most 100000"),
+        ("model__sigma", "a", "a number, such as 0.01"),
+        ("model__channel_mult", "12", "a tuple of integers"),
+        ("data__random_flip", 1, "True or False"),
+        ("data__path", "a\x1b[2Jb", "text in one line"),
     ],
 )
 def test_bad_values(key: str, value: object, right: str) -> None:
     """The message names a key, its value and what would be right."""
-    config = tiny_config(**{key: value})
+    config = tiny_config()
+    with config.ignore_type():
+        config.update_from_flattened_dict({key.replace("__", "."): value})
     with pytest.raises(UserError, match=right) as error:
         validate(config)
     assert str(error.value).startswith("config.")

@@ -10,7 +10,8 @@ from PIL import Image
 
 from scripts.errors import UserError
 from scripts.files import read_json_lines
-from scripts.results import Result, append_line, append_result, config_hash, results_directory
+from scripts.provenance import config_hash
+from scripts.results import Result, append_line, append_result, results_directory
 from scripts.sweep import Point, parse_sweeps, report, run_point, run_sweep, sweep_points
 from tests.conftest import tiny_config
 

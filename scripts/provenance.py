@@ -1,0 +1,88 @@
+"""Where results come from: the program's version and its packages', the command, the configuration's checksum, the machine.
+
+Imports nothing heavy.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import tomllib
+from datetime import UTC, datetime
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from scripts.config import ROOT, to_json
+
+PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pillow", "ml_collections", "clean-fid")
+"""Those that results may depend on."""
+
+
+def provenance(config: ConfigDict, *, device: str, world_size: int) -> dict[str, Any]:
+    """Facts about this process, as plain data, for config.json, checkpoints and metrics.jsonl.
+
+    device: in words, see `scripts.device.device_name`; world_size: the processes that train together.
+    """
+    return {
+        "time": now(),
+        "config_hash": config_hash(config),
+        "seed": config.seed,
+        "command": shlex.join(sys.orig_argv),
+        "commit": commit(),
+        "versions": {"program": program_version(), "python": platform.python_version()} | package_versions(),
+        "device": device,
+        "world_size": world_size,
+    }
+
+
+def now() -> str:
+    """The time in UTC, to the second: "2026-01-31T12:00:00+00:00"."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def config_hash(config: ConfigDict) -> str:
+    """Twelve hexadecimal digits that tell one configuration, with all overrides, from another."""
+    return json_hash(to_json(config))
+
+
+def json_hash(text: str) -> str:
+    """`config_hash` of a configuration that is JSON already."""
+    return hashlib.sha256(json.dumps(json.loads(text), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def program_version() -> str:
+    """The version in pyproject.toml."""
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        return tomllib.load(file)["project"]["version"]
+
+
+def package_versions() -> dict[str, str]:
+    """Of the installed ones among `PACKAGES`."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def commit() -> str | None:
+    """The commit that the program is at, with "+changes" if its files are not as in there; None if git does not know.
+
+    Only the program's own repository counts: not one further up that an archive was unpacked in, nor one that a git hook
+    around this process set in the environment.
+    """
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    environment |= {"GIT_CEILING_DIRECTORIES": str(ROOT.parent), "GIT_OPTIONAL_LOCKS": "0"}
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
+    try:
+        described = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True, env=environment)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip()
