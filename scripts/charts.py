@@ -144,7 +144,8 @@ def line_chart(title: str, unit: str, series: Sequence[Series], *, log: bool = F
     # Names of single lines would repeat the title.
     names = _names(series, y) if len(series) > 1 else ""
     return f"""<figure class="chart">
-<figcaption><b>{escape(title)}</b> <span class="unit">{escape(unit)}</span><output>step {x.last:,.0f}{"".join(latest)}</output></figcaption>
+<figcaption><b>{escape(title)}</b> <span class="unit">{escape(unit)}</span>
+<output>step {x.last:,.0f}{"".join(latest)}</output></figcaption>
 <div class="plot{" named" if names else ""}">
 <svg viewBox="0 0 {SIDE} {SIDE}" preserveAspectRatio="none" role="img" aria-label="{escape(description)}"
  data-x="{x.first:g} {x.last:.10g}" data-y="{y.first:.6g} {y.last:.6g}"{" data-log" if log else ""}>

@@ -62,9 +62,7 @@ def results_directory(root: Path, dataset_name: str, experiment_name: str) -> Pa
     return root / dataset_name / "evaluation_results" / experiment_name
 
 
-def append_result(
-    directory: Path, result: Result, *, param_name: str, seconds: float, workdir: Path | None = None
-) -> None:
+def append_result(directory: Path, result: Result, *, param_name: str, seconds: float, workdir: Path | None = None) -> None:
     """Add a line to <directory>/<SCORE>_log.txt and the same value, with everything behind it, to <SCORE>_log.jsonl.
 
     param_name: settings, separated by commas, whose values are then given ("delta: 0.0125, FID: 21.3"), or any label.

@@ -84,9 +84,7 @@ def sweep_points(base: Point, axes: Axes) -> list[Point]:
     return [Point(**{**asdict(base), **dict(zip(names, values, strict=True))}) for values in combinations]
 
 
-def run_point(
-    evaluate: Evaluate, point: Point, directory: Path, param_name: str, workdir: Path | None = None
-) -> list[Result]:
+def run_point(evaluate: Evaluate, point: Point, directory: Path, param_name: str, workdir: Path | None = None) -> list[Result]:
     """Evaluate, and append the scores to the logs in `directory` and to that of the run directory."""
     started = time.monotonic()
     results = evaluate(point)
