@@ -6,7 +6,7 @@ and sizes are in scripts/report.html, which also lets a person read values off w
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 
 SIDE = 1000
@@ -38,6 +38,8 @@ class Series:
     """By growing x, all finite."""
     colour: int
     """1 to 5, see scripts/report.html."""
+    band: bool = True
+    """Whether to show from where to where the values behind each point go."""
 
 
 def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
@@ -81,7 +83,7 @@ class Axis:
         value = min(max(value, self.first), self.last)
         return SIDE * (scale(value) - scale(self.first)) / (scale(self.last) - scale(self.first))
 
-    def ticks(self, about: int = 4) -> list[float]:
+    def ticks(self, about: int = 5) -> list[float]:
         """Round values on the axis, roughly `about` of them."""
         if self.log:
             for mantissas in ((1,), (1, 3), (1, 2, 5)):
@@ -121,16 +123,19 @@ def line_chart(title: str, unit: str, series: Sequence[Series], *, log: bool = F
 
     `log` asks for a logarithmic axis, which values of 0 and below do not get.
     """
-    series = [Series(s.name, thinned(s.points), s.colour) for s in series if s.points]
+    series = [s for s in series if s.points]
     if not series:
         return ""
+    last_step = max(s.points[-1].x for s in series)
+    values = [f"{s.name} {number(s.points[-1].y, 3)}" for s in series]
+    series = [replace(s, points=thinned(s.points)) for s in series]
     points = [point for s in series for point in s.points]
-    log = log and min(point.y for point in points) > 0
     smallest = min(point.y for point in points)
-    # On a logarithmic axis a band may reach below 0: it is cut where the lines end.
-    lows = [smallest / 2 if log and point.low <= 0 else point.low for point in points]
-    x = Axis(min(0.0, points[0].x), max(point.x for point in points) or 1.0)
-    y = Axis.around([*lows, *(point.high for point in points)], log)
+    log = log and smallest > 0
+    x = Axis(min(0.0, points[0].x), last_step or 1.0)
+    y = Axis.around(
+        [edge for s in series for p in s.points for edge in ((p.low, p.high) if s.band else (p.y,)) if edge > 0 or not log], log
+    )
     levels = [SIDE - y.place(value) for value in y.ticks()]
     drawn = [
         f'<path class="grid" d="{" ".join(f"M0 {level:.1f}h{SIDE}" for level in levels)}"/>',
@@ -138,14 +143,13 @@ def line_chart(title: str, unit: str, series: Sequence[Series], *, log: bool = F
         *(_band(s, x, y) for s in series),
         *(_line(s, x, y) for s in series),
     ]
-    values = [f"{s.name} {number(s.points[-1].y, 3)}" for s in series]
-    latest = [f'<span class="c{s.colour}"> · {escape(value)}</span>' for s, value in zip(series, values, strict=True)]
-    description = f"{title}, {unit}, over training steps up to {x.last:,.0f}; last: {', '.join(values)}"
+    latest = [f' <span class="c{s.colour}">{escape(value.strip())}</span>' for s, value in zip(series, values, strict=True)]
+    description = f"{title}, {unit}, over training steps up to {last_step:,.0f}; last: {', '.join(values)}"
     # Names of single lines would repeat the title.
     names = _names(series, y) if len(series) > 1 else ""
     return f"""<figure class="chart">
 <figcaption><b>{escape(title)}</b> <span class="unit">{escape(unit)}</span>
-<output>step {x.last:,.0f}{"".join(latest)}</output></figcaption>
+<output>step {last_step:,.0f}{"".join(latest)}</output></figcaption>
 <div class="plot{" named" if names else ""}">
 <svg viewBox="0 0 {SIDE} {SIDE}" preserveAspectRatio="none" role="img" aria-label="{escape(description)}"
  data-x="{x.first:g} {x.last:.10g}" data-y="{y.first:.6g} {y.last:.6g}"{" data-log" if log else ""}>
@@ -158,7 +162,7 @@ def line_chart(title: str, unit: str, series: Sequence[Series], *, log: bool = F
 
 
 def _band(series: Series, x: Axis, y: Axis) -> str:
-    if all(point.low == point.high for point in series.points):
+    if not series.band or all(point.low == point.high for point in series.points):
         return ""
     there = [f"{x.place(p.x):.1f},{SIDE - y.place(p.high):.1f}" for p in series.points]
     back = [f"{x.place(p.x):.1f},{SIDE - y.place(p.low):.1f}" for p in reversed(series.points)]

@@ -45,8 +45,8 @@ for (const chart of document.querySelectorAll(".chart")) {
     for (const line of lines) {
       const item = document.createElement("span");
       item.className = line.colour;
-      item.textContent = " · " + line.name + " " + text(value(nearest(line.points).y));
-      output.append(item);
+      item.textContent = (line.name + " " + text(value(nearest(line.points).y))).trim();
+      output.append(" ", item);
     }
   };
   plot.onpointerleave = () => {

@@ -67,7 +67,9 @@ def _notices(contents: RunDirectory) -> list[str]:
     notices = []
     bad = [row["step"] for row in contents.rows for key in ("loss", "eval_loss") if key in row and not finite(row[key])]
     if bad:
-        notices.append(f"The loss is not a finite number in {len(bad)} rows of metrics.jsonl, first at step {bad[0]:,}.")
+        notices.append(
+            f"The loss is not a finite number in {len(bad):,} of {len(contents.rows):,} rows, first at step {bad[0]:,}."
+        )
     unreadable = contents.last("unreadable_images").get("unreadable_images", 0)
     if unreadable:
         notices.append(f"{unreadable:,.0f} images could not be read and were skipped; the training log names them.")
@@ -88,7 +90,7 @@ def _facts(contents: RunDirectory) -> Iterable[tuple[str, str, str]]:
         yield "Training loss", number(training["loss"], 3), f"step {training['step']:,}"
     if speed:
         batch_size = contents.setting("training.batch_size")
-        yield "Speed", f"{number(speed['images_per_second'], 3)} images/s", f"batches of {batch_size}" if batch_size else ""
+        yield "Images per second", number(speed["images_per_second"], 3), f"batches of {batch_size}" if batch_size else ""
     settings: dict[str, Any] = {key.replace(".", "_"): _shown(value) for key, value in leaves(contents.config)}
     described = string.Template("${data_image_size}x${data_image_size}x$data_num_channels")
     yield "Data", settings.get("data_dataset", ""), _filled(described, settings)
@@ -167,7 +169,7 @@ def _process(contents: RunDirectory, directory: Path, step: int) -> str:
             return ""
         link = quote(str(existing[0].relative_to(contents.path)))
         return f'<div class="card"><p>The clip of the process is too large for this page: <a href="{link}">{link}</a></p></div>'
-    return f'<figure class="card">{shown}<figcaption>{caption}</figcaption></figure>'
+    return f'<figure class="card process">{shown}<figcaption>{caption}</figcaption></figure>'
 
 
 def curves(contents: RunDirectory) -> str:
@@ -175,15 +177,17 @@ def curves(contents: RunDirectory) -> str:
     marks = sorted({row["step"] for row in rows if "event" in row and row["step"] > 0})[-MOST_MARKS:]
     bands = list(dict.fromkeys(key for row in rows for key in row if key.startswith("loss_levels_")))
     by_level = [
-        Series(band.removeprefix("loss_levels_").replace("_to_", "-"), _points(rows, band), 1 + i % 5)
+        Series(band.removeprefix("loss_levels_").replace("_to_", "-"), _points(rows, band), 1 + i % 5, band=False)
         for i, band in enumerate(bands)
     ]
     unit = "squared error per image"
     return (
+        '<p class="quiet">Over training steps. Shaded: one standard error around the held-out loss (of averaged weights); '
+        "elsewhere the range of the rows behind each point of the line.</p>\n"
         '<div class="charts">\n'
         + line_chart(
             "Loss",
-            f"{unit}; band of held out: 1 standard error",
+            unit,
             [
                 Series("training", _points(rows, "loss"), 1),
                 Series("held out", _points(rows, "eval_loss", "eval_loss_standard_error"), 2),
@@ -218,7 +222,7 @@ SETTINGS_OF_SCORES: tuple[tuple[str, Callable[[Row], object]], ...] = (
     ("Seed", lambda row: row.get("seed")),
     ("Against", lambda row: row.get("reference", row.get("dataset_split"))),
     ("Features", lambda row: row.get("features_extractor")),
-    ("Held-out images get", lambda row: row.get("floor")),
+    ("Held-out images get", lambda row: f"{row['floor']:.4g}" if finite(row.get("floor")) else None),
 )
 
 
