@@ -104,9 +104,11 @@ def _unscaled(value: float, log: bool) -> float:
 
 def number(value: float, digits: int = 4) -> str:
     """For a person: 12,345 or 0.0125 or 2e-5."""
-    if value and not 1e-4 <= abs(value) < 1e6:
+    if value and not 1e-5 <= abs(value) < 1e6:
         mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
         return f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{int(exponent)}"
+    if abs(value) < 1e-3:  # where %g has exponents
+        return f"{value:.{digits + 4}f}".rstrip("0").rstrip(".") or "0"
     return f"{value:,.{max(digits, len(str(int(abs(value)))))}g}"
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 from pathlib import Path
 
 from PIL import Image, ImageChops
@@ -22,14 +23,16 @@ def picture(path: Path) -> str:
     red, green, blue = pixels.split()
     if not ImageChops.difference(red, green).getbbox() and not ImageChops.difference(red, blue).getbbox():
         pixels = red
-    data = _coded(pixels, "PNG", optimize=True)
-    quality = 90
+    # A PNG of many times the size is not worth a second of compressing.
+    coding, options = ("PNG", {"optimize": True}) if path.stat().st_size < 8 * PICTURE_BYTES else ("JPEG", {"quality": 85})
+    data = _coded(pixels, coding, **options)
     while len(data) > PICTURE_BYTES:
-        data = _coded(pixels, "JPEG", quality=quality, optimize=True)
-        if quality > 75:
-            quality -= 5
-        else:
-            pixels = pixels.resize((max(1, pixels.width * 4 // 5), max(1, pixels.height * 4 // 5)), Image.Resampling.LANCZOS)
+        if coding == "JPEG":
+            shrink = min(0.9, math.sqrt(PICTURE_BYTES / len(data)))
+            size = max(1, int(shrink * pixels.width)), max(1, int(shrink * pixels.height))
+            pixels = pixels.resize(size, Image.Resampling.LANCZOS)
+        coding, options = "JPEG", {"quality": 85}
+        data = _coded(pixels, coding, **options)
     return _data_uri("image/png" if data.startswith(b"\x89PNG") else "image/jpeg", data)
 
 
