@@ -108,7 +108,8 @@ def number(value: float, digits: int = 4) -> str:
         mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
         return f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{int(exponent)}"
     if abs(value) < 1e-3:  # where %g has exponents
-        return f"{value:.{digits + 4}f}".rstrip("0").rstrip(".") or "0"
+        decimals = digits - 1 - math.floor(math.log10(abs(value))) if value else 0
+        return f"{value:.{decimals}f}".rstrip("0").rstrip(".") if decimals else "0"
     return f"{value:,.{max(digits, len(str(int(abs(value)))))}g}"
 
 

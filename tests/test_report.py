@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from scripts import training
-from scripts.charts import Axis, Point, thinned
+from scripts.charts import Axis, Point, number, thinned
 from scripts.config import ROOT, to_json
 from scripts.embedding import CLIP_BYTES, PICTURE_BYTES, picture
 from scripts.errors import UserError
@@ -264,3 +264,8 @@ def test_axes_have_a_few_round_ticks_inside(ends: tuple[float, float], log: bool
 def test_sampling_times_are_evenly_spread() -> None:
     assert evenly(range(1, 100), 3) == [1, 50, 99]
     assert evenly([1, 2], 3) == [1, 2]
+
+
+def test_numbers_for_people() -> None:
+    values = {0.0: "0", 0.00050019: "0.0005", 4.89e-5: "0.0000489", 3e-6: "3e-6", 12345.6: "12,346", -0.2: "-0.2", 1e6: "1e6"}
+    assert {value: number(value, 3) for value in values} == values
