@@ -32,6 +32,7 @@ quickstart: $(VENV)/runtime.stamp
 	$(SAMPLE) --batch_size=16 --same_init
 	$(SAMPLE) --batch_size=16 --share_noise
 	$(SAMPLE) --interpolate --num_points=20
+	$(RUN) -m scripts.report runs/mnist/quickstart
 	@echo; echo "Pictures, and process.gif and process.mp4 beside them:"
 	@ls runs/mnist/quickstart/additional_samples/checkpoint_0/*/final.png \
 		runs/mnist/quickstart/additional_samples/checkpoint_0/*/interpolation.png

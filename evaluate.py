@@ -91,11 +91,11 @@ def main() -> int:
     param_name = PARAM_NAME.value or ",".join(axes) or "delta"
     evaluate = bound_evaluation(directory) if MODE.value == "elbo" else sample_evaluation()
     if not axes:
-        sweep.run_point(evaluate, base, directory, param_name)
+        sweep.run_point(evaluate, base, directory, param_name, Path(WORKDIR.value))
         print(f"scores appended to {directory}")
         return 0
     points = sweep.sweep_points(base, axes)
-    scores = sweep.run_sweep(evaluate, points, directory, request(points), param_name)
+    scores = sweep.run_sweep(evaluate, points, directory, request(points), param_name, Path(WORKDIR.value))
     print(sweep.report(scores, axes, directory))
     return 0
 

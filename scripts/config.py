@@ -54,13 +54,19 @@ def define_config_flag(required: bool = True) -> flags.FlagHolder:
     return holder
 
 
-def run(main: Callable[[], int]) -> None:
-    """Parse the command line and call `main` for its exit code; a UserError becomes one line on stderr and exit code 2."""
+def run(main: Callable[[], int], positional: str | None = None) -> None:
+    """Parse the command line and call `main` for its exit code; a UserError becomes one line on stderr and exit code 2.
+
+    positional: a flag that may be given by its value alone.
+    """
 
     def guarded(argv: list[str]) -> int:
         try:
-            if len(argv) > 1:
-                raise UserError(f"{argv[1]!r} is not a flag: options are written --name=value")
+            rest = argv[1:]
+            if positional is not None and rest and not flags.FLAGS[positional].present:
+                flags.FLAGS[positional].value = rest.pop(0)
+            if rest:
+                raise UserError(f"{rest[0]!r} is not a flag: options are written --name=value")
             return main()
         except (UserError, OSError) as error:  # the disk, permissions: the message names the file
             fail(error)

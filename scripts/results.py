@@ -15,6 +15,9 @@ from scripts.files import make_directory, plain_name
 from scripts.provenance import commit, config_hash, now, program_version
 from scripts.text import printable
 
+RESULTS = Path("evaluation", "results.jsonl")
+"""In a run directory: all scores of its model, for scripts/report.py."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -57,11 +60,12 @@ def results_directory(root: Path, dataset_name: str, experiment_name: str) -> Pa
     return root / dataset_name / "evaluation_results" / experiment_name
 
 
-def append_result(directory: Path, result: Result, *, param_name: str, seconds: float) -> None:
+def append_result(directory: Path, result: Result, *, param_name: str, seconds: float, workdir: Path | None = None) -> None:
     """Add a line to <directory>/<SCORE>_log.txt and the same value, with everything behind it, to <SCORE>_log.jsonl.
 
     param_name: settings, separated by commas, whose values are then given ("delta: 0.0125, FID: 21.3"), or any label.
-    seconds: time taken. Raises UserError if the directory cannot be written to.
+    seconds: time taken. workdir: the run directory of the model, whose `evaluation/results.jsonl` gets the line, too, if it can
+    be written to. Raises UserError if the directory cannot be written to.
     """
     make_directory(directory, "evaluation results")
     settings = result.settings
@@ -79,6 +83,8 @@ def append_result(directory: Path, result: Result, *, param_name: str, seconds: 
     }
     append_line(directory / f"{result.score}_log.jsonl", json.dumps(row))
     append_line(directory / f"{result.score}_log.txt", f"{label}, {result.score}: {result.value:.8g}")
+    if workdir is not None and os.access(workdir, os.W_OK):
+        append_line(make_directory(workdir / RESULTS.parent, "--workdir") / RESULTS.name, json.dumps(row))
 
 
 def append_line(path: Path, line: str) -> None:

@@ -84,19 +84,24 @@ def sweep_points(base: Point, axes: Axes) -> list[Point]:
     return [Point(**{**asdict(base), **dict(zip(names, values, strict=True))}) for values in combinations]
 
 
-def run_point(evaluate: Evaluate, point: Point, directory: Path, param_name: str) -> list[Result]:
-    """Evaluate, and append the scores to the logs in `directory`."""
+def run_point(evaluate: Evaluate, point: Point, directory: Path, param_name: str, workdir: Path | None = None) -> list[Result]:
+    """Evaluate, and append the scores to the logs in `directory` and to that of the run directory."""
     started = time.monotonic()
     results = evaluate(point)
     seconds = time.monotonic() - started
     for result in results:
-        append_result(directory, result, param_name=param_name, seconds=seconds)
+        append_result(directory, result, param_name=param_name, seconds=seconds, workdir=workdir)
         print(result, flush=True)
     return results
 
 
 def run_sweep(
-    evaluate: Evaluate, points: Sequence[Point], directory: Path, request: Callable[[Point], dict[str, Any]], param_name: str
+    evaluate: Evaluate,
+    points: Sequence[Point],
+    directory: Path,
+    request: Callable[[Point], dict[str, Any]],
+    param_name: str,
+    workdir: Path | None = None,
 ) -> list[tuple[Point, list[Result]]]:
     """The scores of all points. `request(point)` says, as plain data, what they depend on besides the point.
 
@@ -114,7 +119,7 @@ def run_sweep(
             results = [Result(**result) for result in done[key]]
         else:
             print(f"[{number}/{len(points)}] {point}", flush=True)
-            results = run_point(evaluate, point, directory, param_name)
+            results = run_point(evaluate, point, directory, param_name, workdir)
             row = {**json.loads(key), "results": [asdict(result) for result in results]}
             append_line(path, json.dumps(row))
         scores.append((point, results))

@@ -4,6 +4,7 @@ import fcntl
 import json
 import math
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -28,6 +29,7 @@ from scripts.metrics import LossWindow, MetricsWriter
 from scripts.plan import describe
 from scripts.progress import TrainingProgress, duration, progress_bar
 from scripts.provenance import provenance
+from scripts.report import write_report
 from scripts.samples import Sampler, sample_set
 from scripts.train_step import MAX_OVERFLOWS, StepResult, Trainer, held_out_losses
 
@@ -235,6 +237,14 @@ class TrainingRun:
         with trainer.ema.swapped_in(trainer.model):
             sample_set(directory, sampler, range(config.training.num_samples), on_step=lambda k, u_k: self.guard.check())
         self.progress.say(f"step {trainer.step}: samples in {directory}")
+        self.report()
+
+    def report(self) -> None:
+        """Bring the run's page up to date. Training goes on without a page, whatever the reason."""
+        try:
+            write_report(self.workdir)
+        except Exception as error:
+            warnings.warn(f"no index.html at step {self.trainer.step}: {type(error).__name__}: {error}", stacklevel=2)
 
     def _note_unreadable(self, batch: Batch) -> None:
         """Name every unreadable image once."""
