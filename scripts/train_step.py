@@ -154,6 +154,10 @@ class Trainer:
         nn.utils.clip_grads_with_norm_(self.model.parameters(), optim.grad_clip or math.inf, norm)
         return result
 
+    def all_finite(self) -> bool:
+        """Whether all weights and averages are finite: a finite gradient times an absurd learning rate may be too large."""
+        return all(bool(x.isfinite().all()) for x in [*self.model.parameters(), *self.ema.shadow.values()])
+
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on, as plain data."""
         return {

@@ -211,12 +211,17 @@ class TrainingRun:
             self.save()
 
     def save(self) -> None:
-        """Write the checkpoint to resume from."""
+        """Write the checkpoint to resume from. Raises UserError if that cannot be, or if the weights are not finite."""
         checkpoint.write_meta(self.workdir, self._contents())
         self.overdue = False
 
     def _contents(self) -> checkpoint.Contents:
         assert self.prior is not None
+        if not self.trainer.all_finite():
+            raise UserError(
+                f"step {self.trainer.step}: weights or averages are not finite, and not saved; the last checkpoint is intact. "
+                f"The same command with a lower config.optim.lr = {self.config.optim.lr:g} may help"
+            )
         return {
             **self.trainer.state_dict(),
             "config": to_json(self.config),
