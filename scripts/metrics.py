@@ -1,6 +1,7 @@
 """What a run measures: rows of metrics.jsonl, the same in TensorBoard."""
 
 import json
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -35,7 +36,8 @@ class MetricsWriter:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._file.close()
+        with suppress(OSError):  # what a full disk did not take was reported when it was written
+            self._file.close()
         if "_tensorboard" in self.__dict__:
             self._tensorboard.close()
 

@@ -15,7 +15,7 @@ import torch
 from ml_collections import ConfigDict
 
 from model_code import build_blur
-from scripts import image_sources, training
+from scripts import image_sources
 from scripts.checkpoint import meta_path, read
 from scripts.config import ROOT
 from scripts.datasets import load_images
@@ -25,7 +25,7 @@ from scripts.image_sources import LsunImages, UnreadableImage
 from scripts.metrics import MetricsWriter
 from scripts.sampling import DataPrior
 from scripts.train_step import Trainer
-from scripts.training import train
+from scripts.training import TrainingRun, train
 from tests import faults
 from tests.conftest import tiny_config
 from tests.images import WithDamage, numbered, save_images
@@ -57,15 +57,17 @@ def test_a_full_disk_while_saving(tiny_array: Path, tmp_path: Path, monkeypatch:
     assert train(config, workdir) == 0
     before = {path: path.read_bytes() for path in workdir.rglob("*.pth")}
     config.training.n_iters = 6
-    write = training.checkpoint.write_meta
+    save = TrainingRun._save_what_is_due
 
-    def on_full_disk(*args: object) -> None:
+    def on_full_disk(run: TrainingRun) -> None:
         with file_size_limit(100_000):
-            write(*args)  # type: ignore[arg-type]
+            save(run)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.checkpoint, "write_meta", on_full_disk)
-        with pytest.raises(UserError, match=r"checkpoint\.pth: the checkpoint could not be written .*earlier ones are intact"):
+        patch.setattr(TrainingRun, "_save_what_is_due", on_full_disk)
+        with pytest.raises(
+            UserError, match=r"checkpoint_1\.pth: the checkpoint could not be written .*earlier ones are intact"
+        ):
             train(config, workdir)
     assert {path: path.read_bytes() for path in before} == before
     assert not list(workdir.rglob("*.partial*"))
@@ -188,15 +190,15 @@ def broken(self, images):
     raise UserError("as bad steps or a full disk end it")
 Trainer.train_step = broken
 try:
-    train(tiny_config(data__num_workers=2), Path({workdir!r}))
+    train(tiny_config(data__num_workers=1, data__dataset="npy", data__path={array!r}), Path({workdir!r}))
 except UserError as error:
     fail(error)
 """
 
 
-def test_an_error_ends_the_reading_processes_too(tmp_path: Path) -> None:
+def test_an_error_ends_the_reading_processes_too(tiny_array: Path, tmp_path: Path) -> None:
     """They ignore SIGTERM; a process that waited for them would stay forever."""
-    program = ENDS_WITH_AN_ERROR.format(root=str(ROOT), workdir=str(tmp_path / "run"))
+    program = ENDS_WITH_AN_ERROR.format(root=str(ROOT), array=str(tiny_array), workdir=str(tmp_path / "run"))
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 2, result.stderr
     assert result.stderr.splitlines()[-1] == "error: as bad steps or a full disk end it"
