@@ -30,7 +30,13 @@ SPOILT: dict[str, Spoil] = {
     "one example": lambda loss: loss * torch.tensor([1, 1, math.nan, 1]),
     "a loss with a finite gradient": lambda loss: loss + math.inf,
 }
-FLOAT16 = {"optim__automatic_mp": True, "optim__amp_dtype": "float16"}
+FLOAT16: dict[str, object] = {"optim__automatic_mp": True, "optim__amp_dtype": "float16"}
+PRECISIONS: dict[str, dict[str, object]] = {
+    "float32": {},
+    "bfloat16": {"optim__automatic_mp": True},
+    "float16": FLOAT16,
+    "float16 with fallback": {**FLOAT16, "optim__fp16_fallback": "float32"},
+}
 
 
 def spoil_steps(patch: pytest.MonkeyPatch, bad: set[int], spoil: Spoil = SPOILT["nan"], float16_only: bool = False) -> None:
@@ -68,14 +74,8 @@ def state(trainer: Trainer) -> dict[str, object]:
 )
 def test_a_bad_step_changes_nothing(precision: str, spoilt: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights, averages, moments and loss scale are those of before, and the next good step is an ordinary one."""
-    overrides: dict[str, object] = {
-        "float32": {},
-        "bfloat16": {"optim__automatic_mp": True},
-        "float16": FLOAT16,
-        "float16 with fallback": {**FLOAT16, "optim__fp16_fallback": "float32"},
-    }[precision]
     monkeypatch.setattr(train_step, "MAX_OVERFLOWS", 3)
-    trainer = Trainer(tiny_config(**overrides), CPU)
+    trainer = Trainer(tiny_config(**PRECISIONS[precision]), CPU)
     trainer.scaler = torch.amp.GradScaler("cpu", init_scale=128.0, enabled=precision.startswith("float16"))
     images = torch.rand(4, 1, 8, 8)
     spoil_steps(monkeypatch, {2, 3}, SPOILT[spoilt])
