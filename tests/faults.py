@@ -8,6 +8,7 @@ bit for bit, metrics, samples. Where a run finishes before all kills are spent, 
 """
 
 import argparse
+import contextlib
 import os
 import random
 import shutil
@@ -65,11 +66,8 @@ class Faults:
         self.failures: list[str] = []
         started = time.monotonic()
         with self._start("undisturbed") as process:
-            assert process.stdout is not None
-            lines = (line for line in process.stdout if line.startswith("step 1/"))
-            next(lines, None)
+            self._wait_for_first_step(process, "undisturbed")
             self.start_up = time.monotonic() - started
-            process.stdout.read()
         self.seconds = time.monotonic() - started
         if process.returncode != 0:
             raise RuntimeError(f"the undisturbed run ended with exit code {process.returncode}")
@@ -78,8 +76,12 @@ class Faults:
     def _start(self, name: str, workers: int = 0) -> subprocess.Popen[str]:
         command = [sys.executable, str(ROOT / "train.py"), "--workdir", str(self.directory / name), *ARGS]
         command += [f"--config.training.n_iters={self.n_iters}", f"--config.data.num_workers={workers}"]
-        output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        return subprocess.Popen(command, **output, text=True, start_new_session=True)  # type: ignore[call-overload]
+        with self._log(name).open("w") as log:
+            return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+
+    def _log(self, name: str) -> Path:
+        """What the newest process of a run printed."""
+        return self.directory / f"{name}.log"
 
     def run(self, most_kills: int, bar: tqdm) -> None:
         """One run, killed until it is finished or `most_kills` are reached in all; then the comparison."""
@@ -89,11 +91,10 @@ class Faults:
         while True:
             spare = self.kills < most_kills
             with self._start(name, workers=self.random.choice([0, 0, 1])) as process:
-                try:
-                    output, _ = process.communicate(timeout=self._moment() if spare else None)
-                except subprocess.TimeoutExpired:
+                if spare:
+                    self._wait(process, name)
                     self._kill(process)
-                    output, _ = process.communicate()
+            output = self._log(name).read_text()
             if process.returncode == 0:
                 break
             if process.returncode != -signal.SIGKILL:
@@ -107,15 +108,23 @@ class Faults:
         self.failures += [f"{name}: {path.name} was left" for path in workdir.rglob("*.partial*")]
         shutil.rmtree(workdir)
 
-    def _moment(self) -> float:
-        """Seconds from the start to the kill: one in five while starting up, the others up to a third of a whole run after."""
+    def _wait(self, process: subprocess.Popen[str], name: str) -> None:
+        """Until the moment to kill: one in five while starting up, the others from the first step on, or until it ends."""
         if self.random.random() < 0.2:
-            return self.random.uniform(0, self.start_up)
-        return self.start_up + self.random.uniform(-0.1 * self.start_up, (self.seconds - self.start_up) / 3)
+            seconds = self.random.uniform(0, self.start_up)
+        else:
+            self._wait_for_first_step(process, name)
+            seconds = self.random.uniform(0, (self.seconds - self.start_up) / 3)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+
+    def _wait_for_first_step(self, process: subprocess.Popen[str], name: str) -> None:
+        while process.poll() is None and "\nstep " not in self._log(name).read_text():
+            time.sleep(0.01)
 
     def _kill(self, process: subprocess.Popen[str]) -> None:
         """A power cut takes all processes; the kernel that is short of memory takes one, and its children find out."""
-        if self.random.random() < 0.5:
+        if process.poll() is None and self.random.random() < 0.5:
             os.killpg(process.pid, signal.SIGKILL)
         else:
             process.kill()
