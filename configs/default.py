@@ -23,6 +23,7 @@ def get_config() -> ConfigDict:
     training.num_samples = 16  # images in each of those pictures
     training.snapshot_freq = 50000  # steps between numbered checkpoints: checkpoint_n is step n * snapshot_freq
     training.snapshot_freq_for_preemption = 10000  # steps between saves of the checkpoint that a restart continues from
+    training.max_bad_steps = 10  # steps in a row with a loss or gradient that is not finite, skipped, at which the run stops
 
     config.eval = evaluation = ConfigDict()
     evaluation.batch_size = 256  # images at a time where nothing is learnt: evaluation, the prior bank
@@ -68,5 +69,7 @@ def get_config() -> ConfigDict:
     optim.grad_clip = 1.0  # largest gradient norm; 0 does not clip
     optim.automatic_mp = False  # autocast matrix products and convolutions to amp_dtype
     optim.amp_dtype = "bfloat16"  # bfloat16, or float16 with loss scaling
+    # what a step that overflows in float16 is repeated in: "bfloat16", "float32", or "" for float16 with a smaller loss scale
+    optim.fp16_fallback = ""
 
     return config

@@ -2,9 +2,12 @@
 a run goes on from any step as if it had never stopped.
 """
 
+import atexit
 import itertools
+import multiprocessing
 import signal
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +17,10 @@ from torch.utils.data import DataLoader, Dataset
 from scripts.errors import UserError
 from scripts.image_sources import ImageSource, UnreadableImage
 from scripts.randomness import Purpose, stream
+
+
+class ReadingFailed(UserError):
+    """There will be no further batches, through no fault of those that came: what was done with them is worth saving."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,23 @@ def _uniform_noise(generator: np.random.Generator, shape: tuple[int, ...]) -> np
     return generator.integers(1 << 16, size=shape, dtype=np.uint16).astype(np.float32) / np.float32(1 << 16)
 
 
+def first_readable(source: ImageSource, wanted: int, unreadable: list[str]) -> tuple[int, np.ndarray]:
+    """The first readable image from `wanted` on, with its index; names of the others are appended to `unreadable`.
+
+    Raises ReadingFailed if there is none.
+    """
+    failed: list[str] = []
+    for index in itertools.chain(range(wanted, len(source)), range(wanted)):
+        try:
+            image = source[index]
+        except UnreadableImage as error:
+            failed.append(error.name)
+        else:
+            unreadable += failed
+            return index, image
+    raise _none_readable(failed)
+
+
 class TrainBatches(Dataset[Batch]):
     """`batches[step]` is the whole batch of optimizer step `step` = 0, 1, ..., whatever was or was not asked for before.
 
@@ -63,7 +87,7 @@ class TrainBatches(Dataset[Batch]):
         places = (divmod(position, len(self.source)) for position in range(first, first + self.batch_size))
         wanted = [int(self._permutation(epoch)[place]) for epoch, place in places]
         unreadable: list[str] = []
-        indices, images = zip(*(self._read(index, unreadable) for index in wanted), strict=True)
+        indices, images = zip(*(first_readable(self.source, index, unreadable) for index in wanted), strict=True)
         pixels = np.stack(images)
         if self.random_flip:
             mirrored = stream(self.seed, Purpose.FLIP, step).random(self.batch_size) < 0.5
@@ -81,19 +105,6 @@ class TrainBatches(Dataset[Batch]):
             order = stream(self.seed, Purpose.DATA_ORDER, step=epoch)
             self._permutations[epoch] = order.permutation(len(self.source))
         return self._permutations[epoch]
-
-    def _read(self, wanted: int, unreadable: list[str]) -> tuple[int, np.ndarray]:
-        """The first readable image from `wanted` on, with its index; names of the others are appended to `unreadable`."""
-        failed: list[str] = []
-        for index in itertools.chain(range(wanted, len(self.source)), range(wanted)):
-            try:
-                image = self.source[index]
-            except UnreadableImage as error:
-                failed.append(error.name)
-            else:
-                unreadable += failed
-                return index, image
-        raise _none_readable(failed)
 
 
 class _OrderedBatches(Dataset[Batch]):
@@ -190,15 +201,17 @@ def clean_batches(source: ImageSource, batch_size: int, num_workers: int, unifor
 
 def train_loader(
     batches: TrainBatches, first_step: int, n_iters: int, num_workers: int, pin_memory: bool = False
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """The batches of steps first_step, ..., n_iters - 1 in order, the same for any number of worker processes.
 
-    pin_memory: for a GPU, which then copies while it computes.
+    pin_memory: for a GPU, which then copies while it computes. Closing the generator ends the workers.
     """
     return _read_batches(batches, range(first_step, n_iters), num_workers, pin_memory)
 
 
-def _read_batches(batches: Dataset[Batch], numbers: range, num_workers: int, pin_memory: bool = False) -> Iterator[Batch]:
+def _read_batches(
+    batches: Dataset[Batch], numbers: range, num_workers: int, pin_memory: bool = False
+) -> Generator[Batch, None, None]:
     """batches[n] for n in `numbers`, read ahead by worker processes if there are any."""
     loader = DataLoader(
         _ErrorsAsValues(batches),
@@ -211,10 +224,34 @@ def _read_batches(batches: Dataset[Batch], numbers: range, num_workers: int, pin
         worker_init_fn=_leave_signals_to_the_parent,
         generator=torch.Generator(),  # DataLoader draws a seed that nothing here uses; not from the global generator, please
     )
-    for item in loader:
-        if isinstance(item, UserError):
-            raise item
-        yield item
+    # With its first worker DataLoader sets a handler that raises wherever the training is when a worker dies, be it between
+    # weights and averages. Without that, waiting for the next batch finds out, within seconds.
+    handler = signal.getsignal(signal.SIGCHLD)
+    items = iter(loader)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, handler)
+    try:
+        for item in items:
+            if isinstance(item, UserError):
+                raise item
+            yield item
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise ReadingFailed(
+            "a process that reads images died, killed for using too much memory, most likely: "
+            f"lower config.data.num_workers = {num_workers}"
+        ) from None
+    finally:
+        del items  # ends the workers now; an error's traceback would hold on to it
+
+
+@atexit.register
+def _end_workers() -> None:
+    """multiprocessing ends them at exit by SIGTERM, which they ignore, and would wait forever for any that are left."""
+    for worker in multiprocessing.active_children():
+        if worker.daemon:
+            worker.kill()
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
@@ -243,5 +280,7 @@ def _joined(a: Batch, b: Batch) -> Batch:
     return Batch(torch.cat([a.images, b.images]), torch.cat([a.indices, b.indices]), a.unreadable + b.unreadable)
 
 
-def _none_readable(names: Sequence[str]) -> UserError:
-    return UserError(f"config.data.dataset, config.data.path: none of the {len(names)} images can be read, such as {names[0]}")
+def _none_readable(names: Sequence[str]) -> ReadingFailed:
+    return ReadingFailed(
+        f"config.data.dataset, config.data.path: none of the {len(names)} images can be read, such as {names[0]}"
+    )

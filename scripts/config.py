@@ -202,7 +202,7 @@ def _checks(config: ConfigDict) -> Iterator[tuple[str, str, bool]]:
 
     for section, names in (
         ("training", "batch_size accumulation_steps n_iters log_freq eval_freq sampling_freq num_samples "
-         "snapshot_freq snapshot_freq_for_preemption"),
+         "snapshot_freq snapshot_freq_for_preemption max_bad_steps"),
         ("eval", "batch_size"),
         ("data", "image_size"),
         ("model", "K model_channels num_res_blocks num_heads"),
@@ -239,6 +239,7 @@ def _checks(config: ConfigDict) -> Iterator[tuple[str, str, bool]]:
     yield "optim.optimizer", "'Adam' or 'AdamW'", optim.optimizer in ("Adam", "AdamW")
     yield "optim.schedule", "'constant' or 'cosine'", optim.schedule in ("constant", "cosine")
     yield "optim.amp_dtype", "'bfloat16' or 'float16'", optim.amp_dtype in ("bfloat16", "float16")
+    yield "optim.fp16_fallback", "'', 'bfloat16' or 'float32'", optim.fp16_fallback in ("", "bfloat16", "float32")
     yield "optim.lr", "greater than 0", optim.lr > 0
     yield "optim.eps", "greater than 0", optim.eps > 0
     yield "optim.beta1", "in [0, 1)", 0 <= optim.beta1 < 1

@@ -57,6 +57,12 @@ class Precision:
         """What config.optim.automatic_mp and config.optim.amp_dtype ask for."""
         return cls(device, automatic_mp=config.optim.automatic_mp, amp_dtype=config.optim.amp_dtype)
 
+    @classmethod
+    def fallback(cls, config: ConfigDict, device: torch.device) -> "Precision | None":
+        """The precision for steps that overflow in float16, config.optim.fp16_fallback, if there is one."""
+        name = config.optim.fp16_fallback
+        return cls(device, automatic_mp=name != "float32", amp_dtype=name) if name else None
+
     def autocast(self) -> AbstractContextManager:
         """The context for forward passes; does nothing in float32."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.enabled)

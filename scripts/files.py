@@ -16,7 +16,8 @@ from scripts.text import has_control_characters
 def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
     """A temporary path beside `path`, for the body to write; afterwards it takes the place of `path`.
 
-    After an error in the body the old file is untouched and the temporary one is gone. `durable` waits until the new one
+    After an error in the body the old file is untouched and the temporary one is gone; that of a full disk, which does not say
+    what was being written, is told `path`. `durable` waits until the new one
     is on disk, so that it also survives a power cut; thousands of small files that can be made again need not.
     """
     # The suffix stays last: encoders choose the format by it.
@@ -28,6 +29,10 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
         temporary.replace(path)
         if durable:
             sync(path.parent)
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -48,7 +53,7 @@ def make_directory(path: Path, flag: str) -> Path:
         if not os.access(path, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
-        raise UserError(f"{flag}={path}: cannot write there ({error.strerror}); choose a writable directory") from None
+        raise cannot_write(path, flag, error) from None
     return path
 
 
@@ -67,6 +72,11 @@ def plain_name(flag: str, name: str) -> str:
     if not name or name in (".", "..") or "/" in name or not name.isprintable():
         raise UserError(f"{flag}={name}: must be a plain name, such as my_images")
     return name
+
+
+def cannot_write(path: Path, flag: str, error: OSError) -> UserError:
+    """What to tell the user of a directory, the value of `flag`, that cannot be written to."""
+    return UserError(f"{flag}={path}: cannot write there ({error.strerror}); choose a writable directory")
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

@@ -131,8 +131,11 @@ class LsunImages:
         return len(self._keys)
 
     def __getitem__(self, i: int) -> np.ndarray:
-        with _lmdb_environment(self._folder).begin() as transaction:
-            encoded = transaction.get(self._keys[i])
+        try:
+            with _lmdb_environment(self._folder).begin() as transaction:
+                encoded = transaction.get(self._keys[i])
+        except lmdb.Error as error:
+            raise UnreadableImage(self.name(i), str(error)) from error
         if encoded is None:
             raise UnreadableImage(self.name(i), "its key is no longer in the database")
         return decode_image(io.BytesIO(encoded), self.name(i), self.shape)

@@ -1,6 +1,7 @@
 """What a run measures: rows of metrics.jsonl, the same in TensorBoard."""
 
 import json
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from scripts.errors import UserError
 from scripts.files import read_json_lines, replacing
 from scripts.train_step import StepResult
 
@@ -37,7 +39,8 @@ class MetricsWriter:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._file.close()
+        with suppress(OSError):  # what a full disk did not take was reported when it was written
+            self._file.close()
         if "_tensorboard" in self.__dict__:
             self._tensorboard.close()
 
@@ -49,8 +52,11 @@ class MetricsWriter:
 
     def write(self, step: int, **values: float) -> None:
         """One row: the step and named numbers, to the eight digits that a float32 has."""
-        self._file.write(json.dumps({"step": step, **{name: float(f"{v:.8g}") for name, v in values.items()}}) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps({"step": step, **{name: float(f"{v:.8g}") for name, v in values.items()}}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise UserError(f"{self._file.name}: cannot be written ({error.strerror})") from None
         for name, value in values.items():
             self._tensorboard.add_scalar(name, value, step)
 
@@ -75,22 +81,26 @@ class LossWindow:
         self.levels: list[torch.Tensor] = []
         self.grad_norms: list[float] = []
         self.seconds = 0.0
+        self.num_images = 0
 
     def add(self, result: StepResult, seconds: float) -> None:
         """What one step measured, and the time that it took, waiting for its data included."""
-        self.losses.append(result.losses.cpu())
-        self.levels.append(result.levels.cpu())
-        self.grad_norms.append(result.grad_norm)
         self.seconds += seconds
+        self.num_images += len(result.losses)
+        if result.finite:
+            self.losses.append(result.losses.cpu())
+            self.levels.append(result.levels.cpu())
+            self.grad_norms.append(result.grad_norm)
 
     def summary(self) -> dict[str, float]:
-        """Means over the window by name, and images per second; then `reset`."""
+        """Means over the good steps of the window by name, if there were any, and images per second; then `reset`."""
+        row = {"images_per_second": self.num_images / self.seconds}
+        if not self.losses:
+            self.reset()
+            return row
         losses, levels = torch.cat(self.losses), torch.cat(self.levels)
-        row = {
-            "loss": losses.mean().item(),
-            "grad_norm": sum(self.grad_norms) / len(self.grad_norms),
-            "images_per_second": len(losses) / self.seconds,
-        }
+        row["loss"] = losses.mean().item()
+        row["grad_norm"] = sum(self.grad_norms) / len(self.grad_norms)
         for low, high in zip(self.edges[:-1], self.edges[1:], strict=True):
             in_band = losses[(levels > low) & (levels <= high)]
             if len(in_band):

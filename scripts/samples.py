@@ -1,6 +1,7 @@
 """Sets of samples: the four kinds drawn from a trained model, and the files that show them."""
 
 import json
+import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -159,6 +160,9 @@ class StateRecorder:
     def __init__(self, path: Path, levels: Sequence[int], batch_shape: tuple[int, ...]) -> None:
         self.row = {level: row for row, level in enumerate(levels)}
         self.states = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(len(levels), *batch_shape))
+        with path.open("r+b") as file:
+            # A full disk is an error here; without its space on disk, a write to the memory map would end the process.
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
     def __call__(self, k: int, u_k: torch.Tensor) -> None:
         if k in self.row:

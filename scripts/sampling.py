@@ -1,5 +1,6 @@
 """Sampling (paper, Algorithm 2): one reverse loop; the kinds of samples differ in the noise and the prior state."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -8,9 +9,8 @@ import torch
 
 from model_code.blur import DCTBlur
 from model_code.heat import Denoiser, predict_mean, reverse_step
-from scripts.batches import to_unit_range
-from scripts.errors import UserError
-from scripts.image_sources import ImageSource, UnreadableImage
+from scripts.batches import first_readable, to_unit_range
+from scripts.image_sources import ImageSource
 from scripts.randomness import Purpose, normal_batch, stream
 
 Noise = Callable[[int], torch.Tensor]
@@ -95,11 +95,15 @@ class DataPrior:
         return len(self.source)
 
     def blurred(self, indices: torch.Tensor) -> torch.Tensor:
-        """A_K u_i for int64 indices (B,): float32 (B, C, H, W). Raises UserError if one of the images cannot be read."""
-        try:
-            images = np.stack([self.source[int(i)] for i in indices])
-        except UnreadableImage as error:
-            raise UserError(f"--prior=data: {error}; --prior=bank does without the images") from None
+        """A_K u_i for int64 indices (B,): float32 (B, C, H, W).
+
+        As in training, an unreadable image is replaced by the next readable one, with a warning. Raises UserError if there is
+        none.
+        """
+        unreadable: list[str] = []
+        images = np.stack([first_readable(self.source, int(i), unreadable)[1] for i in indices])
+        if unreadable:
+            warnings.warn(f"--prior=data: skipped unreadable images {', '.join(dict.fromkeys(unreadable))}", stacklevel=2)
         u = to_unit_range(images, 0.5 if self.uniform_dequantization else None)
         return self.blur(u, torch.full((len(u),), self.blur.K))
 

@@ -1,7 +1,7 @@
 """One optimizer step, and nothing around it: the loop is in `training.py`."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,12 +11,11 @@ from torch import nn
 from model_code import build_blur, build_model
 from model_code.ema import EMA
 from scripts.device import Precision
-from scripts.errors import UserError
 from scripts.losses import deblurring_loss
 from scripts.randomness import Purpose, normal_batch, stream
 
 MAX_OVERFLOWS = 40
-"""Times in a row that float16 may overflow before it is called a failure: the loss scale has then fallen by 2^40."""
+"""Times in a row that float16 may overflow before the loss scale, fallen by 2^40 then, is not to blame: the step is bad."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +27,16 @@ class StepResult:
     levels: torch.Tensor
     """int64 (B,): the blur level of each example."""
     grad_norm: float
-    """Before clipping."""
+    """Before clipping. Not finite for a bad step, and for one that overflowed."""
     overflowed: bool
     """float16 overflowed: nothing was updated except the loss scale, and the step is to be repeated."""
+    bad_parameters: tuple[str, ...] = ()
+    """Names of parameters whose gradient is not finite."""
+
+    @property
+    def finite(self) -> bool:
+        """Whether the weights may follow this gradient. The one number behind it is the same in all processes of a run."""
+        return math.isfinite(self.grad_norm)
 
 
 def learning_rate(step: int, *, lr: float, warmup: int, schedule: str, n_iters: int) -> float:
@@ -62,6 +68,7 @@ class Trainer:
         self.ema = EMA(self.model, config.model.ema_rate)
         self.precision = Precision.of(config, device)
         self.scaler = self.precision.grad_scaler()
+        self.fallback = Precision.fallback(config, device)
         optim = config.optim
         optimizer_class = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[optim.optimizer]
         self.optimizer = optimizer_class(
@@ -72,30 +79,48 @@ class Trainer:
             weight_decay=optim.weight_decay,
             fused=True,
         )
-        self.step = 0  # optimizer steps done
+        self.step = 0  # steps done, bad ones included
+        self.bad_steps = 0  # of these
+        self.bad_in_a_row = 0  # and of these, those since the last good one
+        self._overflows = 0  # attempts at the present step
 
     def train_step(self, images: torch.Tensor) -> StepResult:
         """One optimizer step on images u_0 (B, C, H, W) in [0, 1], on any device.
 
-        In float16 an overflow leaves everything but the loss scale as it was, and is reported.
-        Raises UserError, with nothing changed, if the gradient is not finite in another precision.
+        A bad step, whose loss or gradient is not finite, is skipped: it is counted, and weights, averages, moments and loss
+        scale stay as they were. In float16 the loss scale may be at fault. An overflow lowers it and is reported, to be
+        repeated, `MAX_OVERFLOWS` times in all; with config.optim.fp16_fallback the step is done in that precision at once.
         """
-        result = self._backward(images)
-        if math.isfinite(result.grad_norm):
-            self.scaler.step(self.optimizer)
+        if self._overflows == 0:
+            self._scale_before = self.scaler.state_dict()
+        result = self._attempt(images, self.precision, self.scaler)
+        if not result.finite and self.scaler.is_enabled():
+            self._overflows += 1
+            if self.fallback is not None:
+                result = self._attempt(images, self.fallback, self.fallback.grad_scaler())
+            elif self._overflows < MAX_OVERFLOWS:
+                return replace(result, overflowed=True)
+        if result.finite:
+            self.bad_in_a_row = 0
+        else:
+            self.scaler.load_state_dict(self._scale_before)  # no scale helped
+            self.bad_steps += 1
+            self.bad_in_a_row += 1
+        self._overflows = 0
+        self.step += 1
+        return result
+
+    def _attempt(self, images: torch.Tensor, precision: Precision, scaler: torch.amp.GradScaler) -> StepResult:
+        """Move weights, averages and moments if the gradient is finite, and the loss scale whether or not it is."""
+        result = self._backward(images, precision, scaler)
+        if result.finite:
+            scaler.step(self.optimizer)
             self.ema.update(self.model)
-            self.step += 1
-        elif not self.scaler.is_enabled():
-            self.optimizer.zero_grad()
-            raise UserError(
-                f"step {self.step}: the loss is {result.losses.mean().item():g} and its gradient {result.grad_norm:g}; weights "
-                f"are unchanged since the step before. A lower config.optim.lr = {self.config.optim.lr:g} may help"
-            )
-        self.scaler.update()
+        scaler.update()
         self.optimizer.zero_grad()
         return result
 
-    def _backward(self, images: torch.Tensor) -> StepResult:
+    def _backward(self, images: torch.Tensor, precision: Precision, scaler: torch.amp.GradScaler) -> StepResult:
         config, step, batch_size = self.config, self.step, len(images)
         self.model.train()
         torch.manual_seed(int(stream(config.seed, Purpose.DROPOUT, step).integers(2**63)))
@@ -113,19 +138,32 @@ class Trainer:
             eps = normal_batch(config.seed, Purpose.TRAIN_NOISE, step, part, tuple(images.shape[1:]))
             example = slice(start, part.stop)
             u0, k, eps = (x.to(self.device, non_blocking=True) for x in (images[example], levels[example], eps))
-            with self.precision.autocast():
+            with precision.autocast():
                 loss = deblurring_loss(self.model, self.blur, u0, k, eps, config.model.sigma)
-            self.scaler.scale(loss.sum() / batch_size).backward()
             losses.append(loss.detach())
+            # The gradient of the batch's mean, and of a loss that is not finite none: its norm alone then tells a bad step.
+            weights = torch.where(losses[-1].isfinite(), 1 / batch_size, math.nan)
+            scaler.scale(loss).backward(weights)
 
-        self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), optim.grad_clip or math.inf).item()
-        return StepResult(torch.cat(losses), levels, norm, overflowed=not math.isfinite(norm))
+        scaler.unscale_(self.optimizer)
+        gradients = {name: weight.grad for name, weight in self.model.named_parameters() if weight.grad is not None}
+        norm = nn.utils.get_total_norm(gradients.values())
+        result = StepResult(torch.cat(losses), levels, norm.item(), overflowed=False)
+        if not result.finite:
+            return replace(result, bad_parameters=tuple(name for name, g in gradients.items() if not g.isfinite().all()))
+        nn.utils.clip_grads_with_norm_(self.model.parameters(), optim.grad_clip or math.inf, norm)
+        return result
+
+    def all_finite(self) -> bool:
+        """Whether all weights and averages are finite: a finite gradient times an absurd learning rate may be too large."""
+        return all(bool(x.isfinite().all()) for x in [*self.model.parameters(), *self.ema.shadow.values()])
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on, as plain data."""
         return {
             "step": self.step,
+            "bad_steps": self.bad_steps,
+            "bad_in_a_row": self.bad_in_a_row,
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -146,6 +184,8 @@ class Trainer:
         if state["scaler"]:  # empty unless the run was in float16 when it was saved
             self.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
+        self.bad_steps = state.get("bad_steps", 0)  # checkpoints of earlier versions do not count them
+        self.bad_in_a_row = state.get("bad_in_a_row", 0)
 
 
 @torch.no_grad()

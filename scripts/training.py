@@ -6,7 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,13 @@ from tqdm import tqdm
 
 from model_code.prior import PriorBank
 from scripts import checkpoint
-from scripts.batches import Batch, HeldOutBatches, TrainBatches, clean_batches, train_loader
+from scripts.batches import Batch, HeldOutBatches, ReadingFailed, TrainBatches, clean_batches, train_loader
 from scripts.config import FREE_ON_RESUME, differences, refuse_differences, to_json, validate
 from scripts.datasets import load_images
 from scripts.device import device_name, resolve_device
+from scripts.diagnosis import save_diagnosis
 from scripts.errors import UserError
-from scripts.files import make_directory, replacing
+from scripts.files import cannot_write, make_directory, replacing
 from scripts.image_sources import ImageSource, names_crc32
 from scripts.interruption import Interrupted, InterruptionGuard
 from scripts.metrics import LossWindow, MetricsWriter
@@ -31,7 +32,7 @@ from scripts.progress import TrainingProgress, duration, progress_bar
 from scripts.provenance import provenance
 from scripts.report import write_report
 from scripts.samples import Sampler, sample_set
-from scripts.train_step import MAX_OVERFLOWS, StepResult, Trainer, held_out_losses
+from scripts.train_step import StepResult, Trainer, held_out_losses
 
 STEPS_BEFORE_FORECAST = 20
 
@@ -60,6 +61,11 @@ def train(config: ConfigDict, workdir: Path) -> int:
                 run.save()
                 print(f"{interruption}: saved at step {run.trainer.step}; the same command goes on from there")
             return interruption.exit_code
+        except ReadingFailed as error:
+            if run.prior is None:
+                raise
+            run.save()
+            raise UserError(f"{error}. Saved at step {run.trainer.step}; the same command goes on from there") from None
     if first_step >= config.training.n_iters:
         print(f"already finished at step {first_step}; a larger --config.training.n_iters would go on: {workdir}")
     else:
@@ -70,10 +76,15 @@ def train(config: ConfigDict, workdir: Path) -> int:
 @contextmanager
 def exclusive(workdir: Path) -> Iterator[None]:
     """Refuse a second training in the same directory. The lock dies with the process, however that ends."""
-    with (workdir / ".lock").open("w") as lock:
+    try:
+        lock = (workdir / ".lock").open("w")
+    except OSError as error:
+        raise cannot_write(workdir, "--workdir", error) from None
+    with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            # Not flock, which processes that read images would inherit, and hold for seconds after a training was killed.
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
             raise UserError(f"--workdir={workdir}: another training is running there; choose another, or wait") from None
         yield
 
@@ -90,6 +101,7 @@ class TrainingRun:
         self.unreadable: set[str] = set()
         self.provenance = provenance(config, device=device_name(device), world_size=1)
         self.start: dict[str, Any] = {"event": "started"}
+        self.overdue = False  # a save that waits for the end of bad steps
 
     def prepare(self, train_images: ImageSource) -> None:
         """Continue from the newest checkpoint, or make the prior bank and start."""
@@ -146,65 +158,91 @@ class TrainingRun:
         )
         window = LossWindow(config.model.K)
         first_step = trainer.step
+        pin_memory = trainer.device.type == "cuda"
         with (
             MetricsWriter(self.workdir, trainer.step) as self.metrics,
             TrainingProgress(trainer.step, training.n_iters) as self.progress,
+            closing(train_loader(batches, trainer.step, training.n_iters, data.num_workers, pin_memory)) as loader,
         ):
             self.metrics.event(first_step, **self.start, **self.provenance)
             if trainer.step > 0:
                 # A signal may have come between the save at this step and what else was due.
                 self.show(only_missing=True)
-            pin_memory = trainer.device.type == "cuda"
             started = lap = time.monotonic()
-            for batch in train_loader(batches, trainer.step, training.n_iters, data.num_workers, pin_memory):
+            for batch in loader:
                 self._note_unreadable(batch)
                 result = self._step(batch)
                 window.add(result, seconds=time.monotonic() - lap)
                 self.progress.step_done(result.losses.mean().item())
+                if not result.finite:
+                    self._note_bad(batch, result, train_images)
                 if self._due(training.log_freq):
                     row = window.summary()
                     lr = trainer.optimizer.param_groups[0]["lr"]
-                    self.metrics.write(trainer.step, **row, lr=lr, unreadable_images=len(self.unreadable))
-                    self.progress.report(trainer.step, row["loss"])
+                    counts = {"bad_steps": trainer.bad_steps, "unreadable_images": len(self.unreadable)}
+                    self.metrics.write(trainer.step, **row, lr=lr, **counts)
+                    self.progress.report(trainer.step, row.get("loss", math.nan))
                 if trainer.step - first_step == STEPS_BEFORE_FORECAST:
                     self._forecast((time.monotonic() - started) / STEPS_BEFORE_FORECAST)
-                if self._due(training.snapshot_freq) or self._due(training.snapshot_freq_for_preemption):
-                    self.save()
+                self._save_what_is_due()
                 self.guard.check()
                 self.show()
                 lap = time.monotonic()
 
     def _step(self, batch: Batch) -> StepResult:
         """One step; where float16 overflows, the same one again with a smaller loss scale."""
-        for _ in range(MAX_OVERFLOWS):
-            result = self.trainer.train_step(batch.images)
-            if not result.overflowed:
-                return result
+        while (result := self.trainer.train_step(batch.images)).overflowed:
+            pass
+        return result
+
+    def _note_bad(self, batch: Batch, result: StepResult, train_images: ImageSource) -> None:
+        """Say that a bad step was skipped. Raises UserError, with the diagnosis on disk, if there were too many in a row."""
+        trainer, most = self.trainer, self.config.training.max_bad_steps
+        what = f"loss {result.losses.mean().item():g}, gradient {result.grad_norm:g}"
+        if trainer.bad_in_a_row < most:
+            tqdm.write(f"warning: step {trainer.step} was bad and is skipped ({what}; {trainer.bad_in_a_row} in a row)")
+            return
+        path = save_diagnosis(self.workdir, trainer, batch, result, train_images.name)
         raise UserError(
-            f"step {self.trainer.step}: float16 overflowed {MAX_OVERFLOWS} times in a row; "
-            "use config.optim.amp_dtype = 'bfloat16' or a lower config.optim.lr"
+            f"step {trainer.step}: {what}, the last of {trainer.bad_in_a_row} bad steps in a row "
+            f"(config.training.max_bad_steps = {most}); the last checkpoint is from before them, and {path} says more. "
+            f"The same command with a lower config.optim.lr = {self.config.optim.lr:g} may help"
         )
 
     def _due(self, freq: int) -> bool:
         """Whether something that happens every `freq` steps, and at the end, happens now."""
         return self.trainer.step % freq == 0 or self.trainer.step == self.config.training.n_iters
 
+    def _save_what_is_due(self) -> None:
+        """The numbered checkpoint on time; the other one not amid bad steps, which may mean that the weights went wrong."""
+        training = self.config.training
+        if self._due(training.snapshot_freq):
+            # Rounded up: a last step between two snapshots has a number of its own, and never 0, which means "newest".
+            number = math.ceil(self.trainer.step / training.snapshot_freq)
+            checkpoint.write(checkpoint.numbered_path(self.workdir, number), self._contents())
+        self.overdue |= self._due(training.snapshot_freq) or self._due(training.snapshot_freq_for_preemption)
+        if self.overdue and (self.trainer.bad_in_a_row == 0 or self.trainer.step == training.n_iters):
+            self.save()
+
     def save(self) -> None:
-        """Write the checkpoint to resume from, and where one is due the numbered one."""
+        """Write the checkpoint to resume from. Raises UserError if that cannot be, or if the weights are not finite."""
+        checkpoint.write_meta(self.workdir, self._contents())
+        self.overdue = False
+
+    def _contents(self) -> checkpoint.Contents:
         assert self.prior is not None
-        contents = {
+        if not self.trainer.all_finite():
+            raise UserError(
+                f"step {self.trainer.step}: weights or averages are not finite, and not saved; the last checkpoint is intact. "
+                f"The same command with a lower config.optim.lr = {self.config.optim.lr:g} may help"
+            )
+        return {
             **self.trainer.state_dict(),
             "config": to_json(self.config),
             "data": self.data,
             "prior": self.prior.state_dict(),
             "provenance": self.provenance,
         }
-        snapshot_freq = self.config.training.snapshot_freq
-        if self._due(snapshot_freq):
-            # Rounded up: a last step between two snapshots has a number of its own, and never 0, which means "newest".
-            number = math.ceil(self.trainer.step / snapshot_freq)
-            checkpoint.write(checkpoint.numbered_path(self.workdir, number), contents)
-        checkpoint.write_meta(self.workdir, contents)
 
     def show(self, only_missing: bool = False) -> None:
         """Evaluate and sample if that is due; with `only_missing` unless it was done before the run was interrupted."""
