@@ -1,6 +1,6 @@
 """What the weights in runs/mnist/pretrained were trained with: the quickstart's network, for hours instead of minutes.
 
-About two hours of one processor core in bfloat16. Dropout, because 4,500 digits are soon known by heart.
+About an hour and a half of one processor core in bfloat16. Dropout, because 4,500 digits are soon known by heart.
 """
 
 from ml_collections import ConfigDict
