@@ -10,6 +10,7 @@ from pathlib import Path
 from absl import flags
 
 from scripts.config import define_config_flag, run
+from scripts.distributed import processes
 
 CONFIG = define_config_flag()
 WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; a run that is already there is continued.", required=True)
@@ -19,7 +20,8 @@ def main() -> int:
     """Wire the flags to `scripts.training`."""
     from scripts.training import train  # imports PyTorch, which --help and mistyped flags need not wait for
 
-    return train(CONFIG.value, Path(WORKDIR.value))
+    with processes() as world:
+        return train(CONFIG.value, Path(WORKDIR.value), world)
 
 
 if __name__ == "__main__":

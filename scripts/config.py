@@ -18,10 +18,11 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from configs import default
-from scripts.errors import UserError
+from scripts.distributed import processes
+from scripts.errors import USAGE_ERROR, UserError, error_line
+from scripts.launch import find_launch
 
 ROOT = Path(__file__).resolve().parent.parent
-USAGE_ERROR = 2
 
 # Keys that a checkpoint's weights do not depend on.
 FREE_ON_RESUME = {"model.delta_over_sigma", "data.num_workers"}
@@ -59,8 +60,15 @@ def _format_warning(
 
 
 def fail(error: object) -> NoReturn:
-    """Print one line and exit."""
-    print("error: " + " ".join(str(error).split()), file=sys.stderr)
+    """Print one line and exit; of several processes, all of them, and one prints."""
+    try:
+        several = find_launch() is not None
+    except UserError:
+        several = False
+    if several:
+        with processes():
+            raise UserError(str(error))
+    print(error_line(error), file=sys.stderr)
     sys.exit(USAGE_ERROR)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from scripts.distributed import ALONE, World
 from scripts.files import read_json_lines, replacing
 from scripts.train_step import StepResult
 
@@ -18,23 +19,26 @@ NUM_BANDS = 4
 
 
 class MetricsWriter:
-    """Appends rows to `metrics.jsonl` and the same numbers to `tensorboard/`."""
+    """Appends rows to `metrics.jsonl` and the same numbers to `tensorboard/`; of several processes only process 0 does."""
 
-    def __init__(self, workdir: Path, first_step: int) -> None:
+    def __init__(self, workdir: Path, first_step: int, world: World = ALONE) -> None:
         """Rows from after `first_step`, left by a run that was killed, are dropped: they will be written again."""
         path = workdir / "metrics.jsonl"
-        rows = [row for row in read_json_lines(path) if row["step"] <= first_step]
-        self.evaluated_steps = {row["step"] for row in rows if "eval_loss" in row}
-        with replacing(path) as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        self._file = path.open("a")
+        rows = [row for row in read_json_lines(path) if row["step"] <= first_step] if world.is_main else []
+        self.evaluated_steps = set(world.from_main([row["step"] for row in rows if "eval_loss" in row]))
+        self._writes = world.is_main
+        if self._writes:
+            with replacing(path) as temporary:
+                temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            self._file = path.open("a")
         self._workdir, self._first_step = workdir, first_step
 
     def __enter__(self) -> "MetricsWriter":
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._file.close()
+        if self._writes:
+            self._file.close()
         if "_tensorboard" in self.__dict__:
             self._tensorboard.close()
 
@@ -46,6 +50,8 @@ class MetricsWriter:
 
     def write(self, step: int, **values: float) -> None:
         """One row: the step and named numbers, to the eight digits that a float32 has."""
+        if not self._writes:
+            return
         self._file.write(json.dumps({"step": step, **{name: float(f"{v:.8g}") for name, v in values.items()}}) + "\n")
         self._file.flush()
         for name, value in values.items():

@@ -3,8 +3,9 @@
 import fcntl
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -14,10 +15,10 @@ from tqdm import tqdm
 
 from model_code.prior import PriorBank
 from scripts import checkpoint
-from scripts.batches import Batch, HeldOutBatches, TrainBatches, clean_batches, train_loader
+from scripts.batches import Batch, HeldOutBatches, TrainBatches, clean_batches, none_readable, train_loader
 from scripts.config import FREE_ON_RESUME, differences, refuse_differences, to_json, validate
 from scripts.datasets import load_images
-from scripts.device import resolve_device
+from scripts.distributed import ALONE, World
 from scripts.errors import UserError
 from scripts.files import make_directory, replacing
 from scripts.image_sources import ImageSource, names_crc32
@@ -31,22 +32,29 @@ from scripts.train_step import MAX_OVERFLOWS, StepResult, Trainer, held_out_loss
 STEPS_BEFORE_FORECAST = 20
 
 
-def train(config: ConfigDict, workdir: Path) -> int:
+def train(config: ConfigDict, workdir: Path, world: World = ALONE) -> int:
     """Train as `config` says, in `workdir`, from its newest checkpoint if it has one. Returns the exit code.
 
     Raises UserError, before anything is written, for a configuration or data that cannot be trained on.
     """
     validate(config)
-    device = resolve_device(config.device)
+    check_shares(config, world)
+    device = world.device(config.device)
     train_images = load_images(config.data, "train")
     held_out_images = load_images(config.data, "held_out")
+    world.barrier()  # all can read them
     make_directory(workdir, "--workdir")
-    with exclusive(workdir), InterruptionGuard() as guard:
-        run = TrainingRun(config, workdir, device, guard)
+    with exclusive(workdir, world), InterruptionGuard() as guard:
+        run = TrainingRun(config, workdir, device, guard, world)
         try:
             run.prepare(train_images)
             first_step = run.trainer.step
-            print(describe(config, device, len(train_images), len(held_out_images), first_step), flush=True)
+            if world.is_main:
+                print(describe(config, device, len(train_images), len(held_out_images), first_step), flush=True)
+                if world.size > 1:
+                    print(
+                        f"processes    {world.size}, with {config.training.batch_size // world.size} examples of a batch each"
+                    )
             run.loop(train_images, held_out_images)
         except Interrupted as interruption:
             if run.prior is None:
@@ -62,9 +70,23 @@ def train(config: ConfigDict, workdir: Path) -> int:
     return 0
 
 
+def check_shares(config: ConfigDict, world: World) -> None:
+    """Raise UserError if a batch cannot be shared out evenly."""
+    training = config.training
+    if training.batch_size % (world.size * training.accumulation_steps):
+        raise UserError(
+            f"config.training.batch_size = {training.batch_size}: must be a multiple of "
+            f"{world.size * training.accumulation_steps}, for {world.size} processes and "
+            f"config.training.accumulation_steps = {training.accumulation_steps}"
+        )
+
+
 @contextmanager
-def exclusive(workdir: Path) -> Iterator[None]:
-    """Refuse a second training in the same directory. The lock dies with the process, however that ends."""
+def exclusive(workdir: Path, world: World = ALONE) -> Iterator[None]:
+    """Refuse a second training in the same directory. The lock dies with the process, process 0 of several, however it ends."""
+    if not world.is_main:
+        yield
+        return
     with (workdir / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -79,20 +101,29 @@ class TrainingRun:
     prior: PriorBank | None = None
     """Set by `prepare`; from then on there is something to save."""
 
-    def __init__(self, config: ConfigDict, workdir: Path, device: torch.device, guard: InterruptionGuard) -> None:
-        self.config, self.workdir, self.guard = config, workdir, guard
-        self.trainer = Trainer(config, device)
+    def __init__(
+        self, config: ConfigDict, workdir: Path, device: torch.device, guard: InterruptionGuard, world: World = ALONE
+    ) -> None:
+        self.config, self.workdir, self.guard, self.world = config, workdir, guard, world
+        self.trainer = Trainer(config, device, world)
         self.unreadable: set[str] = set()
 
     def prepare(self, train_images: ImageSource) -> None:
         """Continue from the newest checkpoint, or make the prior bank and start."""
-        saved = checkpoint.read_to_resume(self.workdir)
+        with self.world.main_first():  # which puts a damaged one aside
+            saved = checkpoint.read_to_resume(self.workdir)
         self.data = {
             "num_images": len(train_images),
             "names_crc32": names_crc32(map(train_images.name, range(len(train_images)))),
         }
         if saved is None:
-            self.prior = PriorBank.from_batches(self._clean_batches(train_images), self.trainer.blur)
+            with self._until_interrupted():
+                bank = PriorBank.from_batches(self._clean_batches(train_images), self.trainer.blur)
+            self._share_unreadable()
+            bank = replace(bank, coefficients=self.world.gather_rows(bank.coefficients))
+            if len(bank) == 0:
+                raise none_readable(sorted(self.unreadable))
+            self.prior = bank
         else:
             refuse_differences(saved["config"], self.config, FREE_ON_RESUME, f"the checkpoint in {self.workdir}")
             if saved["data"] != self.data:
@@ -105,13 +136,14 @@ class TrainingRun:
             print(f"continuing from step {self.trainer.step}")
             for key, change in differences(saved["config"], self.config).items():
                 print(f"config.{key} was {change}")
-        with replacing(self.workdir / "config.json") as temporary:
-            temporary.write_text(to_json(self.config) + "\n")
+        if self.world.is_main:
+            with replacing(self.workdir / "config.json") as temporary:
+                temporary.write_text(to_json(self.config) + "\n")
 
     def _clean_batches(self, images: ImageSource) -> Iterator[torch.Tensor]:
         data = self.config.data
-        batches = clean_batches(images, self.config.eval.batch_size, data.num_workers, data.uniform_dequantization)
-        with progress_bar(len(images), "image", "reading images for the prior") as bar:
+        batches = clean_batches(images, self.config.eval.batch_size, data.num_workers, data.uniform_dequantization, self.world)
+        with progress_bar(len(self.world.shard(range(len(images)))), "image", "reading images for the prior") as bar:
             for batch in batches:
                 self.guard.check()
                 self._note_unreadable(batch)
@@ -122,7 +154,10 @@ class TrainingRun:
         """Steps until n_iters, with everything that is due on the way."""
         config, trainer = self.config, self.trainer
         training, data = config.training, config.data
-        batches = TrainBatches(train_images, config.seed, training.batch_size, data.random_flip, data.uniform_dequantization)
+        positions = self.world.shard(range(training.batch_size))
+        batches = TrainBatches(
+            train_images, config.seed, training.batch_size, data.random_flip, data.uniform_dequantization, positions
+        )
         self.held_out = HeldOutBatches(
             held_out_images,
             config.seed,
@@ -130,11 +165,12 @@ class TrainingRun:
             config.eval.num_images,
             data.uniform_dequantization,
             data.num_workers,
+            self.world,
         )
         window = LossWindow(config.model.K)
         first_step = trainer.step
         with (
-            MetricsWriter(self.workdir, trainer.step) as self.metrics,
+            MetricsWriter(self.workdir, trainer.step, self.world) as self.metrics,
             TrainingProgress(trainer.step, training.n_iters) as self.progress,
         ):
             if trainer.step > 0:
@@ -148,6 +184,7 @@ class TrainingRun:
                 window.add(result, seconds=time.monotonic() - lap)
                 self.progress.step_done(result.losses.mean().item())
                 if self._due(training.log_freq):
+                    self._share_unreadable()
                     row = window.summary()
                     lr = trainer.optimizer.param_groups[0]["lr"]
                     self.metrics.write(trainer.step, **row, lr=lr, unreadable_images=len(self.unreadable))
@@ -156,7 +193,7 @@ class TrainingRun:
                     self._forecast((time.monotonic() - started) / STEPS_BEFORE_FORECAST)
                 if self._due(training.snapshot_freq) or self._due(training.snapshot_freq_for_preemption):
                     self.save()
-                self.guard.check()
+                self._stop_together()
                 self.show()
                 lap = time.monotonic()
 
@@ -178,6 +215,8 @@ class TrainingRun:
     def save(self) -> None:
         """Write the checkpoint to resume from, and where one is due the numbered one."""
         assert self.prior is not None
+        if not self.world.is_main:
+            return
         contents = {
             **self.trainer.state_dict(),
             "config": to_json(self.config),
@@ -197,35 +236,66 @@ class TrainingRun:
         if self._due(training.eval_freq) and not (only_missing and step in self.metrics.evaluated_steps):
             self.evaluate()
         directory = self.workdir / "samples" / f"iter_{step}"
-        if self._due(training.sampling_freq) and not (only_missing and (directory / "process.mp4").exists()):
+        if self._due(training.sampling_freq) and not (
+            only_missing and self.world.from_main((directory / "process.mp4").exists())
+        ):
             self.sample(directory)
 
     def evaluate(self) -> None:
         """The loss of the averaged weights over held-out images, with its standard error."""
-        losses = []
-        with self.trainer.ema.swapped_in(self.trainer.model):
+        losses = [torch.empty(0)]
+        with self._until_interrupted(), self.trainer.ema.swapped_in(self.trainer.model):
             for batch in self.held_out:
                 self.guard.check()
                 self._note_unreadable(batch)
-                losses.append(held_out_losses(self.trainer, batch.images, batch.indices))
-        loss = torch.cat(losses)
+                if len(batch.images):
+                    losses.append(held_out_losses(self.trainer, batch.images, batch.indices))
+        self._share_unreadable()
+        loss = self.world.gather_rows(torch.cat(losses))
+        if len(loss) == 0:
+            raise none_readable(sorted(self.unreadable))
         row = {"eval_loss": loss.mean().item(), "eval_num_images": len(loss)}
         if len(loss) > 1:
             row["eval_loss_standard_error"] = loss.std().item() / math.sqrt(len(loss))
         self.metrics.write(self.trainer.step, **row)
 
     def sample(self, directory: Path) -> None:
-        """Pictures of samples from the averaged weights."""
+        """Pictures of samples from the averaged weights, all drawn by process 0."""
         config, trainer = self.config, self.trainer
         assert self.prior is not None
         sampler = Sampler.from_config(config, trainer.model.eval(), self.prior, trainer.device, delta=None, seed=None)
-        with trainer.ema.swapped_in(trainer.model):
-            sample_set(directory, sampler, range(config.training.num_samples), on_step=lambda k, u_k: self.guard.check())
+        with self._until_interrupted(), trainer.ema.swapped_in(trainer.model):
+            if self.world.is_main:
+                sample_set(directory, sampler, range(config.training.num_samples), on_step=lambda k, u_k: self.guard.check())
         self.progress.say(f"step {trainer.step}: samples in {directory}")
 
+    def _stop_together(self) -> None:
+        """Where a signal has come to any process raise Interrupted in all of them: call where it is safe to stop."""
+        received = self.world.max(self.guard.received or 0)
+        if received:
+            raise Interrupted(received)
+
+    @contextmanager
+    def _until_interrupted(self) -> Iterator[None]:
+        """For work in which processes do not meet: a signal ends it in this one, and then all stop here."""
+        try:
+            yield
+        except Interrupted:
+            pass
+        self._stop_together()
+
     def _note_unreadable(self, batch: Batch) -> None:
+        self._name_unreadable(batch.unreadable)
+
+    def _share_unreadable(self) -> None:
+        """Tell process 0, which counts and warns, what the others could not read."""
+        if self.world.size > 1:
+            for names in self.world.gather_plain(sorted(self.unreadable)):
+                self._name_unreadable(names)
+
+    def _name_unreadable(self, names: Collection[str]) -> None:
         """Name every unreadable image once."""
-        for name in set(batch.unreadable) - self.unreadable:
+        for name in set(names) - self.unreadable:
             self.unreadable.add(name)
             tqdm.write(f"warning: skipped unreadable image {len(self.unreadable)}: {name}")
 
