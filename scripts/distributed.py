@@ -22,7 +22,7 @@ from scripts.launch import LOOPBACK, Launch, find_launch
 if TYPE_CHECKING:
     import torch
     from torch import nn
-    from torch.distributed import Store  # type: ignore[attr-defined]
+    from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 
     from scripts.peers import Peers
 
@@ -243,7 +243,7 @@ def _meet_by_mpi(launch: Launch) -> "tuple[str, Store]":
     return host, store
 
 
-def _store(launch: Launch, host: str, port: int) -> "Store":
+def _store(launch: Launch, host: str, port: int) -> "TCPStore":
     """What process 0 keeps at this address, and the others reach there. Port 0 takes any."""
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 

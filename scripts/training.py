@@ -4,7 +4,7 @@ import fcntl
 import math
 import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -52,9 +52,8 @@ def train(config: ConfigDict, workdir: Path, world: World = ALONE) -> int:
             if world.is_main:
                 print(describe(config, device, len(train_images), len(held_out_images), first_step), flush=True)
                 if world.size > 1:
-                    print(
-                        f"processes    {world.size}, with {config.training.batch_size // world.size} examples of a batch each"
-                    )
+                    share = config.training.batch_size // world.size
+                    print(f"processes    {world.size}, with {share} images of a batch each", flush=True)
             run.loop(train_images, held_out_images)
         except Interrupted as interruption:
             if run.prior is None:
@@ -278,10 +277,8 @@ class TrainingRun:
     @contextmanager
     def _until_interrupted(self) -> Iterator[None]:
         """For work in which processes do not meet: a signal ends it in this one, and then all stop here."""
-        try:
+        with suppress(Interrupted):
             yield
-        except Interrupted:
-            pass
         self._stop_together()
 
     def _note_unreadable(self, batch: Batch) -> None:
