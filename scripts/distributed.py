@@ -228,9 +228,13 @@ def _meet_by_mpi(launch: Launch) -> "tuple[str, Store]":
     import mpi4py
 
     mpi4py.rc.initialize = mpi4py.rc.finalize = False  # before the next import, which would do both
-    from mpi4py import MPI
-
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise UserError(f"mpirun: mpi4py finds no MPI library ({error}); for MPICH's: pip install mpich") from None
     MPI.Init()
+    if MPI.COMM_WORLD.size != launch.size:
+        raise UserError(f"mpirun: it started {launch.size} processes, but mpi4py uses another MPI library than mpirun's own")
     meeting: tuple[str, int] | None = None
     if launch.rank == 0:
         host = LOOPBACK if launch.one_machine else socket.gethostname()

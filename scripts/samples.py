@@ -232,7 +232,8 @@ def export(
 ) -> None:
     """Write samples 0..num_samples-1 as `000000.png`, ..., `batch_size` at a time: those that are not there yet.
 
-    Every process draws so many at a time, process 0 writes all. What the images depend on is kept as `export.json`. Raises UserError if the directory holds images made otherwise.
+    Of several processes each draws so many at a time, and process 0 writes all. What the images depend on is kept as
+    `export.json`. Raises UserError if the directory holds images made otherwise.
     """
     settings = {
         "checkpoint_step": trained.step,
