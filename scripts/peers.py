@@ -66,17 +66,20 @@ class Peers:
         sys.stdout.flush()
         os._exit(self.exit_code)
 
-    def _end(self, code: int) -> bool:
-        """Have the main thread unwind, from another thread; whether this was the first reason to."""
+    def _claim(self, code: int) -> bool:
+        """Whether this is the first reason to end; then say why, and `_unwind`."""
         with self._lock:
             if self.exit_code is not None:
                 return False
             self.exit_code = code
+        return True
+
+    def _unwind(self) -> None:
+        """Have the main thread unwind and end, from any thread."""
         self._is_over.set()
         if threading.current_thread() is not threading.main_thread():
             threading.Thread(target=self._leave_later, daemon=True).start()
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
-        return True
 
     def _leave_later(self) -> None:
         time.sleep(GRACE)
@@ -137,10 +140,11 @@ class Hub(Peers):
             reader.join(max(0.0, deadline - time.monotonic()))
 
     def _fail(self, text: str, code: int) -> None:
-        if self._end(code):
+        if self._claim(code):
             print(text, file=sys.stderr, flush=True)
             for link in self._links.values():
                 link.send(end=code)
+            self._unwind()
 
     def _listen(self, rank: int, link: "_Link") -> None:
         for message in link.messages:
@@ -171,7 +175,7 @@ class Spoke(Peers):
         self._is_leaving = True
         self._link.send(fail=text, code=code)
         if not self._is_over.wait(GRACE):
-            self._end(code)
+            self._claim(code)
         self.leave()
 
     def close(self) -> None:
@@ -180,11 +184,14 @@ class Spoke(Peers):
     def _listen(self) -> None:
         for message in self._link.messages:
             if "end" in message:
-                self._end(message["end"])
+                self._claim(message["end"])
+                self._unwind()
             if "bye" in message or "end" in message:
                 return
-        if self._end(DIED) and self.rank == 1:  # one of those who notice speaks for all
-            print(_died(0, self.size), file=sys.__stderr__, flush=True)
+        if self._claim(DIED):
+            if self.rank == 1:  # one of those who notice speaks for all
+                print(_died(0, self.size), file=sys.__stderr__, flush=True)
+            self._unwind()
 
 
 class _Link:

@@ -32,7 +32,7 @@ def training_config(place: Path, **overrides: object) -> ConfigDict:
         "training__batch_size": 8, "training__eval_freq": 10, "training__sampling_freq": 10, "eval__num_images": 5,
         "model__dropout": 0.0, "optim__warmup": 100, "data__uniform_dequantization": True,
     }  # fmt: skip
-    return tiny_config(**settings, **overrides)
+    return tiny_config(**{**settings, **overrides})
 
 
 def evaluate(place: Path, workdir: Path, name: str, world: World = ALONE) -> None:
