@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from scripts.config import define_config_flag, finite, run, validate
+from scripts.distributed import World, processes
 from scripts.errors import UserError
 from scripts.files import user_path
 
 if TYPE_CHECKING:
-    from scripts.sweep import Evaluate, Point
+    from scripts.sweep import Axes, Evaluate, Point
 
 SAMPLE_METRICS = {"fid": ("fid",), "kid": ("kid",), "prdc": ("prdc",), "all": ("fid", "kid", "prdc")}
 
@@ -71,11 +72,19 @@ IMAGE_SIZE = flags.DEFINE_integer("image_size", None, "With --save_stats: scale 
 def main() -> int:
     """Check how the flags go together, evaluate, write the scores down."""
     if SAVE_STATS.value:
-        return save_statistics()
+        with processes() as world:
+            return save_statistics() if world.is_main else 0
     from scripts import sweep
 
     axes = sweep.parse_sweeps(SWEEP.value)
     check_combinations(list(axes))
+    with processes() as world:
+        return evaluate(axes, world)
+
+
+def evaluate(axes: "Axes", world: World) -> int:
+    """Evaluate at one point, or at all that `axes` span."""
+    from scripts import sweep
     from scripts.results import results_directory
     from scripts.samples import sampling_delta  # imports PyTorch, which --help and mistyped flags need not wait for
 
@@ -89,18 +98,19 @@ def main() -> int:
     experiment = EXPERIMENT_NAME.value or user_path(WORKDIR.value, "--workdir").resolve().name
     directory = results_directory(Path("runs"), DATASET_NAME.value or config.data.dataset.lower(), experiment)
     param_name = PARAM_NAME.value or ",".join(axes) or "delta"
-    evaluate = bound_evaluation(directory) if MODE.value == "elbo" else sample_evaluation()
+    evaluation = bound_evaluation(directory, world) if MODE.value == "elbo" else sample_evaluation(world)
     if not axes:
-        sweep.run_point(evaluate, base, directory, param_name, Path(WORKDIR.value))
+        sweep.run_point(evaluation, base, directory, param_name, Path(WORKDIR.value))
         print(f"scores appended to {directory}")
         return 0
     points = sweep.sweep_points(base, axes)
-    scores = sweep.run_sweep(evaluate, points, directory, request(points), param_name, Path(WORKDIR.value))
-    print(sweep.report(scores, axes, directory))
+    scores = sweep.run_sweep(evaluation, points, directory, request(points), param_name, Path(WORKDIR.value), world)
+    if world.is_main:
+        print(sweep.report(scores, axes, directory))
     return 0
 
 
-def bound_evaluation(directory: Path) -> "Evaluate":
+def bound_evaluation(directory: Path, world: World) -> "Evaluate":
     """The bound on the likelihood, as the flags say; its tables by level go to `directory`."""
     from scripts.bound import LikelihoodEvaluation
 
@@ -113,11 +123,12 @@ def bound_evaluation(directory: Path) -> "Evaluate":
         num_levels_per_image=NUM_LEVELS.value,
         exact=EXACT.value,
         batch_size=BATCH_SIZE.value or config.eval.batch_size,
+        world=world,
     )
     return lambda point: evaluation(checkpoint=point.checkpoint, delta=point.delta, seed=point.seed, directory=directory)
 
 
-def sample_evaluation() -> "Evaluate":
+def sample_evaluation(world: World) -> "Evaluate":
     """The metrics of samples that --mode names, as the flags say."""
     from scripts.fid import evaluate_samples
 
@@ -136,6 +147,7 @@ def sample_evaluation() -> "Evaluate":
         cleanfid_mode=CLEANFID_MODE.value,
         feature_extractor=EXTRACTOR.value,
         inception_path=INCEPTION_PATH.value,
+        world=world,
     )
 
 

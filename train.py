@@ -8,6 +8,7 @@ python train.py --config configs/mnist/quickstart.py --workdir runs/mnist/quicks
 from absl import flags
 
 from scripts.config import define_config_flag, run
+from scripts.distributed import processes
 from scripts.files import user_path
 
 CONFIG = define_config_flag()
@@ -18,7 +19,8 @@ def main() -> int:
     """Wire the flags to `scripts.training`."""
     from scripts.training import train  # imports PyTorch, which --help and mistyped flags need not wait for
 
-    return train(CONFIG.value, user_path(WORKDIR.value, "--workdir"))
+    with processes() as world:
+        return train(CONFIG.value, user_path(WORKDIR.value, "--workdir"), world)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     config.device = "auto"  # "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:1"
 
     config.training = training = ConfigDict()
-    training.batch_size = 128  # images per optimizer step
+    training.batch_size = 128  # images per optimizer step, in all processes together
     training.accumulation_steps = 1  # parts that a batch is split into, for less memory; same result but for dropout masks
     training.n_iters = 1300001  # optimizer steps in all; raise it to extend a finished run
     training.log_freq = 50  # steps between rows of metrics.jsonl

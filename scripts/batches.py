@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from scripts.distributed import ALONE, World
 from scripts.errors import UserError
 from scripts.image_sources import ImageSource, UnreadableImage
 from scripts.randomness import Purpose, stream
@@ -65,7 +66,7 @@ def first_readable(source: ImageSource, wanted: int, unreadable: list[str]) -> t
         else:
             unreadable += failed
             return index, image
-    raise _none_readable(failed)
+    raise none_readable(failed)
 
 
 class TrainBatches(Dataset[Batch]):
@@ -76,25 +77,33 @@ class TrainBatches(Dataset[Batch]):
     """
 
     def __init__(
-        self, source: ImageSource, seed: int, batch_size: int, random_flip: bool, uniform_dequantization: bool
+        self,
+        source: ImageSource,
+        seed: int,
+        batch_size: int,
+        random_flip: bool,
+        uniform_dequantization: bool,
+        positions: range | None = None,
     ) -> None:
+        """positions: those of the batch that are read, where other processes read the others; by default all."""
         self.source, self.seed, self.batch_size = source, seed, batch_size
+        self.positions = range(batch_size) if positions is None else positions
         self.random_flip, self.uniform_dequantization = random_flip, uniform_dequantization
         self._permutations: dict[int, np.ndarray] = {}
 
     def __getitem__(self, step: int) -> Batch:
         first = step * self.batch_size
-        places = (divmod(position, len(self.source)) for position in range(first, first + self.batch_size))
+        places = (divmod(first + position, len(self.source)) for position in self.positions)
         wanted = [int(self._permutation(epoch)[place]) for epoch, place in places]
         unreadable: list[str] = []
         indices, images = zip(*(first_readable(self.source, index, unreadable) for index in wanted), strict=True)
         pixels = np.stack(images)
         if self.random_flip:
-            mirrored = stream(self.seed, Purpose.FLIP, step).random(self.batch_size) < 0.5
+            mirrored = stream(self.seed, Purpose.FLIP, step).random(self.batch_size)[self.positions] < 0.5
             pixels[mirrored] = pixels[mirrored, ..., ::-1]
         noise = None
         if self.uniform_dequantization:
-            streams = (stream(self.seed, Purpose.DEQUANTIZE, step, i) for i in range(self.batch_size))
+            streams = (stream(self.seed, Purpose.DEQUANTIZE, step, i) for i in self.positions)
             noise = np.stack([_uniform_noise(generator, pixels.shape[1:]) for generator in streams])
         return Batch(to_unit_range(pixels, noise), torch.tensor(indices), tuple(dict.fromkeys(unreadable)))
 
@@ -114,16 +123,17 @@ class _OrderedBatches(Dataset[Batch]):
     says.
 
     Iterating skips batches of which nothing is left, so that there may be fewer than `len`, and raises UserError if no image
-    at all can be read.
+    at all can be read. Of several processes each iterates over its own part of the images; a part that is empty, or of which
+    nothing can be read, is one batch without images.
     """
 
-    def __init__(self, source: ImageSource, batch_size: int, num_images: int, num_workers: int) -> None:
-        self.source, self.batch_size, self.num_workers = source, batch_size, num_workers
+    def __init__(self, source: ImageSource, batch_size: int, num_images: int, num_workers: int, world: World) -> None:
+        self.source, self.batch_size, self.num_workers, self.world = source, batch_size, num_workers, world
         self.num_images = min(num_images, len(source)) or len(source)
-        self.chosen = [i * len(source) // self.num_images for i in range(self.num_images)]
+        self.chosen = world.shard([i * len(source) // self.num_images for i in range(self.num_images)])
 
     def __len__(self) -> int:
-        return -(-self.num_images // self.batch_size)
+        return -(-len(self.chosen) // self.batch_size)
 
     def __getitem__(self, number: int) -> Batch:
         """Batch `number`, possibly empty."""
@@ -146,9 +156,10 @@ class _OrderedBatches(Dataset[Batch]):
                 held = batch
             else:
                 held = batch if held is None else _joined(held, batch)
-        assert held is not None  # a source has at least one image
-        if len(held.indices) == 0:
-            raise _none_readable(held.unreadable)
+        if held is None:  # more processes than images
+            held = self[0]
+        if len(held.indices) == 0 and self.world.size == 1:
+            raise none_readable(held.unreadable)
         yield held
 
     def _noise(self, indices: list[int]) -> np.ndarray | float | None:
@@ -167,8 +178,9 @@ class HeldOutBatches(_OrderedBatches):
         num_images: int,
         uniform_dequantization: bool,
         num_workers: int = 0,
+        world: World = ALONE,
     ) -> None:
-        super().__init__(source, batch_size, num_images, num_workers)
+        super().__init__(source, batch_size, num_images, num_workers, world)
         self.seed, self.uniform_dequantization = seed, uniform_dequantization
 
     def _noise(self, indices: list[int]) -> np.ndarray | None:
@@ -183,20 +195,25 @@ class HeldOutBatches(_OrderedBatches):
 class _CleanBatches(_OrderedBatches):
     """All images with the mean of the dequantisation noise in place of noise."""
 
-    def __init__(self, source: ImageSource, batch_size: int, num_workers: int, uniform_dequantization: bool) -> None:
-        super().__init__(source, batch_size, 0, num_workers)
+    def __init__(
+        self, source: ImageSource, batch_size: int, num_workers: int, uniform_dequantization: bool, world: World
+    ) -> None:
+        super().__init__(source, batch_size, 0, num_workers, world)
         self.uniform_dequantization = uniform_dequantization
 
     def _noise(self, indices: list[int]) -> float | None:
         return 0.5 if self.uniform_dequantization else None
 
 
-def clean_batches(source: ImageSource, batch_size: int, num_workers: int, uniform_dequantization: bool) -> Iterator[Batch]:
+def clean_batches(
+    source: ImageSource, batch_size: int, num_workers: int, uniform_dequantization: bool, world: World = ALONE
+) -> Iterator[Batch]:
     """All images in order and nothing random: v / 255, or with dequantisation its mean, (v + 0.5) / 256.
 
-    Unreadable images are left out and named; no batch is empty. Raises UserError if no image can be read.
+    Unreadable images are left out and named; no batch is empty. Raises UserError if no image can be read. Of several processes
+    each gets its part: see `_OrderedBatches`.
     """
-    return iter(_CleanBatches(source, batch_size, num_workers, uniform_dequantization))
+    return iter(_CleanBatches(source, batch_size, num_workers, uniform_dequantization, world))
 
 
 def train_loader(
@@ -280,7 +297,8 @@ def _joined(a: Batch, b: Batch) -> Batch:
     return Batch(torch.cat([a.images, b.images]), torch.cat([a.indices, b.indices]), a.unreadable + b.unreadable)
 
 
-def _none_readable(names: Sequence[str]) -> ReadingFailed:
+def none_readable(names: Sequence[str]) -> ReadingFailed:
+    """The error for a data set of which nothing is left. names: of its images, at least one."""
     return ReadingFailed(
         f"config.data.dataset, config.data.path: none of the {len(names)} images can be read, such as {names[0]}"
     )

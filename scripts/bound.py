@@ -11,17 +11,19 @@ from ml_collections import ConfigDict
 from model_code import build_blur
 from model_code.elbo import Bound, Estimate, gaussian_kl_constant
 from model_code.prior import PriorBank
-from scripts.batches import Batch, HeldOutBatches, clean_batches
+from scripts.batches import Batch, HeldOutBatches, clean_batches, none_readable
 from scripts.checkpoint import TrainedModel, load_trained
 from scripts.config import validate
 from scripts.datasets import Split, load_images
-from scripts.device import Precision, resolve_device
+from scripts.device import Precision
+from scripts.distributed import ALONE, World
 from scripts.errors import UserError
 from scripts.files import make_directory, replacing
 from scripts.likelihood import BoundEstimator, LevelRow, Measurement, drawing_errors, level_table
 from scripts.plots import plot_by_level
 from scripts.progress import progress_bar
 from scripts.results import Result, common_settings
+from scripts.samples import require_same_weights
 
 SPLITS: dict[str, Split] = {"test": "held_out", "train": "train"}
 
@@ -39,6 +41,7 @@ class LikelihoodEvaluation:
         num_levels_per_image: int,
         exact: bool,
         batch_size: int,
+        world: World = ALONE,
     ) -> None:
         """split: "test" or "train"; num_images: spread evenly over it, 0 for all; exact: all levels, not so many per image.
 
@@ -50,18 +53,21 @@ class LikelihoodEvaluation:
         self.config, self.workdir = config, workdir
         self.split, self.num_images = split, num_images
         self.num_levels_per_image, self.exact, self.batch_size = num_levels_per_image, exact, batch_size
-        self.device = resolve_device(config.device)
+        self.world, self.device = world, world.device(config.device)
         self.images = load_images(config.data, SPLITS[split])
         self._measured: tuple[tuple[int, int], TrainedModel, PriorBank, Measurement] | None = None
 
     def __call__(self, *, checkpoint: int, delta: float, seed: int, directory: Path) -> list[Result]:
         """The bound in nats ("ELBO") and, for dequantised data, in bits per dimension ("BPD").
 
-        Prints its parts, and writes them by level to a folder in `directory`. Raises UserError for a delta of 0.
+        Prints its parts, and writes them by level to a folder in `directory`. Raises UserError for a delta of 0. Of several
+        processes each runs the network on its part of the images, and only process 0 has results, the others get none.
         """
         if delta == 0:
             raise UserError("--delta=0: the bound is infinite without sampling noise; delta must be greater than 0")
         trained, bank, measurement = self._measure(checkpoint, seed)
+        if not self.world.is_main:
+            return []
         sigma = self.config.model.sigma
         bound = measurement.bound(bank, sigma, delta)
         settings = {
@@ -93,6 +99,7 @@ class LikelihoodEvaluation:
         if self._measured is None or self._measured[0] != (checkpoint, seed):
             config = self.config
             trained = load_trained(config, self.workdir, checkpoint)
+            require_same_weights(trained, self.world)
             bank = self._bank_from_data() if trained.prior is None else trained.prior
             estimator = BoundEstimator(
                 model=trained.model.to(self.device),
@@ -103,7 +110,9 @@ class LikelihoodEvaluation:
                 batch_size=self.batch_size,
             )
             num_levels = None if self.exact else self.num_levels_per_image
-            measurement = estimator.measure(self._batches(seed), bank, seed, num_levels)
+            measurement = estimator.measure(self._batches(seed), bank, seed, num_levels).gathered(self.world)
+            if len(measurement.levels) == 0:
+                raise none_readable([self.images.name(0)])
             self._measured = ((checkpoint, seed), trained, bank, measurement)
         return self._measured[1:]
 
@@ -112,8 +121,10 @@ class LikelihoodEvaluation:
         data = self.config.data
         calls_per_image = self.config.model.K if self.exact else min(self.config.model.K, self.num_levels_per_image + 1)
         at_a_time = max(1, self.batch_size // calls_per_image)
-        batches = HeldOutBatches(self.images, seed, at_a_time, self.num_images, data.uniform_dequantization, data.num_workers)
-        with progress_bar(batches.num_images, "image", "likelihood bound") as bar:
+        batches = HeldOutBatches(
+            self.images, seed, at_a_time, self.num_images, data.uniform_dequantization, data.num_workers, self.world
+        )
+        with progress_bar(len(batches.chosen), "image", "likelihood bound") as bar:
             for batch in batches:
                 yield batch
                 bar.update(len(batch.images))

@@ -9,13 +9,19 @@ from ml_collections import ConfigDict
 from scripts.errors import UserError
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str, local_rank: int = 0) -> torch.device:
     """The device that config.device names; "auto" is a GPU if there is one. Raises UserError if it is not to be had.
+
+    local_rank: of this process on its machine; "auto" and "cuda" are then the GPU of that number.
 
     On a GPU, PyTorch is told to compute the same numbers every time, and float32 where float32 is asked for.
     """
     device = _named_device(name)
     if device.type == "cuda":
+        if device.index is None and local_rank > 0:
+            device = _own_gpu(name, local_rank)
+        if device.index is not None:
+            torch.cuda.set_device(device)
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts; without it sums vary in order
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time
@@ -42,6 +48,15 @@ def _named_device(name: str) -> torch.device:
 def device_name(device: torch.device) -> str:
     """A device in words: "NVIDIA H100" or "cpu, 4 threads"."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+
+
+def _own_gpu(name: str, local_rank: int) -> torch.device:
+    count = torch.cuda.device_count()
+    if count == 1:
+        return torch.device("cuda:0")  # a scheduler may show each process no GPU but its own
+    if local_rank >= count:
+        raise UserError(f"config.device = {name!r}: process {local_rank + 1} of this machine, which has {count} CUDA devices")
+    return torch.device("cuda", local_rank)
 
 
 class Precision:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from scripts.arrays import read_npz
+from scripts.distributed import ALONE, World
 from scripts.errors import UserError
 from scripts.files import make_directory, replacing
 from scripts.image_sources import UnreadableImage, channels_first, names_crc32, opened_image
@@ -103,29 +104,40 @@ def kept_features(
     batch_size: int,
     compute: Callable[[range], np.ndarray],
     description: str,
+    world: World = ALONE,
 ) -> np.ndarray:
     """Features float32 (count, d) of images 0..count-1.
 
     Those that files in `directory` have for the same `settings` are read; `compute` gives the rest, for a range of at most
     `batch_size` images at a time, and they are added to the files about every minute and at the end, also an untimely one.
+    Of several processes each computes its part of every `batch_size` images per process, and process 0 keeps the files: they
+    do not tell how many processes made them, and any number goes on from there.
     Raises UserError for a directory that cannot be written to and for a damaged file.
     """
-    store = _Store(make_directory(directory, "features"), settings)
-    blocks = store.read(count)
+    store = _Store(directory, settings)
+    with world.main_first():
+        if world.is_main:
+            make_directory(directory, "features")
+        blocks = store.read(count)
     have = sum(map(len, blocks))
+    at_a_time = batch_size * world.size
     pending: list[np.ndarray] = []
     written = time.monotonic()
     with progress_bar(count, "image", description, initial=have) as bar:
         try:
-            for start in range(have, count, batch_size):
-                pending.append(compute(range(start, min(start + batch_size, count))))
+            for start in range(have, count, at_a_time):
+                wanted = range(start, min(start + at_a_time, count))
+                pending.append(world.compute_rows(wanted, lambda mine: torch.from_numpy(compute(mine))).numpy())
                 bar.update(len(pending[-1]))
                 if time.monotonic() - written > SECONDS_BETWEEN_FILES:
-                    have += store.write(have, pending)
+                    if world.is_main:
+                        store.write(have, pending)
+                    have += sum(map(len, pending))
                     blocks += pending
                     pending, written = [], time.monotonic()
         finally:
-            store.write(have, pending)
+            if world.is_main:
+                store.write(have, pending)
     return np.concatenate([*blocks, *pending])
 
 
@@ -157,10 +169,10 @@ class _Store:
             raise UserError(f"{path}: damaged ({error}); delete it, and its features are computed again") from None
         return rows
 
-    def write(self, first: int, blocks: Sequence[np.ndarray]) -> int:
-        """Add rows from `first` on; how many."""
+    def write(self, first: int, blocks: Sequence[np.ndarray]) -> None:
+        """Add rows from `first` on."""
         if not blocks:
-            return 0
+            return
         rows = np.concatenate(blocks)
         path = self.directory / f"features_{self.key}_{first:07d}-{first + len(rows):07d}.npz"
         try:
@@ -168,4 +180,3 @@ class _Store:
                 np.savez(temporary, features=rows, settings=np.array(self.settings))
         except OSError as error:
             raise UserError(f"{path}: the features could not be written ({error.strerror}); earlier ones are kept") from None
-        return len(rows)

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from scripts import distances
 from scripts.classifier import classifier_features
 from scripts.distances import Estimate
+from scripts.distributed import ALONE, World
 from scripts.errors import UserError
 from scripts.features import Extractor, Images, kept_features
 from scripts.files import make_directory, user_path
@@ -42,6 +43,7 @@ def evaluate_samples(
     cleanfid_mode: str,
     feature_extractor: str,
     inception_path: str,
+    world: World = ALONE,
 ) -> list[Result]:
     """Scores of samples 0..num_gen-1 of a checkpoint (0: the newest), as uint8 images, against a reference.
 
@@ -50,14 +52,17 @@ def evaluate_samples(
     "classifier". Features are kept in <workdir>/evaluation: an interrupted evaluation continues, another one uses them again.
     With the classifier and the configuration's own training images, each result's settings have its floor: `floor_settings`.
 
+    Of several processes all sample and compute features; only process 0 has scores, the others get none.
+
     Raises UserError for whatever is missing or does not fit, before anything is sampled.
     """
     _check(metrics, batch_size, num_gen, feature_extractor)
-    sampler, trained = load_sampler(config, workdir, checkpoint, delta=delta, seed=seed, from_data=None)
+    sampler, trained = load_sampler(config, workdir, checkpoint, delta=delta, seed=seed, from_data=None, world=world)
     directory = workdir / "evaluation"
     device = sampler.precision.device
-    extractor = _extractor(feature_extractor, directory, config.data, device, cleanfid_mode, inception_path)
-    against = find_reference(reference, dataset_split, config.data, metrics, extractor, directory, batch_size)
+    with world.main_first():  # which fetches or trains it
+        extractor = _extractor(feature_extractor, directory, config.data, device, cleanfid_mode, inception_path)
+    against = find_reference(reference, dataset_split, config.data, metrics, extractor, directory, batch_size, world)
     if "fid" in metrics and num_gen <= extractor.num_features:
         warnings.warn(
             f"FID of {num_gen} samples in {extractor.num_features} dimensions is far too high; raise --num_gen", stacklevel=2
@@ -67,11 +72,15 @@ def evaluate_samples(
     def compute(indices: range) -> np.ndarray:
         return extractor(to_uint8(sampler.independent(indices)))
 
-    generated = kept_features(directory, made_by, num_gen, batch_size, compute, "features of samples")
+    generated = kept_features(directory, made_by, num_gen, batch_size, compute, "features of samples", world)
+    held_out = None
+    if feature_extractor == "classifier" and dataset_split == "train":
+        held_out = reference_features(directory, data_set_images(config.data, "held_out"), extractor, batch_size, world)
+    if not world.is_main:
+        return []
     estimates = scores(metrics, generated, against, sampler.seed, device)
     floor: dict[str, dict[str, Any]] = {}
-    if feature_extractor == "classifier" and dataset_split == "train":
-        held_out = reference_features(directory, data_set_images(config.data, "held_out"), extractor, batch_size)
+    if held_out is not None:
         floor = floor_settings(metrics, generated, held_out, against, sampler.seed, device)
         for score, settings in floor.items():
             print(

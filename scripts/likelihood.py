@@ -1,7 +1,7 @@
 """Estimates of the bound on -log p(u_0) for a trained model: which levels to look at, and what the network does there."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -18,6 +18,7 @@ from model_code.heat import Denoiser
 from model_code.prior import PriorBank
 from scripts.batches import Batch
 from scripts.device import Precision
+from scripts.distributed import World
 from scripts.losses import deblurring_loss
 from scripts.randomness import Purpose, normal, stream
 
@@ -43,6 +44,16 @@ class Measurement:
     def exact(self) -> bool:
         """Whether every level was looked at."""
         return self.levels.shape[1] == self.num_levels
+
+    def gathered(self, world: World) -> "Measurement":
+        """With the images of all processes, in the order of ranks."""
+        return replace(
+            self,
+            levels=world.gather_rows(self.levels),
+            squared_errors=world.gather_rows(self.squared_errors),
+            first_errors=world.gather_rows(self.first_errors),
+            projected=world.gather_rows(self.projected),
+        )
 
     def bound(self, bank: PriorBank, sigma: float, delta: float) -> Bound:
         """The bound for the sampling noise `delta` > 0."""
@@ -107,8 +118,12 @@ class BoundEstimator:
         """Squared errors for all images, at `num_levels_per_image` levels drawn in strata, or at all levels."""
         levels = intermediate_levels(self.blur.K, self.protocol)
         num_draws = len(levels) if num_levels_per_image is None else min(num_levels_per_image, len(levels))
-        drawn, errors, first_errors, projected = [], [], [], []
+        drawn = [torch.empty(0, num_draws, dtype=torch.int64)]
+        errors, first_errors = [torch.empty(0, num_draws, dtype=torch.float64)], [torch.empty(0, dtype=torch.float64)]
+        projected = [bank.coefficients[:0]]
         for batch in batches:
+            if len(batch.images) == 0:  # of several processes one may have none
+                continue
             chosen = torch.tensor(
                 [draw_strata(seed, index, levels, num_draws) for index in batch.indices.tolist()], dtype=torch.int64
             )
@@ -123,7 +138,7 @@ class BoundEstimator:
             first_errors=torch.cat(first_errors),
             projected=torch.cat(projected),
             num_levels=len(levels),
-            num_pixels=batch.images[0].numel(),
+            num_pixels=bank.coefficients.shape[1] * bank.basis[0].numel(),
         )
 
     def _errors_by_level(self, batch: Batch, seed: int, levels: torch.Tensor) -> torch.Tensor:

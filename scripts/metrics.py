@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from scripts.distributed import ALONE, World
 from scripts.errors import UserError
 from scripts.files import read_json_lines, replacing
 from scripts.train_step import StepResult
@@ -20,27 +21,32 @@ NUM_BANDS = 4
 
 
 class MetricsWriter:
-    """Appends rows to `metrics.jsonl` and the same numbers to `tensorboard/`."""
+    """Appends rows to `metrics.jsonl` and the same numbers to `tensorboard/`; of several processes only process 0 does."""
 
-    def __init__(self, workdir: Path, first_step: int) -> None:
+    def __init__(self, workdir: Path, first_step: int, world: World = ALONE) -> None:
         """Rows from after `first_step`, left by a run that was killed, are dropped: they will be written again.
 
         Events stay whatever their step: they happened, and will not again.
         """
         path = workdir / "metrics.jsonl"
-        rows = [row for row in read_json_lines(path) if "event" in row or row["step"] <= first_step]
-        self.evaluated_steps = {row["step"] for row in rows if "eval_loss" in row}
-        with replacing(path) as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        self._file = path.open("a")
+        rows = []
+        if world.is_main:
+            rows = [row for row in read_json_lines(path) if "event" in row or row["step"] <= first_step]
+        self.evaluated_steps = set(world.from_main([row["step"] for row in rows if "eval_loss" in row]))
+        self._writes = world.is_main
+        if self._writes:
+            with replacing(path) as temporary:
+                temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            self._file = path.open("a")
         self._workdir, self._first_step = workdir, first_step
 
     def __enter__(self) -> "MetricsWriter":
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        with suppress(OSError):  # what a full disk did not take was reported when it was written
-            self._file.close()
+        if self._writes:
+            with suppress(OSError):  # what a full disk did not take was reported when it was written
+                self._file.close()
         if "_tensorboard" in self.__dict__:
             self._tensorboard.close()
 
@@ -52,18 +58,23 @@ class MetricsWriter:
 
     def write(self, step: int, **values: float) -> None:
         """One row: the step and named numbers, to the eight digits that a float32 has."""
-        try:
-            self._file.write(json.dumps({"step": step, **{name: float(f"{v:.8g}") for name, v in values.items()}}) + "\n")
-            self._file.flush()
-        except OSError as error:
-            raise UserError(f"{self._file.name}: cannot be written ({error.strerror})") from None
+        if not self._writes:
+            return
+        self._append({"step": step, **{name: float(f"{v:.8g}") for name, v in values.items()}})
         for name, value in values.items():
             self._tensorboard.add_scalar(name, value, step)
 
     def event(self, step: int, event: str, **facts: Any) -> None:
         """One row about the run itself, such as "resumed", with plain data. TensorBoard, which draws numbers, gets none."""
-        self._file.write(json.dumps({"step": step, "event": event, **facts}) + "\n")
-        self._file.flush()
+        if self._writes:
+            self._append({"step": step, "event": event, **facts})
+
+    def _append(self, row: dict[str, Any]) -> None:
+        try:
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise UserError(f"{self._file.name}: cannot be written ({error.strerror})") from None
 
 
 class LossWindow:

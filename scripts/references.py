@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from scripts.datasets import Split, load_images
 from scripts.distances import NEIGHBOURS
+from scripts.distributed import ALONE, World
 from scripts.errors import UserError
 from scripts.features import Extractor, Images, NativeFolder, fingerprint, image_features, kept_features
 from scripts.files import user_path
@@ -28,6 +29,7 @@ def find_reference(
     extractor: Extractor,
     directory: Path,
     batch_size: int,
+    world: World = ALONE,
 ) -> Reference:
     """What `--dataset_name_cleanfid=name` stands for, with what the metrics need of it.
 
@@ -43,14 +45,15 @@ def find_reference(
             "leave it empty, or use --feature_extractor=inception"
         )
     if images is not None:
-        features = reference_features(directory, images, extractor, batch_size)
+        features = reference_features(directory, images, extractor, batch_size, world)
         found = Reference.of(name or f"{data.dataset} {split}", features)
     else:
         needed = {"moments": "fid" in metrics, "features": bool({"kid", "prdc"} & set(metrics))}
         if _is_file(name):
             found = statistics_from_file(user_path(name, "--dataset_name_cleanfid"), **needed)
         else:
-            found = named_statistics(name, extractor.settings["mode"], split, data.image_size, **needed)
+            with world.main_first():  # which fetches them
+                found = named_statistics(name, extractor.settings["mode"], split, data.image_size, **needed)
     if found.num_features != extractor.num_features:
         raise UserError(
             f"{found.description}: {found.num_features} features an image, where the samples have {extractor.num_features}"
@@ -97,12 +100,14 @@ def folder_images(folder: Path) -> NativeFolder:
     return NativeFolder(folder, paths)
 
 
-def reference_features(directory: Path, images: Images, extractor: Extractor, batch_size: int) -> np.ndarray:
+def reference_features(
+    directory: Path, images: Images, extractor: Extractor, batch_size: int, world: World = ALONE
+) -> np.ndarray:
     """Features (M, d) of all images that can be read, kept in `directory`."""
     settings: dict[str, Any] = {"images": "reference", **fingerprint(images), **extractor.settings}
 
     def compute(indices: range) -> np.ndarray:
         return image_features(images, indices, extractor)
 
-    rows = kept_features(directory, settings, len(images), batch_size, compute, "reference features")
+    rows = kept_features(directory, settings, len(images), batch_size, compute, "reference features", world)
     return rows[~np.isnan(rows[:, 0])]

@@ -19,7 +19,8 @@ from scripts import visuals
 from scripts.checkpoint import TrainedModel, load_trained
 from scripts.config import validate
 from scripts.datasets import load_images
-from scripts.device import Precision, resolve_device
+from scripts.device import Precision
+from scripts.distributed import ALONE, World
 from scripts.errors import UserError
 from scripts.files import make_directory, replacing
 from scripts.progress import progress_bar
@@ -124,6 +125,7 @@ def load_sampler(
     delta: float | None = None,
     seed: int | None = None,
     from_data: bool | None = False,
+    world: World = ALONE,
 ) -> tuple[Sampler, TrainedModel]:
     """The sampler for a checkpoint (0: the newest) of a run, and where it came from.
 
@@ -131,8 +133,9 @@ def load_sampler(
     training images; None takes these only where there is no bank. Raises UserError for whatever is missing or does not fit.
     """
     validate(config)
-    device = resolve_device(config.device)
+    device = world.device(config.device)
     trained = load_trained(config, workdir, checkpoint)
+    require_same_weights(trained, world)
     prior: Prior
     if from_data or (from_data is None and trained.prior is None):
         prior = DataPrior(load_images(config.data, "train"), build_blur(config), config.data.uniform_dequantization)
@@ -228,12 +231,14 @@ def interpolation_set(directory: Path, sampler: Sampler, ends: tuple[int, int], 
     visuals.save_mp4(directory / "process.mp4", frames)
 
 
-def export(directory: Path, sampler: Sampler, trained: TrainedModel, num_samples: int, batch_size: int) -> None:
+def export(
+    directory: Path, sampler: Sampler, trained: TrainedModel, num_samples: int, batch_size: int, world: World = ALONE
+) -> None:
     """Write samples 0..num_samples-1 as `000000.png`, ..., `batch_size` at a time: those that are not there yet.
 
-    What the images depend on is kept as `export.json`. Raises UserError if the directory holds images made otherwise.
+    Of several processes each draws so many at a time, and process 0 writes all. What the images depend on is kept as
+    `export.json`. Raises UserError if the directory holds images made otherwise.
     """
-    make_directory(directory, "--export_dir")
     settings = {
         "checkpoint_step": trained.step,
         "weights_crc32": weights_checksum(trained.model),
@@ -243,16 +248,25 @@ def export(directory: Path, sampler: Sampler, trained: TrainedModel, num_samples
         "prior_images": len(sampler.prior),
         "precision": str(sampler.precision),
     }
-    _check_export(directory, settings)
-    missing = [i for i in range(num_samples) if not (directory / f"{i:06d}.png").exists()]
+    missing: list[int] = []
+    if world.is_main:
+        make_directory(directory, "--export_dir")
+        _check_export(directory, settings)
+        missing = [i for i in range(num_samples) if not (directory / f"{i:06d}.png").exists()]
+    missing = world.from_main(missing)
     with progress_bar(num_samples, "image", "export", initial=num_samples - len(missing)) as bar:
-        for start in range(0, len(missing), batch_size):
-            indices = missing[start : start + batch_size]
-            images = visuals.to_uint8(sampler.independent(indices)).permute(0, 2, 3, 1).numpy()
-            for index, image in zip(indices, images, strict=True):
-                with replacing(directory / f"{index:06d}.png", durable=False) as temporary:
-                    Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(temporary)
+        for start in range(0, len(missing), batch_size * world.size):
+            indices = missing[start : start + batch_size * world.size]
+            images = world.compute_rows(indices, lambda mine: visuals.to_uint8(sampler.independent(mine)))
+            if world.is_main:
+                _write_images(directory, indices, images)
             bar.update(len(indices))
+
+
+def _write_images(directory: Path, indices: Sequence[int], images: torch.Tensor) -> None:
+    for index, image in zip(indices, images.permute(0, 2, 3, 1).numpy(), strict=True):
+        with replacing(directory / f"{index:06d}.png", durable=False) as temporary:
+            Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(temporary)
 
 
 def _check_export(directory: Path, settings: dict[str, object]) -> None:
@@ -267,6 +281,12 @@ def _check_export(directory: Path, settings: dict[str, object]) -> None:
     else:
         with replacing(record) as temporary:
             temporary.write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def require_same_weights(trained: TrainedModel, world: World) -> None:
+    """Raise UserError if processes have read different checkpoints: a training that goes on replaces the newest."""
+    if world.size > 1 and len(set(world.gather_plain(weights_checksum(trained.model)))) > 1:
+        raise UserError(f"{trained.path}: changed while it was read; --checkpoint=n names one that no training replaces")
 
 
 def weights_checksum(model: torch.nn.Module) -> int:

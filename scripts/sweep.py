@@ -13,6 +13,7 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
+from scripts.distributed import ALONE, World
 from scripts.errors import UserError
 from scripts.files import make_directory, read_json_lines, replacing
 from scripts.results import Result, append_line, append_result
@@ -85,7 +86,7 @@ def sweep_points(base: Point, axes: Axes) -> list[Point]:
 
 
 def run_point(evaluate: Evaluate, point: Point, directory: Path, param_name: str, workdir: Path | None = None) -> list[Result]:
-    """Evaluate, and append the scores to the logs in `directory` and to that of the run directory."""
+    """Evaluate, and append the scores, which only process 0 of several has, to the logs in `directory` and in `workdir`."""
     started = time.monotonic()
     results = evaluate(point)
     seconds = time.monotonic() - started
@@ -102,15 +103,17 @@ def run_sweep(
     request: Callable[[Point], dict[str, Any]],
     param_name: str,
     workdir: Path | None = None,
+    world: World = ALONE,
 ) -> list[tuple[Point, list[Result]]]:
     """The scores of all points. `request(point)` says, as plain data, what they depend on besides the point.
 
     Every finished point is a line of `sweep.jsonl` in `directory`; those with the same point and request are not computed
-    again. All requests are made first, so that what is wrong with one of them shows at once.
+    again. All requests are made first, so that what is wrong with one of them shows at once. Process 0 keeps that file; the
+    scores that the others get are none.
     """
     path = directory / "sweep.jsonl"
-    keys = [_key(asdict(point), request(point)) for point in points]
-    done = {_key(row["point"], row["request"]): row["results"] for row in read_json_lines(path)}
+    keys = world.from_main([_key(asdict(point), request(point)) for point in points])
+    done = {_key(row["point"], row["request"]): row["results"] for row in world.from_main(read_json_lines(path))}
     found = sum(key in done for key in keys)
     print(f"sweep of {len(points)} points" + (f", {found} of them in {path}" if found else ""), flush=True)
     scores = []
@@ -120,6 +123,8 @@ def run_sweep(
         else:
             print(f"[{number}/{len(points)}] {point}", flush=True)
             results = run_point(evaluate, point, directory, param_name, workdir)
+            if not world.is_main:
+                continue
             row = {**json.loads(key), "results": [asdict(result) for result in results]}
             append_line(path, json.dumps(row))
         scores.append((point, results))

@@ -11,6 +11,7 @@ from torch import nn
 from model_code import build_blur, build_model
 from model_code.ema import EMA
 from scripts.device import Precision
+from scripts.distributed import ALONE, World
 from scripts.losses import deblurring_loss
 from scripts.randomness import Purpose, normal_batch, stream
 
@@ -23,7 +24,7 @@ class StepResult:
     """What one optimizer step measured."""
 
     losses: torch.Tensor
-    """float32 (B,): squared error of each example, summed over pixels."""
+    """float32 (B,): squared error of each example of the batch, all processes' examples, summed over pixels."""
     levels: torch.Tensor
     """int64 (B,): the blur level of each example."""
     grad_norm: float
@@ -57,13 +58,15 @@ def draw_levels(seed: int, step: int, batch_size: int, K: int, protocol: str) ->
 class Trainer:
     """Model, average, optimizer and loss scale, and the step that moves them.
 
-    A step is a function of these, the images and (seed, step): no generator's state is part of it.
+    A step is a function of these, the images and (seed, step): no generator's state is part of it. Of several processes each
+    takes its part of the batch; all end with the same weights.
     """
 
-    def __init__(self, config: ConfigDict, device: torch.device) -> None:
-        self.config, self.device = config, device
+    def __init__(self, config: ConfigDict, device: torch.device, world: World = ALONE) -> None:
+        self.config, self.device, self.world = config, device, world
         torch.manual_seed(config.seed)  # initial weights
         self.model = build_model(config).to(device)
+        self.averaging_model = world.averaging_gradients(self.model, device)
         self.blur = build_blur(config).to(device)
         self.ema = EMA(self.model, config.model.ema_rate)
         self.precision = Precision.of(config, device)
@@ -83,9 +86,25 @@ class Trainer:
         self.bad_steps = 0  # of these
         self.bad_in_a_row = 0  # and of these, those since the last good one
         self._overflows = 0  # attempts at the present step
+        if world.size > 1:
+            self._settle_order_of_sums()
+
+    def _settle_order_of_sums(self) -> None:
+        """One backward pass for nothing: after its first one DistributedDataParallel groups gradients anew, and then for good.
+
+        Sums over three processes and more depend on the groups, in the last bit. This way a run that is resumed adds up as one
+        that never stopped.
+        """
+        data = self.config.data
+        image = torch.zeros(1, data.num_channels, data.image_size, data.image_size, device=self.device)
+        level = torch.ones(1, dtype=torch.int64, device=self.device)
+        with self.precision.autocast():
+            change = self.averaging_model(image, level)
+        (0 * change.float().sum()).backward()
+        self.optimizer.zero_grad()
 
     def train_step(self, images: torch.Tensor) -> StepResult:
-        """One optimizer step on images u_0 (B, C, H, W) in [0, 1], on any device.
+        """One optimizer step on images u_0 (B, C, H, W) in [0, 1], on any device; of several processes each has B of its own.
 
         A bad step, whose loss or gradient is not finite, is skipped: it is counted, and weights, averages, moments and loss
         scale stay as they were. In float16 the loss scale may be at fault. An overflow lowers it and is reported, to be
@@ -121,34 +140,37 @@ class Trainer:
         return result
 
     def _backward(self, images: torch.Tensor, precision: Precision, scaler: torch.amp.GradScaler) -> StepResult:
-        config, step, batch_size = self.config, self.step, len(images)
+        config, step, world, batch_size = self.config, self.step, self.world, len(images)
+        positions = world.shard(range(batch_size * world.size))  # in the whole batch
         self.model.train()
-        torch.manual_seed(int(stream(config.seed, Purpose.DROPOUT, step).integers(2**63)))
+        torch.manual_seed(int(stream(config.seed, Purpose.DROPOUT, step, world.rank).integers(2**63)))
         optim = config.optim
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(
                 step, lr=optim.lr, warmup=optim.warmup, schedule=optim.schedule, n_iters=config.training.n_iters
             )
 
-        levels = draw_levels(config.seed, step, batch_size, config.model.K, config.model.protocol)
+        levels = draw_levels(config.seed, step, batch_size * world.size, config.model.K, config.model.protocol)
         losses = []
         part_size = batch_size // config.training.accumulation_steps
         for start in range(0, batch_size, part_size):
-            part = range(start, start + part_size)
+            part = positions[start : start + part_size]
             eps = normal_batch(config.seed, Purpose.TRAIN_NOISE, step, part, tuple(images.shape[1:]))
-            example = slice(start, part.stop)
-            u0, k, eps = (x.to(self.device, non_blocking=True) for x in (images[example], levels[example], eps))
-            with precision.autocast():
-                loss = deblurring_loss(self.model, self.blur, u0, k, eps, config.model.sigma)
+            of_part = images[start : start + part_size]
+            u0, k, eps = (x.to(self.device, non_blocking=True) for x in (of_part, levels[part.start : part.stop], eps))
+            with world.averaging_after(self.averaging_model, last=start + part_size == batch_size):
+                with precision.autocast():
+                    loss = deblurring_loss(self.averaging_model, self.blur, u0, k, eps, config.model.sigma)
+                # The gradient of the mean over this process's examples: the average over processes makes it that over the
+                # whole batch. Of a loss that is not finite none: the gradient's norm alone then tells a bad step.
+                weights = torch.where(loss.detach().isfinite(), 1 / batch_size, math.nan)
+                scaler.scale(loss).backward(weights)
             losses.append(loss.detach())
-            # The gradient of the batch's mean, and of a loss that is not finite none: its norm alone then tells a bad step.
-            weights = torch.where(losses[-1].isfinite(), 1 / batch_size, math.nan)
-            scaler.scale(loss).backward(weights)
 
         scaler.unscale_(self.optimizer)
         gradients = {name: weight.grad for name, weight in self.model.named_parameters() if weight.grad is not None}
         norm = nn.utils.get_total_norm(gradients.values())
-        result = StepResult(torch.cat(losses), levels, norm.item(), overflowed=False)
+        result = StepResult(world.gather_rows(torch.cat(losses)), levels, norm.item(), overflowed=False)
         if not result.finite:
             return replace(result, bad_parameters=tuple(name for name, g in gradients.items() if not g.isfinite().all()))
         nn.utils.clip_grads_with_norm_(self.model.parameters(), optim.grad_clip or math.inf, norm)
