@@ -115,7 +115,9 @@ def test_process_0_speaks_for_all(place: Path) -> None:
     for name in ("alone", "together"):
         rows = read_json_lines(place / name / "metrics.jsonl")
         assert {row["unreadable_images"] for row in rows if "loss" in row} == {1}
-        assert len(rows) == together.STEPS + 2
+        starts = [row["world_size"] for row in rows if "event" in row]
+        assert starts == [1] if name == "alone" else [2]
+        assert len(rows) == together.STEPS + 2 + len(starts)
 
 
 def test_resuming_with_another_number_of_processes(place: Path, tmp_path: Path) -> None:
