@@ -118,7 +118,7 @@ def _train(network: Network, pixels: torch.Tensor, labels: torch.Tensor, steps: 
             rng = stream(SEED, Purpose.CLASSIFIER, step)
             chosen = torch.from_numpy(rng.integers(len(pixels), size=BATCH_SIZE))
             u = _shifted(pixels[chosen].to(device).float() / 255, rng.integers(2 * SHIFT + 1, size=(BATCH_SIZE, 2)))
-            loss = F.cross_entropy(network(u), labels[chosen].to(device), label_smoothing=0.05)
+            loss = F.cross_entropy(network(u), labels[chosen].to(device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -43,7 +43,7 @@ MOST = {
 MOST_MULTIPLE = 64
 
 # Keys that a checkpoint's weights do not depend on.
-FREE_ON_RESUME = {"model.delta_over_sigma", "data.num_workers"}
+FREE_ON_RESUME = {"model.delta_over_sigma", "data.num_workers", "data.path"}
 FREE_IN_INFERENCE = FREE_ON_RESUME | {"model.dropout", "model.ema_rate", "model.protocol"}
 
 

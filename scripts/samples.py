@@ -272,7 +272,10 @@ def _write_images(directory: Path, indices: Sequence[int], images: torch.Tensor)
 def _check_export(directory: Path, settings: dict[str, object]) -> None:
     record = directory / "export.json"
     if record.exists():
-        before = json.loads(record.read_text())
+        try:
+            before = dict(json.loads(record.read_text()))
+        except (ValueError, TypeError):
+            raise UserError(f"{record}: damaged; delete this directory, or choose another --export_dir") from None
         changed = [f"{key} was {before.get(key)}, now {value}" for key, value in settings.items() if before.get(key) != value]
         if changed:
             raise UserError(f"--export_dir={directory}: it holds samples made otherwise ({'; '.join(changed)}); choose another")
