@@ -14,8 +14,8 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from scripts.config import define_config_flag, run, validate
+from scripts.cost import forward_flops
 from scripts.device import resolve_device
-from scripts.plan import forward_flops
 from scripts.sampling import IndependentNoise, reverse_process
 from scripts.train_step import Trainer
 

@@ -76,7 +76,7 @@ def write_meta(workdir: Path, contents: Contents) -> None:
 def read(path: Path, mapped: bool = False) -> Contents:
     """Read a checkpoint of ours or of the release onto the CPU. Raises UserError if it is missing, damaged or foreign.
 
-    mapped: leave tensors on disk until they are looked at, and checksums and numbers unchecked, where the file's kind allows it.
+    mapped: leave tensors on disk until they are looked at, where the file allows that, with checksums and numbers unchecked.
     """
     if not path.is_file():
         raise UserError(f"{path}: there is no such checkpoint")

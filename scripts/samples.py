@@ -19,7 +19,7 @@ from scripts import visuals
 from scripts.checkpoint import TrainedModel, load_trained
 from scripts.config import validate
 from scripts.datasets import load_images
-from scripts.device import Precision
+from scripts.device import Precision, place
 from scripts.distributed import ALONE, World
 from scripts.errors import UserError
 from scripts.files import make_directory, replacing
@@ -143,7 +143,8 @@ def load_sampler(
         raise UserError(f"{trained.path} has no prior bank, as the release's files have none: use --prior=data")
     else:
         prior = trained.prior
-    return Sampler.from_config(config, trained.model.to(device), prior, device, delta, seed), trained
+    model = place(trained.model, device, config.compile)
+    return Sampler.from_config(config, model, prior, device, delta, seed), trained
 
 
 Kind = Literal["independent", "same_init", "share_noise"]

@@ -10,7 +10,7 @@ from torch import nn
 
 from model_code import build_blur, build_model
 from model_code.ema import EMA
-from scripts.device import Precision
+from scripts.device import Precision, place
 from scripts.distributed import ALONE, World
 from scripts.losses import deblurring_loss
 from scripts.randomness import Purpose, normal_batch, stream
@@ -65,7 +65,7 @@ class Trainer:
     def __init__(self, config: ConfigDict, device: torch.device, world: World = ALONE) -> None:
         self.config, self.device, self.world = config, device, world
         torch.manual_seed(config.seed)  # initial weights
-        self.model = build_model(config).to(device)
+        self.model = place(build_model(config), device, config.compile)
         self.averaging_model = world.averaging_gradients(self.model, device)
         self.blur = build_blur(config).to(device)
         self.ema = EMA(self.model, config.model.ema_rate)

@@ -35,7 +35,8 @@ def test_samples_are_those_of_the_run_and_need_no_data_set(run: Path, tmp_path: 
     assert torch.equal(samples(tmp_path, data__path=str(tmp_path / "no such file")), samples(run))
     assert checkpoint.read(path)["provenance"] == checkpoint.read(checkpoint.meta_path(run))["provenance"]
     evaluated = [row for row in read_json_lines(run / "metrics.jsonl") if "eval_loss" in row]
-    assert evaluated and [row for row in read_json_lines(tmp_path / "metrics.jsonl") if "eval_loss" in row] == evaluated
+    assert evaluated
+    assert [row for row in read_json_lines(tmp_path / "metrics.jsonl") if "eval_loss" in row] == evaluated
 
 
 def test_training_does_not_go_on_from_it(run: Path, tmp_path: Path) -> None:
@@ -56,8 +57,8 @@ def test_a_run_is_not_published_over_another(run: Path, tmp_path: Path) -> None:
 
 
 def test_rows_are_thinned_but_for_evaluations_and_events() -> None:
-    rows = [{"step": i, "loss": 1.0} for i in range(995)]
-    others = [{"step": 10, "eval_loss": 2.0}, {"step": 0, "event": "started"}]
+    rows: list[dict] = [{"step": i, "loss": 1.0} for i in range(995)]
+    others: list[dict] = [{"step": 10, "eval_loss": 2.0}, {"step": 0, "event": "started"}]
     kept = thinned([*others, *rows])
     assert kept[:2] == others
     assert len(kept) - 2 <= ROWS + 1
