@@ -64,9 +64,7 @@ def test_recomputing_gives_the_same_numbers_bit_for_bit() -> None:
     gradients = []
     for recompute in (False, True):
         trainer = Trainer(tiny_config(**NETWORK, training__recompute=recompute), CPU)
-        nn.init.normal_(
-            trainer.model.get_parameter("out.2.weight"), std=0.1
-        )  # zero would hide other gradients
+        nn.init.normal_(trainer.model.get_parameter("out.2.weight"), std=0.1)  # zero would hide other gradients
         captured: list[torch.Tensor] = []
         trainer.optimizer.register_step_pre_hook(
             lambda *_, trainer=trainer, captured=captured: captured.extend(w.grad.clone() for w in trainer.model.parameters())
