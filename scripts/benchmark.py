@@ -60,14 +60,10 @@ def main() -> int:
         for row in rows:
             print("{name:<28}{ours_ms:>10.1f}{diffusers_ms:>15.1f}{ratio:>8.2f}{low:>10.2f} {high:.2f}".format(**row))
         return 0
-    print(
-        f"{'':<28}{'ms':>10}{'images/s':>12}{'GFLOP/s':>12}{'of peak':>10}{'first, s':>10}" + MEMORY * (device.type == "cuda")
-    )
+    print(f"{'':<28}{'ms':>10}{'images/s':>12}{'GFLOP/s':>12}{'of peak':>10}{'first, s':>10}{'peak, GB':>10}")
     for row in rows:
-        memory = f"{row['peak_gb']:>10.2f}" if "peak_gb" in row else ""
-        print(
-            "{name:<28}{ms:>10.2f}{images_per_s:>12.1f}{gflops:>12.1f}{of_peak:>10.0%}{first_s:>10.2f}".format(**row) + memory
-        )
+        line = "{name:<28}{ms:>10.2f}{images_per_s:>12.1f}{gflops:>12.1f}{of_peak:>10.0%}{first_s:>10.2f}".format(**row)
+        print(line + (f"{row['peak_gb']:>10.2f}" if "peak_gb" in row else f"{'-':>10}"))  # of a GPU's memory
     return 0
 
 
