@@ -13,13 +13,18 @@ from scripts.files import user_path
 from scripts.image_sources import ImageSource, torchvision_class
 
 
+def has_labels(data: ConfigDict) -> bool:
+    """Whether the images of `config.data` have classes."""
+    return data.dataset.lower() in _LABELS
+
+
 def load_labelled(data: ConfigDict, split: Split) -> tuple[ImageSource, np.ndarray]:
     """The images of `config.data`, as `load_images` gives them, with their classes, int64 (N,) from 0.
 
     Raises UserError for a data set without classes.
     """
     name = data.dataset.lower()
-    if name not in _LABELS:
+    if not has_labels(data):
         raise UserError(
             f"--feature_extractor=classifier: config.data.dataset = {data.dataset!r} has no labels, {', '.join(_LABELS)} have; "
             "use --feature_extractor=inception"
