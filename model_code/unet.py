@@ -7,7 +7,17 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from model_code.nn import AttentionBlock, Downsample, GroupNorm32, ResBlock, SiLU, Upsample, level_embedding, zero_init
+from model_code.nn import (
+    AttentionBlock,
+    Downsample,
+    GroupNorm32,
+    InputConv,
+    ResBlock,
+    SiLU,
+    Upsample,
+    level_embedding,
+    zero_init,
+)
 
 
 class Stage(nn.Sequential):
@@ -59,7 +69,7 @@ class UNet(nn.Module):
         self.time_embed = nn.Sequential(nn.Linear(model_channels, emb_channels), SiLU(), nn.Linear(emb_channels, emb_channels))
 
         channels = model_channels * channel_mult[0]
-        self.input_blocks = nn.ModuleList([Stage(nn.Conv2d(num_channels, channels, 3, padding=1))])
+        self.input_blocks = nn.ModuleList([Stage(InputConv(num_channels, channels))])
         skip_channels = [channels]
         for level, mult in enumerate(channel_mult):
             for _ in range(num_res_blocks):

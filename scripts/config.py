@@ -227,6 +227,7 @@ def _checks(config: ConfigDict) -> Iterator[tuple[str, str, bool]]:
         f"a divisor of training.batch_size = {training.batch_size}",
         training.batch_size % training.accumulation_steps == 0,
     )
+    yield "training.level_weighting", "from -4 to 4", -4 <= training.level_weighting <= 4
     yield "compile", f"one of {', '.join(COMPILE_MODES)}", config.compile in COMPILE_MODES
     yield "eval.num_images", "an integer of at least 0 (0 takes all)", evaluation.num_images >= 0
     yield "data.num_channels", "1 or 3", data.num_channels in (1, 3)

@@ -62,6 +62,28 @@ def plot_sweep(path: Path, axis: str, score: str, series: dict[str, list[tuple[f
     _save(figure, path)
 
 
+def plot_scaling(path: Path, series: Sequence[tuple[str, str, dict[int, float]]]) -> None:
+    """Write a picture with a panel for each of `series`: title, name of the x axis, seconds by x; both axes logarithmic.
+
+    A dashed line through the last point shows what growth in proportion would be.
+    """
+    columns = 3
+    figure = Figure(figsize=(10, 3 * -(-len(series) // columns)), layout="constrained")
+    panels = figure.subplots(-(-len(series) // columns), columns, squeeze=False).flat
+    for axes, (title, name, seconds) in zip(panels, series, strict=False):
+        x, y = list(seconds), list(seconds.values())
+        axes.plot(x, [y[-1] * value / x[-1] for value in x], "--", color="gray", lw=1, label="in proportion")
+        axes.plot(x, y, "o-", ms=4)
+        axes.set(title=title, xlabel=name, ylabel="seconds", xscale="log", yscale="log")
+        axes.set_xticks(x, [str(value) for value in x])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+        axes.legend()
+    for axes in panels:  # those left over
+        axes.axis("off")
+    _save(figure, path)
+
+
 def plot_memorization(
     path: Path, samples: torch.Tensor, train: ImageSource, comparisons: "Sequence[Comparison]", title: str, columns: int = 12
 ) -> None:
