@@ -6,7 +6,6 @@ python -m scripts.benchmark --config configs/mnist/small_mnist.py --against=diff
 
 import json
 import statistics
-import time
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
@@ -20,6 +19,8 @@ from scripts.cost import forward_flops
 from scripts.device import Precision, device_name, resolve_device
 from scripts.rivals import Diffusers
 from scripts.sampling import IndependentNoise, reverse_process
+from scripts.timing import WARM_UP
+from scripts.timing import seconds as timed
 from scripts.train_step import Trainer
 
 CONFIG = define_config_flag()
@@ -29,7 +30,6 @@ REPEATS = flags.DEFINE_integer(
 AGAINST = flags.DEFINE_enum("against", None, ["diffusers"], "Compare with this package's network of the same size.")
 JSON = flags.DEFINE_bool("json", False, "Print one line of JSON instead of a table.")
 
-WARM_UP = 2
 
 Measurement = tuple[str, Callable[[], object], float, float]
 """What is measured, a function that does it once, its work in FLOP, and how many images (or matrices) that is."""
@@ -73,7 +73,7 @@ def measure(config: ConfigDict, device: torch.device) -> list[dict[str, Any]]:
     for name, once, flop, images in prepare(config, device):
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        first = seconds_of(once, device)
+        first = timed(once, device)
         seconds = statistics.median(timings(once, device))
         row = {"name": name, "ms": 1e3 * seconds, "images_per_s": images / seconds, "gflops": flop / seconds / 1e9}
         rows.append({**row, "of_peak": row["gflops"] / (rows or [row])[0]["gflops"], "first_s": first})
@@ -99,7 +99,7 @@ def compare(config: ConfigDict, device: torch.device) -> list[dict[str, Any]]:
     for name, ours, theirs in pairs:
         for once in (ours, theirs) * WARM_UP:
             once()
-        seconds = [(seconds_of(ours, device), seconds_of(theirs, device)) for _ in range(REPEATS.value)]
+        seconds = [(timed(ours, device), timed(theirs, device)) for _ in range(REPEATS.value)]
         ratios = [b / a for a, b in seconds]
         medians = [1e3 * statistics.median(side) for side in zip(*seconds, strict=True)]
         low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
@@ -154,18 +154,7 @@ def timings(once: Callable[[], object], device: torch.device) -> list[float]:
     """Seconds of --repeats calls after some that are not timed."""
     for _ in range(WARM_UP):
         once()
-    return [seconds_of(once, device) for _ in range(REPEATS.value)]
-
-
-def seconds_of(once: Callable[[], object], device: torch.device) -> float:
-    """Of one call, waited for."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    once()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+    return [timed(once, device) for _ in range(REPEATS.value)]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""Plots of evaluations, with error bars."""
+"""Plots of evaluations and of timings, with error bars."""
 
 import math
+import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +11,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from model_code.elbo import Estimate
 from scripts.files import replacing
@@ -62,25 +64,41 @@ def plot_sweep(path: Path, axis: str, score: str, series: dict[str, list[tuple[f
     _save(figure, path)
 
 
-def plot_scaling(path: Path, series: Sequence[tuple[str, str, dict[int, float]]]) -> None:
-    """Write a picture with a panel for each of `series`: title, name of the x axis, seconds by x; both axes logarithmic.
+@dataclass(frozen=True)
+class Panel:
+    """How long something takes as one number grows."""
 
-    A dashed line through the last point shows what growth in proportion would be.
-    """
-    columns = 3
-    figure = Figure(figsize=(10, 3 * -(-len(series) // columns)), layout="constrained")
-    panels = figure.subplots(-(-len(series) // columns), columns, squeeze=False).flat
-    for axes, (title, name, seconds) in zip(panels, series, strict=False):
-        x, y = list(seconds), list(seconds.values())
-        axes.plot(x, [y[-1] * value / x[-1] for value in x], "--", color="gray", lw=1, label="in proportion")
-        axes.plot(x, y, "o-", ms=4)
-        axes.set(title=title, xlabel=name, ylabel="seconds", xscale="log", yscale="log")
-        axes.set_xticks(x, [str(value) for value in x])
+    title: str
+    x_label: str
+    x: Sequence[int]
+    """Ascending."""
+    seconds: Sequence[Sequence[float]]
+    """Several runs at each x."""
+    power: int
+    """What the time would grow with: x to this power."""
+
+
+def plot_scaling(path: Path, panels: Sequence[Panel], title: str) -> None:
+    """Write a picture of panels with logarithmic axes: medians with bars from fastest to slowest, and the expected growth."""
+    rows = -(-len(panels) // 2)
+    figure = Figure(figsize=(9, 3 * rows), layout="constrained")
+    figure.suptitle(title, fontsize="medium")
+    for panel, axes in zip(panels, figure.subplots(rows, 2, squeeze=False).flat, strict=False):
+        medians = [statistics.median(runs) for runs in panel.seconds]
+        spread = [
+            [median - min(runs) for median, runs in zip(medians, panel.seconds, strict=True)],
+            [max(runs) - median for median, runs in zip(medians, panel.seconds, strict=True)],
+        ]
+        axes.errorbar(panel.x, medians, spread, fmt="o-", ms=3, lw=1, capsize=2, label="measured")
+        expected = [medians[-1] * (x / panel.x[-1]) ** panel.power for x in panel.x]
+        axes.plot(panel.x, expected, color="gray", ls="--", lw=1, label=f"in proportion to x{'²' if panel.power == 2 else ''}")
+        axes.set(title=panel.title, xlabel=panel.x_label, ylabel="seconds", xscale="log", yscale="log")
+        axes.set_xticks(panel.x, labels=map(str, panel.x))
         axes.minorticks_off()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.grid(alpha=0.3)
-        axes.legend()
-    for axes in panels:  # those left over
-        axes.axis("off")
+        axes.legend(fontsize="small")
     _save(figure, path)
 
 
