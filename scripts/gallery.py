@@ -14,9 +14,11 @@ from ml_collections import ConfigDict
 
 from model_code import build_blur
 from scripts import visuals
+from scripts.batches import first_readable
 from scripts.bound import LikelihoodEvaluation
-from scripts.config import define_config_flag, run
+from scripts.config import define_config_flag, finite, run
 from scripts.datasets import load_images
+from scripts.errors import UserError
 from scripts.files import make_directory, replacing, user_path
 from scripts.progress import progress_bar
 from scripts.samples import Sampler, frame_levels, load_sampler
@@ -34,7 +36,9 @@ def draw(config: ConfigDict, workdir: Path, out: Path, delta: float | None, boun
 
     bound: also the bound by level, of all held-out images. Raises UserError for whatever is missing.
     """
-    sampler, _ = load_sampler(config, workdir, 0, delta=delta)
+    sampler, _ = load_sampler(config, workdir, 0, delta=delta, from_data=None)
+    if bound and sampler.delta == 0:
+        raise UserError("--delta=0: the bound is infinite without sampling noise; leave it out with --nobound")
     make_directory(out, "--out")
     _samples(sampler, out)
     columns = range(COLUMNS)
@@ -79,8 +83,8 @@ def _with_initial_states(path: Path, sampler: Sampler, kind: Callable[[OnStep], 
 def _blurred(config: ConfigDict) -> torch.Tensor:
     """Training images, row by row, at levels from 0 to K: the means of the forward process."""
     images, blur = load_images(config.data, "train"), build_blur(config)
-    chosen = [len(images) * row // ROWS for row in range(ROWS)]
-    u = torch.from_numpy(np.stack([images[i] for i in chosen])).float() / 255
+    chosen = [first_readable(images, len(images) * row // ROWS, [])[1] for row in range(ROWS)]
+    u = torch.from_numpy(np.stack(chosen)).float() / 255
     levels = torch.tensor(_spread(config.model.K))
     return blur(u.repeat_interleave(COLUMNS, 0), levels.repeat(ROWS))
 
@@ -110,6 +114,7 @@ def _bound_by_level(config: ConfigDict, workdir: Path, path: Path, sampler: Samp
 def main() -> int:
     """Draw what the flags name."""
     values = flags.FLAGS
+    finite("--delta", values.delta)
     out = user_path(values.out, "--out")
     draw(values.config, user_path(values.workdir, "--workdir"), out, values.delta, values.bound)
     print(f"{out}: {sum(file.stat().st_size for file in out.iterdir()) / 1e6:.2f} MB")

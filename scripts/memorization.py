@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from model_code.elbo import Estimate
 from scripts.classifier import ClassifierFeatures, classifier_features
-from scripts.config import define_config_flag, run
+from scripts.config import define_config_flag, finite, run
 from scripts.datasets import load_images
 from scripts.features import Extractor, image_features, kept_features
 from scripts.fid import generated_settings
@@ -95,9 +95,14 @@ class Comparison:
     held_out: Neighbours
 
     def figures(self) -> dict[str, Any]:
-        """Plain data, estimates with standard errors: mean distances, parts of samples that are nearer than held-out images."""
+        """Plain data, estimates with standard errors: middle distances, parts of samples that are nearer than held-out images.
+
+        The error of such a part does not count that the threshold is itself an estimate, from as many held-out images.
+        """
         threshold = float(self.held_out.distance.quantile(NEAR))
         return {
+            "median_distance": _median(self.samples.distance),
+            "median_distance_held_out": _median(self.held_out.distance),
             "mean_distance": _plain(self.samples.distance),
             "mean_distance_held_out": _plain(self.held_out.distance),
             f"nearer_than_{1 - NEAR:.0%}_of_held_out": _plain((self.samples.distance < threshold).double()),
@@ -108,6 +113,17 @@ class Comparison:
 
 def _plain(values: torch.Tensor) -> dict[str, float]:
     return {**asdict(Estimate.of(values)), "num_images": len(values)}
+
+
+def _median(values: torch.Tensor) -> dict[str, float]:
+    """With half the way between the quantiles that a median moves to if the count below it is off by its standard deviation.
+
+    That count is binomial, sqrt(N) / 2 whatever the distribution.
+    """
+    off = min(0.5, 0.5 / math.sqrt(len(values)))
+    low, middle, high = values.quantile(torch.tensor([0.5 - off, 0.5, 0.5 + off], dtype=values.dtype)).tolist()
+    error = (high - low) / 2 if len(values) > 1 else math.inf
+    return {"value": middle, "standard_error": error, "num_images": len(values)}
 
 
 def study(
@@ -164,12 +180,16 @@ def verdicts(classifier: ClassifierFeatures, pixels: torch.Tensor, held_out: Ima
     """How sure the classifier is of samples uint8 (N, C, H, W), and of held-out images for comparison: plain data."""
     probabilities, classes = classifier.probabilities(classifier(pixels)).max(1)
     features = np.concatenate(list(_blocks(held_out, classifier)))
+    counts = torch.bincount(classes, minlength=classifier.num_classes)
     compared = classifier.probabilities(features).max(1).values
     return {
         "accuracy_on_held_out": classifier.accuracy,
         f"surer_than_{CONFIDENT}": _plain((probabilities > CONFIDENT).double()),
         f"surer_than_{CONFIDENT}_held_out": _plain((compared > CONFIDENT).double()),
-        "samples_of_each_class": torch.bincount(classes, minlength=classifier.num_classes).tolist(),
+        "samples_of_each_class": counts.tolist(),
+        "classes_among_samples": int((counts > 0).sum()),
+        "rarest_class": _plain((classes == counts.argmin()).double()),
+        "commonest_class": _plain((classes == counts.argmax()).double()),
     }
 
 
@@ -193,6 +213,7 @@ def report(figures: dict[str, Any]) -> str:
 def main() -> int:
     """Print what `study` finds for the flags."""
     values = flags.FLAGS
+    finite("--delta", values.delta)
     figures, path = study(
         values.config,
         user_path(values.workdir, "--workdir"),

@@ -107,22 +107,33 @@ def plot_memorization(
 ) -> None:
     """Write a picture: samples above their nearest training images, and how far these are, as for held-out images.
 
-    samples: uint8 (N, C, H, W). A pair of rows and a panel for each comparison; those samples are shown that are nearest.
+    samples: uint8 (N, C, H, W). The first of them, then those nearest in each comparison with a panel of its distances; below a
+    sample a row of training images for each comparison.
     """
-    figure = Figure(figsize=(9, 4.2 * len(comparisons)), layout="constrained")
+    shown = min(columns, len(samples))
+    heights = [0.5 + 0.75 * (1 + len(comparisons)), *[0.5 + 0.75 * (1 + len(comparisons)), 2.4] * len(comparisons)]
+    figure = Figure(figsize=(9, sum(heights)), layout="constrained")
     figure.suptitle(title)
-    rows = figure.subplots(2 * len(comparisons), 1, height_ratios=[1, 1.4] * len(comparisons), squeeze=False)[:, 0]
+    top, *rows = figure.subplots(len(heights), 1, height_ratios=heights)
+    spaces = ", then by ".join(comparison.space for comparison in comparisons)
+
+    def show(axes: Axes, chosen: torch.Tensor, which: str) -> None:
+        found = [train[int(i)] for comparison in comparisons for i in comparison.samples.index[chosen]]
+        axes.imshow(grid(torch.cat([samples[chosen], torch.from_numpy(np.stack(found))]) / 255, shown))
+        axes.set_title(f"{which}; below: the nearest training images by {spaces}", fontsize=9)
+        axes.axis("off")
+
+    show(top, torch.arange(shown), f"the first {shown} samples")
     for comparison, above, below in zip(comparisons, rows[::2], rows[1::2], strict=True):
-        closest = comparison.samples.distance.argsort()[:columns]
-        found = torch.from_numpy(np.stack([train[int(i)] for i in comparison.samples.index[closest]]))
-        both = torch.cat([samples[closest], found]) / 255
-        above.imshow(grid(both, len(closest)))
-        above.set(title=f"{comparison.space}: the {len(closest)} samples nearest to a training image, and below it that image")
-        above.axis("off")
+        show(above, comparison.samples.distance.argsort()[:shown], f"the {shown} samples nearest by {comparison.space}")
         for label, neighbours in (("samples", comparison.samples), ("held-out images", comparison.held_out)):
             distances = neighbours.distance.sort().values
             below.plot(distances, torch.arange(1, len(distances) + 1) / len(distances), label=label)
-        below.set(xlabel="distance to the nearest training image", ylabel="part of images nearer", xlim=(0, None))
+        below.set(
+            xlabel=f"distance to the nearest training image by {comparison.space}",
+            ylabel="part of images nearer",
+            xlim=(0, None),
+        )
         below.grid(alpha=0.3)
         below.legend()
     _save(figure, path)

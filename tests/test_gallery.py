@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from scripts.errors import UserError
 from scripts.gallery import COLUMNS, ROWS, draw
 from scripts.training import train
 from scripts.visuals import GAP
@@ -66,3 +67,13 @@ def test_ends_of_an_interpolation_are_samples(gallery: Path) -> None:
     path, samples = tiles(gallery / "interpolation.png")[1], tiles(gallery / "samples.png")[0]
     for one, other in ((path[0], samples[0]), (path[-1], samples[1])):
         assert np.abs(one.astype(int) - other).max() <= 1
+
+
+def test_a_bound_that_is_infinite_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    config = tiny_config()
+    assert train(config, tmp_path / "run") == 0
+    with pytest.raises(UserError, match=r"--delta=0: the bound is infinite .* --nobound"):
+        draw(config, tmp_path / "run", tmp_path / "out", delta=0.0, bound=True)
+    assert not (tmp_path / "out").exists()
+    draw(config, tmp_path / "run", tmp_path / "out", delta=0.0, bound=False)
+    assert len(list((tmp_path / "out").iterdir())) == 7

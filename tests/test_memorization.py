@@ -1,16 +1,20 @@
 """Copies of training images are found, and what is no copy is not taken for one."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from scipy.spatial.distance import cdist
+from scipy.stats import bootstrap
 
 from scripts.classifier import ClassifierFeatures, _new_network
+from scripts.config import ROOT
 from scripts.image_sources import ArrayImages
-from scripts.memorization import Comparison, nearest, report, study, verdicts
+from scripts.memorization import Comparison, _median, nearest, report, study, verdicts
 from scripts.training import train
 from tests.conftest import tiny_config
 
@@ -48,6 +52,18 @@ def test_a_copy_stands_out() -> None:
     assert figures["copies_held_out"]["value"] == 0.0
 
 
+def test_median_and_its_error() -> None:
+    """The error is what a bootstrap says, and half the extremes' distance at worst."""
+    values = np.random.default_rng(3).exponential(size=2001)
+    found = _median(torch.from_numpy(values))
+    assert found["value"] == np.median(values)
+    assert found["standard_error"] == pytest.approx(
+        bootstrap((values,), np.median, rng=0, n_resamples=2000).standard_error, rel=0.3
+    )
+    assert _median(torch.tensor([1.0, 2.0])) == {"value": 1.5, "standard_error": pytest.approx(0.5 / 2**0.5), "num_images": 2}
+    assert _median(torch.tensor([1.0]))["standard_error"] == float("inf")
+
+
 def test_verdicts() -> None:
     """A classifier that takes everything for class 2, and is sure of it."""
     network = _new_network(1, 4)
@@ -59,6 +75,8 @@ def test_verdicts() -> None:
         ClassifierFeatures(network, torch.device("cpu"), 0.5), torch.from_numpy(images[:4, None]), ArrayImages(images, 8, 1)
     )
     assert found["samples_of_each_class"] == [0, 0, 4, 0]
+    assert found["classes_among_samples"] == 1
+    assert (found["rarest_class"]["value"], found["commonest_class"]["value"]) == (0.0, 1.0)
     assert found["surer_than_0.9"] == {"value": 1.0, "standard_error": 0.0, "num_images": 4}
     assert found["surer_than_0.9_held_out"]["num_images"] == 6
 
@@ -74,3 +92,25 @@ def test_a_run_without_classes(tiny_array: Path, tmp_path: Path) -> None:
     assert path.stat().st_size > 10_000
     assert study(config, tmp_path, 0, delta=None, seed=None, num_gen=3)[0]["spaces"] == figures["spaces"]
     assert "  copies: 0 +- 0 (N = 3)" in report(figures)
+
+
+@pytest.mark.parametrize("module", ["memorization", "gallery"])
+def test_bad_input_is_one_line(module: str, tmp_path: Path) -> None:
+    """Nothing is written, and the message names the flag."""
+    command = [
+        sys.executable,
+        "-m",
+        f"scripts.{module}",
+        "--config=configs/mnist/quickstart.py",
+        f"--workdir={tmp_path / 'run'}",
+    ]
+    command += [f"--out={tmp_path / 'out'}"] if module == "gallery" else []
+    for extra, expected in (
+        ("--delta=nan", "--delta=nan: must be a finite number"),
+        ("--delta=0.01", "there is no checkpoint in it"),
+    ):
+        done = subprocess.run([*command, extra], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert expected in done.stderr
+        assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
