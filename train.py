@@ -15,7 +15,7 @@ from scripts.files import user_path
 CONFIG = define_config_flag()
 WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; a run that is already there is continued.")
 PLAN = flags.DEFINE_bool("plan", False, "Print what training and sampling would cost on 1, 8 and 64 GPUs, and do nothing.")
-PLAN_TFLOPS = flags.DEFINE_float("plan_tflops", 989, "With --plan: 10^12 operations a second at most; an H100's in bfloat16.")
+PLAN_TFLOPS = flags.DEFINE_float("plan_tflops", None, "With --plan: 10^12 operations a second at most; by default an H100's.")
 PLAN_UTILIZATION = flags.DEFINE_float("plan_utilization", 0.4, "With --plan: the part of that which is reached.")
 
 

@@ -2,11 +2,14 @@
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from ml_collections import ConfigDict
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from model_code import build_model
@@ -71,7 +74,7 @@ def _activation_bytes(config: ConfigDict, images: int, device: str) -> int:
         del change
         return sum(storage.nbytes() for storage in kept.values())
 
-    with FakeTensorMode(), _autocast(Precision.of(config, torch.device(device))):
+    with FakeTensorMode(), _FusedAttention(), _autocast(Precision.of(config, torch.device(device))):
         size = config.data.image_size
         with torch.device(device):
             model = build_model(config)
@@ -87,6 +90,18 @@ def _activation_bytes(config: ConfigDict, images: int, device: str) -> int:
         model.recompute = False
         kept_by(model)
         return ends + max(before + after for before, after in zip(inside[::2], inside[1::2], strict=True))
+
+
+class _FusedAttention(TorchFunctionMode):
+    """For a GPU that is not there PyTorch chooses attention that holds all pairs of pixels; a real one has fused kernels."""
+
+    def __torch_function__(
+        self, func: Callable, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is F.scaled_dot_product_attention and args[0].device.type == "cuda":
+            q, k, v = args
+            return torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, q.requires_grad)[0]
+        return func(*args, **(kwargs or {}))
 
 
 @contextlib.contextmanager

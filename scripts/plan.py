@@ -11,6 +11,7 @@ from scripts.progress import duration
 
 DEVICES = (1, 8, 64)
 NUM_SAMPLES = 50_000
+H100_TFLOPS = {torch.float32: 67, torch.bfloat16: 989, torch.float16: 989}
 
 
 def describe(config: ConfigDict, device: torch.device, num_train: int, num_held_out: int, first_step: int) -> str:
@@ -36,20 +37,21 @@ def describe(config: ConfigDict, device: torch.device, num_train: int, num_held_
     return "\n".join(lines)
 
 
-def plan(config: ConfigDict, tflops: float, utilization: float) -> str:
+def plan(config: ConfigDict, tflops: float | None, utilization: float) -> str:
     """The cost of training with `config` and of sampling from it, as a table for a person.
 
-    tflops: 10^12 operations a second at which a device multiplies matrices; utilization: the part of it that is reached.
-    Raises UserError for values that no device has.
+    tflops: 10^12 operations a second at which a device multiplies matrices, by default an H100 in the precision asked for;
+    utilization: the part of it that is reached. Raises UserError for values that no device has.
     """
+    validate(config)
+    precision = Precision.of(config, torch.device("cuda"))
+    tflops = H100_TFLOPS[precision.dtype if precision.enabled else torch.float32] if tflops is None else tflops
     if not tflops > 0:
         raise UserError(f"--plan_tflops={tflops:g}: must be greater than 0, such as 989 for an H100 in bfloat16")
     if not 0 < utilization <= 1:
         raise UserError(f"--plan_utilization={utilization:g}: must be greater than 0 and at most 1, such as 0.4")
-    validate(config)
     cost = Cost.of(config, tflops * 1e12 * utilization)
     training = config.training
-    precision = Precision.of(config, torch.device("cuda"))
     state = ", ".join(f"{name} {size * cost.parameters / 1e9:.2f}" for name, size in STATE_BYTES.items())
     exchange = ", ".join(f"{speed / 1e9:g} GB/s {where}" for where, speed in BANDWIDTH.items())
     recomputed = "kept at the ends of blocks, the rest recomputed" if training.recompute else "all kept"
