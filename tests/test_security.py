@@ -309,7 +309,7 @@ def test_a_checkpoints_missing_parts_are_named(tmp_path: Path) -> None:
         checkpoint.write(tmp_path / "a.pth", contents)
         with pytest.raises(UserError, match=problem):
             checkpoint.read(tmp_path / "a.pth")
-    checkpoint.write(meta_path(tmp_path), {"step": 1, "config": "{}", "ema": {"shadow": {}}})
+    checkpoint.write(meta_path(tmp_path), {"step": 1, "config": "{}", "ema": {"shadow": {}}, "optimizer": {"state": {}}})
     with pytest.raises(UserError, match=r"not trained further \(ema.num_updates is missing\)"):
         checkpoint.read_to_resume(tmp_path)
 
