@@ -11,7 +11,7 @@ SAMPLE := $(RUN) sample.py $(QUICKSTART) --delta=0.008
 
 help:
 	@echo "make quickstart   install, train on the embedded digits, sample in all four ways (about five minutes on two cores)"
-	@echo "make gallery      install, draw the README's pictures from the included weights again (about two minutes)"
+	@echo "make gallery      install, draw the README's pictures from the included weights again (under a minute)"
 	@echo "make test         install, lint, types, test suite"
 	@echo "make clean        remove the environment and the quickstart run"
 

@@ -3,6 +3,8 @@
 python -m scripts.gallery --config C --workdir W --out DIR [--delta D] [--nobound]
 """
 
+import contextlib
+import io
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -104,7 +106,8 @@ def _bound_by_level(config: ConfigDict, workdir: Path, path: Path, sampler: Samp
         exact=False,
         batch_size=config.eval.batch_size,
     )
-    with tempfile.TemporaryDirectory() as folder:
+    # What it prints names a folder that does not stay.
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         evaluate(checkpoint=0, delta=sampler.delta, seed=sampler.seed, directory=Path(folder))
         (picture,) = Path(folder).glob("*/bound_by_level.png")
         with replacing(path) as temporary:

@@ -226,6 +226,17 @@ def test_poisoned_weights_are_passed_over(value: float, tmp_path: Path) -> None:
         assert load_trained(config, tmp_path, 0).step == 1
 
 
+def test_poisoned_averages_of_the_release_are_refused(tmp_path: Path) -> None:
+    """Its averages have no names, so that the message counts them."""
+    poisoned = release_contents(torch.nn.Linear(2, 2))
+    poisoned["ema"]["shadow_params"][1][0] = float("nan")
+    path = numbered_path(tmp_path, 1)
+    path.parent.mkdir()
+    torch.save(poisoned, path)
+    with pytest.raises(UserError, match=r"checkpoint_1\.pth: ema\.shadow_params\.1 holds NaN or infinity"):
+        read(path)
+
+
 def test_none_readable(tmp_path: Path) -> None:
     meta_path(tmp_path).parent.mkdir()
     meta_path(tmp_path).write_bytes(b"junk")
