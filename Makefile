@@ -38,7 +38,7 @@ quickstart: $(VENV)/runtime.stamp
 	@ls runs/mnist/quickstart/additional_samples/checkpoint_0/*/final.png \
 		runs/mnist/quickstart/additional_samples/checkpoint_0/*/interpolation.png
 
-# The delta with the best balance of clear and of many-sided digits, see the weights' card.
+# With less noise digits are clearer and mostly of few classes, with more of it of more kinds and more often no digit.
 gallery: $(VENV)/runtime.stamp
 	$(RUN) -m scripts.gallery --config configs/mnist/pretrained.py --workdir runs/mnist/pretrained --delta=0.010 --out docs/gallery
 
