@@ -6,6 +6,7 @@ DIR is a run directory that sample.py, evaluate.py and the report read as any ot
 """
 
 import json
+import re
 from pathlib import Path
 
 from absl import flags
@@ -42,13 +43,23 @@ def publish(workdir: Path, out: Path) -> Path:
         raise UserError(f"--out={out}: there is a run in it that can be trained further; choose another directory")
     path = checkpoint.numbered_path(make_directory(out, "--out"), 1)
     weights = {name: weight.detach().clone() for name, weight in contents["ema"]["shadow"].items()}
-    checkpoint.write(path, {"ema": {"shadow": weights}} | {name: contents[name] for name in KEPT if name in contents})
-    config = json.loads(contents["config"]) | {"provenance": contents.get("provenance", {})}
+    kept = {name: contents[name] for name in KEPT if name in contents}
+    kept["provenance"] = without_places(contents.get("provenance", {}))
+    checkpoint.write(path, {"ema": {"shadow": weights}} | kept)
+    config = json.loads(contents["config"]) | {"provenance": kept["provenance"]}
     with replacing(out / "config.json") as temporary:
         temporary.write_text(json.dumps(config, indent=2) + "\n")
+    rows = map(without_places, thinned(read_json_lines(workdir / "metrics.jsonl")))
     with replacing(out / "metrics.jsonl") as temporary:
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in thinned(read_json_lines(workdir / "metrics.jsonl"))))
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def without_places(facts: dict) -> dict:
+    """The same without the folders in its "command", which are nobody else's business: of absolute paths the last name stays."""
+    if not isinstance(facts.get("command"), str):
+        return facts
+    return {**facts, "command": re.sub(r"(?<![^\s=])/\S*/", "", facts["command"])}
 
 
 def thinned(rows: list[dict]) -> list[dict]:
