@@ -9,18 +9,18 @@ from configs.mnist import quickstart
 
 
 def get_config() -> ConfigDict:
-    """1.1M parameters, K = 50 as in small_mnist, 10,000 steps."""
+    """1.1M parameters, K = 100 as in the paper, 14,000 steps."""
     config = quickstart.get_config()
-    config.training.n_iters = 10000
+    config.training.n_iters = 14000
     config.training.log_freq = 50
     config.training.eval_freq = 500
     config.training.sampling_freq = 2000
     config.training.snapshot_freq = 2000
     config.training.snapshot_freq_for_preemption = 250
     config.eval.num_images = 0
-    config.model.K = 50
+    config.model.K = 100
     config.model.ema_rate = 0.999
-    config.model.dropout = 0.1
+    config.model.dropout = 0.05
     config.optim.lr = 1e-3
     config.optim.warmup = 200
     return config
