@@ -9,14 +9,25 @@ from absl import flags
 
 from scripts.config import define_config_flag, run
 from scripts.distributed import processes
+from scripts.errors import UserError
 from scripts.files import user_path
 
 CONFIG = define_config_flag()
-WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; a run that is already there is continued.", required=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; a run that is already there is continued.")
+PLAN = flags.DEFINE_bool("plan", False, "Print what training and sampling would cost on 1, 8 and 64 GPUs, and do nothing.")
+PLAN_TFLOPS = flags.DEFINE_float("plan_tflops", 989, "With --plan: 10^12 operations a second at most; an H100's in bfloat16.")
+PLAN_UTILIZATION = flags.DEFINE_float("plan_utilization", 0.4, "With --plan: the part of that which is reached.")
 
 
 def main() -> int:
     """Wire the flags to `scripts.training`."""
+    if PLAN.value:
+        from scripts.plan import plan
+
+        print(plan(CONFIG.value, PLAN_TFLOPS.value, PLAN_UTILIZATION.value))
+        return 0
+    if WORKDIR.value is None:
+        raise UserError("--workdir: name a run directory, such as --workdir=runs/mnist/first")
     from scripts.training import train  # imports PyTorch, which --help and mistyped flags need not wait for
 
     with processes() as world:

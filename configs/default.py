@@ -12,10 +12,15 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 42  # everything random is a function of this number
     config.device = "auto"  # "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:1"
+    # torch.compile's mode: "default", "reduce-overhead" (with CUDA graphs) or "max-autotune"; "none" does not compile. It takes
+    # minutes when a run starts, and pays on GPUs only
+    config.compile = "none"
 
     config.training = training = ConfigDict()
     training.batch_size = 128  # images per optimizer step, in all processes together
     training.accumulation_steps = 1  # parts that a batch is split into, for less memory; same result but for dropout masks
+    training.level_weighting = 0.0  # p: the loss of level k counts sigma_B,k^p times, scaled to mean 1; the paper's is 0
+    training.recompute = False  # activations again in the backward pass instead of keeping them: less memory, more time
     training.n_iters = 1300001  # optimizer steps in all; raise it to extend a finished run
     training.log_freq = 50  # steps between rows of metrics.jsonl
     training.eval_freq = 100  # steps between evaluations of the loss on held-out images

@@ -21,6 +21,7 @@ def build_model(config: ConfigDict) -> UNet:
         use_new_attention_order=model.use_new_attention_order,
         use_scale_shift_norm=model.use_scale_shift_norm,
         resblock_updown=model.resblock_updown,
+        recompute=config.training.recompute,
     )
 
 

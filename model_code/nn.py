@@ -59,6 +59,24 @@ class Dropout(nn.Dropout):
         return x * mask.mul_(2**16 / max(1, 2**16 - dropped)).view_as(x)
 
 
+class InputConv(nn.Conv2d):
+    """A 3x3 convolution of the images themselves, in float32 also under autocast; what comes of it is in autocast's type.
+
+    Rounding an image to bfloat16 is noise of up to 0.002, and what is to be seen in a blurred one is fainter than its own
+    noise of 0.01: with it, the error at the last levels of small_mnist grows by a sixth.
+    """
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__(channels, out_channels, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        kind = x.device.type
+        if kind == "meta" or not torch.is_autocast_enabled(kind):
+            return super().forward(x)
+        with torch.autocast(kind, enabled=False):
+            return super().forward(x.float()).to(torch.get_autocast_dtype(kind))
+
+
 class PointwiseConv(nn.Conv2d):
     """A 1x1 convolution, on CPUs as one matrix product per image, in a third of the time that a convolution takes."""
 

@@ -1,11 +1,23 @@
 """The U-Net f(u_k, k): topology, parameter names and order of improved-diffusion (Nichol and Dhariwal, 2021)."""
 
+from collections.abc import Iterator
 from functools import partial
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from model_code.nn import AttentionBlock, Downsample, GroupNorm32, ResBlock, SiLU, Upsample, level_embedding, zero_init
+from model_code.nn import (
+    AttentionBlock,
+    Downsample,
+    GroupNorm32,
+    InputConv,
+    ResBlock,
+    SiLU,
+    Upsample,
+    level_embedding,
+    zero_init,
+)
 
 
 class Stage(nn.Sequential):
@@ -34,17 +46,20 @@ class UNet(nn.Module):
         use_new_attention_order: bool = True,
         use_scale_shift_norm: bool = False,
         resblock_updown: bool = False,
+        recompute: bool = False,
     ) -> None:
         """image_size in pixels, divisible by 2^(len(channel_mult) - 1); model_channels a multiple of 32.
 
         Level i works with model_channels * channel_mult[i] channels at image_size / 2^i pixels; `attention_levels` are
-        such i. Raises ValueError for an image size that cannot be halved that often.
+        such i. With `recompute` the backward pass computes anew what is inside each stage: the same numbers, for far less
+        memory and a third more time. Raises ValueError for an image size that cannot be halved that often.
         """
         super().__init__()
         last_level = len(channel_mult) - 1
         if image_size % 2**last_level:
             raise ValueError(f"image_size {image_size} must be divisible by {2**last_level} for {last_level + 1} levels")
         self.model_channels = model_channels
+        self.recompute = recompute
         emb_channels = 4 * model_channels
 
         res_block = partial(ResBlock, emb_channels=emb_channels, dropout=dropout, use_scale_shift_norm=use_scale_shift_norm)
@@ -54,7 +69,7 @@ class UNet(nn.Module):
         self.time_embed = nn.Sequential(nn.Linear(model_channels, emb_channels), SiLU(), nn.Linear(emb_channels, emb_channels))
 
         channels = model_channels * channel_mult[0]
-        self.input_blocks = nn.ModuleList([Stage(nn.Conv2d(num_channels, channels, 3, padding=1))])
+        self.input_blocks = nn.ModuleList([Stage(InputConv(num_channels, channels))])
         skip_channels = [channels]
         for level, mult in enumerate(channel_mult):
             for _ in range(num_res_blocks):
@@ -90,9 +105,20 @@ class UNet(nn.Module):
         emb = self.time_embed(level_embedding(k, self.model_channels))
         h, skips = u, []
         for stage in self.input_blocks:
-            h = stage(h, emb)
+            h = self._through(stage, h, emb)
             skips.append(h)
-        h = self.middle_block(h, emb)
+        h = self._through(self.middle_block, h, emb)
         for stage in self.output_blocks:
-            h = stage(torch.cat([h, skips.pop()], dim=1), emb)
+            h = self._through(stage, torch.cat([h, skips.pop()], dim=1), emb)
         return self.out(h)
+
+    def stages(self) -> Iterator[nn.Module]:
+        """What `recompute` computes again one by one, in the order of the forward pass."""
+        yield from self.input_blocks
+        yield self.middle_block
+        yield from self.output_blocks
+
+    def _through(self, stage: nn.Module, h: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(stage, h, emb, use_reentrant=False)  # which draws dropout's masks again as they were
+        return stage(h, emb)

@@ -15,7 +15,7 @@ from scripts.batches import Batch, HeldOutBatches, clean_batches, none_readable
 from scripts.checkpoint import TrainedModel, load_trained
 from scripts.config import validate
 from scripts.datasets import Split, load_images
-from scripts.device import Precision
+from scripts.device import Precision, place
 from scripts.distributed import ALONE, World
 from scripts.errors import UserError
 from scripts.files import make_directory, replacing
@@ -102,7 +102,7 @@ class LikelihoodEvaluation:
             require_same_weights(trained, self.world)
             bank = self._bank_from_data() if trained.prior is None else trained.prior
             estimator = BoundEstimator(
-                model=trained.model.to(self.device),
+                model=place(trained.model, self.device, config.compile),
                 blur=build_blur(config).to(self.device),
                 precision=Precision.of(config, self.device),
                 sigma=config.model.sigma,

@@ -21,7 +21,7 @@ from model_code.unet import UNet
 from scripts.config import FREE_IN_INFERENCE, refuse_differences
 from scripts.errors import UserError
 from scripts.files import replacing, sync
-from scripts.schema import OURS, RELEASE, misfit, to_resume
+from scripts.schema import OURS, RELEASE, first_not_finite, misfit, to_resume
 
 FORMAT = "ihdm-1"
 Contents = dict[str, Any]
@@ -76,7 +76,7 @@ def write_meta(workdir: Path, contents: Contents) -> None:
 def read(path: Path, mapped: bool = False) -> Contents:
     """Read a checkpoint of ours or of the release onto the CPU. Raises UserError if it is missing, damaged or foreign.
 
-    mapped: leave tensors on disk until they are looked at, and their checksums unchecked, where the file's kind allows it.
+    mapped: leave tensors on disk until they are looked at, where the file allows that, with checksums and numbers unchecked.
     """
     if not path.is_file():
         raise UserError(f"{path}: there is no such checkpoint")
@@ -104,6 +104,8 @@ def read(path: Path, mapped: bool = False) -> Contents:
         raise UserError(f"{path}: not a checkpoint of this program or of the original release")
     if problem := misfit(contents, RELEASE if is_release(contents) else OURS):
         raise UserError(f"{path}: not a whole checkpoint ({problem})")
+    if not mapped and (name := first_not_finite({key: contents.get(key) for key in ("ema", "model", "optimizer")})):
+        raise UserError(f"{path}: {name} holds NaN or infinity; use an earlier checkpoint")
     return contents
 
 
@@ -139,6 +141,11 @@ def read_to_resume(workdir: Path) -> Contents | None:
     path, contents = newest
     if is_release(contents):
         raise UserError(f"{path}: a checkpoint of the original release can be sampled from, but not trained further")
+    if "optimizer" not in contents:
+        raise UserError(
+            f"{path}: weights to sample from and to evaluate, without the optimizer's state that training goes on from; "
+            "choose another --workdir to train"
+        )
     if problem := misfit(contents, to_resume(OURS)):
         raise UserError(f"{path}: can be sampled from, but not trained further ({problem})")
     if path != meta_path(workdir) and meta_path(workdir).exists():

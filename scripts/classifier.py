@@ -67,6 +67,16 @@ class ClassifierFeatures:
         u = pixels.to(self.device).float() / 255
         return self.network.trunk(u - 0.5).cpu().numpy()
 
+    @property
+    def num_classes(self) -> int:
+        """Classes of the data set."""
+        return self.network.head.out_features
+
+    @torch.no_grad()
+    def probabilities(self, features: np.ndarray) -> torch.Tensor:
+        """What it takes images with features (B, 64) for: float32 (B, classes), on the CPU."""
+        return self.network.head(torch.from_numpy(features).to(self.device)).softmax(1).cpu()
+
 
 def classifier_features(directory: Path, data: ConfigDict, device: torch.device, steps: int = STEPS) -> ClassifierFeatures:
     """The classifier of the configuration's data set, trained on its training images, or read from `directory`, where it stays.
@@ -118,7 +128,7 @@ def _train(network: Network, pixels: torch.Tensor, labels: torch.Tensor, steps: 
             rng = stream(SEED, Purpose.CLASSIFIER, step)
             chosen = torch.from_numpy(rng.integers(len(pixels), size=BATCH_SIZE))
             u = _shifted(pixels[chosen].to(device).float() / 255, rng.integers(2 * SHIFT + 1, size=(BATCH_SIZE, 2)))
-            loss = F.cross_entropy(network(u), labels[chosen].to(device), label_smoothing=0.05)
+            loss = F.cross_entropy(network(u), labels[chosen].to(device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

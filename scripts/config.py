@@ -41,9 +41,10 @@ MOST = {
     "model.num_res_blocks": 64,
 }
 MOST_MULTIPLE = 64
+COMPILE_MODES = ("none", "default", "reduce-overhead", "max-autotune")
 
 # Keys that a checkpoint's weights do not depend on.
-FREE_ON_RESUME = {"model.delta_over_sigma", "data.num_workers"}
+FREE_ON_RESUME = {"model.delta_over_sigma", "data.num_workers", "data.path"}
 FREE_IN_INFERENCE = FREE_ON_RESUME | {"model.dropout", "model.ema_rate", "model.protocol"}
 
 
@@ -226,6 +227,8 @@ def _checks(config: ConfigDict) -> Iterator[tuple[str, str, bool]]:
         f"a divisor of training.batch_size = {training.batch_size}",
         training.batch_size % training.accumulation_steps == 0,
     )
+    yield "training.level_weighting", "from -4 to 4", -4 <= training.level_weighting <= 4
+    yield "compile", f"one of {', '.join(COMPILE_MODES)}", config.compile in COMPILE_MODES
     yield "eval.num_images", "an integer of at least 0 (0 takes all)", evaluation.num_images >= 0
     yield "data.num_channels", "1 or 3", data.num_channels in (1, 3)
     yield "data.num_workers", "an integer of at least 0", data.num_workers >= 0

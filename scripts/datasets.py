@@ -8,7 +8,6 @@ from typing import Literal, NamedTuple
 import lmdb
 import numpy as np
 from ml_collections import ConfigDict
-from torchvision.datasets import CIFAR10, MNIST
 
 from scripts.arrays import read_npz
 from scripts.errors import UserError
@@ -75,11 +74,11 @@ def _open_mnist5k(place: Path, split: Split, size: int, channels: int) -> ImageS
 
 
 def _open_mnist(place: Path, split: Split, size: int, channels: int) -> ImageSource:
-    return ArrayImages(torchvision_array(MNIST, place, split == "train"), size, channels)
+    return ArrayImages(torchvision_array("MNIST", place, split == "train"), size, channels)
 
 
 def _open_cifar10(place: Path, split: Split, size: int, channels: int) -> ImageSource:
-    return ArrayImages(torchvision_array(CIFAR10, place, split == "train"), size, channels)
+    return ArrayImages(torchvision_array("CIFAR10", place, split == "train"), size, channels)
 
 
 def _open_lsun_church(place: Path, split: Split, size: int, channels: int) -> ImageSource:

@@ -2,9 +2,11 @@
 
 import os
 from contextlib import AbstractContextManager
+from typing import TypeVar
 
 import torch
 from ml_collections import ConfigDict
+from torch import nn
 
 from scripts.errors import UserError
 
@@ -57,6 +59,26 @@ def _own_gpu(name: str, local_rank: int) -> torch.device:
     if local_rank >= count:
         raise UserError(f"config.device = {name!r}: process {local_rank + 1} of this machine, which has {count} CUDA devices")
     return torch.device("cuda", local_rank)
+
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+def place(model: ModuleT, device: torch.device, compile_mode: str) -> ModuleT:
+    """`model` on `device`, and unless `compile_mode`, which is config.compile, is "none", compiled in place.
+
+    Names of parameters stay as they are. The first pass in each mode and with each shape of a batch then takes minutes.
+    """
+    model.to(device)
+    if compile_mode != "none":
+        if device.type == "cuda":
+            # What tensor cores want; without compiling, GroupNorm would undo and redo it each time.
+            model.to(memory_format=torch.channels_last)
+        # Each shape has a program of its own, without which there are no CUDA graphs: training, evaluation, samples, and the
+        # last, smaller batches of these.
+        torch._dynamo.config.recompile_limit = 32
+        model.compile(mode=compile_mode, dynamic=False)
+    return model
 
 
 class Precision:

@@ -67,7 +67,7 @@ def evaluate_samples(
         warnings.warn(
             f"FID of {num_gen} samples in {extractor.num_features} dimensions is far too high; raise --num_gen", stacklevel=2
         )
-    made_by = _generated_settings(config, sampler, trained.step, weights_checksum(trained.model)) | extractor.settings
+    made_by = generated_settings(config, sampler, trained.step, weights_checksum(trained.model)) | extractor.settings
 
     def compute(indices: range) -> np.ndarray:
         return extractor(to_uint8(sampler.independent(indices)))
@@ -126,7 +126,7 @@ def _extractor(
     return classifier
 
 
-def _generated_settings(config: ConfigDict, sampler: Sampler, step: int, weights: int) -> dict[str, Any]:
+def generated_settings(config: ConfigDict, sampler: Sampler, step: int, weights: int) -> dict[str, Any]:
     """All that the samples depend on."""
     return {
         "images": "generated",

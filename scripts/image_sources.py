@@ -12,12 +12,11 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from shutil import copyfile
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Literal, Protocol
 
 import lmdb
 import numpy as np
 from PIL import Image, ImageOps
-from torchvision.datasets import CIFAR10, MNIST
 
 from scripts.text import printable
 
@@ -236,17 +235,28 @@ def list_images(root: Path) -> list[str]:
     return sorted(found)
 
 
-def torchvision_array(kind: type[MNIST] | type[CIFAR10], root: Path, train: bool) -> np.ndarray:
+TorchvisionName = Literal["MNIST", "CIFAR10"]
+
+
+def torchvision_class(name: TorchvisionName) -> Any:
+    """A data set of torchvision, which takes two seconds to import, and is needed for these only."""
+    import torchvision.datasets
+
+    return getattr(torchvision.datasets, name)
+
+
+def torchvision_array(name: TorchvisionName, root: Path, train: bool) -> np.ndarray:
     """The uint8 images (N, H, W[, C]) of a data set that torchvision keeps below `root`, downloaded if they are not there.
 
     Raises Unusable.
     """
     require_folder(root)
+    kind = torchvision_class(name)
 
     def read() -> np.ndarray:
         array = np.asarray(kind(root, train=train).data)
-        if array.dtype != np.uint8 or array.ndim != (3 if kind is MNIST else 4):
-            raise ValueError(f"{kind.__name__} has {array.dtype} {array.shape}")  # torchvision takes some files as they are
+        if array.dtype != np.uint8 or array.ndim != (3 if name == "MNIST" else 4):
+            raise ValueError(f"{name} has {array.dtype} {array.shape}")  # torchvision takes some files as they are
         return array
 
     try:
@@ -259,11 +269,11 @@ def torchvision_array(kind: type[MNIST] | type[CIFAR10], root: Path, train: bool
         _download(kind, root)
         return read()
     except Exception as error:  # the errors of network, archives and disk have no common class
-        raise Unusable(f"{root} does not hold {kind.__name__} ({found}) and downloading it failed ({error})") from error
+        raise Unusable(f"{root} does not hold {name} ({found}) and downloading it failed ({error})") from error
 
 
-def _download(kind: type[MNIST] | type[CIFAR10], root: Path) -> None:
-    """Let torchvision download below `root`, in a temporary folder, and move whole files from there into their places.
+def _download(kind: Any, root: Path) -> None:
+    """Let a class of torchvision download below `root`, in a temporary folder, and move whole files from there into place.
 
     torchvision would write them in place, and takes an MNIST file for complete if it is there, so that one that an interruption
     or another process left half written would do. Archives that a person already put there are used, not downloaded again.
@@ -272,7 +282,7 @@ def _download(kind: type[MNIST] | type[CIFAR10], root: Path) -> None:
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:
         with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as staging, contextlib.redirect_stdout(sys.stderr):
-            for archive in (*root.glob("MNIST/raw/*.gz"), *root.glob(CIFAR10.filename)):
+            for archive in (*root.glob("MNIST/raw/*.gz"), *root.glob("cifar-10-python.tar.gz")):
                 copy = Path(staging) / archive.relative_to(root)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 copyfile(archive, copy)

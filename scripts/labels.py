@@ -5,13 +5,17 @@ from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
-from torchvision.datasets import CIFAR10, MNIST
 
 from scripts.arrays import read_npz
 from scripts.datasets import DATA, DATA_SETS, Split, load_images
 from scripts.errors import UserError
 from scripts.files import user_path
-from scripts.image_sources import ImageSource
+from scripts.image_sources import ImageSource, torchvision_class
+
+
+def has_labels(data: ConfigDict) -> bool:
+    """Whether the images of `config.data` have classes."""
+    return data.dataset.lower() in _LABELS
 
 
 def load_labelled(data: ConfigDict, split: Split) -> tuple[ImageSource, np.ndarray]:
@@ -20,7 +24,7 @@ def load_labelled(data: ConfigDict, split: Split) -> tuple[ImageSource, np.ndarr
     Raises UserError for a data set without classes.
     """
     name = data.dataset.lower()
-    if name not in _LABELS:
+    if not has_labels(data):
         raise UserError(
             f"--feature_extractor=classifier: config.data.dataset = {data.dataset!r} has no labels, {', '.join(_LABELS)} have; "
             "use --feature_extractor=inception"
@@ -43,11 +47,11 @@ def _mnist5k(place: Path, split: Split) -> np.ndarray:
 
 
 def _mnist(place: Path, split: Split) -> np.ndarray:
-    return MNIST(place, train=split == "train").targets.numpy()
+    return torchvision_class("MNIST")(place, train=split == "train").targets.numpy()
 
 
 def _cifar10(place: Path, split: Split) -> np.ndarray:
-    return np.asarray(CIFAR10(place, train=split == "train").targets)
+    return np.asarray(torchvision_class("CIFAR10")(place, train=split == "train").targets)
 
 
 _LABELS: dict[str, Callable[[Path, Split], np.ndarray]] = {"mnist5k": _mnist5k, "mnist": _mnist, "cifar10": _cifar10}

@@ -3,13 +3,21 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from model_code.elbo import Estimate
 from scripts.files import replacing
+from scripts.image_sources import ImageSource
+from scripts.visuals import grid
+
+if TYPE_CHECKING:
+    from scripts.memorization import Comparison
 
 DPI = 150
 
@@ -51,6 +59,54 @@ def plot_sweep(path: Path, axis: str, score: str, series: dict[str, list[tuple[f
     axes.set(xlabel=axis, ylabel=score)
     if any(series):
         axes.legend()
+    _save(figure, path)
+
+
+def plot_scaling(path: Path, series: Sequence[tuple[str, str, dict[int, float]]]) -> None:
+    """Write a picture with a panel for each of `series`: title, name of the x axis, seconds by x; both axes logarithmic.
+
+    A dashed line through the last point shows what growth in proportion would be.
+    """
+    columns = 3
+    figure = Figure(figsize=(10, 3 * -(-len(series) // columns)), layout="constrained")
+    panels = figure.subplots(-(-len(series) // columns), columns, squeeze=False).flat
+    for axes, (title, name, seconds) in zip(panels, series, strict=False):
+        x, y = list(seconds), list(seconds.values())
+        axes.plot(x, [y[-1] * value / x[-1] for value in x], "--", color="gray", lw=1, label="in proportion")
+        axes.plot(x, y, "o-", ms=4)
+        axes.set(title=title, xlabel=name, ylabel="seconds", xscale="log", yscale="log")
+        axes.set_xticks(x, [str(value) for value in x])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+        axes.legend()
+    for axes in panels:  # those left over
+        axes.axis("off")
+    _save(figure, path)
+
+
+def plot_memorization(
+    path: Path, samples: torch.Tensor, train: ImageSource, comparisons: "Sequence[Comparison]", title: str, columns: int = 12
+) -> None:
+    """Write a picture: samples above their nearest training images, and how far these are, as for held-out images.
+
+    samples: uint8 (N, C, H, W). A pair of rows and a panel for each comparison; those samples are shown that are nearest.
+    """
+    figure = Figure(figsize=(9, 4.2 * len(comparisons)), layout="constrained")
+    figure.suptitle(title)
+    rows = figure.subplots(2 * len(comparisons), 1, height_ratios=[1, 1.4] * len(comparisons), squeeze=False)[:, 0]
+    for comparison, above, below in zip(comparisons, rows[::2], rows[1::2], strict=True):
+        closest = comparison.samples.distance.argsort()[:columns]
+        found = torch.from_numpy(np.stack([train[int(i)] for i in comparison.samples.index[closest]]))
+        both = torch.cat([samples[closest], found]) / 255
+        above.imshow(grid(both, len(closest)))
+        above.set(title=f"{comparison.space}: the {len(closest)} samples nearest to a training image, and below it that image")
+        above.axis("off")
+        for label, neighbours in (("samples", comparison.samples), ("held-out images", comparison.held_out)):
+            distances = neighbours.distance.sort().values
+            below.plot(distances, torch.arange(1, len(distances) + 1) / len(distances), label=label)
+        below.set(xlabel="distance to the nearest training image", ylabel="part of images nearer", xlim=(0, None))
+        below.grid(alpha=0.3)
+        below.legend()
     _save(figure, path)
 
 

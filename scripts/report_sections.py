@@ -110,7 +110,7 @@ def _filled(template: string.Template, settings: dict[str, Any]) -> str:
 
 def _num_parameters(config: dict[str, Any]) -> str:
     """Weights of the network, or "" for a configuration of another version."""
-    from scripts.plan import num_parameters  # imports PyTorch, which mistyped flags need not wait for
+    from scripts.cost import num_parameters  # imports PyTorch, which mistyped flags need not wait for
 
     parsed = ConfigDict(config)
     try:

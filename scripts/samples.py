@@ -19,7 +19,7 @@ from scripts import visuals
 from scripts.checkpoint import TrainedModel, load_trained
 from scripts.config import validate
 from scripts.datasets import load_images
-from scripts.device import Precision
+from scripts.device import Precision, place
 from scripts.distributed import ALONE, World
 from scripts.errors import UserError
 from scripts.files import make_directory, replacing
@@ -143,7 +143,8 @@ def load_sampler(
         raise UserError(f"{trained.path} has no prior bank, as the release's files have none: use --prior=data")
     else:
         prior = trained.prior
-    return Sampler.from_config(config, trained.model.to(device), prior, device, delta, seed), trained
+    model = place(trained.model, device, config.compile)
+    return Sampler.from_config(config, model, prior, device, delta, seed), trained
 
 
 Kind = Literal["independent", "same_init", "share_noise"]
@@ -272,7 +273,10 @@ def _write_images(directory: Path, indices: Sequence[int], images: torch.Tensor)
 def _check_export(directory: Path, settings: dict[str, object]) -> None:
     record = directory / "export.json"
     if record.exists():
-        before = json.loads(record.read_text())
+        try:
+            before = dict(json.loads(record.read_text()))
+        except (ValueError, TypeError):
+            raise UserError(f"{record}: damaged; delete this directory, or choose another --export_dir") from None
         changed = [f"{key} was {before.get(key)}, now {value}" for key, value in settings.items() if before.get(key) != value]
         if changed:
             raise UserError(f"--export_dir={directory}: it holds samples made otherwise ({'; '.join(changed)}); choose another")

@@ -127,6 +127,15 @@ def misfit(contents: Any, form: Form, where: str = "") -> str | None:
     return None
 
 
+def first_not_finite(contents: Any, where: str = "") -> str | None:
+    """The name of a tensor in nested dictionaries and lists that holds NaN or infinity, such as ema.shadow.head.bias."""
+    if isinstance(contents, torch.Tensor):
+        return None if bool(contents.isfinite().all()) else where
+    items = contents.items() if isinstance(contents, dict) else enumerate(contents) if isinstance(contents, list) else ()
+    names = (first_not_finite(value, f"{where}.{key}" if where else str(key)) for key, value in items)
+    return next(filter(None, names), None)
+
+
 def to_resume(form: Form) -> Form:
     """The same with everything required, as a run needs that goes on."""
     return {

@@ -9,8 +9,9 @@ from ml_collections import ConfigDict
 from torch import nn
 
 from model_code import build_blur, build_model
+from model_code.blur import blur_schedule
 from model_code.ema import EMA
-from scripts.device import Precision
+from scripts.device import Precision, place
 from scripts.distributed import ALONE, World
 from scripts.losses import deblurring_loss
 from scripts.randomness import Purpose, normal_batch, stream
@@ -51,8 +52,24 @@ def learning_rate(step: int, *, lr: float, warmup: int, schedule: str, n_iters: 
 
 def draw_levels(seed: int, step: int, batch_size: int, K: int, protocol: str) -> torch.Tensor:
     """Blur levels of one batch, uniform on 1..K (in the release 1..K-1): int64 (batch_size,)."""
-    last = K if protocol == "paper" else K - 1
-    return torch.from_numpy(stream(seed, Purpose.LEVEL, step).integers(1, last + 1, batch_size))
+    return torch.from_numpy(stream(seed, Purpose.LEVEL, step).integers(1, last_level(K, protocol) + 1, batch_size))
+
+
+def level_weights(config: ConfigDict) -> torch.Tensor:
+    """By how much the loss of each level counts, of mean 1 over those that are trained: float32 (K + 1,), 0 for level 0.
+
+    Squared errors fall with the blur, about as 1 / sigma_B: weighted by its first power all levels count alike.
+    """
+    model = config.model
+    sigma_B = blur_schedule(model.K, model.blur_sigma_min, model.blur_sigma_max)
+    weights = torch.zeros_like(sigma_B)
+    weights[1:] = sigma_B[1:] ** config.training.level_weighting
+    return (weights / weights[1 : last_level(model.K, model.protocol) + 1].mean()).float()
+
+
+def last_level(K: int, protocol: str) -> int:
+    """The last level that is trained; the release leaves out level K."""
+    return K if protocol == "paper" else K - 1
 
 
 class Trainer:
@@ -65,9 +82,10 @@ class Trainer:
     def __init__(self, config: ConfigDict, device: torch.device, world: World = ALONE) -> None:
         self.config, self.device, self.world = config, device, world
         torch.manual_seed(config.seed)  # initial weights
-        self.model = build_model(config).to(device)
+        self.model = place(build_model(config), device, config.compile)
         self.averaging_model = world.averaging_gradients(self.model, device)
         self.blur = build_blur(config).to(device)
+        self.level_weights = level_weights(config).to(device)
         self.ema = EMA(self.model, config.model.ema_rate)
         self.precision = Precision.of(config, device)
         self.scaler = self.precision.grad_scaler()
@@ -163,7 +181,7 @@ class Trainer:
                     loss = deblurring_loss(self.averaging_model, self.blur, u0, k, eps, config.model.sigma)
                 # The gradient of the mean over this process's examples: the average over processes makes it that over the
                 # whole batch. Of a loss that is not finite none: the gradient's norm alone then tells a bad step.
-                weights = torch.where(loss.detach().isfinite(), 1 / batch_size, math.nan)
+                weights = torch.where(loss.detach().isfinite(), self.level_weights[k] / batch_size, math.nan)
                 scaler.scale(loss).backward(weights)
             losses.append(loss.detach())
 

@@ -204,10 +204,13 @@ class TrainingRun:
             if trainer.step > 0:
                 # A signal may have come between the save at this step and what else was due.
                 self.show(only_missing=True)
-            started = lap = time.monotonic()
+            lap = time.monotonic()
             for batch in loader:
                 self._note_unreadable(batch)
                 result = self._step(batch)
+                if trainer.step == first_step + 1:
+                    self._note_compiling(time.monotonic() - lap)
+                    started = time.monotonic()
                 window.add(result, seconds=time.monotonic() - lap)
                 self.progress.step_done(result.losses.mean().item())
                 if not result.finite:
@@ -220,7 +223,7 @@ class TrainingRun:
                     self.metrics.write(trainer.step, **row, lr=lr, **counts)
                     self.progress.report(trainer.step, row.get("loss", math.nan))
                 if trainer.step - first_step == STEPS_BEFORE_FORECAST:
-                    self._forecast((time.monotonic() - started) / STEPS_BEFORE_FORECAST)
+                    self._forecast((time.monotonic() - started) / (STEPS_BEFORE_FORECAST - 1))
                 self._save_what_is_due()
                 self._stop_together()
                 self.show()
@@ -363,6 +366,11 @@ class TrainingRun:
         for name in set(names) - self.unreadable:
             self.unreadable.add(name)
             tqdm.write(f"warning: skipped unreadable image {len(self.unreadable)}: {name}")
+
+    def _note_compiling(self, seconds: float) -> None:
+        """The first step is far from typical where it compiles the network."""
+        if self.config.compile != "none":
+            self.progress.say(f"compiled and did the first step in {duration(seconds)}")
 
     def _forecast(self, seconds_per_step: float) -> None:
         left = seconds_per_step * (self.config.training.n_iters - self.trainer.step)

@@ -8,10 +8,11 @@ import imageio_ffmpeg
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.utils import make_grid
 
 from scripts.files import replacing
 
+GAP = 4
+"""White pixels around every image of a grid."""
 TILE = 96
 """Images smaller than this many pixels are enlarged by a whole factor, so that a person sees something."""
 CLIP_SECONDS = 5
@@ -30,8 +31,15 @@ def grid(images: torch.Tensor, columns: int | None = None) -> np.ndarray:
     """
     columns = columns or math.ceil(math.sqrt(len(images)))
     factor = max(1, round(TILE / images.shape[-1]))
-    enlarged = to_uint8(images).repeat_interleave(factor, 2).repeat_interleave(factor, 3)
-    return make_grid(enlarged, nrow=columns, padding=4, pad_value=255).permute(1, 2, 0).numpy()
+    tiles = to_uint8(images).repeat_interleave(factor, 2).repeat_interleave(factor, 3).permute(0, 2, 3, 1).numpy()
+    columns = min(columns, len(tiles))
+    rows = -(-len(tiles) // columns)
+    height, width = tiles.shape[1] + GAP, tiles.shape[2] + GAP
+    sheet = np.full((rows * height + GAP, columns * width + GAP, 3), 255, np.uint8)
+    for i, tile in enumerate(tiles):
+        top, left = i // columns * height + GAP, i % columns * width + GAP
+        sheet[top : top + tile.shape[0], left : left + tile.shape[1]] = tile  # grey is the same in all three channels
+    return sheet
 
 
 def save_png(path: Path, images: torch.Tensor, columns: int | None = None) -> None:

@@ -213,6 +213,19 @@ def test_unreadable_newest_falls_back_with_a_warning(tmp_path: Path) -> None:
     assert meta_path(tmp_path).exists(), "reading for inference moves nothing"
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_poisoned_weights_are_passed_over(value: float, tmp_path: Path) -> None:
+    """A model with one bad number gives nothing but bad numbers, and says no word about it."""
+    config = tiny_config()
+    poisoned = contents(config, 2)
+    name = next(iter(poisoned["ema"]["shadow"]))
+    poisoned["ema"]["shadow"][name].view(-1)[0] = value
+    for saved in (contents(config, 1), poisoned):
+        write_meta(tmp_path, saved)
+    with pytest.warns(UserWarning, match=rf"checkpoint\.pth: ema\.shadow\.{name} holds NaN or infinity"):
+        assert load_trained(config, tmp_path, 0).step == 1
+
+
 def test_none_readable(tmp_path: Path) -> None:
     meta_path(tmp_path).parent.mkdir()
     meta_path(tmp_path).write_bytes(b"junk")

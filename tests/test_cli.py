@@ -122,6 +122,8 @@ def test_export_continues_where_it_stopped(trained: Path, tmp_path: Path) -> Non
     assert "it holds samples made otherwise (delta was 0.0125, now 0.02;" in error_line(
         export("--num_samples=6", "--delta=0.02")
     )
+    (directory / "export.json").write_text("{")
+    assert "export.json: damaged; delete this directory" in error_line(export("--num_samples=6"))
 
 
 BAD_TRAINING: dict[str, tuple[list[str], str]] = {

@@ -12,8 +12,9 @@ import torch
 from configs import default
 from model_code import build_blur, build_model
 from scripts.config import ROOT, differences, leaves, refuse_differences, to_json, validate
+from scripts.cost import forward_flops
 from scripts.errors import UserError
-from scripts.plan import describe, forward_flops
+from scripts.plan import describe
 from tests.conftest import tiny_config
 
 EXPERIMENTS = sorted(
