@@ -56,7 +56,7 @@ def publish(workdir: Path, out: Path) -> Path:
 
 
 def without_places(facts: dict) -> dict:
-    """The same without the folders in its "command", which are nobody else's business: of absolute paths the last name stays."""
+    """The same without the folders in its "command", which are nobody's business: of absolute paths the last name stays."""
     if not isinstance(facts.get("command"), str):
         return facts
     return {**facts, "command": re.sub(r"(?<![^\s=])/\S*/", "", facts["command"])}
