@@ -64,6 +64,10 @@ class Neighbours:
     second: torch.Tensor
     """float64 (N,): how far the second nearest is; infinite where there is none."""
 
+    def part(self, which: slice) -> "Neighbours":
+        """Those of some of the images."""
+        return Neighbours(self.index[which], self.distance[which], self.second[which])
+
     def copies(self) -> torch.Tensor:
         """bool (N,): the nearest stands out among all others. An exact copy does, unless it is in the training set twice."""
         return self.distance < COPY * self.second
@@ -149,13 +153,9 @@ def study(
     comparisons = []
     for space, extractor in extractors.items():
         apart = np.concatenate(list(_blocks(held_out, extractor)))
-        comparisons.append(
-            Comparison(
-                space,
-                nearest(extractor(pixels), _blocks(train, extractor)),
-                nearest(apart[~np.isnan(apart[:, 0])], _blocks(train, extractor)),
-            )
-        )
+        points = np.concatenate([extractor(pixels), apart[~np.isnan(apart[:, 0])]])
+        both = nearest(points, _blocks(train, extractor))  # of all at once: training images are read once
+        comparisons.append(Comparison(space, both.part(slice(num_gen)), both.part(slice(num_gen, None))))
     figures: dict[str, Any] = {
         **common_settings(config, checkpoint=checkpoint, step=trained.step, delta=sampler.delta, seed=sampler.seed),
         "versions": versions(),
