@@ -38,6 +38,11 @@ def num_parameters(config: ConfigDict) -> int:
         return sum(weight.numel() for weight in build_model(config).parameters())
 
 
+def step_passes(config: ConfigDict) -> int:
+    """What a training step costs, in forward passes: backward is two, for inputs and for weights, and recomputing one more."""
+    return 4 if config.training.recompute else 3
+
+
 @dataclass(frozen=True)
 class Activations:
     """Bytes that a forward pass leaves for the backward pass, without `torch.compile`."""
@@ -65,14 +70,19 @@ def _activation_bytes(config: ConfigDict, images: int, device: str) -> int:
         kept[storage._cdata] = storage
         return tensor
 
+    def total() -> int:
+        """Bytes kept so far."""
+        return sum(storage.nbytes() for storage in kept.values())
+
     def kept_by(model: UNet) -> int:
+        """Bytes that a forward pass of `model` leaves, weights not counted."""
         kept.clear()
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             change = model(u, k)  # held, as what it depends on lives no longer
         for weight in model.parameters():
             kept.pop(weight.untyped_storage()._cdata, None)
         del change
-        return sum(storage.nbytes() for storage in kept.values())
+        return total()
 
     with FakeTensorMode(), _FusedAttention(), _autocast(Precision.of(config, torch.device(device))):
         size = config.data.image_size
@@ -83,13 +93,13 @@ def _activation_bytes(config: ConfigDict, images: int, device: str) -> int:
             return kept_by(model)
         ends = kept_by(model)
         # While the backward pass is at a stage, what is inside that is there as well.
-        inside: list[int] = []
+        totals: list[int] = []  # before and after each stage
         for stage in model.stages():
-            stage.register_forward_pre_hook(lambda *_: inside.append(-sum(storage.nbytes() for storage in kept.values())))
-            stage.register_forward_hook(lambda *_: inside.append(sum(storage.nbytes() for storage in kept.values())))
+            stage.register_forward_pre_hook(lambda *_: totals.append(total()))
+            stage.register_forward_hook(lambda *_: totals.append(total()))
         model.recompute = False
         kept_by(model)
-        return ends + max(before + after for before, after in zip(inside[::2], inside[1::2], strict=True))
+        return ends + max(after - before for before, after in zip(totals[::2], totals[1::2], strict=True))
 
 
 class _FusedAttention(TorchFunctionMode):
@@ -137,9 +147,8 @@ class Cost:
 
     @property
     def step(self) -> int:
-        """Operations for a training step; backward costs twice the forward pass, and recomputing once more."""
-        training = self.config.training
-        return (4 if training.recompute else 3) * self.forward * training.batch_size
+        """Operations for a training step."""
+        return step_passes(self.config) * self.forward * self.config.training.batch_size
 
     def step_seconds(self, devices: int) -> float:
         """Of one step, on as many devices. Gradients are exchanged during the backward pass, unless that takes longer."""

@@ -4,7 +4,7 @@ import torch
 from ml_collections import ConfigDict
 
 from scripts.config import validate
-from scripts.cost import BANDWIDTH, STATE_BYTES, Cost, forward_flops, num_parameters
+from scripts.cost import BANDWIDTH, STATE_BYTES, Cost, forward_flops, num_parameters, step_passes
 from scripts.device import Precision, device_name
 from scripts.errors import UserError
 from scripts.progress import duration
@@ -20,8 +20,7 @@ def describe(config: ConfigDict, device: torch.device, num_train: int, num_held_
     split = f" in {training.accumulation_steps} parts" if training.accumulation_steps > 1 else ""
     form = f", torch.compile {config.compile}" if config.compile != "none" else ""
     forward = forward_flops(config) / 1e9
-    # Backward costs twice the forward pass: gradients for inputs and for weights.
-    step = 3 * forward * training.batch_size
+    step = step_passes(config) * forward * training.batch_size
     lines = [
         f"network      {num_parameters(config) / 1e6:.2f}M parameters, {forward:.2f} GFLOP forward per image",
         f"data         {data.dataset}, {data.image_size}x{data.image_size}x{data.num_channels}: {num_train} training images, "
@@ -60,7 +59,7 @@ def plan(config: ConfigDict, tflops: float | None, utilization: float) -> str:
         "",
         f"network       {cost.parameters / 1e6:.2f}M parameters, {cost.forward / 1e9:.2f} GFLOP forward per image; {precision}",
         f"training      {training.n_iters:,} steps of {training.batch_size} images, {cost.step / 1e12:.3g} TFLOP each "
-        f"({4 if training.recompute else 3} x forward), {training.n_iters * cost.step / 1e18:.3g} EFLOP in all",
+        f"({step_passes(config)} x forward), {training.n_iters * cost.step / 1e18:.3g} EFLOP in all",
         f"sampling      K = {config.model.K} forward passes, {config.model.K * cost.forward / 1e12:.3g} TFLOP an image",
         f"state         {state} GB on every device",
         f"activations   {cost.activations.image / 1e6:.4g} MB an image without torch.compile, {recomputed}",

@@ -125,5 +125,10 @@ def test_impossible_devices(tflops: float, utilization: float, named: str) -> No
         plan(tiny_config(), tflops, utilization)
 
 
+def test_the_default_device_is_as_fast_as_the_precision_allows() -> None:
+    assert "67 TFLOP/s a device" in plan(tiny_config(), None, 0.4)
+    assert "989 TFLOP/s a device" in plan(tiny_config(optim__automatic_mp=True), None, 0.4)
+
+
 def test_batches_that_cannot_be_shared_out_are_named() -> None:
     assert "64  a batch of 8 cannot be shared out evenly" in plan(tiny_config(training__batch_size=8), 1, 1)
