@@ -63,7 +63,7 @@ class InputConv(nn.Conv2d):
     """A 3x3 convolution of the images themselves, in float32 also under autocast; what comes of it is in autocast's type.
 
     Rounding an image to bfloat16 is noise of up to 0.002, and what is to be seen in a blurred one is fainter than its own
-    noise of 0.01: with it, the error at the last levels of small_mnist grows by a sixth.
+    noise of 0.01: with it, a network of 1.1M parameters on digits had a sixth more error at the last of 100 levels.
     """
 
     def __init__(self, channels: int, out_channels: int) -> None:

@@ -278,6 +278,7 @@ def _quiet(peers: "Peers") -> Iterator[None]:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
+        """In place of `warnings.showwarning`: by way of process 0."""
         peers.warn(warnings.formatwarning(message, category, filename, lineno, line).rstrip())
 
     with contextlib.ExitStack() as stack:

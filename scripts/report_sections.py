@@ -173,6 +173,7 @@ def _process(contents: RunDirectory, directory: Path, step: int) -> str:
 
 
 def curves(contents: RunDirectory) -> str:
+    """Charts of losses, learning rate, gradient norm and speed over the steps, with marks where the run was resumed."""
     rows = contents.rows
     marks = sorted({row["step"] for row in rows if "event" in row and row["step"] > 0})[-MOST_MARKS:]
     bands = list(dict.fromkeys(key for row in rows for key in row if key.startswith("loss_levels_")))
