@@ -21,6 +21,8 @@ GRACE = 10.0
 """Seconds that a process has to unwind, so that no half-written file stays, before it is ended where it is."""
 MEETING = 300.0
 """Seconds for all processes to be there: on a busy file system imports alone may take minutes."""
+DRAINING = 2.0
+"""Seconds that process 0 reads on when all end, until the others have gone."""
 LEAVING = 60.0
 """Seconds that process 0 waits at the end for the others to leave."""
 DIED = 1
@@ -131,6 +133,13 @@ class Hub(Peers):
         self._is_leaving = True
         self._fail(text, code)
         self.leave()
+
+    def leave(self) -> NoReturn:
+        # What lies unread in a connection when it is closed makes the kernel reset it, and the others may miss what was sent.
+        deadline = time.monotonic() + DRAINING
+        for reader in self._readers:
+            reader.join(max(0.0, deadline - time.monotonic()))
+        super().leave()
 
     def close(self) -> None:
         for link in self._links.values():
