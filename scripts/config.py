@@ -250,7 +250,7 @@ def _checks(config: ConfigDict) -> Iterator[tuple[str, str, bool]]:
 
     yield "optim.optimizer", "'Adam' or 'AdamW'", optim.optimizer in ("Adam", "AdamW")
     yield "optim.schedule", "'constant' or 'cosine'", optim.schedule in ("constant", "cosine")
-    yield "optim.amp_dtype", "'bfloat16' or 'float16'", optim.amp_dtype in ("bfloat16", "float16")
+    yield "optim.amp_dtype", "'auto', 'bfloat16' or 'float16'", optim.amp_dtype in ("auto", "bfloat16", "float16")
     yield "optim.fp16_fallback", "'', 'bfloat16' or 'float32'", optim.fp16_fallback in ("", "bfloat16", "float32")
     yield "optim.lr", "greater than 0", optim.lr > 0
     yield "optim.eps", "greater than 0", optim.eps > 0

@@ -81,6 +81,11 @@ def place(model: ModuleT, device: torch.device, compile_mode: str) -> ModuleT:
     return model
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 is computed by instructions of its own. Where it is emulated a step takes thirty times as long."""
+    return device.type == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 class Precision:
     """float32 throughout, or matrix products and convolutions in bfloat16 or float16 (weights stay float32)."""
 
@@ -91,8 +96,11 @@ class Precision:
 
     @classmethod
     def of(cls, config: ConfigDict, device: torch.device) -> "Precision":
-        """What config.optim.automatic_mp and config.optim.amp_dtype ask for."""
-        return cls(device, automatic_mp=config.optim.automatic_mp, amp_dtype=config.optim.amp_dtype)
+        """What config.optim.automatic_mp and config.optim.amp_dtype ask for; "auto" is bfloat16 where that is fast."""
+        optim = config.optim
+        if optim.amp_dtype != "auto":
+            return cls(device, automatic_mp=optim.automatic_mp, amp_dtype=optim.amp_dtype)
+        return cls(device, automatic_mp=optim.automatic_mp and has_bfloat16(device), amp_dtype="bfloat16")
 
     @classmethod
     def fallback(cls, config: ConfigDict, device: torch.device) -> "Precision | None":

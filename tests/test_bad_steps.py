@@ -33,7 +33,7 @@ SPOILT: dict[str, Spoil] = {
 FLOAT16: dict[str, object] = {"optim__automatic_mp": True, "optim__amp_dtype": "float16"}
 PRECISIONS: dict[str, dict[str, object]] = {
     "float32": {},
-    "bfloat16": {"optim__automatic_mp": True},
+    "bfloat16": {"optim__automatic_mp": True, "optim__amp_dtype": "bfloat16"},
     "float16": FLOAT16,
     "float16 with fallback": {**FLOAT16, "optim__fp16_fallback": "float32"},
 }
@@ -197,7 +197,7 @@ def test_a_step_that_overflows_in_float16_is_done_in_another_precision(
     trainer = Trainer(config, CPU)
     assert trainer.train_step(images).finite
     assert (trainer.step, trainer.bad_steps, trainer.scaler.get_scale()) == (1, 0, 2.0**15)
-    other = Trainer(tiny_config(optim__automatic_mp=fallback == "bfloat16"), CPU)
+    other = Trainer(tiny_config(optim__automatic_mp=fallback == "bfloat16", optim__amp_dtype="bfloat16"), CPU)
     other.train_step(images)
     assert_equal_state(trainer.model.state_dict(), other.model.state_dict())
 

@@ -17,7 +17,7 @@ from tests.conftest import tiny_config
 
 HAS_DIFFUSERS = importlib.util.find_spec("diffusers") is not None
 COMMAND = [sys.executable, "-m", "scripts.benchmark", "--config=configs/mnist/quickstart.py", "--config.training.batch_size=2",
-           "--config.model.K=3", "--config.device=cpu", "--repeats=1"]  # fmt: skip
+           "--config.model.K=3", "--config.device=cpu", "--config.optim.amp_dtype=bfloat16", "--repeats=1"]  # fmt: skip
 
 
 def test_rows() -> None:

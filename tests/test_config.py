@@ -144,7 +144,7 @@ def test_every_flag_is_read(script: str) -> None:
         ("optim__lr", 0.0, "greater than 0"),
         ("optim__optimizer", "SGD", "'Adam' or 'AdamW'"),
         ("optim__schedule", "linear", "'constant' or 'cosine'"),
-        ("optim__amp_dtype", "float8", "'bfloat16' or 'float16'"),
+        ("optim__amp_dtype", "float8", "'auto', 'bfloat16' or 'float16'"),
         ("optim__fp16_fallback", "float16", "'', 'bfloat16' or 'float32'"),
         ("optim__grad_clip", -1.0, "at least 0"),
         ("seed", -1, "from 0"),

@@ -42,7 +42,7 @@ def saved_bytes(config: ConfigDict, images: int) -> int:
     return sum(storage.nbytes() for storage in kept.values())
 
 
-@pytest.mark.parametrize("overrides", [{}, {"optim__automatic_mp": True}, {"training__recompute": True}])
+@pytest.mark.parametrize("overrides", [{}, {"optim__automatic_mp": True, "optim__amp_dtype": "bfloat16"}, {"training__recompute": True}])
 def test_activations_are_those_of_a_real_pass(overrides: dict[str, Any]) -> None:
     config = tiny_config(**NETWORK, **overrides)
     counted = _activation_bytes(config, 5, "cpu")
@@ -53,7 +53,7 @@ def test_activations_are_those_of_a_real_pass(overrides: dict[str, Any]) -> None
 
 
 def test_activations_grow_with_images() -> None:
-    config = tiny_config(**NETWORK, optim__automatic_mp=True)
+    config = tiny_config(**NETWORK, optim__automatic_mp=True, optim__amp_dtype="bfloat16")
     activations = Activations.of(config, "cpu")
     assert activations.batch + 7 * activations.image == pytest.approx(_activation_bytes(config, 7, "cpu"), rel=0.01)
     assert activations.batch > 0, "weights in bfloat16, once"
@@ -127,7 +127,7 @@ def test_impossible_devices(tflops: float, utilization: float, named: str) -> No
 
 def test_the_default_device_is_as_fast_as_the_precision_allows() -> None:
     assert "67 TFLOP/s a device" in plan(tiny_config(), None, 0.4)
-    assert "989 TFLOP/s a device" in plan(tiny_config(optim__automatic_mp=True), None, 0.4)
+    assert "989 TFLOP/s a device" in plan(tiny_config(optim__automatic_mp=True, optim__amp_dtype="bfloat16"), None, 0.4)
 
 
 def test_batches_that_cannot_be_shared_out_are_named() -> None:

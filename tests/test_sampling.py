@@ -116,8 +116,9 @@ def test_no_prior_noise_in_the_released_protocol(sampler: Sampler) -> None:
     seen: list[torch.Tensor] = []
     silent = replace(sampler, prior_delta=0.0)
     silent.independent(range(2), lambda k, u: seen.append(u.clone()))
-    blurred = {tuple(image.flatten().tolist()) for image in sampler.prior.blurred(torch.arange(30))}
-    assert all(tuple(image.flatten().tolist()) in blurred for image in seen[0])
+    blurred = sampler.prior.blurred(torch.arange(30))
+    nearest = torch.cdist(seen[0].flatten(1), blurred.flatten(1)).amin(1)
+    assert nearest.max() < 1e-5, "each is a blurred training image, up to the rounding of a product of another batch size"
 
 
 @pytest.mark.parametrize("dequantized", [False, True])
