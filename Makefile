@@ -33,14 +33,14 @@ quickstart: $(VENV)/runtime.stamp
 	$(SAMPLE) --batch_size=16 --same_init
 	$(SAMPLE) --batch_size=16 --share_noise
 	$(SAMPLE) --interpolate --num_points=20
-	$(RUN) -m scripts.report runs/mnist/quickstart
+	$(RUN) -m scripts.tools.report runs/mnist/quickstart
 	@echo; echo "Pictures, and process.gif and process.mp4 beside them:"
 	@ls runs/mnist/quickstart/additional_samples/checkpoint_0/*/final.png \
 		runs/mnist/quickstart/additional_samples/checkpoint_0/*/interpolation.png
 
 # With less noise digits are clearer and mostly of few classes, with more of it of more kinds and more often no digit.
 gallery: $(VENV)/runtime.stamp
-	$(RUN) -m scripts.gallery --config configs/mnist/pretrained.py --workdir runs/mnist/pretrained --delta=0.010 --out docs/gallery
+	$(RUN) -m scripts.tools.gallery --config configs/mnist/pretrained.py --workdir runs/mnist/pretrained --delta=0.010 --out docs/gallery
 
 test: lint types
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal

@@ -17,10 +17,10 @@ from absl import flags
 from scripts.config import define_config_flag, finite, run, validate
 from scripts.distributed import World, processes
 from scripts.errors import UserError
-from scripts.files import user_path
+from scripts.io import user_path
 
 if TYPE_CHECKING:
-    from scripts.sweep import Axes, Evaluate, Point
+    from scripts.evaluation.sweep import Axes, Evaluate, Point
 
 SAMPLE_METRICS = {"fid": ("fid",), "kid": ("kid",), "prdc": ("prdc",), "all": ("fid", "kid", "prdc")}
 
@@ -74,7 +74,7 @@ def main() -> int:
     if SAVE_STATS.value:
         with processes() as world:
             return save_statistics() if world.is_main else 0
-    from scripts import sweep
+    from scripts.evaluation import sweep
 
     axes = sweep.parse_sweeps(SWEEP.value)
     check_combinations(list(axes))
@@ -84,9 +84,9 @@ def main() -> int:
 
 def evaluate(axes: "Axes", world: World) -> int:
     """Evaluate at one point, or at all that `axes` span."""
-    from scripts import sweep
-    from scripts.results import results_directory
-    from scripts.samples import sampling_delta  # imports PyTorch, which --help and mistyped flags need not wait for
+    from scripts.evaluation import sweep
+    from scripts.evaluation.results import results_directory
+    from scripts.sampling.sampler import sampling_delta  # imports PyTorch, which --help and mistyped flags need not wait for
 
     config = CONFIG.value
     validate(config)
@@ -112,7 +112,7 @@ def evaluate(axes: "Axes", world: World) -> int:
 
 def bound_evaluation(directory: Path, world: World) -> "Evaluate":
     """The bound on the likelihood, as the flags say; its tables by level go to `directory`."""
-    from scripts.bound import LikelihoodEvaluation
+    from scripts.evaluation.bound import LikelihoodEvaluation
 
     config = CONFIG.value
     evaluation = LikelihoodEvaluation(
@@ -130,7 +130,7 @@ def bound_evaluation(directory: Path, world: World) -> "Evaluate":
 
 def sample_evaluation(world: World) -> "Evaluate":
     """The metrics of samples that --mode names, as the flags say."""
-    from scripts.fid import evaluate_samples
+    from scripts.evaluation.fid import evaluate_samples
 
     config = CONFIG.value
     return lambda point: evaluate_samples(
@@ -155,7 +155,7 @@ def request(points: "list[Point]") -> "Callable[[Point], dict[str, Any]]":
     """What the scores of a point depend on besides itself. Raises UserError for a checkpoint that is not there."""
     from scripts.checkpoint import load_trained
     from scripts.provenance import config_hash
-    from scripts.samples import weights_checksum
+    from scripts.sampling.sampler import weights_checksum
 
     weights = {}
     for number in {point.checkpoint for point in points}:
@@ -173,8 +173,8 @@ def save_statistics() -> int:
     for needed in (CUSTOM_NAME, DATASET_PATH):
         if not needed.value:
             raise UserError(f"--save_stats needs --{needed.name}")
-    from scripts import fid
     from scripts.device import resolve_device
+    from scripts.evaluation import fid
 
     path = fid.save_statistics(
         CUSTOM_NAME.value,

@@ -10,7 +10,7 @@ from absl import flags
 from scripts.config import define_config_flag, finite, run
 from scripts.distributed import World, processes
 from scripts.errors import UserError
-from scripts.files import user_path
+from scripts.io import user_path
 
 CONFIG = define_config_flag()
 WORKDIR = flags.DEFINE_string("workdir", None, "Run directory that train.py made.", required=True)
@@ -38,7 +38,7 @@ def main() -> int:
 
 def draw(world: World) -> int:
     """Load the model and draw: single images in all processes, pictures in the first."""
-    from scripts import samples  # imports PyTorch, which --help and mistyped flags need not wait for
+    from scripts.sampling import sampler as samples  # imports PyTorch, which --help and mistyped flags need not wait for
 
     sampler, trained = samples.load_sampler(
         CONFIG.value,

@@ -10,7 +10,7 @@ from absl import flags
 from scripts.config import define_config_flag, run
 from scripts.distributed import processes
 from scripts.errors import UserError
-from scripts.files import user_path
+from scripts.io import user_path
 
 CONFIG = define_config_flag()
 WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; a run that is already there is continued.")
@@ -20,15 +20,15 @@ PLAN_UTILIZATION = flags.DEFINE_float("plan_utilization", 0.4, "With --plan: the
 
 
 def main() -> int:
-    """Wire the flags to `scripts.training`."""
+    """Wire the flags to `scripts.training.loop`."""
     if PLAN.value:
-        from scripts.plan import plan
+        from scripts.training.plan import plan
 
         print(plan(CONFIG.value, PLAN_TFLOPS.value, PLAN_UTILIZATION.value))
         return 0
     if WORKDIR.value is None:
         raise UserError("--workdir: name a run directory, such as --workdir=runs/mnist/first")
-    from scripts.training import train  # imports PyTorch, which --help and mistyped flags need not wait for
+    from scripts.training.loop import train  # imports PyTorch, which --help and mistyped flags need not wait for
 
     with processes() as world:
         return train(CONFIG.value, user_path(WORKDIR.value, "--workdir"), world)

@@ -20,7 +20,7 @@ from model_code.prior import PriorBank
 from model_code.unet import UNet
 from scripts.config import FREE_IN_INFERENCE, refuse_differences
 from scripts.errors import UserError
-from scripts.files import replacing, sync
+from scripts.io import replacing, sync
 from scripts.schema import OURS, RELEASE, first_not_finite, misfit, to_resume
 
 FORMAT = "ihdm-1"

@@ -6,7 +6,7 @@ import urllib.request
 from pathlib import Path
 
 from scripts.errors import UserError
-from scripts.files import replacing
+from scripts.io import replacing
 
 TIMEOUT = 30.0
 """Seconds without an answer."""

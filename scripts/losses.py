@@ -3,7 +3,7 @@
 import torch
 
 from model_code.blur import DCTBlur
-from model_code.heat import Denoiser, corrupt, predict_mean
+from model_code.process import Denoiser, corrupt, predict_mean
 
 
 def deblurring_loss(

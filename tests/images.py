@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs.default import get_config
-from scripts.image_sources import ArrayImages, FolderImages, ImageSource, UnreadableImage
+from scripts.data.images import ArrayImages, FolderImages, ImageSource, UnreadableImage
 
 
 def data_config(dataset: str, path: Path | str = "", size: int = 8, channels: int = 3) -> ConfigDict:

@@ -12,9 +12,9 @@ import torch
 from configs import default
 from model_code import build_blur, build_model
 from scripts.config import ROOT, differences, leaves, refuse_differences, to_json, validate
-from scripts.cost import forward_flops
 from scripts.errors import UserError
-from scripts.plan import describe
+from scripts.training.cost import forward_flops
+from scripts.training.plan import describe
 from tests.conftest import tiny_config
 
 EXPERIMENTS = sorted(
@@ -98,7 +98,7 @@ def test_every_key_is_read_somewhere() -> None:
     assert not unread
 
 
-@pytest.mark.parametrize("script", ["train.py", "sample.py", "evaluate.py", "scripts/benchmark.py"])
+@pytest.mark.parametrize("script", ["train.py", "sample.py", "evaluate.py", "scripts/tools/benchmark.py"])
 def test_every_flag_is_read(script: str) -> None:
     tree = ast.parse((ROOT / script).read_text())
     defined = {

@@ -17,8 +17,8 @@ from PIL import Image
 
 from scripts.checkpoint import meta_path, read
 from scripts.config import ROOT
-from scripts.files import read_json_lines
-from scripts.training import train
+from scripts.io import read_json_lines
+from scripts.training.loop import train
 from tests import together
 from tests.conftest import tiny_config
 

@@ -20,12 +20,12 @@ from model_code import build_blur, build_model
 from scripts import checkpoint
 from scripts.checkpoint import load_trained, meta_path, read_to_resume, write_meta
 from scripts.config import leaves, to_json, validate
-from scripts.datasets import load_images
+from scripts.data.datasets import load_images
 from scripts.device import resolve_device
 from scripts.errors import UserError
-from scripts.statistics_files import statistics_from_file
-from scripts.train_step import Trainer
-from scripts.training import train
+from scripts.evaluation.statistics_files import statistics_from_file
+from scripts.training.loop import train
+from scripts.training.step import Trainer
 from tests.conftest import tiny_config
 from tests.images import data_config
 

@@ -11,7 +11,7 @@ from model_code import build_model
 from model_code.elbo import prior_kl_bound
 from model_code.prior import PriorBank
 from scripts.losses import deblurring_loss
-from scripts.sampling import reverse_process
+from scripts.sampling.reverse import reverse_process
 from tests.golden import DATA, PARAM_COUNTS, Golden
 
 

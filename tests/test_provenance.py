@@ -10,9 +10,9 @@ from ml_collections import ConfigDict
 
 from scripts import provenance
 from scripts.checkpoint import meta_path, numbered_path, read, write_meta
-from scripts.files import read_json_lines
-from scripts.metrics import MetricsWriter
-from scripts.training import train
+from scripts.io import read_json_lines
+from scripts.training.loop import train
+from scripts.training.metrics import MetricsWriter
 from tests.conftest import tiny_config
 
 FACTS = {"time", "config_hash", "seed", "command", "commit", "versions", "device", "world_size"}

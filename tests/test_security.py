@@ -16,21 +16,22 @@ import numpy as np
 import pytest
 import torch
 
-from scripts import arrays, checkpoint, datasets
+from scripts import arrays, checkpoint
 from scripts.checkpoint import load_trained, meta_path
-from scripts.classifier import classifier_features
 from scripts.config import fail
-from scripts.datasets import load_images
+from scripts.data import datasets
+from scripts.data.datasets import load_images
+from scripts.data.images import FolderImages, LsunImages, UnreadableImage
+from scripts.data.labels import load_labelled
 from scripts.errors import UserError
-from scripts.features import NativeFolder, image_features, kept_features
-from scripts.files import user_path
-from scripts.image_sources import FolderImages, LsunImages, UnreadableImage
-from scripts.inception import InceptionFeatures
-from scripts.inspect import inspect
-from scripts.labels import load_labelled
-from scripts.results import Result, append_result, results_directory
-from scripts.statistics_files import custom_files, named_statistics, statistics_from_file
+from scripts.evaluation.classifier import classifier_features
+from scripts.evaluation.features import NativeFolder, image_features, kept_features
+from scripts.evaluation.inception import InceptionFeatures
+from scripts.evaluation.results import Result, append_result, results_directory
+from scripts.evaluation.statistics_files import custom_files, named_statistics, statistics_from_file
+from scripts.io import user_path
 from scripts.text import one_line, printable
+from scripts.tools.show_run import inspect
 from tests.conftest import tiny_config
 from tests.images import data_config, save_images
 from tests.test_checkpoint import RunsCode

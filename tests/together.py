@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from ml_collections import ConfigDict
 
-from scripts.bound import LikelihoodEvaluation
 from scripts.checkpoint import meta_path, read
 from scripts.distributed import ALONE, World, processes
-from scripts.features import kept_features
-from scripts.results import append_result
-from scripts.samples import export, load_sampler
-from scripts.train_step import Trainer
-from scripts.training import train
+from scripts.evaluation.bound import LikelihoodEvaluation
+from scripts.evaluation.features import kept_features
+from scripts.evaluation.results import append_result
+from scripts.sampling.sampler import export, load_sampler
+from scripts.training.loop import train
+from scripts.training.step import Trainer
 from tests.conftest import tiny_config
 
 STEPS = 20

@@ -1,0 +1,155 @@
+"""A small convolutional classifier whose features take the place of Inception's, which say little about digits and the like."""
+
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from ml_collections import ConfigDict
+from torch import nn
+
+from scripts.arrays import read_npz
+from scripts.data.datasets import Split
+from scripts.data.labels import load_labelled
+from scripts.errors import UserError
+from scripts.io import make_directory, replacing
+from scripts.progress import progress_bar
+from scripts.randomness import Purpose, stream
+
+SEED = 0
+"""Not the evaluation's seed: a measuring instrument does not change with what it measures."""
+STEPS = 600
+BATCH_SIZE = 64
+LEARNING_RATE = 3e-3
+SHIFT = 2
+"""Training images are moved by up to this many pixels, so that 4,500 of them are enough."""
+FEATURES = 64
+
+
+class Network(nn.Module):
+    """Three convolutions, a layer of 64 features, and the classes."""
+
+    def __init__(self, num_channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(
+            *_block(num_channels, 16), nn.MaxPool2d(2), *_block(16, 32), nn.MaxPool2d(2), *_block(32, 64),
+            nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(64 * 9, FEATURES), nn.ReLU(),
+        )  # fmt: skip
+        self.head = nn.Linear(FEATURES, num_classes)
+
+    def forward(self, u: torch.Tensor) -> torch.Tensor:
+        """Images (B, C, H, W) in [0, 1] to logits (B, classes)."""
+        return self.head(self.trunk(u - 0.5))
+
+
+def _block(channels: int, out: int) -> list[nn.Module]:
+    return [nn.Conv2d(channels, out, 3, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU()]
+
+
+class ClassifierFeatures:
+    """Features (B, 64) of uint8 images: the last layer before the classes."""
+
+    num_features = FEATURES
+
+    def __init__(self, network: Network, device: torch.device, accuracy: float) -> None:
+        """accuracy: of the network on held-out images, a part of 1."""
+        self.network, self.device, self.accuracy = network.to(device).eval(), device, accuracy
+        checksum = 0
+        for value in network.state_dict().values():
+            checksum = zlib.crc32(value.cpu().numpy().tobytes(), checksum)
+        self.settings: dict[str, Any] = {"extractor": "classifier", "weights_crc32": checksum}
+
+    @torch.no_grad()
+    def __call__(self, pixels: torch.Tensor) -> np.ndarray:
+        """Images uint8 (B, C, H, W) of the data set's shape to features float32 (B, 64)."""
+        u = pixels.to(self.device).float() / 255
+        return self.network.trunk(u - 0.5).cpu().numpy()
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the data set."""
+        return self.network.head.out_features
+
+    @torch.no_grad()
+    def probabilities(self, features: np.ndarray) -> torch.Tensor:
+        """What it takes images with features (B, 64) for: float32 (B, classes), on the CPU."""
+        return self.network.head(torch.from_numpy(features).to(self.device)).softmax(1).cpu()
+
+
+def classifier_features(directory: Path, data: ConfigDict, device: torch.device, steps: int = STEPS) -> ClassifierFeatures:
+    """The classifier of the configuration's data set, trained on its training images, or read from `directory`, where it stays.
+
+    Raises UserError for a data set without labels.
+    """
+    pixels, labels = _read(data, "train")
+    held_out_pixels, held_out_labels = _read(data, "held_out")
+    network = _new_network(pixels.shape[1], int(labels.max()) + 1)
+    key = zlib.crc32(f"{steps} {BATCH_SIZE} {LEARNING_RATE} {SHIFT}".encode(), zlib.crc32(labels.numpy().tobytes()))
+    key = zlib.crc32(pixels.numpy().tobytes(), key)
+    file = make_directory(directory, "classifier") / f"classifier_{key:08x}.npz"
+    if file.exists():
+        _load(network, file)
+    else:
+        _train(network.to(device), pixels, labels, steps)
+        with replacing(file) as temporary:
+            np.savez(temporary, **{name: value.cpu().numpy() for name, value in network.state_dict().items()})
+    return ClassifierFeatures(network, device, _accuracy(network.to(device).eval(), held_out_pixels, held_out_labels))
+
+
+def _read(data: ConfigDict, split: Split) -> tuple[torch.Tensor, torch.Tensor]:
+    """uint8 (N, C, H, W) and int64 (N,). The data sets that have labels fit into memory."""
+    source, labels = load_labelled(data, split)
+    return torch.from_numpy(np.stack([source[i] for i in range(len(source))])), torch.from_numpy(labels)
+
+
+def _new_network(num_channels: int, num_classes: int) -> Network:
+    with torch.random.fork_rng(devices=[]):  # initial weights come from the global generator, which is not ours to move
+        torch.manual_seed(int(stream(SEED, Purpose.CLASSIFIER).integers(2**63)))
+        return Network(num_channels, num_classes)
+
+
+def _load(network: Network, file: Path) -> None:
+    try:
+        network.load_state_dict({name: torch.from_numpy(value) for name, value in read_npz(file).items()})
+    except Exception as error:  # zip, NumPy and PyTorch each say "damaged" in their own way
+        raise UserError(f"{file}: damaged ({' '.join(str(error).split())}); delete it, and it is trained again") from None
+
+
+def _train(network: Network, pixels: torch.Tensor, labels: torch.Tensor, steps: int) -> None:
+    """Cross-entropy with a one-cycle learning rate; step n's batch and shifts are a function of n."""
+    device = next(network.parameters()).device
+    optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
+    network.train()
+    with progress_bar(steps, "step", "training the classifier") as bar:
+        for step in range(1, steps + 1):
+            rng = stream(SEED, Purpose.CLASSIFIER, step)
+            chosen = torch.from_numpy(rng.integers(len(pixels), size=BATCH_SIZE))
+            u = _shifted(pixels[chosen].to(device).float() / 255, rng.integers(2 * SHIFT + 1, size=(BATCH_SIZE, 2)))
+            loss = F.cross_entropy(network(u), labels[chosen].to(device))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            bar.update()
+
+
+def _shifted(u: torch.Tensor, offsets: np.ndarray) -> torch.Tensor:
+    """Each image moved by its row of offsets (B, 2), where (SHIFT, SHIFT) leaves it in place; edges are repeated."""
+    height, width = u.shape[2:]
+    padded = F.pad(u, (SHIFT,) * 4, mode="replicate")
+    return torch.stack([
+        image[:, y : y + height, x : x + width] for image, (y, x) in zip(padded, offsets.tolist(), strict=True)
+    ])  # fmt: skip
+
+
+@torch.no_grad()
+def _accuracy(network: Network, pixels: torch.Tensor, labels: torch.Tensor) -> float:
+    device = next(network.parameters()).device
+    right = [
+        network(batch.to(device).float() / 255).argmax(1).cpu() == truth
+        for batch, truth in zip(pixels.split(1000), labels.split(1000), strict=True)
+    ]
+    return float(torch.cat(right).double().mean())

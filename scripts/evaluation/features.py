@@ -1,0 +1,182 @@
+"""Features of images, kept in files with the settings that made them: whatever was computed once is not computed again."""
+
+import hashlib
+import json
+import time
+import warnings
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from scripts.arrays import read_npz
+from scripts.data.images import UnreadableImage, channels_first, names_crc32, opened_image
+from scripts.distributed import ALONE, World
+from scripts.errors import UserError
+from scripts.io import make_directory, replacing
+from scripts.progress import progress_bar
+from scripts.text import printable
+
+SECONDS_BETWEEN_FILES = 60
+"""An evaluation that is cut off loses at most this much work, and one batch."""
+
+
+class Extractor(Protocol):
+    """From images to features."""
+
+    settings: dict[str, Any]
+    """Plain data that tells it from every other extractor."""
+    num_features: int
+    """d"""
+
+    def __call__(self, pixels: torch.Tensor) -> np.ndarray:
+        """Images uint8 (B, C, H, W) to features float32 (B, d)."""
+
+
+class Images(Protocol):
+    """Images in a fixed order, of any sizes: an `ImageSource`, or a `NativeFolder`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        """Image i, uint8 (C, H, W). Raises UnreadableImage."""
+
+    def name(self, i: int) -> str:
+        """What to call image i in a message."""
+
+
+class NativeFolder:
+    """Image files as clean-fid reads them: RGB, each at its own size."""
+
+    def __init__(self, root: Path, paths: Sequence[str]) -> None:
+        self._root, self._paths = root, paths
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        """Image i, uint8 (3, H, W). Raises UnreadableImage."""
+        with opened_image(self._root / self._paths[i], self.name(i)) as image:
+            return channels_first(np.asarray(image.convert("RGB")))
+
+    def name(self, i: int) -> str:
+        return printable(self._root / self._paths[i])
+
+
+def image_features(images: Images, indices: Sequence[int], extractor: Extractor) -> np.ndarray:
+    """Features float32 (len(indices), d), rows of NaN for images that cannot be read, with a warning naming each."""
+    by_shape: dict[tuple[int, ...], list[tuple[int, np.ndarray]]] = {}
+    for row, index in enumerate(indices):
+        try:
+            pixels = images[index]
+        except UnreadableImage as error:
+            warnings.warn(f"{error.name} cannot be read and is left out", stacklevel=2)
+        else:
+            by_shape.setdefault(pixels.shape, []).append((row, pixels))
+    if not by_shape:
+        raise UserError(f"none of {len(indices)} images can be read, such as {images.name(indices[0])}")
+    rows: dict[int, np.ndarray] = {}
+    for group in by_shape.values():
+        features = extractor(torch.from_numpy(np.stack([pixels for _, pixels in group])))
+        rows |= {row: feature for (row, _), feature in zip(group, features, strict=True)}
+    unreadable = np.full_like(next(iter(rows.values())), np.nan)
+    return np.stack([rows.get(row, unreadable) for row in range(len(indices))])
+
+
+def fingerprint(images: Images) -> dict[str, int]:
+    """What tells one set of images from another: how many, their names, and the pixels of up to 64 of them."""
+    pixels = 0
+    for index in np.linspace(0, len(images) - 1, min(len(images), 64)).astype(int):
+        try:
+            pixels = zlib.crc32(images[int(index)].tobytes(), pixels)
+        except UnreadableImage:
+            continue
+    return {"num_images": len(images), "names_crc32": names_crc32(map(images.name, range(len(images)))), "pixels_crc32": pixels}
+
+
+def kept_features(
+    directory: Path,
+    settings: dict[str, Any],
+    count: int,
+    batch_size: int,
+    compute: Callable[[range], np.ndarray],
+    description: str,
+    world: World = ALONE,
+) -> np.ndarray:
+    """Features float32 (count, d) of images 0..count-1.
+
+    Those that files in `directory` have for the same `settings` are read; `compute` gives the rest, for a range of at most
+    `batch_size` images at a time, and they are added to the files about every minute and at the end, also an untimely one.
+    Of several processes each computes its part of every `batch_size` images per process, and process 0 keeps the files: they
+    do not tell how many processes made them, and any number goes on from there.
+    Raises UserError for a directory that cannot be written to and for a damaged file.
+    """
+    store = _Store(directory, settings)
+    with world.main_first():
+        if world.is_main:
+            make_directory(directory, "features")
+        blocks = store.read(count)
+    have = sum(map(len, blocks))
+    at_a_time = batch_size * world.size
+    pending: list[np.ndarray] = []
+    written = time.monotonic()
+    with progress_bar(count, "image", description, initial=have) as bar:
+        try:
+            for start in range(have, count, at_a_time):
+                wanted = range(start, min(start + at_a_time, count))
+                pending.append(world.compute_rows(wanted, lambda mine: torch.from_numpy(compute(mine))).numpy())
+                bar.update(len(pending[-1]))
+                if time.monotonic() - written > SECONDS_BETWEEN_FILES:
+                    if world.is_main:
+                        store.write(have, pending)
+                    have += sum(map(len, pending))
+                    blocks += pending
+                    pending, written = [], time.monotonic()
+        finally:
+            if world.is_main:
+                store.write(have, pending)
+    return np.concatenate([*blocks, *pending])
+
+
+class _Store:
+    """Files `features_KEY_FIRST-END.npz`, each with rows FIRST..END-1 and the settings that KEY is a checksum of."""
+
+    def __init__(self, directory: Path, settings: dict[str, Any]) -> None:
+        self.directory = directory
+        self.settings = json.dumps(settings, sort_keys=True)
+        self.key = hashlib.sha256(self.settings.encode()).hexdigest()[:12]
+
+    def read(self, count: int) -> list[np.ndarray]:
+        """The rows from 0 on that are there without a gap, `count` at most."""
+        blocks: list[np.ndarray] = []
+        have = 0
+        for path in sorted(self.directory.glob(f"features_{self.key}_*.npz")):
+            first, end = map(int, path.stem.rsplit("_", 1)[1].split("-"))
+            if first <= have < min(end, count):
+                blocks.append(self._rows(path, end - first)[have - first : count - first])
+                have += len(blocks[-1])
+        return blocks
+
+    def _rows(self, path: Path, count: int) -> np.ndarray:
+        try:
+            rows = read_npz(path).get("features", np.empty(0))
+            if rows.dtype != np.float32 or rows.ndim != 2 or len(rows) != count:
+                raise ValueError(f"features {rows.dtype} {rows.shape}")
+        except (ValueError, OSError) as error:
+            raise UserError(f"{path}: damaged ({error}); delete it, and its features are computed again") from None
+        return rows
+
+    def write(self, first: int, blocks: Sequence[np.ndarray]) -> None:
+        """Add rows from `first` on."""
+        if not blocks:
+            return
+        rows = np.concatenate(blocks)
+        path = self.directory / f"features_{self.key}_{first:07d}-{first + len(rows):07d}.npz"
+        try:
+            with replacing(path) as temporary:
+                np.savez(temporary, features=rows, settings=np.array(self.settings))
+        except OSError as error:
+            raise UserError(f"{path}: the features could not be written ({error.strerror}); earlier ones are kept") from None

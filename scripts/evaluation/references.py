@@ -1,0 +1,113 @@
+"""What generated images are compared with: published or own statistics, a folder of images, or a data set."""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from scripts.data.datasets import Split, load_images
+from scripts.data.images import list_images
+from scripts.distributed import ALONE, World
+from scripts.errors import UserError
+from scripts.evaluation.distances import NEIGHBOURS
+from scripts.evaluation.features import Extractor, Images, NativeFolder, fingerprint, image_features, kept_features
+from scripts.evaluation.statistics_files import Reference, named_statistics, statistics_from_file
+from scripts.io import user_path
+
+FEWEST = {"fid": 2, "kid": 2, "prdc": NEIGHBOURS + 1}
+"""Images that a metric needs on either side."""
+SPLITS: dict[str, Split] = {"train": "train", "held_out": "held_out", "test": "held_out", "val": "held_out"}
+
+
+def find_reference(
+    name: str,
+    split: str,
+    data: ConfigDict,
+    metrics: Collection[str],
+    extractor: Extractor,
+    directory: Path,
+    batch_size: int,
+    world: World = ALONE,
+) -> Reference:
+    """What `--dataset_name_cleanfid=name` stands for, with what the metrics need of it.
+
+    name: of clean-fid's statistics or, with split "custom", of custom ones; the path of an .npz or of a folder; or "" for the
+    split of the configuration's own data set. Features of images are kept in `directory`. Raises UserError for whatever is
+    missing, and if there are fewer images than a metric needs.
+    """
+    inception = extractor.settings["extractor"] == "inception"
+    images = _images(name, split, data)
+    if name and not inception:
+        raise UserError(
+            f"--dataset_name_cleanfid={name}: the classifier compares with the configuration's own data set only; "
+            "leave it empty, or use --feature_extractor=inception"
+        )
+    if images is not None:
+        features = reference_features(directory, images, extractor, batch_size, world)
+        found = Reference.of(name or f"{data.dataset} {split}", features)
+    else:
+        needed = {"moments": "fid" in metrics, "features": bool({"kid", "prdc"} & set(metrics))}
+        if _is_file(name):
+            found = statistics_from_file(user_path(name, "--dataset_name_cleanfid"), **needed)
+        else:
+            with world.main_first():  # which fetches them
+                found = named_statistics(name, extractor.settings["mode"], split, data.image_size, **needed)
+    if found.num_features != extractor.num_features:
+        raise UserError(
+            f"{found.description}: {found.num_features} features an image, where the samples have {extractor.num_features}"
+        )
+    for metric in metrics:
+        if found.features is not None and len(found.features) < FEWEST[metric]:
+            raise UserError(
+                f"{found.description}: {len(found.features)} images, where {metric} needs at least {FEWEST[metric]}"
+            )
+    return found
+
+
+def _is_file(name: str) -> bool:
+    return name.lower().endswith(".npz")
+
+
+def _images(name: str, split: str, data: ConfigDict) -> Images | None:
+    """None where `name` is that of statistics. A bare word may also be a folder, unless custom statistics are asked for."""
+    if name == "":
+        return data_set_images(data, split)
+    folder = user_path(name, "--dataset_name_cleanfid")
+    bare = len(folder.parts) == 1 and name != "."
+    if _is_file(name) or (bare and (split == "custom" or not folder.is_dir())):
+        return None
+    return folder_images(folder)
+
+
+def data_set_images(data: ConfigDict, split: str) -> Images:
+    """The configuration's own images, at its size. Raises UserError for a split that does not exist."""
+    if split not in SPLITS:
+        raise UserError(f"--dataset_split={split}: the configuration's own data set has {', '.join(SPLITS)}")
+    return load_images(data, SPLITS[split])
+
+
+def folder_images(folder: Path) -> NativeFolder:
+    """All images below a folder, at their own sizes, as clean-fid takes them. Raises UserError if there are fewer than 2."""
+    try:
+        paths = list_images(folder) if folder.is_dir() else []
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be listed ({error.strerror})") from None
+    if len(paths) < 2:
+        what = f"{len(paths)} image files in it" if folder.is_dir() else "no such folder"
+        raise UserError(f"{folder}: {what}; a reference needs a folder with at least 2 images")
+    return NativeFolder(folder, paths)
+
+
+def reference_features(
+    directory: Path, images: Images, extractor: Extractor, batch_size: int, world: World = ALONE
+) -> np.ndarray:
+    """Features (M, d) of all images that can be read, kept in `directory`."""
+    settings: dict[str, Any] = {"images": "reference", **fingerprint(images), **extractor.settings}
+
+    def compute(indices: range) -> np.ndarray:
+        return image_features(images, indices, extractor)
+
+    rows = kept_features(directory, settings, len(images), batch_size, compute, "reference features", world)
+    return rows[~np.isnan(rows[:, 0])]

@@ -1,0 +1,3 @@
+"""Drawing samples."""
+
+from scripts.sampling.reverse import reverse_process as reverse_process

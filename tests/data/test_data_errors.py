@@ -1,0 +1,129 @@
+"""What is said when a data set is missing, damaged or too small: one line, with what would be right."""
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from scripts.data import datasets
+from scripts.data.datasets import load_images
+from scripts.errors import UserError
+from tests.images import data_config, save_images
+
+
+def check_message(data: ConfigDict, *parts: str, split: datasets.Split = "train") -> None:
+    with pytest.raises(UserError) as caught:
+        load_images(data, split)
+    message = str(caught.value)
+    for part in ("config.data.dataset", repr(data.dataset), data.path, *parts):
+        assert part in message
+    assert "\n" not in message
+
+
+def test_unknown_data_set_lists_the_known_ones() -> None:
+    check_message(data_config("celeba"), "mnist5k, mnist, cifar10, lsun_church, ffhq, afhq, folder, npy")
+
+
+@pytest.mark.parametrize("name", ["folder", "npy"])
+def test_own_images_need_a_path(name: str) -> None:
+    check_message(data_config(name), "config.data.path is empty")
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("ffhq", ("no folder", "ffhq-dataset/images1024x1024", "NVlabs/ffhq-dataset")),
+        ("afhq", ("no folder", "afhq/val", "stargan-v2")),
+        ("lsun_church", ("no folder", "lsun/church_outdoor_val_lmdb", "download script")),
+        ("mnist5k", ("mnist5k.npz", "No such file")),
+    ],
+)
+def test_missing_data_set_says_where_to_get_it_and_where_it_goes(
+    name: str, parts: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets, "DATA", tmp_path)
+    check_message(data_config(name), str(tmp_path))
+    check_message(data_config(name), *parts, split="held_out")
+
+
+@pytest.mark.parametrize("name", sorted(datasets.DATA_SETS))
+def test_missing_path_is_named(name: str, tmp_path: Path) -> None:
+    check_message(data_config(name, tmp_path / "nowhere"), "config.data.path")
+
+
+def test_folder_with_too_few_images(tmp_path: Path) -> None:
+    check_message(data_config("folder", tmp_path), "has no image files")
+    save_images(tmp_path, ["a.png"])
+    check_message(data_config("folder", tmp_path), "has 1 image files, where at least 2 are needed")
+
+
+def test_folder_that_is_a_file(tmp_path: Path) -> None:
+    save_images(tmp_path, ["a.png"])
+    check_message(data_config("folder", tmp_path / "a.png"), "no folder")
+
+
+def test_unlistable_subfolder_is_an_error_not_a_smaller_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_images(tmp_path, ["a.png", "b.png", "locked/c.png"])
+    scandir = os.scandir
+
+    def refuse(path: Any) -> Any:
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    check_message(data_config("folder", tmp_path), "Permission denied", "locked")
+
+
+@pytest.mark.parametrize("contents", [b"", b"not a database" * 1000])
+def test_damaged_lsun(tmp_path: Path, contents: bytes) -> None:
+    folder = tmp_path / "church_outdoor_train_lmdb"
+    folder.mkdir()
+    (folder / "data.mdb").write_bytes(contents)
+    check_message(data_config("lsun_church", tmp_path), "is not an LMDB")
+
+
+def test_empty_lsun(tmp_path: Path) -> None:
+    lmdb.open(str(tmp_path / "church_outdoor_train_lmdb")).close()
+    check_message(data_config("lsun_church", tmp_path), "has no images")
+
+
+@pytest.mark.parametrize(
+    ("array", "part"),
+    [
+        (np.zeros((4, 8, 8), np.float32), "float32 (4, 8, 8)"),
+        (np.zeros((8, 8), np.uint8), "uint8 (8, 8)"),
+        (np.zeros((4, 3, 8, 8), np.uint8), "uint8 (4, 3, 8, 8)"),
+        (np.zeros((4, 8, 8, 4), np.uint8), "uint8 (4, 8, 8, 4)"),
+        (np.zeros((1, 8, 8), np.uint8), "fewer than 2 images"),
+        (np.zeros((4, 0, 8), np.uint8), "fewer than 2 images"),
+        (np.array([{}, {}], dtype=object), "not an array that NumPy can map"),
+    ],
+)
+def test_unsuitable_npy(tmp_path: Path, array: np.ndarray, part: str) -> None:
+    np.save(tmp_path / "a.npy", array, allow_pickle=True)
+    check_message(data_config("npy", tmp_path / "a.npy"), part, "uint8 (N, H, W) or (N, H, W, C)")
+
+
+@pytest.mark.parametrize(
+    "contents", [b"", b"text", pickle.dumps([1, 2]), b"\x93NUMPY\x01\x00truncated", b"PK\x03\x04truncated"]
+)
+def test_file_that_is_not_npy(tmp_path: Path, contents: bytes) -> None:
+    (tmp_path / "a.npy").write_bytes(contents)
+    check_message(data_config("npy", tmp_path / "a.npy"), "not an array that NumPy can map")
+
+
+def test_npz_and_folder_given_as_npy(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", images=np.zeros((4, 8, 8), np.uint8))
+    check_message(data_config("npy", tmp_path / "a.npz"), ".npz")
+    check_message(data_config("npy", tmp_path), "Is a directory")
+
+
+def test_damaged_embedded_digits(tmp_path: Path) -> None:
+    (tmp_path / "m.npz").write_bytes((datasets.DATA / "mnist5k.npz").read_bytes()[:1000])
+    check_message(data_config("mnist5k", tmp_path / "m.npz"), "cannot be read")

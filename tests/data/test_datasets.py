@@ -1,0 +1,318 @@
+"""Which images each data set has."""
+
+import gzip
+import hashlib
+import io
+import os
+import pickle
+import struct
+from collections import Counter
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import lmdb
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision.datasets import CIFAR10, MNIST
+
+from scripts.data import datasets
+from scripts.data import images as image_sources
+from scripts.data.datasets import load_images, split_indices
+from scripts.data.loader import clean_batches
+from scripts.errors import UserError
+from tests.images import data_config, names_of, save_images
+
+
+def test_embedded_digits_are_4500_and_500_with_50_of_each_class_held_out() -> None:
+    train, held_out = (load_images(data_config("mnist5k", size=28, channels=1), split) for split in ("train", "held_out"))
+    assert (len(train), len(held_out)) == (4500, 500)
+    assert not set(names_of(train)) & set(names_of(held_out))
+    with np.load(datasets.DATA / "mnist5k.npz") as file:
+        labels, images = file["labels"], file["images"]
+    rows = [int(name.split()[1]) for name in names_of(held_out)]
+    assert Counter(labels[rows].tolist()) == dict.fromkeys(range(10), 50)
+    np.testing.assert_array_equal(held_out[7][0], images[rows[7]])
+
+
+def test_names_of_data_sets_may_be_written_in_capitals() -> None:
+    assert len(load_images(data_config("MNIST5K", size=28, channels=1), "train")) == 4500
+
+
+def test_standard_places_are_below_the_repository_wherever_the_program_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert len(load_images(data_config("mnist5k", size=28, channels=1), "held_out")) == 500
+
+
+def idx_file(array: np.ndarray) -> bytes:
+    """MNIST's own format."""
+    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+def mnist_files() -> dict[str, bytes]:
+    """Three training images filled with 0, 1, 2, and two test images filled with 0, 1."""
+    files = {}
+    for prefix, n in (("train", 3), ("t10k", 2)):
+        images = np.broadcast_to(np.arange(n, dtype=np.uint8)[:, None, None], (n, 28, 28))
+        files[f"{prefix}-images-idx3-ubyte"] = idx_file(images)
+        files[f"{prefix}-labels-idx1-ubyte"] = idx_file(np.zeros(n, np.uint8))
+    return files
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise URLError("no network in tests")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+
+
+@pytest.mark.usefixtures("no_network")
+def test_mnist_on_disk_is_read(tmp_path: Path) -> None:
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name, contents in mnist_files().items():
+        (raw / name).write_bytes(contents)
+    data = data_config("mnist", tmp_path, size=28, channels=1)
+    train, held_out = load_images(data, "train"), load_images(data, "held_out")
+    assert [int(train[i].max()) for i in range(len(train))] == [0, 1, 2]
+    assert len(held_out) == 2
+
+
+@pytest.fixture
+def mnist_archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with tiny MNIST archives as a person might have put them there, which torchvision takes for the real ones."""
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    resources = []
+    for name, contents in mnist_files().items():
+        archive = gzip.compress(contents)
+        (raw / f"{name}.gz").write_bytes(archive)
+        resources.append((f"{name}.gz", hashlib.md5(archive).hexdigest()))
+    monkeypatch.setattr(MNIST, "resources", resources)
+    return tmp_path
+
+
+@pytest.mark.usefixtures("no_network")
+def test_mnist_archives_on_disk_are_unpacked_without_noise_on_stdout(
+    mnist_archives: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    download = MNIST.download
+
+    def noisy_download(self: MNIST) -> None:
+        print("Extracting, as some versions of torchvision say")
+        download(self)
+
+    monkeypatch.setattr(MNIST, "download", noisy_download)
+    assert len(load_images(data_config("mnist", mnist_archives, size=28, channels=1), "train")) == 3
+    assert capsys.readouterr().out == ""
+    assert {path.name for path in mnist_archives.iterdir()} == {"MNIST"}  # the temporary folder is gone
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("interrupted", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
+def test_half_unpacked_mnist_is_not_taken_for_complete(mnist_archives: Path, interrupted: str) -> None:
+    """All four files are there, which is all that torchvision looks at, but one was cut off."""
+    raw = mnist_archives / "MNIST" / "raw"
+    for name, contents in mnist_files().items():
+        (raw / name).write_bytes(contents[:-1] if name == interrupted else contents)
+    data = data_config("mnist", mnist_archives, size=28, channels=1)
+    assert len(load_images(data, "train")) == 3
+    assert len(load_images(data, "held_out")) == 2
+    assert (raw / interrupted).read_bytes() == mnist_files()[interrupted]
+
+
+@pytest.mark.usefixtures("no_network")
+def test_an_interrupted_download_leaves_nothing_that_looks_like_the_data_set(
+    mnist_archives: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = mnist_archives / "MNIST" / "raw"
+    (raw / "t10k-labels-idx1-ubyte.gz").unlink()  # three files will be unpacked, the fourth cannot be had
+    with pytest.raises(UserError):
+        load_images(data_config("mnist", mnist_archives, size=28, channels=1), "train")
+    assert {path.suffix for path in raw.iterdir()} == {".gz"}
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize(("name", "where"), [("mnist", "MNIST/raw"), ("cifar10", "cifar-10-python.tar.gz")])
+def test_missing_download_says_in_one_line_where_to_get_it_and_where_it_goes(
+    name: str, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets, "DATA", tmp_path)
+    with pytest.raises(UserError) as caught:
+        load_images(data_config(name), "train")
+    message = str(caught.value)
+    for part in (f"config.data.dataset = '{name}'", where, "https://", str(tmp_path), "no network in tests"):
+        assert part in message
+    assert "\n" not in message
+
+
+def test_cifar10_is_read_in_rgb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / CIFAR10.base_folder
+    folder.mkdir()
+    checksums = {}
+    red_green_blue = np.array([[10, 20, 30]] * 3, np.uint8).repeat(1024, axis=1)  # each row a plane after the other
+    for name, n in (("data_batch_1", 3), ("test_batch", 2), ("batches.meta", 0)):
+        contents = pickle.dumps({"data": red_green_blue[:n], "labels": [0] * n, "label_names": ["a"]})
+        (folder / name).write_bytes(contents)
+        checksums[name] = hashlib.md5(contents).hexdigest()
+    monkeypatch.setattr(CIFAR10, "train_list", [["data_batch_1", checksums["data_batch_1"]]])
+    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", checksums["test_batch"]]])
+    monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": checksums["batches.meta"]})
+    sources = [load_images(data_config("CIFAR10", tmp_path, size=32), split) for split in ("train", "held_out")]
+    assert [len(source) for source in sources] == [3, 2]
+    for source in sources:
+        assert source[1][:, 5, 5].tolist() == [10, 20, 30]
+
+
+@pytest.fixture
+def lsun(tmp_path: Path) -> Path:
+    """LSUN with 5 training images, filled with 0, 10, ..., the last one damaged, and 1 + 1 in the other split."""
+    for split, n in (("train", 5), ("val", 2)):
+        env = lmdb.open(str(tmp_path / f"church_outdoor_{split}_lmdb"), map_size=1 << 20)
+        with env.begin(write=True) as transaction:
+            for i in range(n):
+                buffer = io.BytesIO()
+                Image.new("RGB", (16, 12), (10 * i, 0, 0)).save(buffer, "PNG")
+                transaction.put(f"key{i}".encode(), buffer.getvalue()[: 20 if i == 4 else None])
+        env.close()
+    return tmp_path
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_lsun_is_read_by_several_sources_and_by_forked_workers(lsun: Path, num_workers: int) -> None:
+    data = data_config("lsun_church", lsun)
+    sources = [load_images(data, "train"), load_images(data, "train")]  # LMDB itself refuses to open a file twice
+    assert (len(sources[0]), len(load_images(data, "held_out"))) == (5, 2)
+    assert sources[0][3][:, 0, 0].tolist() == [30, 0, 0]  # so that workers inherit an open environment
+    for source in sources:
+        batches = list(clean_batches(source, 2, num_workers, False))
+        assert torch.cat([batch.images for batch in batches])[:, 0, 0, 0].mul(255).round().tolist() == [0, 10, 20, 30]
+        assert batches[-1].unreadable == ("key4",)
+
+
+def test_lsun_is_opened_once_not_for_every_image(lsun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+    lmdb_open = lmdb.open
+
+    def counting_open(path: str, **kwargs: Any) -> lmdb.Environment:
+        opened.append(path)
+        return lmdb_open(path, **kwargs)
+
+    monkeypatch.setattr(lmdb, "open", counting_open)
+    source = load_images(data_config("lsun_church", lsun), "train")
+    assert [source[i].shape for i in range(4)] == [(3, 8, 8)] * 4
+    assert len(opened) == 1
+
+
+def test_lsun_neither_reads_nor_writes_pickles(lsun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchvision's reader unpickles a file in the working directory named after the database."""
+    monkeypatch.chdir(lsun)
+    before = sorted(path.name for path in lsun.rglob("*"))
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("unpickled")
+
+    monkeypatch.setattr(pickle, "load", refuse)
+    folder = str(lsun / "church_outdoor_train_lmdb")
+    planted = Path("_cache_" + "".join(c for c in folder if c.isascii() and c.isalpha()))
+    planted.write_bytes(b"cos\nsystem\n(S'false'\ntR.")
+    load_images(data_config("lsun_church", lsun), "train")[0]
+    planted.unlink()
+    assert sorted(path.name for path in lsun.rglob("*")) == before
+
+
+def test_afhq_takes_its_own_split_from_class_folders(tmp_path: Path) -> None:
+    save_images(tmp_path, ["train/cat/a.png", "train/dog/b.png", "train/wild/c.png", "val/cat/d.png", "val/dog/e.png"])
+    data = data_config("afhq", tmp_path)
+    assert names_of(load_images(data, "train")) == ["cat/a.png", "dog/b.png", "wild/c.png"]
+    assert names_of(load_images(data, "held_out")) == ["cat/d.png", "dog/e.png"]
+
+
+def test_ffhq_is_split_and_covered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The release tests on FFHQ's training images."""
+    names = [f"{i // 10:05d}/{i:05d}.png" for i in range(30)]
+    save_images(tmp_path / "ffhq-dataset" / "images1024x1024", names)
+    monkeypatch.setattr(datasets, "DATA", tmp_path)
+    train, held_out = (names_of(load_images(data_config("ffhq"), split)) for split in ("train", "held_out"))
+    assert len(held_out) == 3
+    assert sorted(train + held_out) == names
+
+
+def test_folder_finds_images_of_any_suffix_in_subfolders_and_leaves_out_the_rest(tmp_path: Path) -> None:
+    wanted = ["a.PNG", "b.JPeG", "deep/er/c.webp", "d.tiff"]
+    save_images(tmp_path, [*wanted, "notes.txt", "._a.png", ".trash/e.png", "png"])
+    data = data_config("folder", tmp_path)
+    assert sorted(names_of(load_images(data, "train")) + names_of(load_images(data, "held_out"))) == sorted(wanted)
+
+
+def test_linked_folders_are_followed_once_even_in_circles(tmp_path: Path) -> None:
+    save_images(tmp_path / "elsewhere", ["a.png", "b.png"])
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "circle").symlink_to(tmp_path / "root")
+    assert image_sources.list_images(tmp_path / "root") == ["link/a.png", "link/b.png"]
+
+
+def test_split_of_a_folder_depends_on_names_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not on the order in which the file system lists them, nor on where the folder is."""
+    names = [f"{chr(97 + i % 3)}/{i}.png" for i in range(40)]
+    save_images(tmp_path / "one", names)
+    save_images(tmp_path / "two", names[::-1])
+    walk = os.walk
+
+    def backwards(*args: Any, **kwargs: Any) -> Any:
+        for folder, subfolders, files in walk(*args, **kwargs):
+            subfolders.reverse()
+            yield folder, subfolders, files[::-1]
+
+    def listed(root: Path) -> list[list[str]]:
+        return [names_of(load_images(data_config("folder", root), split)) for split in ("train", "held_out")]
+
+    expected = listed(tmp_path / "one")
+    monkeypatch.setattr(os, "walk", backwards)
+    assert listed(tmp_path / "two") == expected
+    assert expected[0] == sorted(expected[0])
+
+
+@given(st.sets(st.binary(min_size=1, max_size=12), min_size=2, max_size=60), st.randoms())
+@hypothesis_settings(max_examples=50, deadline=None)
+def test_split_is_disjoint_covering_and_independent_of_order(keys: set[bytes], random: Any) -> None:
+    one = sorted(keys)
+    other = one.copy()
+    random.shuffle(other)
+    train, held_out = split_indices(one, "train"), split_indices(one, "held_out")
+    assert len(held_out) == max(1, len(keys) // 10)
+    assert sorted([*train, *held_out]) == list(range(len(keys)))
+    assert {one[i] for i in held_out} == {other[i] for i in split_indices(other, "held_out")}
+
+
+def test_at_most_1000_images_are_held_out_and_they_come_from_all_over() -> None:
+    held_out = split_indices([f"{i:08d}".encode() for i in range(20000)], "held_out")
+    assert len(held_out) == 1000
+    assert np.histogram(held_out, bins=10, range=(0, 20000))[0].min() > 50
+
+
+def test_the_split_never_changes() -> None:
+    """Another split would move training images into the held-out set of runs that go on."""
+    assert split_indices([f"{i}.png".encode() for i in range(30)], "held_out").tolist() == [3, 14, 22]
+
+
+@pytest.mark.parametrize("shape", [(20, 8, 8), (20, 8, 8, 1), (20, 8, 8, 3), (20, 10, 9, 3)])
+def test_npy_is_memory_mapped_and_split(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    array = np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
+    np.save(tmp_path / "a.npy", array)
+    train, held_out = (load_images(data_config("npy", tmp_path / "a.npy"), split) for split in ("train", "held_out"))
+    assert (len(train), len(held_out)) == (18, 2)
+    assert len({*names_of(train), *names_of(held_out)}) == 20
+    assert isinstance(train._array, np.memmap) or isinstance(train._array.base, np.memmap)  # type: ignore[attr-defined]
+    assert held_out[1].shape == (3, 8, 8)
+    if shape == (20, 8, 8, 3):
+        np.testing.assert_array_equal(held_out[1], array[int(held_out.name(1).split()[1])].transpose(2, 0, 1))

@@ -1,0 +1,133 @@
+"""How images are decoded."""
+
+import io
+import pickle
+import struct
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from scripts.data.images import ArrayImages, FolderImages, UnreadableImage
+from tests.images import decoded
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA"])
+def test_every_kind_of_png_becomes_uint8_of_the_configured_shape(tmp_path: Path, mode: str, channels: int) -> None:
+    white = Image.new("RGBA", (7, 5), (255, 255, 255, 255)).convert(mode)
+    pixels = decoded(tmp_path, white, channels=channels)
+    assert pixels.dtype == np.uint8
+    assert pixels.shape == (channels, 4, 4)
+    assert (pixels == 255).all()
+
+
+def test_grey_is_repeated_and_rgb_is_weighted_by_luminance(tmp_path: Path) -> None:
+    assert (decoded(tmp_path, Image.new("L", (4, 4), 77)) == 77).all()
+    green = decoded(tmp_path, Image.new("RGB", (4, 4), (0, 255, 0)), channels=1)
+    assert (green == 150).all()  # ITU-R 601: 0.587 * 255
+
+
+def test_channels_keep_their_order(tmp_path: Path) -> None:
+    assert decoded(tmp_path, Image.new("RGB", (4, 4), (10, 20, 30)))[:, 0, 0].tolist() == [10, 20, 30]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_transparency_is_laid_over_white(tmp_path: Path, channels: int) -> None:
+    hidden_black = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
+    assert (decoded(tmp_path, hidden_black, channels=channels) == 255).all()
+    half_black = Image.new("RGBA", (4, 4), (0, 0, 0, 128))
+    assert np.abs(decoded(tmp_path, half_black, channels=channels).astype(int) - 127).max() <= 1
+
+
+def test_transparent_palette_colour_is_white(tmp_path: Path) -> None:
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([255, 0, 0, 0, 0, 0])
+    assert (decoded(tmp_path, image, transparency=1) == 255).all()
+    assert (decoded(tmp_path, image) == 0).all()
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_sixteen_bit_grey_is_scaled_not_cut(tmp_path: Path, suffix: str) -> None:
+    image = Image.fromarray(np.full((4, 4), 128 * 257, dtype=np.uint16))
+    assert (decoded(tmp_path, image, suffix) == 128).all()
+
+
+def test_pgm_with_more_than_255_levels_is_scaled(tmp_path: Path) -> None:
+    assert (decoded(tmp_path, b"P5 4 4 65535\n" + struct.pack(">H", 128 * 257) * 16, ".pgm") == 128).all()
+
+
+@pytest.mark.parametrize("values", [np.full((4, 4), 0.5, np.float32), np.full((4, 4), 1 << 20, np.int32)])
+def test_pixels_without_a_known_range_are_unreadable(tmp_path: Path, values: np.ndarray) -> None:
+    with pytest.raises(UnreadableImage, match="pixels"):
+        decoded(tmp_path, Image.fromarray(values), ".tif")
+
+
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
+    picture = np.zeros((8, 8, 3), np.uint8)
+    picture[:, :4] = 255  # bright on the left
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise: bright at the top
+    pixels = decoded(tmp_path, Image.fromarray(picture), ".jpg", size=8, exif=exif)
+    assert pixels[:, :3].min() > 200
+    assert pixels[:, 5:].max() < 50
+
+
+def test_large_images_are_scaled_with_antialiasing_and_cropped_to_the_middle(tmp_path: Path) -> None:
+    stripes = np.zeros((64, 96), np.uint8)
+    stripes[:, 16:80:2] = 200  # every other column: nearest or bilinear sampling would show all or nothing
+    stripes[:, :16] = stripes[:, 80:] = 255  # what the crop to a square removes
+    pixels = decoded(tmp_path, Image.fromarray(stripes), size=8, channels=1)
+    assert np.abs(pixels.astype(int) - 100).max() < 20
+
+
+def test_a_decompression_bomb_is_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From Pillow's limit on, not only from twice the limit as in Pillow itself."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for side in (11, 100):
+            with pytest.raises(UnreadableImage, match="pixels"):
+                decoded(tmp_path, Image.new("L", (side, side)))
+    assert decoded(tmp_path, Image.new("L", (10, 10))).shape == (3, 4, 4)
+
+
+def test_damaged_and_foreign_files_are_unreadable_by_name(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).integers(256, size=(32, 32, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(buffer, "PNG")
+    for contents in (buffer.getvalue()[:500], b"<html>not found</html>", b""):
+        with pytest.raises(UnreadableImage) as caught:
+            decoded(tmp_path, contents)
+        assert caught.value.name == "image.png"
+        assert caught.value.reason
+    with pytest.raises(UnreadableImage, match=r"gone\.png.*No such file"):
+        FolderImages(tmp_path, ["gone.png"], 4, 3)[0]
+
+
+def test_unreadable_image_survives_pickling() -> None:
+    error = pickle.loads(pickle.dumps(UnreadableImage("a.png", "truncated")))
+    assert (error.name, error.reason, str(error)) == ("a.png", "truncated", "a.png: truncated")
+
+
+# --- arrays ---
+
+
+@pytest.mark.parametrize("shape", [(5, 6, 6), (5, 6, 6, 1), (5, 6, 6, 3)])
+def test_array_images_come_back_as_stored_without_a_copy(shape: tuple[int, ...]) -> None:
+    array = np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
+    source = ArrayImages(array, 6, 3 if shape[-1] == 3 else 1)
+    assert np.shares_memory(source[2], array)
+    expected = array[2].reshape(6, 6, -1).transpose(2, 0, 1)
+    np.testing.assert_array_equal(source[2], expected)
+    assert source.name(2) == "image 2"
+
+
+def test_array_images_are_converted_when_size_or_channels_differ() -> None:
+    grey = ArrayImages(np.full((3, 9, 6), 50, np.uint8), 4, 3)
+    assert grey.shape == grey[0].shape == (3, 4, 4)
+    assert (grey[0] == 50).all()
+    colour = ArrayImages(np.full((3, 4, 4, 3), [0, 255, 0], np.uint8), 4, 1)
+    assert (colour[0] == 150).all()

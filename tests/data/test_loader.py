@@ -1,0 +1,251 @@
+"""What batches are made of images: order, flips, noise, and what happens to damaged ones."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from torch.utils.data._utils.pin_memory import pin_memory
+
+from scripts.data.datasets import load_images
+from scripts.data.images import ArrayImages, FolderImages
+from scripts.data.loader import Batch, HeldOutBatches, TrainBatches, clean_batches, train_loader
+from scripts.errors import UserError
+from tests.images import WithDamage, data_config, numbered, save_images
+
+
+@given(n=st.integers(2, 40), batch_size=st.integers(1, 60), seed=st.integers(0, 2**64 - 1))
+@hypothesis_settings(max_examples=60, deadline=None)
+def test_each_epoch_visits_every_image_exactly_once(n: int, batch_size: int, seed: int) -> None:
+    """Also where a batch straddles epochs or holds several."""
+    batches = TrainBatches(numbered(n), seed, batch_size, False, False)
+    epochs = 3
+    seen = torch.cat([batches[step].indices for step in range(math.ceil(epochs * n / batch_size))])
+    for epoch in range(epochs):
+        assert sorted(seen[epoch * n : (epoch + 1) * n].tolist()) == list(range(n))
+
+
+def test_epochs_and_seeds_have_different_orders() -> None:
+    def order(seed: int, epoch: int) -> list[int]:
+        return TrainBatches(numbered(50), seed, 50, False, False)[epoch].indices.tolist()
+
+    assert order(1, 0) == order(1, 0)
+    assert order(1, 0) != order(1, 1)
+    assert order(1, 0) != order(2, 0)
+
+
+def test_batch_size_does_not_change_the_order_of_images() -> None:
+    by_3 = TrainBatches(numbered(10), 7, 3, False, False)
+    by_5 = TrainBatches(numbered(10), 7, 5, False, False)
+    assert torch.equal(torch.cat([by_3[i].indices for i in range(5)]), torch.cat([by_5[i].indices for i in range(3)]))
+
+
+def assert_same(a: list[Batch], b: list[Batch]) -> None:
+    assert len(a) == len(b)
+    for one, other in zip(a, b, strict=True):
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.indices, other.indices)
+        assert one.unreadable == other.unreadable
+
+
+def random_source(n: int = 13) -> ArrayImages:
+    return ArrayImages(np.random.default_rng(3).integers(256, size=(n, 6, 6, 3), dtype=np.uint8), 6, 3)
+
+
+def make_train_batches(batch_size: int = 5) -> TrainBatches:
+    return TrainBatches(WithDamage(random_source(), {2, 3}), 42, batch_size, True, True)
+
+
+def test_a_batch_is_a_function_of_seed_and_step_whatever_was_asked_before() -> None:
+    in_order = make_train_batches()
+    expected = [in_order[step] for step in range(9)]
+    jumping = make_train_batches()
+    assert_same([jumping[step] for step in (8, 0, 5, 8, 3)], [expected[step] for step in (8, 0, 5, 8, 3)])
+
+
+def test_a_long_run_does_not_collect_permutations() -> None:
+    batches = make_train_batches()
+    for step in range(20):
+        batches[step]
+    assert len(batches._permutations) == 2
+
+
+def test_loader_gives_the_same_batches_with_workers_and_from_the_middle() -> None:
+    expected = [make_train_batches()[step] for step in range(9)]
+    assert_same(list(train_loader(make_train_batches(), 0, 9, num_workers=0)), expected)
+    assert_same(list(train_loader(make_train_batches(), 0, 9, num_workers=2)), expected)
+    assert_same(list(train_loader(make_train_batches(), 4, 9, num_workers=2)), expected[4:])
+    assert list(train_loader(make_train_batches(), 9, 9, num_workers=2)) == []
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_loader_leaves_the_global_random_numbers_alone(num_workers: int) -> None:
+    before = torch.get_rng_state()
+    list(train_loader(make_train_batches(), 0, 2, num_workers))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_memory_mapped_arrays_reach_workers(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).integers(256, size=(20, 8, 8), dtype=np.uint8))
+    batches = TrainBatches(load_images(data_config("npy", tmp_path / "a.npy", channels=1), "train"), 0, 4, False, False)
+    assert_same(list(train_loader(batches, 0, 5, num_workers=2)), [batches[step] for step in range(5)])
+
+
+def test_batches_are_pinned_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DataLoader passes over classes that it does not know: Batch must do it."""
+    pinned = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.append(tensor)
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    batch = make_train_batches()[0]
+    assert_same([pin_memory(batch)], [batch])
+    assert any(tensor is batch.images for tensor in pinned)
+
+
+def test_flips_mirror_about_half_of_the_training_images_left_to_right() -> None:
+    array = np.zeros((2, 4, 4), np.uint8)
+    array[:, 0, 0] = 255  # top left
+    batches = TrainBatches(ArrayImages(array, 4, 1), 0, 64, True, False)
+    images = torch.cat([batches[step].images for step in range(20)])
+    assert ((images[:, 0, 0, 0] == 1) ^ (images[:, 0, 0, 3] == 1)).all()
+    mirrored = (images[:, 0, 0, 3] == 1).float().mean().item()
+    assert 0.43 < mirrored < 0.57  # five standard deviations of 1280 throws
+    unflipped = TrainBatches(ArrayImages(array, 4, 1), 0, 64, False, False)[0].images
+    assert (unflipped[:, 0, 0, 0] == 1).all()
+
+
+def test_flipping_leaves_the_source_untouched() -> None:
+    array = np.random.default_rng(0).integers(256, size=(8, 4, 4), dtype=np.uint8)
+    before = array.copy()
+    TrainBatches(ArrayImages(array, 4, 1), 0, 64, True, True)[0]
+    np.testing.assert_array_equal(array, before)
+
+
+def test_values_are_v_over_255_without_dequantisation() -> None:
+    source = ArrayImages(np.arange(256, dtype=np.uint8).reshape(1, 16, 16).repeat(2, axis=0), 16, 1)
+    batch = TrainBatches(source, 0, 2, False, False)[0]
+    assert batch.images.dtype == torch.float32
+    assert batch.images.shape == (2, 1, 16, 16)
+    assert torch.equal(batch.images[0].flatten(), torch.arange(256) / 255)
+
+
+def test_dequantised_values_stay_within_their_level_and_fill_it() -> None:
+    source = ArrayImages(np.arange(256, dtype=np.uint8).reshape(1, 16, 16).repeat(2, axis=0), 16, 1)
+    batches = TrainBatches(source, 0, 64, False, True)
+    images = torch.cat([batches[step].images for step in range(20)])
+    assert torch.equal((images * 256).floor(), torch.arange(256.0).reshape(1, 16, 16).expand_as(images))
+    noise = images * 256 % 1
+    assert 0 <= noise.min() < 1e-3
+    assert 1 - 1e-3 < noise.max() < 1
+    assert abs(noise.mean() - 0.5) < 0.005
+
+
+def test_training_noise_differs_between_images_steps_and_epochs() -> None:
+    batches = TrainBatches(ArrayImages(np.zeros((4, 4, 4), np.uint8), 4, 1), 0, 4, False, True)
+    images = torch.cat([batches[step].images for step in range(3)])
+    assert len({tuple(image.flatten().tolist()) for image in images}) == 12
+
+
+def test_unreadable_training_image_is_replaced_by_the_next_readable_one_and_named() -> None:
+    source = WithDamage(numbered(6), {2, 3, 5})
+    batches = TrainBatches(source, 0, 6, False, False)
+    clean = TrainBatches(numbered(6), 0, 6, False, False)
+    batch = batches[0]
+    replacement = {0: 0, 1: 1, 2: 4, 3: 4, 4: 4, 5: 0}
+    assert batch.indices.tolist() == [replacement[i] for i in clean[0].indices.tolist()]
+    assert torch.equal(batch.images[:, 0, 0, 0].mul(255).round().long(), batch.indices)
+    assert sorted(batch.unreadable) == ["image 2", "image 3", "image 5"]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_nothing_readable_is_a_user_error_of_one_line_even_from_a_worker(num_workers: int) -> None:
+    source = WithDamage(numbered(4), {0, 1, 2, 3})
+    for batches in (
+        train_loader(TrainBatches(source, 0, 2, False, False), 0, 3, num_workers),
+        clean_batches(source, 2, num_workers, False),
+        iter(HeldOutBatches(source, 0, 2, 0, False, num_workers)),
+    ):
+        with pytest.raises(UserError, match="none of the 4 images can be read, such as image") as caught:
+            list(batches)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_truncated_file_among_good_ones_is_named_and_passed_over(tmp_path: Path) -> None:
+    names = [f"{i}.png" for i in range(4)]
+    save_images(tmp_path, names)
+    (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:50])
+    source = FolderImages(tmp_path, names, 8, 1)
+    batch = TrainBatches(source, 0, 4, False, False)[0]
+    assert sorted(batch.indices.tolist()) == [0, 2, 2, 3]
+    assert batch.unreadable == ("1.png",)
+    for batches in (HeldOutBatches(source, 0, 4, 0, False, num_workers=1), clean_batches(source, 4, 1, False)):
+        (only,) = batches
+        assert only.indices.tolist() == [0, 2, 3]
+        assert only.images[:, 0, 0, 0].mul(255).round().tolist() == [0, 2, 3]
+        assert only.unreadable == ("1.png",)
+
+
+# --- held-out and clean batches ---
+
+
+@pytest.mark.parametrize(
+    ("num_images", "expected"), [(0, list(range(10))), (4, [0, 2, 5, 7]), (7, [0, 1, 2, 4, 5, 7, 8]), (99, list(range(10)))]
+)
+def test_held_out_batches_are_spread_evenly_over_the_images(num_images: int, expected: list[int]) -> None:
+    """Not the first ones: a data set sorted by class would be judged by its first class."""
+    batches = HeldOutBatches(numbered(10), 0, 4, num_images, False)
+    seen = list(batches)
+    assert len(batches) == len(seen) == math.ceil(len(expected) / 4)
+    assert torch.cat([batch.indices for batch in seen]).tolist() == expected
+    assert torch.cat([batch.images for batch in seen])[:, 0, 0, 0].mul(255).round().tolist() == expected
+    assert seen[0].indices.dtype == torch.int64
+
+
+def test_held_out_noise_is_fixed_and_independent_of_batch_size_and_workers() -> None:
+    def images(batch_size: int, num_workers: int = 0, seed: int = 5) -> torch.Tensor:
+        batches = HeldOutBatches(random_source(), seed, batch_size, 0, True, num_workers)
+        return torch.cat([batch.images for batch in batches])
+
+    expected = images(4)
+    assert torch.equal(images(4), expected)
+    assert torch.equal(images(13), expected)
+    assert torch.equal(images(3, num_workers=2), expected)
+    assert not torch.equal(images(4, seed=6), expected)
+    source = random_source()
+    assert torch.equal((expected * 256).floor(), torch.from_numpy(np.stack([source[i] for i in range(13)])).float())
+
+
+def test_held_out_noise_does_not_move_to_other_images_when_one_becomes_unreadable() -> None:
+    complete = next(iter(HeldOutBatches(random_source(), 0, 13, 0, True))).images
+    damaged = next(iter(HeldOutBatches(WithDamage(random_source(), {4}), 0, 13, 0, True)))
+    assert torch.equal(damaged.images, complete[damaged.indices])
+    assert len(damaged.indices) == 12
+
+
+def test_held_out_images_differ_in_noise_from_each_other() -> None:
+    (batch,) = HeldOutBatches(ArrayImages(np.zeros((5, 4, 4), np.uint8), 4, 1), 0, 5, 0, True)
+    assert len({tuple(image.flatten().tolist()) for image in batch.images}) == 5
+
+
+@pytest.mark.parametrize("dequantize", [False, True])
+def test_clean_batches_are_the_mean_of_what_training_sees(dequantize: bool) -> None:
+    source = random_source()
+    images = torch.cat([batch.images for batch in clean_batches(source, 4, 0, dequantize)])
+    v = torch.from_numpy(np.stack([source[i] for i in range(13)])).float()
+    assert torch.equal(images, (v + 0.5) / 256 if dequantize else v / 255)
+
+
+@pytest.mark.parametrize("damaged", [{0, 1}, {2, 3}, {4, 5}, {0, 1, 2, 3}, {2, 3, 4, 5}, {1, 4}])
+def test_no_ordered_batch_is_empty_and_every_unreadable_name_arrives(damaged: set[int]) -> None:
+    """A mean over an empty batch would be nan."""
+    batches = list(clean_batches(WithDamage(numbered(6), damaged), 2, 0, False))
+    assert all(len(batch.images) == len(batch.indices) > 0 for batch in batches)
+    assert torch.cat([batch.indices for batch in batches]).tolist() == sorted({*range(6)} - damaged)
+    assert [name for batch in batches for name in batch.unreadable] == [f"image {i}" for i in sorted(damaged)]

@@ -1,0 +1,164 @@
+"""Sweeps and the record of results: parsing, continuation, best values, log files."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from scripts.errors import UserError
+from scripts.evaluation.results import Result, append_line, append_result, results_directory
+from scripts.evaluation.sweep import Point, parse_sweeps, report, run_point, run_sweep, sweep_points
+from scripts.io import read_json_lines
+from scripts.provenance import config_hash
+from tests.conftest import tiny_config
+
+BASE = Point(delta=0.0125, checkpoint=0, seed=42)
+SETTINGS = {"delta": 0.013, "checkpoint": 2, "seed": 1, "checkpoint_step": 600, "config_hash": "abc"}
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        ([], {}),
+        (["delta=0.010:0.016:0.001"], {"delta": [0.01, 0.011, 0.012, 0.013, 0.014, 0.015, 0.016]}),
+        (["delta=0.01:0.0155:0.002"], {"delta": [0.01, 0.012, 0.014]}),
+        (["delta=0.02"], {"delta": [0.02]}),
+        (["checkpoint=1:3:1", "seed=5,3,5"], {"checkpoint": [1, 2, 3], "seed": [5, 3]}),
+    ],
+)
+def test_parsing(texts: list[str], expected: dict[str, list[float]]) -> None:
+    axes = parse_sweeps(texts)
+    assert axes == expected
+    assert list(axes) == list(expected)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "delta", "delta=", "delta=a", "delta=1:2", "delta=0.02:0.01:0.001", "delta=0.01:0.02:0", "delta=0.01:0.02:-1",
+        "delta=-0.01,0.01", "delta=nan", "delta=inf", "delta=0:inf:1", "delta=0:1:1e-9", "delta=1:2:1,3", "seed=0.5",
+        "checkpoint=0:2:0.5", "sigma=1,2", "=1",
+    ],
+)  # fmt: skip
+def test_what_is_no_sweep(text: str) -> None:
+    with pytest.raises(UserError, match=re.escape(f"--sweep={text}: must be")):
+        parse_sweeps([text])
+
+
+def test_too_much() -> None:
+    with pytest.raises(UserError, match="delta is swept already"):
+        parse_sweeps(["delta=1,2", "delta=3"])
+    with pytest.raises(UserError, match="more than 10000 points"):
+        parse_sweeps(["seed=1:200:1", "checkpoint=1:200:1"])
+
+
+def test_all_combinations() -> None:
+    """Delta changes fastest, whatever order it is given in; what is not swept stays."""
+    points = sweep_points(BASE, parse_sweeps(["delta=1,2", "checkpoint=4,3"]))
+    assert [(p.checkpoint, p.delta, p.seed) for p in points] == [(4, 1, 42), (4, 2, 42), (3, 1, 42), (3, 2, 42)]
+    assert sweep_points(BASE, {}) == [BASE]
+
+
+class Evaluation:
+    """Stands in for one that takes hours: FID smallest at delta 2, RECALL largest at delta 3; may be interrupted."""
+
+    def __init__(self, calls_until_interruption: int | None = None) -> None:
+        self.asked: list[Point] = []
+        self.left = calls_until_interruption
+
+    def __call__(self, point: Point) -> list[Result]:
+        if self.left == len(self.asked):
+            raise KeyboardInterrupt
+        self.asked.append(point)
+        settings = {**SETTINGS, "delta": point.delta, "seed": point.seed}
+        value = (point.delta - 2) ** 2 + point.seed / 100
+        return [Result("FID", value, 0.5, 10, settings), Result("RECALL", point.delta / 10, None, 10, settings)]
+
+
+def sweep(directory: Path, evaluation: Evaluation, texts: list[str], weights: int = 1) -> str:
+    axes = parse_sweeps(texts)
+    points = sweep_points(BASE, axes)
+    return report(run_sweep(evaluation, points, directory, lambda point: {"weights": weights}, ",".join(axes)), axes, directory)
+
+
+def test_interrupted_sweep_goes_on(tmp_path: Path) -> None:
+    """Finished points are not computed again, unless they were of other weights; a line that was cut short is."""
+    texts = ["delta=1:3:0.5"]
+    first = Evaluation(calls_until_interruption=2)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(tmp_path, first, texts)
+    with (tmp_path / "sweep.jsonl").open("a") as file:
+        file.write('{"point": {"delta": 2.0, "che')
+    second = Evaluation()
+    text = sweep(tmp_path, second, texts)
+    assert [p.delta for p in first.asked + second.asked] == [1, 1.5, 2, 2.5, 3]
+    whole = Evaluation()
+    assert sweep(tmp_path / "new", whole, texts).splitlines()[:-1] == text.splitlines()[:-1]
+    again, other = Evaluation(), Evaluation()
+    sweep(tmp_path, again, texts)
+    assert not again.asked
+    sweep(tmp_path, other, texts, weights=2)
+    assert len(other.asked) == 5
+    more = Evaluation()
+    sweep(tmp_path, more, ["delta=2,2.25"])
+    assert [p.delta for p in more.asked] == [2.25]
+
+
+def test_report(tmp_path: Path) -> None:
+    text = sweep(tmp_path, Evaluation(), ["delta=1:3:1", "seed=1,2"])
+    assert "best FID: 0.01 +- 0.5 at delta = 2, seed = 1" in text
+    assert "best RECALL: 0.3 at delta = 3, seed = 1" in text
+    assert len(text.splitlines()) == 1 + 6 + 2 + 1
+    assert (tmp_path / "sweep_delta_seed.txt").read_text() in text + "\n"
+    for score in ("FID", "RECALL"):
+        with Image.open(tmp_path / f"sweep_delta_seed_{score}.png") as picture:
+            assert picture.width > 500
+    assert (tmp_path / "FID_log.txt").read_text().splitlines()[0] == "delta: 1.0, seed: 1, FID: 1.01"
+
+
+def test_common_random_numbers(tmp_path: Path) -> None:
+    """Every point of a sweep over delta has the same seed."""
+    evaluation = Evaluation()
+    sweep(tmp_path, evaluation, ["delta=1,2"])
+    assert {point.seed for point in evaluation.asked} == {42}
+
+
+def test_log_files(tmp_path: Path) -> None:
+    """The release's line and, beside it, everything that the value depends on."""
+    directory = results_directory(tmp_path, "cifar10", "mine")
+    assert directory == tmp_path / "cifar10" / "evaluation_results" / "mine"
+    result = Result("FID", 18.9612, 0.04, 50000, {**SETTINGS, "reference": "cifar10"})
+    append_result(directory, result, param_name="delta", seconds=12.345)
+    append_result(directory, Result("FID", 20.0, float("inf"), 1, SETTINGS), param_name="try 2", seconds=1)
+    assert (directory / "FID_log.txt").read_text() == "delta: 0.013, FID: 18.9612\ntry 2, FID: 20\n"
+    first, second = read_json_lines(directory / "FID_log.jsonl")
+    expected: dict[str, Any] = {
+        "score": "FID", "value": 18.9612, "standard_error": 0.04, "num_images": 50000, "reference": "cifar10",
+        "param_name": "delta", "seconds": 12.35, **SETTINGS,
+    }  # fmt: skip
+    assert expected.items() <= first.items()
+    assert set(first["versions"]) == {"torch", "program"}
+    assert second["standard_error"] is None
+
+
+def test_half_a_line_spoils_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"a": 1}\n{"a"')
+    append_line(path, json.dumps({"a": 2}))
+    append_line(path, json.dumps({"a": 3}))
+    assert [row["a"] for row in read_json_lines(path)] == [1, 2, 3]
+
+
+def test_single_evaluation_is_printed_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_point(Evaluation(), BASE, tmp_path, "delta")
+    assert "FID: 4.37016 +- 0.5 (N = 10)" in capsys.readouterr().out
+    assert not (tmp_path / "sweep.jsonl").exists()
+    assert len(read_json_lines(tmp_path / "RECALL_log.jsonl")) == 1
+
+
+def test_config_hash() -> None:
+    assert config_hash(tiny_config()) == config_hash(tiny_config())
+    assert config_hash(tiny_config()) != config_hash(tiny_config(model__K=4))

@@ -1,0 +1,212 @@
+"""What machines do to a training: kill -9, a full disk, a reading process that dies, images that go away."""
+
+import multiprocessing
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import lmdb
+import pytest
+import torch
+from ml_collections import ConfigDict
+
+from model_code import build_blur
+from scripts.checkpoint import meta_path, read
+from scripts.config import ROOT
+from scripts.data import images as image_sources
+from scripts.data.datasets import load_images
+from scripts.data.images import LsunImages, UnreadableImage
+from scripts.errors import UserError
+from scripts.io import read_json_lines, replacing
+from scripts.sampling.reverse import DataPrior
+from scripts.training.loop import TrainingRun, train
+from scripts.training.metrics import MetricsWriter
+from scripts.training.step import Trainer
+from tests.conftest import tiny_config
+from tests.images import WithDamage, numbered, save_images
+from tests.training import faults
+from tests.training.test_loop import array_config, assert_equal_state, final_state
+
+
+def test_killed_at_random_moments(capsys: pytest.CaptureFixture[str]) -> None:
+    """The short version of `python -m tests.training.faults`."""
+    assert faults.main(["--kills=3", "--n_iters=8"]) == 0, capsys.readouterr().out
+    assert "every run ended bit for bit as the undisturbed one" in capsys.readouterr().out
+
+
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """Within the context writing beyond `size` bytes of a file fails, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_while_saving(tiny_array: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line that names the file; the old checkpoints bit for bit, nothing half written; with space again it goes on."""
+    assert train(array_config(tiny_array), tmp_path / "undisturbed") == 0
+    workdir = tmp_path / "run"
+    config = array_config(tiny_array, training__n_iters=4, training__snapshot_freq_for_preemption=2)
+    assert train(config, workdir) == 0
+    before = {path: path.read_bytes() for path in workdir.rglob("*.pth")}
+    config.training.n_iters = 6
+    save = TrainingRun._save_what_is_due
+
+    def on_full_disk(run: TrainingRun) -> None:
+        with file_size_limit(100_000):
+            save(run)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingRun, "_save_what_is_due", on_full_disk)
+        with pytest.raises(
+            UserError, match=r"checkpoint_1\.pth: the checkpoint could not be written .*earlier ones are intact"
+        ):
+            train(config, workdir)
+    assert {path: path.read_bytes() for path in before} == before
+    assert not list(workdir.rglob("*.partial*"))
+    assert train(config, workdir) == 0
+    assert_equal_state(final_state(workdir), final_state(tmp_path / "undisturbed"))
+
+
+def test_other_files_on_a_full_disk_are_named(tmp_path: Path) -> None:
+    with file_size_limit(10):
+        with (
+            pytest.raises(OSError, match=r"File too large: '.*config\.json'"),
+            replacing(tmp_path / "config.json") as temporary,
+        ):
+            temporary.write_text("x" * 100)
+        with MetricsWriter(tmp_path, 0) as metrics, pytest.raises(UserError, match=r"metrics\.jsonl: cannot be written \(File"):
+            metrics.write(1, loss=1.0)
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+class DuringStep:
+    """Stands in for the training step; `what` happens before step `step`."""
+
+    def __init__(self, step: int, what: Callable[[], object]) -> None:
+        self.step, self.what, self.train_step = step, what, Trainer.train_step
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def train_step(trainer: Trainer, images: torch.Tensor) -> object:
+            if trainer.step == self.step:
+                self.what()
+            return self.train_step(trainer, images)
+
+        monkeypatch.setattr(Trainer, "train_step", train_step)
+
+
+def kill_readers() -> None:
+    for worker in multiprocessing.active_children():
+        worker.kill()
+
+
+def test_a_reading_process_that_dies(tiny_array: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never in the middle of a step: one line, saved at the step that was reached, and the end is the same."""
+    assert train(array_config(tiny_array), tmp_path / "undisturbed") == 0
+    config = array_config(tiny_array, data__num_workers=1)
+    with monkeypatch.context() as patch:
+        DuringStep(1, kill_readers).install(patch)
+        with pytest.raises(
+            UserError, match=r"reads images died.*lower config\.data\.num_workers = 1\. Saved at step \d"
+        ) as error:
+            train(config, tmp_path / "run")
+    assert "\n" not in str(error.value)
+    assert 2 <= read(meta_path(tmp_path / "run"))["step"] < 6
+    config.data.num_workers = 0
+    assert train(config, tmp_path / "run") == 0
+    assert_equal_state(final_state(tmp_path / "run"), final_state(tmp_path / "undisturbed"))
+
+
+def folder_config(folder: Path, **overrides: object) -> ConfigDict:
+    save_images(folder, [f"{i}.png" for i in range(30)])
+    return tiny_config(data__dataset="folder", data__path=str(folder), training__log_freq=1, **overrides)
+
+
+def test_an_image_that_becomes_unreadable_during_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Named once, skipped, counted from then on."""
+    config = folder_config(tmp_path / "images", training__batch_size=27)  # all of the training images in each step
+    image = tmp_path / "images" / load_images(config.data, "train").name(5)
+    DuringStep(1, lambda: image.write_bytes(image.read_bytes()[:30])).install(monkeypatch)
+    assert train(config, tmp_path / "run") == 0
+    captured = capsys.readouterr()
+    assert (captured.out + captured.err).count(f"skipped unreadable image 1: {image.name}") == 1
+    rows = read_json_lines(tmp_path / "run" / "metrics.jsonl")
+    assert [row["unreadable_images"] for row in rows if "loss" in row] == [0, 0, 1, 1, 1, 1]
+
+
+def test_a_disk_with_images_that_goes_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error, not thousands of skipped images; what was learnt is saved."""
+    config = folder_config(tmp_path / "images")
+    with monkeypatch.context() as patch:
+        DuringStep(2, lambda: shutil.move(tmp_path / "images", tmp_path / "away")).install(patch)
+        with pytest.raises(UserError, match=r"none of the 27 images can be read.* Saved at step 3"):
+            train(config, tmp_path / "run")
+    shutil.move(tmp_path / "away", tmp_path / "images")
+    assert read(meta_path(tmp_path / "run"))["step"] == 3
+    assert train(config, tmp_path / "run") == 0
+
+
+def test_a_damaged_lmdb_record_is_an_unreadable_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "church_outdoor_train_lmdb"
+    with lmdb.open(str(folder)) as environment, environment.begin(write=True) as transaction:
+        transaction.put(b"church", b"image")
+    source = LsunImages(folder, 8, 3)
+
+    def corrupted(folder: str) -> lmdb.Environment:
+        raise lmdb.CorruptedError("MDB_CORRUPTED: Located page was wrong type")
+
+    monkeypatch.setattr(image_sources, "_lmdb_environment", corrupted)
+    with pytest.raises(UnreadableImage, match=r"church: .*MDB_CORRUPTED"):
+        source[0]
+
+
+def test_prior_from_data_passes_over_an_unreadable_image() -> None:
+    """As training does: the next readable one in its place, with a warning that names it."""
+    blur = build_blur(tiny_config())
+    with pytest.warns(UserWarning, match="--prior=data: skipped unreadable images image 1"):
+        found = DataPrior(WithDamage(numbered(4, 8), {1}), blur, False).blurred(torch.tensor([0, 1]))
+    assert torch.allclose(found, DataPrior(numbered(4, 8), blur, False).blurred(torch.tensor([0, 2])), atol=1e-6)
+
+
+ENDS_WITH_AN_ERROR = """
+import sys, torch
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from scripts.config import fail
+from scripts.training.loop import train
+from scripts.errors import UserError
+from scripts.training.step import Trainer
+from tests.conftest import tiny_config
+def broken(self, images):
+    raise UserError("as bad steps or a full disk end it")
+Trainer.train_step = broken
+try:
+    train(tiny_config(data__num_workers=1, data__dataset="npy", data__path={array!r}), Path({workdir!r}))
+except UserError as error:
+    fail(error)
+"""
+
+
+def test_an_error_ends_the_reading_processes_too(tiny_array: Path, tmp_path: Path) -> None:
+    """They ignore SIGTERM; a process that waited for them would stay forever."""
+    program = ENDS_WITH_AN_ERROR.format(root=str(ROOT), array=str(tiny_array), workdir=str(tmp_path / "run"))
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.splitlines()[-1] == "error: as bad steps or a full disk end it"
+
+
+def test_a_directory_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line that names flag and directory, from the lock file on."""
+    (tmp_path / ".lock").mkdir()  # whoever runs the tests, this cannot be opened for writing
+    with pytest.raises(UserError, match=r"--workdir=.*cannot write there \(Is a directory\)"):
+        train(tiny_config(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
