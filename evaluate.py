@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from scripts.config import define_config_flag, finite, run, validate
-from scripts.distributed import World, processes
 from scripts.errors import UserError
 from scripts.io import user_path
 
@@ -71,19 +70,22 @@ IMAGE_SIZE = flags.DEFINE_integer("image_size", None, "With --save_stats: scale 
 
 def main() -> int:
     """Check how the flags go together, evaluate, write the scores down."""
+    from scripts import distributed  # imports PyTorch, which --help and mistyped flags need not wait for
+
     if SAVE_STATS.value:
-        with processes() as world:
-            return save_statistics() if world.is_main else 0
+        with distributed.processes():
+            return save_statistics() if distributed.is_main() else 0
     from scripts.evaluation import sweep
 
     axes = sweep.parse_sweeps(SWEEP.value)
     check_combinations(list(axes))
-    with processes() as world:
-        return evaluate(axes, world)
+    with distributed.processes():
+        return evaluate(axes)
 
 
-def evaluate(axes: "Axes", world: World) -> int:
+def evaluate(axes: "Axes") -> int:
     """Evaluate at one point, or at all that `axes` span."""
+    from scripts import distributed
     from scripts.evaluation import sweep
     from scripts.evaluation.results import results_directory
     from scripts.sampling.sampler import sampling_delta  # imports PyTorch, which --help and mistyped flags need not wait for
@@ -98,19 +100,19 @@ def evaluate(axes: "Axes", world: World) -> int:
     experiment = EXPERIMENT_NAME.value or user_path(WORKDIR.value, "--workdir").resolve().name
     directory = results_directory(Path("runs"), DATASET_NAME.value or config.data.dataset.lower(), experiment)
     param_name = PARAM_NAME.value or ",".join(axes) or "delta"
-    evaluation = bound_evaluation(directory, world) if MODE.value == "elbo" else sample_evaluation(world)
+    evaluation = bound_evaluation(directory) if MODE.value == "elbo" else sample_evaluation()
     if not axes:
         sweep.run_point(evaluation, base, directory, param_name, Path(WORKDIR.value))
         print(f"scores appended to {directory}")
         return 0
     points = sweep.sweep_points(base, axes)
-    scores = sweep.run_sweep(evaluation, points, directory, request(points), param_name, Path(WORKDIR.value), world)
-    if world.is_main:
+    scores = sweep.run_sweep(evaluation, points, directory, request(points), param_name, Path(WORKDIR.value))
+    if distributed.is_main():
         print(sweep.report(scores, axes, directory))
     return 0
 
 
-def bound_evaluation(directory: Path, world: World) -> "Evaluate":
+def bound_evaluation(directory: Path) -> "Evaluate":
     """The bound on the likelihood, as the flags say; its tables by level go to `directory`."""
     from scripts.evaluation.bound import LikelihoodEvaluation
 
@@ -123,12 +125,11 @@ def bound_evaluation(directory: Path, world: World) -> "Evaluate":
         num_levels_per_image=NUM_LEVELS.value,
         exact=EXACT.value,
         batch_size=BATCH_SIZE.value or config.eval.batch_size,
-        world=world,
     )
     return lambda point: evaluation(checkpoint=point.checkpoint, delta=point.delta, seed=point.seed, directory=directory)
 
 
-def sample_evaluation(world: World) -> "Evaluate":
+def sample_evaluation() -> "Evaluate":
     """The metrics of samples that --mode names, as the flags say."""
     from scripts.evaluation.fid import evaluate_samples
 
@@ -147,7 +148,6 @@ def sample_evaluation(world: World) -> "Evaluate":
         cleanfid_mode=CLEANFID_MODE.value,
         feature_extractor=EXTRACTOR.value,
         inception_path=INCEPTION_PATH.value,
-        world=world,
     )
 
 

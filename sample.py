@@ -8,7 +8,6 @@ python sample.py --config C --workdir W --checkpoint 0 --batch_size=9 [--same_in
 from absl import flags
 
 from scripts.config import define_config_flag, finite, run
-from scripts.distributed import World, processes
 from scripts.errors import UserError
 from scripts.io import user_path
 
@@ -32,13 +31,16 @@ EXPORT_DIR = flags.DEFINE_string("export_dir", None, "Where to; an export that w
 def main() -> int:
     """Check how the flags go together, draw."""
     check_combinations()
-    with processes() as world:
-        return draw(world)
+    from scripts import distributed  # imports PyTorch, which --help and mistyped flags need not wait for
+
+    with distributed.processes():
+        return draw()
 
 
-def draw(world: World) -> int:
+def draw() -> int:
     """Load the model and draw: single images in all processes, pictures in the first."""
-    from scripts.sampling import sampler as samples  # imports PyTorch, which --help and mistyped flags need not wait for
+    from scripts import distributed
+    from scripts.sampling import sampler as samples
 
     sampler, trained = samples.load_sampler(
         CONFIG.value,
@@ -47,15 +49,12 @@ def draw(world: World) -> int:
         delta=DELTA.value,
         seed=SEED.value,
         from_data=PRIOR.value == "data",
-        world=world,
     )
     if EXPORT_DIR.value is not None and NUM_SAMPLES.value is not None:
-        samples.export(
-            user_path(EXPORT_DIR.value, "--export_dir"), sampler, trained, NUM_SAMPLES.value, BATCH_SIZE.value, world
-        )
+        samples.export(user_path(EXPORT_DIR.value, "--export_dir"), sampler, trained, NUM_SAMPLES.value, BATCH_SIZE.value)
         print(f"{NUM_SAMPLES.value} samples in {EXPORT_DIR.value}")
         return 0
-    if not world.is_main:
+    if not distributed.is_main():
         return 0
 
     base = user_path(WORKDIR.value, "--workdir") / "additional_samples" / f"checkpoint_{CHECKPOINT.value}"

@@ -8,7 +8,6 @@ python train.py --config configs/mnist/quickstart.py --workdir runs/mnist/quicks
 from absl import flags
 
 from scripts.config import define_config_flag, run
-from scripts.distributed import processes
 from scripts.errors import UserError
 from scripts.io import user_path
 
@@ -28,10 +27,11 @@ def main() -> int:
         return 0
     if WORKDIR.value is None:
         raise UserError("--workdir: name a run directory, such as --workdir=runs/mnist/first")
+    from scripts import distributed
     from scripts.training.loop import train  # imports PyTorch, which --help and mistyped flags need not wait for
 
-    with processes() as world:
-        return train(CONFIG.value, user_path(WORKDIR.value, "--workdir"), world)
+    with distributed.processes():
+        return train(CONFIG.value, user_path(WORKDIR.value, "--workdir"))
 
 
 if __name__ == "__main__":

@@ -18,9 +18,7 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from configs import default
-from scripts.distributed import processes
 from scripts.errors import USAGE_ERROR, UserError, error_line
-from scripts.launch import find_launch
 from scripts.text import has_control_characters, one_line
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -86,14 +84,7 @@ def _format_warning(
 
 
 def fail(error: object) -> NoReturn:
-    """Print one line and exit; of several processes, all of them, and one prints."""
-    try:
-        several = find_launch() is not None
-    except UserError:
-        several = False
-    if several:
-        with processes():
-            raise UserError(str(error))
+    """Print one line and exit."""
     print(error_line(error), file=sys.stderr)
     sys.exit(USAGE_ERROR)
 

@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from scripts import distributed
 from scripts.checkpoint import meta_path, read
 from scripts.config import ROOT
+from scripts.errors import UserError
 from scripts.io import read_json_lines
 from scripts.training.loop import train
 from tests import together
@@ -89,7 +91,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     damaged.write_bytes(damaged.read_bytes()[:60])
     assert train(together.training_config(place), place / "alone") == 0
     together.evaluate(place, place / "alone", "alone")
-    (place / "output.txt").write_text(output_of(TORCHRUN, ROOT / "tests" / "together.py", place))
+    (place / "output.txt").write_text(output_of(TORCHRUN, "-m", "tests.together", place))
     return place
 
 
@@ -250,11 +252,11 @@ def test_commands_share_out_their_work(config: Path, tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize(("batch_size", "accumulation_steps", "multiple"), [(7, 1, 2), (6, 2, 4)])
-def test_batches_that_cannot_be_shared_out(batch_size: int, accumulation_steps: int, multiple: int, tmp_path: Path) -> None:
-    from scripts.distributed import World
-    from scripts.errors import UserError
-
+def test_batches_that_cannot_be_shared_out(
+    batch_size: int, accumulation_steps: int, multiple: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
     config = tiny_config(training__batch_size=batch_size, training__accumulation_steps=accumulation_steps)
     with pytest.raises(UserError, match=rf"config\.training\.batch_size = {batch_size}: must be a multiple of {multiple}"):
-        train(config, tmp_path / "run", World(0, 2, 0))
+        train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()

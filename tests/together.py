@@ -1,4 +1,4 @@
-"""What tests/test_distributed.py has several processes do: `torchrun ... tests/together.py PLACE`. Not a test by itself."""
+"""What tests/test_distributed.py has several processes do: `torchrun ... -m tests.together PLACE`. Not a test by itself."""
 
 import os
 import signal
@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from ml_collections import ConfigDict
 
+from scripts import distributed
 from scripts.checkpoint import meta_path, read
-from scripts.distributed import ALONE, World, processes
 from scripts.evaluation.bound import LikelihoodEvaluation
 from scripts.evaluation.features import kept_features
 from scripts.evaluation.results import append_result
@@ -35,55 +35,52 @@ def training_config(place: Path, **overrides: object) -> ConfigDict:
     return tiny_config(**{**settings, **overrides})
 
 
-def evaluate(place: Path, workdir: Path, name: str, world: World = ALONE) -> None:
+def evaluate(place: Path, workdir: Path, name: str) -> None:
     """Samples, features and a bound of the run in `workdir`, in place/name-...; their numbers are odd, so are the shares."""
     config = training_config(place)
-    sampler, trained = load_sampler(config, workdir, 0, world=world)
-    export(place / f"{name}-images", sampler, trained, 7, 2, world)
+    sampler, trained = load_sampler(config, workdir, 0)
+    export(place / f"{name}-images", sampler, trained, 7, 2)
 
     def features(indices: Sequence[int]) -> np.ndarray:
         return sampler.independent(indices).flatten(1).numpy()
 
-    if world.is_main:
+    if distributed.is_main():
         kept_features(place / f"{name}-features", {"by": "test"}, 3, 2, features, "begun by one process")
-    rows = kept_features(place / f"{name}-features", {"by": "test"}, 8, 2, features, "features", world)
+    rows = kept_features(place / f"{name}-features", {"by": "test"}, 8, 2, features, "features")
     assert rows.shape == (8, 64)
-    bound = LikelihoodEvaluation(
-        config, workdir, split="test", num_images=0, num_levels_per_image=2, exact=False, batch_size=4, world=world
-    )
+    bound = LikelihoodEvaluation(config, workdir, split="test", num_images=0, num_levels_per_image=2, exact=False, batch_size=4)
     for result in bound(checkpoint=0, delta=0.0125, seed=0, directory=place / f"{name}-scores"):
         append_result(place / f"{name}-scores", result, param_name="delta", seconds=0)
 
 
-def check_collectives(world: World) -> None:
-    """What World promises, in a real world."""
-    rows = world.gather_rows(torch.full((world.rank, 2), float(world.rank)))
-    assert rows.tolist() == [[float(rank)] * 2 for rank in range(world.size) for _ in range(rank)]
+def check_collectives() -> None:
+    """What `distributed` promises, among real processes."""
+    rows = distributed.gather_rows(torch.full((distributed.rank(), 2), float(distributed.rank())))
+    assert rows.tolist() == [[float(rank)] * 2 for rank in range(distributed.world_size()) for _ in range(rank)]
     for count in (1, 2, 7):
-        assert world.compute_rows(range(count), lambda mine: torch.tensor([i**2 for i in mine])).tolist() == [
+        assert distributed.compute_rows(range(count), lambda mine: torch.tensor([i**2 for i in mine])).tolist() == [
             i**2 for i in range(count)
         ]
-    assert world.gather_plain({"rank": world.rank}) == [{"rank": rank} for rank in range(world.size)]
-    assert world.from_main(f"of {world.rank}") == "of 0"
-    assert world.max(10 + world.rank) == 9 + world.size
+    assert distributed.gather({"rank": distributed.rank()}) == [{"rank": rank} for rank in range(distributed.world_size())]
+    assert distributed.from_main(f"of {distributed.rank()}") == "of 0"
     warnings.warn("seen by all", stacklevel=1)
 
 
-def check_interruption(place: Path, world: World) -> None:
+def check_interruption(place: Path) -> None:
     """A signal to the last process alone stops all after the same step; the run goes on to the very same state."""
     train_step = Trainer.train_step
 
     def signalled(trainer: Trainer, images: torch.Tensor) -> object:
-        if trainer.step == 7 and world.rank == world.size - 1:
+        if trainer.step == 7 and distributed.rank() == distributed.world_size() - 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return train_step(trainer, images)
 
     with patch.object(Trainer, "train_step", signalled):
-        assert train(training_config(place), place / "parts", world) == 0
-    world.barrier()
+        assert train(training_config(place), place / "parts") == 0
+    distributed.barrier()
     assert read(meta_path(place / "parts"))["step"] == 8
-    assert train(training_config(place), place / "parts", world) == 0
-    world.barrier()
+    assert train(training_config(place), place / "parts") == 0
+    distributed.barrier()
     whole, parts = (read(meta_path(place / name)) for name in ("together", "parts"))
     for name, weight in whole["model"].items():
         assert torch.equal(weight, parts["model"][name]), name
@@ -94,12 +91,12 @@ def check_interruption(place: Path, world: World) -> None:
 def main() -> None:
     """All of it, in one start of the processes."""
     place = Path(sys.argv[1])
-    with processes() as world:
-        check_collectives(world)
-        assert train(training_config(place), place / "together", world) == 0
-        check_interruption(place, world)
+    with distributed.processes():
+        check_collectives()
+        assert train(training_config(place), place / "together") == 0
+        check_interruption(place)
         if (place / "alone").exists():
-            evaluate(place, place / "alone", "together", world)
+            evaluate(place, place / "alone", "together")
 
 
 if __name__ == "__main__":

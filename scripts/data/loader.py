@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from scripts import distributed
 from scripts.data.images import ImageSource, UnreadableImage
-from scripts.distributed import ALONE, World
 from scripts.errors import UserError
 from scripts.randomness import Purpose, stream
 
@@ -127,10 +127,10 @@ class _OrderedBatches(Dataset[Batch]):
     nothing can be read, is one batch without images.
     """
 
-    def __init__(self, source: ImageSource, batch_size: int, num_images: int, num_workers: int, world: World) -> None:
-        self.source, self.batch_size, self.num_workers, self.world = source, batch_size, num_workers, world
+    def __init__(self, source: ImageSource, batch_size: int, num_images: int, num_workers: int) -> None:
+        self.source, self.batch_size, self.num_workers = source, batch_size, num_workers
         self.num_images = min(num_images, len(source)) or len(source)
-        self.chosen = world.shard([i * len(source) // self.num_images for i in range(self.num_images)])
+        self.chosen = distributed.shard([i * len(source) // self.num_images for i in range(self.num_images)])
 
     def __len__(self) -> int:
         return -(-len(self.chosen) // self.batch_size)
@@ -158,7 +158,7 @@ class _OrderedBatches(Dataset[Batch]):
                 held = batch if held is None else _joined(held, batch)
         if held is None:  # more processes than images
             held = self[0]
-        if len(held.indices) == 0 and self.world.size == 1:
+        if len(held.indices) == 0 and distributed.world_size() == 1:
             raise none_readable(held.unreadable)
         yield held
 
@@ -178,9 +178,8 @@ class HeldOutBatches(_OrderedBatches):
         num_images: int,
         uniform_dequantization: bool,
         num_workers: int = 0,
-        world: World = ALONE,
     ) -> None:
-        super().__init__(source, batch_size, num_images, num_workers, world)
+        super().__init__(source, batch_size, num_images, num_workers)
         self.seed, self.uniform_dequantization = seed, uniform_dequantization
 
     def _noise(self, indices: list[int]) -> np.ndarray | None:
@@ -195,25 +194,21 @@ class HeldOutBatches(_OrderedBatches):
 class _CleanBatches(_OrderedBatches):
     """All images with the mean of the dequantisation noise in place of noise."""
 
-    def __init__(
-        self, source: ImageSource, batch_size: int, num_workers: int, uniform_dequantization: bool, world: World
-    ) -> None:
-        super().__init__(source, batch_size, 0, num_workers, world)
+    def __init__(self, source: ImageSource, batch_size: int, num_workers: int, uniform_dequantization: bool) -> None:
+        super().__init__(source, batch_size, 0, num_workers)
         self.uniform_dequantization = uniform_dequantization
 
     def _noise(self, indices: list[int]) -> float | None:
         return 0.5 if self.uniform_dequantization else None
 
 
-def clean_batches(
-    source: ImageSource, batch_size: int, num_workers: int, uniform_dequantization: bool, world: World = ALONE
-) -> Iterator[Batch]:
+def clean_batches(source: ImageSource, batch_size: int, num_workers: int, uniform_dequantization: bool) -> Iterator[Batch]:
     """All images in order and nothing random: v / 255, or with dequantisation its mean, (v + 0.5) / 256.
 
     Unreadable images are left out and named; no batch is empty. Raises UserError if no image can be read. Of several processes
     each gets its part: see `_OrderedBatches`.
     """
-    return iter(_CleanBatches(source, batch_size, num_workers, uniform_dequantization, world))
+    return iter(_CleanBatches(source, batch_size, num_workers, uniform_dequantization))
 
 
 def train_loader(

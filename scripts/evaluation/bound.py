@@ -11,12 +11,12 @@ from ml_collections import ConfigDict
 from model_code import build_blur
 from model_code.elbo import Bound, Estimate, gaussian_kl_constant
 from model_code.prior import PriorBank
+from scripts import distributed
 from scripts.checkpoint import TrainedModel, load_trained
 from scripts.config import validate
 from scripts.data.datasets import Split, load_images
 from scripts.data.loader import Batch, HeldOutBatches, clean_batches, none_readable
 from scripts.device import Precision, place
-from scripts.distributed import ALONE, World
 from scripts.errors import UserError
 from scripts.evaluation.likelihood import BoundEstimator, LevelRow, Measurement, drawing_errors, level_table
 from scripts.evaluation.plots import plot_by_level
@@ -41,7 +41,6 @@ class LikelihoodEvaluation:
         num_levels_per_image: int,
         exact: bool,
         batch_size: int,
-        world: World = ALONE,
     ) -> None:
         """split: "test" or "train"; num_images: spread evenly over it, 0 for all; exact: all levels, not so many per image.
 
@@ -53,7 +52,7 @@ class LikelihoodEvaluation:
         self.config, self.workdir = config, workdir
         self.split, self.num_images = split, num_images
         self.num_levels_per_image, self.exact, self.batch_size = num_levels_per_image, exact, batch_size
-        self.world, self.device = world, world.device(config.device)
+        self.device = distributed.device(config.device)
         self.images = load_images(config.data, SPLITS[split])
         self._measured: tuple[tuple[int, int], TrainedModel, PriorBank, Measurement] | None = None
 
@@ -66,7 +65,7 @@ class LikelihoodEvaluation:
         if delta == 0:
             raise UserError("--delta=0: the bound is infinite without sampling noise; delta must be greater than 0")
         trained, bank, measurement = self._measure(checkpoint, seed)
-        if not self.world.is_main:
+        if not distributed.is_main():
             return []
         sigma = self.config.model.sigma
         bound = measurement.bound(bank, sigma, delta)
@@ -99,7 +98,7 @@ class LikelihoodEvaluation:
         if self._measured is None or self._measured[0] != (checkpoint, seed):
             config = self.config
             trained = load_trained(config, self.workdir, checkpoint)
-            require_same_weights(trained, self.world)
+            require_same_weights(trained)
             bank = self._bank_from_data() if trained.prior is None else trained.prior
             estimator = BoundEstimator(
                 model=place(trained.model, self.device, config.compile),
@@ -110,7 +109,7 @@ class LikelihoodEvaluation:
                 batch_size=self.batch_size,
             )
             num_levels = None if self.exact else self.num_levels_per_image
-            measurement = estimator.measure(self._batches(seed), bank, seed, num_levels).gathered(self.world)
+            measurement = estimator.measure(self._batches(seed), bank, seed, num_levels).gathered()
             if len(measurement.levels) == 0:
                 raise none_readable([self.images.name(0)])
             self._measured = ((checkpoint, seed), trained, bank, measurement)
@@ -121,9 +120,7 @@ class LikelihoodEvaluation:
         data = self.config.data
         calls_per_image = self.config.model.K if self.exact else min(self.config.model.K, self.num_levels_per_image + 1)
         at_a_time = max(1, self.batch_size // calls_per_image)
-        batches = HeldOutBatches(
-            self.images, seed, at_a_time, self.num_images, data.uniform_dequantization, data.num_workers, self.world
-        )
+        batches = HeldOutBatches(self.images, seed, at_a_time, self.num_images, data.uniform_dequantization, data.num_workers)
         with progress_bar(len(batches.chosen), "image", "likelihood bound") as bar:
             for batch in batches:
                 yield batch

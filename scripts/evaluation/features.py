@@ -12,9 +12,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from scripts import distributed
 from scripts.arrays import read_npz
 from scripts.data.images import UnreadableImage, channels_first, names_crc32, opened_image
-from scripts.distributed import ALONE, World
 from scripts.errors import UserError
 from scripts.io import make_directory, replacing
 from scripts.progress import progress_bar
@@ -104,7 +104,6 @@ def kept_features(
     batch_size: int,
     compute: Callable[[range], np.ndarray],
     description: str,
-    world: World = ALONE,
 ) -> np.ndarray:
     """Features float32 (count, d) of images 0..count-1.
 
@@ -115,28 +114,28 @@ def kept_features(
     Raises UserError for a directory that cannot be written to and for a damaged file.
     """
     store = _Store(directory, settings)
-    with world.main_first():
-        if world.is_main:
+    with distributed.main_first():
+        if distributed.is_main():
             make_directory(directory, "features")
         blocks = store.read(count)
     have = sum(map(len, blocks))
-    at_a_time = batch_size * world.size
+    at_a_time = batch_size * distributed.world_size()
     pending: list[np.ndarray] = []
     written = time.monotonic()
     with progress_bar(count, "image", description, initial=have) as bar:
         try:
             for start in range(have, count, at_a_time):
                 wanted = range(start, min(start + at_a_time, count))
-                pending.append(world.compute_rows(wanted, lambda mine: torch.from_numpy(compute(mine))).numpy())
+                pending.append(distributed.compute_rows(wanted, lambda mine: torch.from_numpy(compute(mine))).numpy())
                 bar.update(len(pending[-1]))
                 if time.monotonic() - written > SECONDS_BETWEEN_FILES:
-                    if world.is_main:
+                    if distributed.is_main():
                         store.write(have, pending)
                     have += sum(map(len, pending))
                     blocks += pending
                     pending, written = [], time.monotonic()
         finally:
-            if world.is_main:
+            if distributed.is_main():
                 store.write(have, pending)
     return np.concatenate([*blocks, *pending])
 

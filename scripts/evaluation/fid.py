@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from ml_collections import ConfigDict
 
+from scripts import distributed
 from scripts.data.images import FolderImages, list_images
-from scripts.distributed import ALONE, World
 from scripts.errors import UserError
 from scripts.evaluation import distances
 from scripts.evaluation.classifier import classifier_features
@@ -43,7 +43,6 @@ def evaluate_samples(
     cleanfid_mode: str,
     feature_extractor: str,
     inception_path: str,
-    world: World = ALONE,
 ) -> list[Result]:
     """Scores of samples 0..num_gen-1 of a checkpoint (0: the newest), as uint8 images, against a reference.
 
@@ -57,12 +56,12 @@ def evaluate_samples(
     Raises UserError for whatever is missing or does not fit, before anything is sampled.
     """
     _check(metrics, batch_size, num_gen, feature_extractor)
-    sampler, trained = load_sampler(config, workdir, checkpoint, delta=delta, seed=seed, from_data=None, world=world)
+    sampler, trained = load_sampler(config, workdir, checkpoint, delta=delta, seed=seed, from_data=None)
     directory = workdir / "evaluation"
     device = sampler.precision.device
-    with world.main_first():  # which fetches or trains it
+    with distributed.main_first():  # which fetches or trains it
         extractor = _extractor(feature_extractor, directory, config.data, device, cleanfid_mode, inception_path)
-    against = find_reference(reference, dataset_split, config.data, metrics, extractor, directory, batch_size, world)
+    against = find_reference(reference, dataset_split, config.data, metrics, extractor, directory, batch_size)
     if "fid" in metrics and num_gen <= extractor.num_features:
         warnings.warn(
             f"FID of {num_gen} samples in {extractor.num_features} dimensions is far too high; raise --num_gen", stacklevel=2
@@ -72,11 +71,11 @@ def evaluate_samples(
     def compute(indices: range) -> np.ndarray:
         return extractor(to_uint8(sampler.independent(indices)))
 
-    generated = kept_features(directory, made_by, num_gen, batch_size, compute, "features of samples", world)
+    generated = kept_features(directory, made_by, num_gen, batch_size, compute, "features of samples")
     held_out = None
     if feature_extractor == "classifier" and dataset_split == "train":
-        held_out = reference_features(directory, data_set_images(config.data, "held_out"), extractor, batch_size, world)
-    if not world.is_main:
+        held_out = reference_features(directory, data_set_images(config.data, "held_out"), extractor, batch_size)
+    if not distributed.is_main():
         return []
     estimates = scores(metrics, generated, against, sampler.seed, device)
     floor: dict[str, dict[str, Any]] = {}

@@ -16,9 +16,9 @@ from model_code.elbo import (
 )
 from model_code.prior import PriorBank
 from model_code.process import Denoiser
+from scripts import distributed
 from scripts.data.loader import Batch
 from scripts.device import Precision
-from scripts.distributed import World
 from scripts.losses import deblurring_loss
 from scripts.randomness import Purpose, normal, stream
 
@@ -45,14 +45,14 @@ class Measurement:
         """Whether every level was looked at."""
         return self.levels.shape[1] == self.num_levels
 
-    def gathered(self, world: World) -> "Measurement":
+    def gathered(self) -> "Measurement":
         """With the images of all processes, in the order of ranks."""
         return replace(
             self,
-            levels=world.gather_rows(self.levels),
-            squared_errors=world.gather_rows(self.squared_errors),
-            first_errors=world.gather_rows(self.first_errors),
-            projected=world.gather_rows(self.projected),
+            levels=distributed.gather_rows(self.levels),
+            squared_errors=distributed.gather_rows(self.squared_errors),
+            first_errors=distributed.gather_rows(self.first_errors),
+            projected=distributed.gather_rows(self.projected),
         )
 
     def bound(self, bank: PriorBank, sigma: float, delta: float) -> Bound:

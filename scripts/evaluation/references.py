@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from scripts import distributed
 from scripts.data.datasets import Split, load_images
 from scripts.data.images import list_images
-from scripts.distributed import ALONE, World
 from scripts.errors import UserError
 from scripts.evaluation.distances import NEIGHBOURS
 from scripts.evaluation.features import Extractor, Images, NativeFolder, fingerprint, image_features, kept_features
@@ -29,7 +29,6 @@ def find_reference(
     extractor: Extractor,
     directory: Path,
     batch_size: int,
-    world: World = ALONE,
 ) -> Reference:
     """What `--dataset_name_cleanfid=name` stands for, with what the metrics need of it.
 
@@ -45,14 +44,14 @@ def find_reference(
             "leave it empty, or use --feature_extractor=inception"
         )
     if images is not None:
-        features = reference_features(directory, images, extractor, batch_size, world)
+        features = reference_features(directory, images, extractor, batch_size)
         found = Reference.of(name or f"{data.dataset} {split}", features)
     else:
         needed = {"moments": "fid" in metrics, "features": bool({"kid", "prdc"} & set(metrics))}
         if _is_file(name):
             found = statistics_from_file(user_path(name, "--dataset_name_cleanfid"), **needed)
         else:
-            with world.main_first():  # which fetches them
+            with distributed.main_first():  # which fetches them
                 found = named_statistics(name, extractor.settings["mode"], split, data.image_size, **needed)
     if found.num_features != extractor.num_features:
         raise UserError(
@@ -100,14 +99,12 @@ def folder_images(folder: Path) -> NativeFolder:
     return NativeFolder(folder, paths)
 
 
-def reference_features(
-    directory: Path, images: Images, extractor: Extractor, batch_size: int, world: World = ALONE
-) -> np.ndarray:
+def reference_features(directory: Path, images: Images, extractor: Extractor, batch_size: int) -> np.ndarray:
     """Features (M, d) of all images that can be read, kept in `directory`."""
     settings: dict[str, Any] = {"images": "reference", **fingerprint(images), **extractor.settings}
 
     def compute(indices: range) -> np.ndarray:
         return image_features(images, indices, extractor)
 
-    rows = kept_features(directory, settings, len(images), batch_size, compute, "reference features", world)
+    rows = kept_features(directory, settings, len(images), batch_size, compute, "reference features")
     return rows[~np.isnan(rows[:, 0])]

@@ -13,7 +13,7 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
-from scripts.distributed import ALONE, World
+from scripts import distributed
 from scripts.errors import UserError
 from scripts.evaluation.results import Result, append_line, append_result
 from scripts.io import make_directory, read_json_lines, replacing
@@ -103,7 +103,6 @@ def run_sweep(
     request: Callable[[Point], dict[str, Any]],
     param_name: str,
     workdir: Path | None = None,
-    world: World = ALONE,
 ) -> list[tuple[Point, list[Result]]]:
     """The scores of all points. `request(point)` says, as plain data, what they depend on besides the point.
 
@@ -112,8 +111,8 @@ def run_sweep(
     scores that the others get are none.
     """
     path = directory / "sweep.jsonl"
-    keys = world.from_main([_key(asdict(point), request(point)) for point in points])
-    done = {_key(row["point"], row["request"]): row["results"] for row in world.from_main(read_json_lines(path))}
+    keys = distributed.from_main([_key(asdict(point), request(point)) for point in points])
+    done = {_key(row["point"], row["request"]): row["results"] for row in distributed.from_main(read_json_lines(path))}
     found = sum(key in done for key in keys)
     print(f"sweep of {len(points)} points" + (f", {found} of them in {path}" if found else ""), flush=True)
     scores = []
@@ -123,7 +122,7 @@ def run_sweep(
         else:
             print(f"[{number}/{len(points)}] {point}", flush=True)
             results = run_point(evaluate, point, directory, param_name, workdir)
-            if not world.is_main:
+            if not distributed.is_main():
                 continue
             row = {**json.loads(key), "results": [asdict(result) for result in results]}
             append_line(path, json.dumps(row))

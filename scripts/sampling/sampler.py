@@ -15,11 +15,11 @@ from PIL import Image
 
 from model_code import build_blur
 from model_code.process import Denoiser
+from scripts import distributed
 from scripts.checkpoint import TrainedModel, load_trained
 from scripts.config import validate
 from scripts.data.datasets import load_images
 from scripts.device import Precision, place
-from scripts.distributed import ALONE, World
 from scripts.errors import UserError
 from scripts.io import make_directory, replacing
 from scripts.progress import progress_bar
@@ -125,7 +125,6 @@ def load_sampler(
     delta: float | None = None,
     seed: int | None = None,
     from_data: bool | None = False,
-    world: World = ALONE,
 ) -> tuple[Sampler, TrainedModel]:
     """The sampler for a checkpoint (0: the newest) of a run, and where it came from.
 
@@ -133,9 +132,9 @@ def load_sampler(
     training images; None takes these only where there is no bank. Raises UserError for whatever is missing or does not fit.
     """
     validate(config)
-    device = world.device(config.device)
+    device = distributed.device(config.device)
     trained = load_trained(config, workdir, checkpoint)
-    require_same_weights(trained, world)
+    require_same_weights(trained)
     prior: Prior
     if from_data or (from_data is None and trained.prior is None):
         prior = DataPrior(load_images(config.data, "train"), build_blur(config), config.data.uniform_dequantization)
@@ -232,9 +231,7 @@ def interpolation_set(directory: Path, sampler: Sampler, ends: tuple[int, int], 
     visuals.save_mp4(directory / "process.mp4", frames)
 
 
-def export(
-    directory: Path, sampler: Sampler, trained: TrainedModel, num_samples: int, batch_size: int, world: World = ALONE
-) -> None:
+def export(directory: Path, sampler: Sampler, trained: TrainedModel, num_samples: int, batch_size: int) -> None:
     """Write samples 0..num_samples-1 as `000000.png`, ..., `batch_size` at a time: those that are not there yet.
 
     Of several processes each draws so many at a time, and process 0 writes all. What the images depend on is kept as
@@ -250,16 +247,16 @@ def export(
         "precision": str(sampler.precision),
     }
     missing: list[int] = []
-    if world.is_main:
+    if distributed.is_main():
         make_directory(directory, "--export_dir")
         _check_export(directory, settings)
         missing = [i for i in range(num_samples) if not (directory / f"{i:06d}.png").exists()]
-    missing = world.from_main(missing)
+    missing = distributed.from_main(missing)
     with progress_bar(num_samples, "image", "export", initial=num_samples - len(missing)) as bar:
-        for start in range(0, len(missing), batch_size * world.size):
-            indices = missing[start : start + batch_size * world.size]
-            images = world.compute_rows(indices, lambda mine: visuals.to_uint8(sampler.independent(mine)))
-            if world.is_main:
+        for start in range(0, len(missing), batch_size * distributed.world_size()):
+            indices = missing[start : start + batch_size * distributed.world_size()]
+            images = distributed.compute_rows(indices, lambda mine: visuals.to_uint8(sampler.independent(mine)))
+            if distributed.is_main():
                 _write_images(directory, indices, images)
             bar.update(len(indices))
 
@@ -287,9 +284,9 @@ def _check_export(directory: Path, settings: dict[str, object]) -> None:
             temporary.write_text(json.dumps(settings, indent=2) + "\n")
 
 
-def require_same_weights(trained: TrainedModel, world: World) -> None:
+def require_same_weights(trained: TrainedModel) -> None:
     """Raise UserError if processes have read different checkpoints: a training that goes on replaces the newest."""
-    if world.size > 1 and len(set(world.gather_plain(weights_checksum(trained.model)))) > 1:
+    if distributed.world_size() > 1 and len(set(distributed.gather(weights_checksum(trained.model)))) > 1:
         raise UserError(f"{trained.path}: changed while it was read; --checkpoint=n names one that no training replaces")
 
 

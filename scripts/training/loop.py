@@ -17,13 +17,12 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from model_code.prior import PriorBank
-from scripts import checkpoint
+from scripts import checkpoint, distributed
 from scripts.config import FREE_ON_RESUME, differences, refuse_differences, to_json, validate
 from scripts.data.datasets import load_images
 from scripts.data.images import ImageSource, names_crc32
 from scripts.data.loader import Batch, HeldOutBatches, ReadingFailed, TrainBatches, clean_batches, none_readable, train_loader
 from scripts.device import device_name
-from scripts.distributed import ALONE, World
 from scripts.errors import UserError
 from scripts.io import cannot_write, make_directory, replacing
 from scripts.progress import TrainingProgress, duration, progress_bar
@@ -39,28 +38,28 @@ from scripts.training.step import StepResult, Trainer, held_out_losses
 STEPS_BEFORE_FORECAST = 20
 
 
-def train(config: ConfigDict, workdir: Path, world: World = ALONE) -> int:
+def train(config: ConfigDict, workdir: Path) -> int:
     """Train as `config` says, in `workdir`, from its newest checkpoint if it has one. Returns the exit code.
 
     Raises UserError, before anything is written, for a configuration or data that cannot be trained on.
     """
     validate(config)
-    check_shares(config, world)
-    device = world.device(config.device)
+    check_shares(config)
+    device = distributed.device(config.device)
     train_images = load_images(config.data, "train")
     held_out_images = load_images(config.data, "held_out")
-    world.barrier()  # all can read them
+    distributed.barrier()  # all can read them
     make_directory(workdir, "--workdir")
-    with exclusive(workdir, world), InterruptionGuard() as guard:
-        run = TrainingRun(config, workdir, device, guard, world)
+    with exclusive(workdir), InterruptionGuard() as guard:
+        run = TrainingRun(config, workdir, device, guard)
         try:
             run.prepare(train_images)
             first_step = run.trainer.step
-            if world.is_main:
+            if distributed.is_main():
                 print(describe(config, device, len(train_images), len(held_out_images), first_step), flush=True)
-                if world.size > 1:
-                    share = config.training.batch_size // world.size
-                    print(f"processes    {world.size}, with {share} images of a batch each", flush=True)
+                if distributed.world_size() > 1:
+                    share = config.training.batch_size // distributed.world_size()
+                    print(f"processes    {distributed.world_size()}, with {share} images of a batch each", flush=True)
             run.loop(train_images, held_out_images)
         except Interrupted as interruption:
             if run.prior is None:
@@ -70,7 +69,7 @@ def train(config: ConfigDict, workdir: Path, world: World = ALONE) -> int:
                 print(f"{interruption}: saved at step {run.trainer.step}; the same command goes on from there")
             return interruption.exit_code
         except ReadingFailed as error:
-            if run.prior is None or not world.is_main:  # process 0, amid a step perhaps, cannot save when another fails
+            if run.prior is None or not distributed.is_main():  # process 0, amid a step perhaps, cannot save when another fails
                 raise
             run.save()
             raise UserError(f"{error}. Saved at step {run.trainer.step}; the same command goes on from there") from None
@@ -81,21 +80,21 @@ def train(config: ConfigDict, workdir: Path, world: World = ALONE) -> int:
     return 0
 
 
-def check_shares(config: ConfigDict, world: World) -> None:
+def check_shares(config: ConfigDict) -> None:
     """Raise UserError if a batch cannot be shared out evenly."""
     training = config.training
-    if training.batch_size % (world.size * training.accumulation_steps):
+    if training.batch_size % (distributed.world_size() * training.accumulation_steps):
         raise UserError(
             f"config.training.batch_size = {training.batch_size}: must be a multiple of "
-            f"{world.size * training.accumulation_steps}, for {world.size} processes and "
+            f"{distributed.world_size() * training.accumulation_steps}, for {distributed.world_size()} processes and "
             f"config.training.accumulation_steps = {training.accumulation_steps}"
         )
 
 
 @contextmanager
-def exclusive(workdir: Path, world: World = ALONE) -> Iterator[None]:
+def exclusive(workdir: Path) -> Iterator[None]:
     """Refuse a second training in the same directory. The lock dies with the process, process 0 of several, however it ends."""
-    if not world.is_main:
+    if not distributed.is_main():
         yield
         return
     try:
@@ -117,19 +116,17 @@ class TrainingRun:
     prior: PriorBank | None = None
     """Set by `prepare`; from then on there is something to save."""
 
-    def __init__(
-        self, config: ConfigDict, workdir: Path, device: torch.device, guard: InterruptionGuard, world: World = ALONE
-    ) -> None:
-        self.config, self.workdir, self.guard, self.world = config, workdir, guard, world
-        self.trainer = Trainer(config, device, world)
+    def __init__(self, config: ConfigDict, workdir: Path, device: torch.device, guard: InterruptionGuard) -> None:
+        self.config, self.workdir, self.guard = config, workdir, guard
+        self.trainer = Trainer(config, device)
         self.unreadable: set[str] = set()
-        self.provenance = provenance(config, device=device_name(device), world_size=world.size)
+        self.provenance = provenance(config, device=device_name(device), world_size=distributed.world_size())
         self.start: dict[str, Any] = {"event": "started"}
         self.overdue = False  # a save that waits for the end of bad steps
 
     def prepare(self, train_images: ImageSource) -> None:
         """Continue from the newest checkpoint, or make the prior bank and start."""
-        with self.world.main_first():  # which puts a damaged one aside
+        with distributed.main_first():  # which puts a damaged one aside
             saved = checkpoint.read_to_resume(self.workdir)
         self.data = {
             "num_images": len(train_images),
@@ -139,7 +136,7 @@ class TrainingRun:
             with self._until_interrupted():
                 bank = PriorBank.from_batches(self._clean_batches(train_images), self.trainer.blur)
             self._share_unreadable()
-            bank = replace(bank, coefficients=self.world.gather_rows(bank.coefficients))
+            bank = replace(bank, coefficients=distributed.gather_rows(bank.coefficients))
             if len(bank) == 0:
                 raise none_readable(sorted(self.unreadable))
             self.prior = bank
@@ -161,14 +158,14 @@ class TrainingRun:
             self.start = {"event": "resumed", "changed_config": changes}
             for key, change in changes.items():
                 print(f"config.{key} was {change}")
-        if self.world.is_main:
+        if distributed.is_main():
             with replacing(self.workdir / "config.json") as temporary:
                 temporary.write_text(json.dumps({**self.config.to_dict(), "provenance": self.provenance}, indent=2) + "\n")
 
     def _clean_batches(self, images: ImageSource) -> Iterator[torch.Tensor]:
         data = self.config.data
-        batches = clean_batches(images, self.config.eval.batch_size, data.num_workers, data.uniform_dequantization, self.world)
-        with progress_bar(len(self.world.shard(range(len(images)))), "image", "reading images for the prior") as bar:
+        batches = clean_batches(images, self.config.eval.batch_size, data.num_workers, data.uniform_dequantization)
+        with progress_bar(len(distributed.shard(range(len(images)))), "image", "reading images for the prior") as bar:
             for batch in batches:
                 self.guard.check()
                 self._note_unreadable(batch)
@@ -179,7 +176,7 @@ class TrainingRun:
         """Steps until n_iters, with everything that is due on the way."""
         config, trainer = self.config, self.trainer
         training, data = config.training, config.data
-        positions = self.world.shard(range(training.batch_size))
+        positions = distributed.shard(range(training.batch_size))
         batches = TrainBatches(
             train_images, config.seed, training.batch_size, data.random_flip, data.uniform_dequantization, positions
         )
@@ -190,13 +187,12 @@ class TrainingRun:
             config.eval.num_images,
             data.uniform_dequantization,
             data.num_workers,
-            self.world,
         )
         window = LossWindow(config.model.K)
         first_step = trainer.step
         pin_memory = trainer.device.type == "cuda"
         with (
-            MetricsWriter(self.workdir, trainer.step, self.world) as self.metrics,
+            MetricsWriter(self.workdir, trainer.step) as self.metrics,
             TrainingProgress(trainer.step, training.n_iters) as self.progress,
             closing(train_loader(batches, trainer.step, training.n_iters, data.num_workers, pin_memory)) as loader,
         ):
@@ -242,9 +238,9 @@ class TrainingRun:
         if trainer.bad_in_a_row < most:
             tqdm.write(f"warning: step {trainer.step} was bad and is skipped ({what}; {trainer.bad_in_a_row} in a row)")
             return
-        whole = replace(batch, images=self.world.gather_rows(batch.images), indices=self.world.gather_rows(batch.indices))
-        if not self.world.is_main:
-            self.world.barrier()  # until process 0, the only one to write and to fail, ends all
+        whole = replace(batch, images=distributed.gather_rows(batch.images), indices=distributed.gather_rows(batch.indices))
+        if not distributed.is_main():
+            distributed.barrier()  # until process 0, the only one to write and to fail, ends all
         path = save_diagnosis(self.workdir, trainer, whole, result, train_images.name)
         raise UserError(
             f"step {trainer.step}: {what}, the last of {trainer.bad_in_a_row} bad steps in a row "
@@ -258,7 +254,7 @@ class TrainingRun:
 
     def _save_what_is_due(self) -> None:
         """The numbered checkpoint on time; the other one not amid bad steps, which may mean that the weights went wrong."""
-        if not self.world.is_main:
+        if not distributed.is_main():
             return
         training = self.config.training
         if self._due(training.snapshot_freq):
@@ -271,7 +267,7 @@ class TrainingRun:
 
     def save(self) -> None:
         """Write the checkpoint to resume from. Raises UserError if that cannot be, or if the weights are not finite."""
-        if self.world.is_main:
+        if distributed.is_main():
             checkpoint.write_meta(self.workdir, self._contents())
             self.overdue = False
 
@@ -297,7 +293,7 @@ class TrainingRun:
             self.evaluate()
         directory = self.workdir / "samples" / f"iter_{step}"
         if self._due(training.sampling_freq) and not (
-            only_missing and self.world.from_main((directory / "process.mp4").exists())
+            only_missing and distributed.from_main((directory / "process.mp4").exists())
         ):
             self.sample(directory)
 
@@ -311,7 +307,7 @@ class TrainingRun:
                 if len(batch.images):
                     losses.append(held_out_losses(self.trainer, batch.images, batch.indices))
         self._share_unreadable()
-        loss = self.world.gather_rows(torch.cat(losses))
+        loss = distributed.gather_rows(torch.cat(losses))
         if len(loss) == 0:
             raise none_readable(sorted(self.unreadable))
         row = {"eval_loss": loss.mean().item(), "eval_num_images": len(loss)}
@@ -325,14 +321,14 @@ class TrainingRun:
         assert self.prior is not None
         sampler = Sampler.from_config(config, trainer.model.eval(), self.prior, trainer.device, delta=None, seed=None)
         with self._until_interrupted(), trainer.ema.swapped_in(trainer.model):
-            if self.world.is_main:
+            if distributed.is_main():
                 sample_set(directory, sampler, range(config.training.num_samples), on_step=lambda k, u_k: self.guard.check())
         self.progress.say(f"step {trainer.step}: samples in {directory}")
         self.report()
 
     def report(self) -> None:
         """Bring the run's page up to date. Training goes on without a page, whatever the reason."""
-        if not self.world.is_main:
+        if not distributed.is_main():
             return
         try:
             write_report(self.workdir)
@@ -341,7 +337,7 @@ class TrainingRun:
 
     def _stop_together(self) -> None:
         """Where a signal has come to any process raise Interrupted in all of them: call where it is safe to stop."""
-        received = self.world.max(self.guard.received or 0)
+        received = max(distributed.gather(self.guard.received or 0))
         if received:
             raise Interrupted(received)
 
@@ -357,8 +353,8 @@ class TrainingRun:
 
     def _share_unreadable(self) -> None:
         """Tell process 0, which counts and warns, what the others could not read."""
-        if self.world.size > 1:
-            for names in self.world.gather_plain(sorted(self.unreadable)):
+        if distributed.world_size() > 1:
+            for names in distributed.gather(sorted(self.unreadable)):
                 self._name_unreadable(names)
 
     def _name_unreadable(self, names: Collection[str]) -> None:

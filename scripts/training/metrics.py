@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from scripts.distributed import ALONE, World
+from scripts import distributed
 from scripts.errors import UserError
 from scripts.io import read_json_lines, replacing
 from scripts.training.step import StepResult
@@ -23,17 +23,17 @@ NUM_BANDS = 4
 class MetricsWriter:
     """Appends rows to `metrics.jsonl` and the same numbers to `tensorboard/`; of several processes only process 0 does."""
 
-    def __init__(self, workdir: Path, first_step: int, world: World = ALONE) -> None:
+    def __init__(self, workdir: Path, first_step: int) -> None:
         """Rows from after `first_step`, left by a run that was killed, are dropped: they will be written again.
 
         Events stay whatever their step: they happened, and will not again.
         """
         path = workdir / "metrics.jsonl"
         rows = []
-        if world.is_main:
+        if distributed.is_main():
             rows = [row for row in read_json_lines(path) if "event" in row or row["step"] <= first_step]
-        self.evaluated_steps = set(world.from_main([row["step"] for row in rows if "eval_loss" in row]))
-        self._writes = world.is_main
+        self.evaluated_steps = set(distributed.from_main([row["step"] for row in rows if "eval_loss" in row]))
+        self._writes = distributed.is_main()
         if self._writes:
             with replacing(path) as temporary:
                 temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))

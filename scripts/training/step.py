@@ -11,8 +11,8 @@ from torch import nn
 from model_code import build_blur, build_model
 from model_code.blur import blur_schedule
 from model_code.ema import EMA
+from scripts import distributed
 from scripts.device import Precision, place
-from scripts.distributed import ALONE, World
 from scripts.losses import deblurring_loss
 from scripts.randomness import Purpose, normal_batch, stream
 
@@ -79,11 +79,11 @@ class Trainer:
     takes its part of the batch; all end with the same weights.
     """
 
-    def __init__(self, config: ConfigDict, device: torch.device, world: World = ALONE) -> None:
-        self.config, self.device, self.world = config, device, world
+    def __init__(self, config: ConfigDict, device: torch.device) -> None:
+        self.config, self.device = config, device
         torch.manual_seed(config.seed)  # initial weights
         self.model = place(build_model(config), device, config.compile)
-        self.averaging_model = world.averaging_gradients(self.model, device)
+        self.averaging_model = distributed.averaging_gradients(self.model, device)
         self.blur = build_blur(config).to(device)
         self.level_weights = level_weights(config).to(device)
         self.ema = EMA(self.model, config.model.ema_rate)
@@ -104,7 +104,7 @@ class Trainer:
         self.bad_steps = 0  # of these
         self.bad_in_a_row = 0  # and of these, those since the last good one
         self._overflows = 0  # attempts at the present step
-        if world.size > 1:
+        if distributed.world_size() > 1:
             self._settle_order_of_sums()
 
     def _settle_order_of_sums(self) -> None:
@@ -158,17 +158,17 @@ class Trainer:
         return result
 
     def _backward(self, images: torch.Tensor, precision: Precision, scaler: torch.amp.GradScaler) -> StepResult:
-        config, step, world, batch_size = self.config, self.step, self.world, len(images)
-        positions = world.shard(range(batch_size * world.size))  # in the whole batch
+        config, step, batch_size = self.config, self.step, len(images)
+        positions = distributed.shard(range(batch_size * distributed.world_size()))  # in the whole batch
         self.model.train()
-        torch.manual_seed(int(stream(config.seed, Purpose.DROPOUT, step, world.rank).integers(2**63)))
+        torch.manual_seed(int(stream(config.seed, Purpose.DROPOUT, step, distributed.rank()).integers(2**63)))
         optim = config.optim
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(
                 step, lr=optim.lr, warmup=optim.warmup, schedule=optim.schedule, n_iters=config.training.n_iters
             )
 
-        levels = draw_levels(config.seed, step, batch_size * world.size, config.model.K, config.model.protocol)
+        levels = draw_levels(config.seed, step, batch_size * distributed.world_size(), config.model.K, config.model.protocol)
         losses = []
         part_size = batch_size // config.training.accumulation_steps
         for start in range(0, batch_size, part_size):
@@ -176,7 +176,7 @@ class Trainer:
             eps = normal_batch(config.seed, Purpose.TRAIN_NOISE, step, part, tuple(images.shape[1:]))
             of_part = images[start : start + part_size]
             u0, k, eps = (x.to(self.device, non_blocking=True) for x in (of_part, levels[part.start : part.stop], eps))
-            with world.averaging_after(self.averaging_model, last=start + part_size == batch_size):
+            with distributed.averaging_after(self.averaging_model, last=start + part_size == batch_size):
                 with precision.autocast():
                     loss = deblurring_loss(self.averaging_model, self.blur, u0, k, eps, config.model.sigma)
                 # The gradient of the mean over this process's examples: the average over processes makes it that over the
@@ -188,7 +188,7 @@ class Trainer:
         scaler.unscale_(self.optimizer)
         gradients = {name: weight.grad for name, weight in self.model.named_parameters() if weight.grad is not None}
         norm = nn.utils.get_total_norm(gradients.values())
-        result = StepResult(world.gather_rows(torch.cat(losses)), levels, norm.item(), overflowed=False)
+        result = StepResult(distributed.gather_rows(torch.cat(losses)), levels, norm.item(), overflowed=False)
         if not result.finite:
             return replace(result, bad_parameters=tuple(name for name, g in gradients.items() if not g.isfinite().all()))
         nn.utils.clip_grads_with_norm_(self.model.parameters(), optim.grad_clip or math.inf, norm)
