@@ -7,7 +7,7 @@ python sample.py --config C --workdir W --checkpoint 0 --batch_size=9 [--same_in
 
 from absl import flags
 
-from scripts.config import define_config_flag, finite, run
+from scripts.config import define_config_flag, run
 from scripts.errors import UserError
 from scripts.io import user_path
 
@@ -15,9 +15,10 @@ CONFIG = define_config_flag()
 WORKDIR = flags.DEFINE_string("workdir", None, "Run directory that train.py made.", required=True)
 CHECKPOINT = flags.DEFINE_integer("checkpoint", 0, "n for checkpoints/checkpoint_n.pth, 0 for the newest.", lower_bound=0)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 9, "Samples in a picture, or at a time in an export.", lower_bound=1)
-DELTA = flags.DEFINE_float("delta", None, "Sampling noise; by default config.model.delta_over_sigma * sigma.", lower_bound=0)
+DELTA = flags.DEFINE_string("delta", None, "Sampling noise: a standard deviation, or spectral; by default the configuration's.")
 SEED = flags.DEFINE_integer("seed", None, "Sample i is a function of (seed, i); by default config.seed.", 0, 2**64 - 1)
-PRIOR = flags.DEFINE_enum("prior", "bank", ["bank", "data"], "Initial states from the checkpoint, or from the data set itself.")
+PRIOR = flags.DEFINE_enum("prior", "bank", ["bank", "data"], "Initial states from the checkpoint, or from the data set.")
+PRECISION = flags.DEFINE_enum("precision", "float32", ["float32", "bfloat16", "float16"], "What the network computes in.")
 SAME_INIT = flags.DEFINE_bool("same_init", False, "One initial state for all samples.")
 SHARE_NOISE = flags.DEFINE_bool("share_noise", False, "One noise sequence for all samples.")
 INTERPOLATE = flags.DEFINE_bool("interpolate", False, "A path from one sample to another.")
@@ -40,36 +41,43 @@ def main() -> int:
 def draw() -> int:
     """Load the model and draw: single images in all processes, pictures in the first."""
     from scripts import distributed
-    from scripts.sampling import sampler as samples
+    from scripts.sampling import output
+    from scripts.sampling.export import export
+    from scripts.sampling.sampler import load_sampler
 
-    sampler, trained = samples.load_sampler(
-        CONFIG.value,
-        user_path(WORKDIR.value, "--workdir"),
+    config, workdir = CONFIG.value, user_path(WORKDIR.value, "--workdir")
+    sampler, trained = load_sampler(
+        config,
+        workdir,
         CHECKPOINT.value,
         delta=DELTA.value,
         seed=SEED.value,
+        precision=PRECISION.value,
         from_data=PRIOR.value == "data",
     )
     if EXPORT_DIR.value is not None and NUM_SAMPLES.value is not None:
-        samples.export(user_path(EXPORT_DIR.value, "--export_dir"), sampler, trained, NUM_SAMPLES.value, BATCH_SIZE.value)
-        print(f"{NUM_SAMPLES.value} samples in {EXPORT_DIR.value}")
+        directory = user_path(EXPORT_DIR.value, "--export_dir")
+        export(directory, sampler, sampler.settings(config, trained), NUM_SAMPLES.value, BATCH_SIZE.value)
+        print(f"{NUM_SAMPLES.value} samples in {directory}")
         return 0
     if not distributed.is_main():
         return 0
 
-    base = user_path(WORKDIR.value, "--workdir") / "additional_samples" / f"checkpoint_{CHECKPOINT.value}"
-    suffix = "" if NUMBER.value is None else f"_{NUMBER.value}"
+    base = workdir / "additional_samples" / f"checkpoint_{CHECKPOINT.value}"
+    # Another seed or batch has a directory of its own.
+    suffix = "" if sampler.seed == config.seed else f"_seed_{sampler.seed}"
+    suffix += "" if NUMBER.value is None else f"_{NUMBER.value}"
     number = NUMBER.value or 0
     if INTERPOLATE.value:
-        directory = base / f"interpolate_delta_{sampler.delta:g}{suffix}"
-        samples.interpolation_set(directory, sampler, (2 * number, 2 * number + 1), NUM_POINTS.value)
+        directory = base / f"interpolate_delta_{sampler.noise.label}{suffix}"
+        output.interpolation_set(directory, sampler, (2 * number, 2 * number + 1), NUM_POINTS.value)
     else:
-        kind: samples.Kind = "same_init" if SAME_INIT.value else "share_noise" if SHARE_NOISE.value else "independent"
+        kind: output.Kind = "same_init" if SAME_INIT.value else "share_noise" if SHARE_NOISE.value else "independent"
         shared = "" if kind == "independent" else f"_{kind}"
-        directory = base / f"delta_{sampler.delta:g}{shared}{suffix}"
+        directory = base / f"delta_{sampler.noise.label}{shared}{suffix}"
         indices = range(number * BATCH_SIZE.value, (number + 1) * BATCH_SIZE.value)
-        samples.sample_set(directory, sampler, indices, kind=kind, every=SAVE_SAMPLE_FREQ.value)
-    print(f"step {trained.step}, delta {sampler.delta:g}, seed {sampler.seed}: {directory}")
+        output.sample_set(directory, sampler, indices, kind=kind, every=SAVE_SAMPLE_FREQ.value)
+    print(f"step {trained.step}, delta {sampler.noise.label}, seed {sampler.seed}: {directory}")
     return 0
 
 
@@ -80,7 +88,6 @@ def check_combinations() -> None:
         chosen.append("--export_dir")
     if len(chosen) > 1:
         raise UserError(f"{' and '.join(chosen)}: choose one of them")
-    finite("--delta", DELTA.value)
     for flag, others in (
         (NUM_POINTS, [] if INTERPOLATE.value else ["without --interpolate"]),
         (NUMBER, ["with --export_dir"] if EXPORT_DIR.value is not None else []),

@@ -1,13 +1,36 @@
-"""The paper: tensors in, tensors out. `build_model` and `build_blur` are the only places that unpack a config."""
+"""The paper: tensors in, tensors out. Only what builds from a configuration is here or called `from_config`."""
+
+from collections.abc import Callable
 
 from ml_collections import ConfigDict
+from torch import nn
 
 from model_code.blur import DCTBlur, blur_schedule
+from model_code.process import HeatDissipation, Process
 from model_code.unet import UNet
 
+PROCESSES: dict[str, Callable[[ConfigDict], Process]] = {"heat": HeatDissipation.from_config}
+"""config.model.process: what images are destroyed by."""
 
-def build_model(config: ConfigDict) -> UNet:
-    """The U-Net that `config.model` and `config.data` describe, freshly initialised: f(u, k)."""
+
+def build_process(config: ConfigDict) -> Process:
+    """The process that config.model.process names. Raises ValueError for a name or settings that cannot be."""
+    name = config.model.process
+    if name not in PROCESSES:
+        raise ValueError(f"config.model.process = {name!r}: must be one of {', '.join(PROCESSES)}")
+    return PROCESSES[name](config)
+
+
+def build_model(config: ConfigDict) -> nn.Module:
+    """The network that config.model.network names, freshly initialised: f(u, k)."""
+    name = config.model.network
+    if name not in NETWORKS:
+        raise ValueError(f"config.model.network = {name!r}: must be one of {', '.join(NETWORKS)}")
+    return NETWORKS[name](config)
+
+
+def build_unet(config: ConfigDict) -> UNet:
+    """The U-Net that config.model and config.data describe."""
     model = config.model
     return UNet(
         image_size=config.data.image_size,
@@ -29,3 +52,7 @@ def build_blur(config: ConfigDict) -> DCTBlur:
     """The blur A_k, with the schedule derived from K, blur_sigma_min and blur_sigma_max as they now stand."""
     schedule = blur_schedule(config.model.K, config.model.blur_sigma_min, config.model.blur_sigma_max)
     return DCTBlur(schedule, config.data.image_size, config.data.image_size)
+
+
+NETWORKS: dict[str, Callable[[ConfigDict], nn.Module]] = {"unet": build_unet}
+"""config.model.network: what undoes it."""

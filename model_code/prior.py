@@ -1,7 +1,8 @@
 """The prior over blurred images, p(u_K) = 1/M sum_i N(A_K u_i, delta^2 I), in a few numbers per training image."""
 
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -52,9 +53,16 @@ class PriorBank:
         """A_K u in the bank's basis: images u (B, C, H, W) in [0, 1] to float32 (B, C, F), on the bank's device."""
         return images.to(self.basis.device).float().flatten(2) @ self.basis.flatten(1).T * self.decay
 
-    def blurred(self, indices: torch.Tensor) -> torch.Tensor:
-        """A_K u_i as images, for int64 indices (B,) of the bank: float32 (B, C, H, W)."""
+    def means(self, indices: torch.Tensor) -> torch.Tensor:
+        """A_K u_i for int64 indices (B,) of the bank: float32 (B, C, H, W)."""
         return (self.coefficients[indices] @ self.basis.flatten(1)).unflatten(2, self.basis.shape[1:])
+
+    def dequantized(self) -> "PriorBank":
+        """The bank of v / 255 as that of the same images dequantised, (v + 1/2) / 256 on average: exact, as A_K is linear."""
+        coefficients = self.coefficients * (255 / 256)
+        H, W = self.basis.shape[1:]
+        coefficients[:, :, 0] += 0.5 / 256 * math.sqrt(H * W)  # the constant comes first, and no blur changes it
+        return replace(self, coefficients=coefficients)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Plain tensors for a checkpoint."""

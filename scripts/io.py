@@ -90,3 +90,6 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         if isinstance(row, dict):
             rows.append(row)
     return rows
+
+
+atomic_write = replacing

@@ -1,34 +1,187 @@
-"""The bound as a user asks for it: of a checkpoint, on a split of its data, with a table and a picture by level."""
+"""The bound on -log p(u_0) of a checkpoint: which levels to look at, what the network does there, tables and pictures by level."""
 
 import csv
 import json
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import torch
 from ml_collections import ConfigDict
 
-from model_code import build_blur
-from model_code.elbo import Bound, Estimate, gaussian_kl_constant
-from model_code.prior import PriorBank
+from model_code.elbo import bits_per_dim
+from model_code.noise import SamplingNoise
+from model_code.process import Denoiser, Prior, Process
 from scripts import distributed
-from scripts.checkpoint import TrainedModel, load_trained
-from scripts.config import validate
 from scripts.data.datasets import Split, load_images
 from scripts.data.loader import Batch, HeldOutBatches, clean_batches, none_readable
-from scripts.device import Precision, place
+from scripts.device import Precision
 from scripts.errors import UserError
-from scripts.evaluation.likelihood import BoundEstimator, LevelRow, Measurement, drawing_errors, level_table
+from scripts.estimate import Estimate
 from scripts.evaluation.plots import plot_by_level
-from scripts.evaluation.results import Result, common_settings
-from scripts.io import make_directory, replacing
+from scripts.evaluation.results import Result
+from scripts.io import atomic_write, make_directory
 from scripts.progress import progress_bar
-from scripts.sampling.sampler import require_same_weights
+from scripts.randomness import Purpose, normal_by_index, stream
+from scripts.sampling.sampler import DataPrior, Sampler, load_sampler
 
 SPLITS: dict[str, Split] = {"test": "held_out", "train": "train"}
 
 
-class LikelihoodEvaluation:
+@dataclass(frozen=True)
+class Bound:
+    """The bound on -log p(u_0) for B images, term by term, in nats: L_K + sum_k L_{k-1} + L_0, each float64 (B,).
+
+    The sum over levels may be an estimate from some of them: `intermediate` then has its expectation.
+    """
+
+    prior: torch.Tensor
+    terms: torch.Tensor
+    """L_{k-1} at the levels k that were looked at: float64 (B, n)."""
+    weight: float
+    """How many of the levels each of `terms` stands for: 1 if they are all there."""
+    reconstruction: torch.Tensor
+
+    @property
+    def intermediate(self) -> torch.Tensor:
+        """The sum of L_{k-1} over levels."""
+        return self.terms.sum(1) * self.weight
+
+    @property
+    def total(self) -> torch.Tensor:
+        """The bound."""
+        return self.prior + self.intermediate + self.reconstruction
+
+    def parts(self) -> dict[str, Estimate]:
+        """The parts and their sum, as means over images."""
+        return {name: Estimate.of(getattr(self, name)) for name in ("prior", "intermediate", "reconstruction", "total")}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What the bound needs of the network and the images; it does not depend on the sampling noise."""
+
+    levels: torch.Tensor
+    """The levels k of the intermediate terms that were looked at: int64 (B, n), ascending in each row."""
+    errors: torch.Tensor
+    """`Process.errors` there: float64 (B, n, S)."""
+    first_errors: torch.Tensor
+    """The same at k = 1: float64 (B, S)."""
+    summary: torch.Tensor
+    """`Process.prior_summary`: (B, ...)."""
+    num_levels: int
+    """Intermediate terms in the whole bound, of which n were looked at."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether every level was looked at."""
+        return self.levels.shape[1] == self.num_levels
+
+    def gathered(self) -> "Measurement":
+        """With the images of all processes, in the order of ranks."""
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        return replace(self, **{name: distributed.gather_rows(value) for name, value in tensors.items()})
+
+    def bound(self, process: Process, prior: Prior, noise: SamplingNoise) -> Bound:
+        """The bound for this sampling noise."""
+        B, n = self.levels.shape
+        return Bound(
+            prior=process.prior_term(self.summary, prior, noise),
+            terms=process.terms(self.errors.flatten(0, 1), self.levels.flatten(), noise).view(B, n),
+            weight=self.num_levels / max(1, n),
+            reconstruction=process.reconstruction(self.first_errors, noise),
+        )
+
+
+def draw_strata(seed: int, index: int, levels: range, num_draws: int) -> list[int]:
+    """Levels for one image, ascending: `levels` cut into `num_draws` strata of equal width, a uniform draw from each.
+
+    Every level is as likely as another to be drawn, so that the sum over draws times len(levels) / num_draws has the right
+    expectation. For at least as many draws as levels these are all of them. A function of (seed, index) otherwise.
+    """
+    if num_draws >= len(levels):
+        return list(levels)
+    uniform = stream(seed, Purpose.BOUND_LEVEL, position=index).random(num_draws)
+    # A stratum may begin and end within a level: that one is shared with its neighbour, and may be drawn by both.
+    places = (int((stratum + u) * len(levels) / num_draws) for stratum, u in enumerate(uniform))
+    return [levels[min(place, len(levels) - 1)] for place in places]
+
+
+@dataclass(frozen=True)
+class BoundEstimator:
+    """Runs a model on corrupted images at chosen levels: what it measures is a function of (seed, image index)."""
+
+    model: Denoiser
+    """On the device to compute on, in eval mode."""
+    process: Process
+    """On the same device."""
+    precision: Precision
+    batch_size: int
+    """Inputs of the network at a time."""
+
+    @torch.no_grad()
+    def measure(
+        self, batches: Iterable[Batch], prior: Prior, seed: int, num_levels_per_image: int | None = None
+    ) -> Measurement:
+        """All images at `num_levels_per_image` levels drawn in strata, or at all levels."""
+        levels = self.process.bound_levels
+        num_draws = len(levels) if num_levels_per_image is None else min(num_levels_per_image, len(levels))
+        parts = []
+        for batch in batches:
+            drawn = [draw_strata(seed, index, levels, num_draws) for index in batch.indices.tolist()]
+            chosen = torch.tensor(drawn, dtype=torch.int64).view(len(drawn), num_draws)
+            errors = self._errors(batch, seed, torch.cat([torch.ones(len(drawn), 1, dtype=torch.int64), chosen], dim=1))
+            parts.append((chosen, errors[:, 1:], errors[:, 0], self.process.prior_summary(batch.images, prior)))
+        chosen, errors, first_errors, summary = (torch.cat(part) for part in zip(*parts, strict=True))
+        return Measurement(chosen, errors, first_errors, summary, len(levels))
+
+    def _errors(self, batch: Batch, seed: int, levels: torch.Tensor) -> torch.Tensor:
+        """`Process.errors` of every image at its row of levels (B, n), with noise that belongs to (seed, index, level)."""
+        rows = torch.arange(len(levels)).repeat_interleave(levels.shape[1])
+        errors = []
+        for row, k in zip(rows.split(self.batch_size), levels.flatten().split(self.batch_size), strict=True):
+            device, places = self.precision.device, zip(k.tolist(), batch.indices[row].tolist(), strict=True)
+            eps = normal_by_index(device, seed, Purpose.BOUND_NOISE, places, tuple(batch.images.shape[1:]))
+            with self.precision.autocast():
+                errors.append(self.process.errors(self.model, batch.images[row].to(device), k.to(device), eps).cpu())
+        return torch.cat(errors).view(*levels.shape, -1) if errors else torch.empty(0)
+
+
+@dataclass(frozen=True)
+class LevelRow:
+    """One row of the per-level table: means over the images that were looked at at level k."""
+
+    k: int
+    error: Estimate
+    """`Process.errors`, summed; for heat dissipation ||A_{k-1} u_0 - mu(u_k, k)||^2."""
+    term: Estimate
+    """L_{k-1} in nats, for k = 1 the reconstruction term L_0."""
+    floor: float
+    """What the term would be without errors: the part of the sampling noise alone."""
+
+
+def level_table(measurement: Measurement, process: Process, noise: SamplingNoise) -> list[LevelRow]:
+    """A row for k = 1 and for every level of the intermediate terms that was looked at, in the order of k.
+
+    With protocol 'released' k = 1 has two rows, as its sum counts that level twice.
+    """
+    first = measurement.first_errors
+    L_0 = process.reconstruction(first, noise)
+    floor = process.reconstruction(torch.zeros_like(first[:1]), noise)
+    rows = [LevelRow(1, Estimate.of(first.sum(1)), Estimate.of(L_0), floor.item())]
+    levels = measurement.levels
+    drawn_before = torch.zeros_like(levels, dtype=torch.bool)
+    drawn_before[:, 1:] = levels[:, 1:] == levels[:, :-1]
+    for level in levels.unique().tolist():
+        errors = measurement.errors[(levels == level) & ~drawn_before]
+        k = torch.full((len(errors),), level)
+        terms, floor = process.terms(errors, k, noise), process.terms(torch.zeros_like(errors[:1]), k[:1], noise)
+        rows.append(LevelRow(level, Estimate.of(errors.sum(1)), Estimate.of(terms), floor.item()))
+    return rows
+
+
+class BoundEvaluation:
     """Evaluates the bound at one setting after another; the network runs again only if checkpoint or seed change."""
 
     def __init__(
@@ -41,150 +194,121 @@ class LikelihoodEvaluation:
         num_levels_per_image: int,
         exact: bool,
         batch_size: int,
+        dequantize: bool = True,
+        precision: str = "float32",
     ) -> None:
         """split: "test" or "train"; num_images: spread evenly over it, 0 for all; exact: all levels, not so many per image.
 
-        Raises UserError for a configuration, a split or images that cannot be evaluated.
+        dequantize: add uniform noise to the 8-bit values, without which images have no density, and no bits/dim.
         """
-        validate(config)
         if split not in SPLITS:
             raise UserError(f"--dataset_split={split}: the bound is computed on one of {', '.join(SPLITS)}")
-        self.config, self.workdir = config, workdir
-        self.split, self.num_images = split, num_images
-        self.num_levels_per_image, self.exact, self.batch_size = num_levels_per_image, exact, batch_size
-        self.device = distributed.device(config.device)
-        self.images = load_images(config.data, SPLITS[split])
-        self._measured: tuple[tuple[int, int], TrainedModel, PriorBank, Measurement] | None = None
+        self.config, self.workdir, self.split, self.num_images = config, workdir, split, num_images
+        self.num_levels = None if exact else num_levels_per_image
+        self.batch_size, self.dequantize, self.precision = batch_size, dequantize, precision
+        self._measured: tuple[tuple[int, int], Prior, Measurement] | None = None
 
-    def __call__(self, *, checkpoint: int, delta: float, seed: int, directory: Path) -> list[Result]:
-        """The bound in nats ("ELBO") and, for dequantised data, in bits per dimension ("BPD").
+    def __call__(self, *, checkpoint: int, delta: str | float | None, seed: int, directory: Path) -> list[Result]:
+        """The bound in nats ("ELBO") and in bits per dimension ("BPD"), each with its value for every image.
 
-        Prints its parts, and writes them by level to a folder in `directory`. Raises UserError for a delta of 0. Of several
-        processes each runs the network on its part of the images, and only process 0 has results, the others get none.
+        Prints its parts, and writes them by level to a folder in `directory`. Of several processes each runs the network on its
+        part of the images, and only process 0 has results, the others get none. Raises UserError for a delta of 0.
         """
-        if delta == 0:
+        sampler, trained = load_sampler(
+            self.config, self.workdir, checkpoint, delta=delta, seed=seed, precision=self.precision, scoring=True
+        )
+        process, noise = sampler.process, sampler.noise
+        if noise.prior_std == 0:
             raise UserError("--delta=0: the bound is infinite without sampling noise; delta must be greater than 0")
-        trained, bank, measurement = self._measure(checkpoint, seed)
+        dequantize = self.dequantize and not process.discrete
+        if self._measured is None or self._measured[0] != (checkpoint, seed):
+            prior = self._prior(sampler, trained.dequantized, dequantize)
+            self._measured = ((checkpoint, seed), prior, self._measure(sampler, prior, seed, dequantize))
+        _, prior, measurement = self._measured
         if not distributed.is_main():
             return []
-        sigma = self.config.model.sigma
-        bound = measurement.bound(bank, sigma, delta)
-        settings = {
-            **common_settings(self.config, checkpoint=checkpoint, step=trained.step, delta=delta, seed=seed),
-            "protocol": self.config.model.protocol,
+        bound = measurement.bound(process.cpu(), prior, noise)
+        settings = sampler.settings(self.config, trained) | {
+            "checkpoint": checkpoint,
+            "protocol": process.protocol,
             "dataset_split": self.split,
+            "dequantized": dequantize,
             "num_levels_per_image": measurement.levels.shape[1],
             "exact": measurement.exact,
         }
-        print(describe(bound, settings, measurement.num_levels))
-        if measurement.exact and self.num_levels_per_image < measurement.num_levels:
-            print(describe_drawing(bound, self.num_levels_per_image))
+        eps = torch.randn(measurement.summary.shape, generator=torch.Generator().manual_seed(seed % 2**63))
+        monte_carlo = process.prior_monte_carlo(measurement.summary, prior, noise, eps)
+        print(describe(bound, monte_carlo, settings, measurement.num_levels))
         suffix = ("" if self.split == "test" else f"_{self.split}") + ("_exact" if measurement.exact else "")
-        folder = directory / f"bound_step_{trained.step}_delta_{delta:g}_seed_{seed}{suffix}"
-        floor = gaussian_kl_constant(measurement.num_pixels, sigma, delta)
-        write_by_level(folder, bound, level_table(measurement, sigma, delta), floor, settings)
+        folder = directory / f"bound_step_{trained.step}_delta_{noise.label}_seed_{seed}{suffix}"
+        write_by_level(folder, bound, level_table(measurement, process, noise), settings)
         print(f"by level: {folder / 'bound_by_level.png'}")
-        total = Estimate.of(bound.total)
-        num_images = len(bound.total)
-        results = [Result("ELBO", total.value, total.standard_error, num_images, {**settings, "unit": "nats"})]
-        if self.config.data.uniform_dequantization:
-            bits = Estimate.of(bound.bits_per_dim)
-            results.append(Result("BPD", bits.value, bits.standard_error, num_images, {**settings, "unit": "bits/dim"}))
-        else:
-            print("no bits/dim: the data was not dequantised (config.data.uniform_dequantization is False), so has no density")
-        return results
+        scores = {"ELBO": (bound.total, "nats")}
+        if dequantize or process.discrete:
+            num_pixels = self.config.data.num_channels * self.config.data.image_size**2
+            scores["BPD"] = bits_per_dim(bound.total, num_pixels, process.discrete), "bits/dim"
+        return [
+            Result(score, Estimate.of(values), {**settings, "unit": unit}, per_image=values.numpy())
+            for score, (values, unit) in scores.items()
+        ]
 
-    def _measure(self, checkpoint: int, seed: int) -> tuple[TrainedModel, PriorBank, Measurement]:
-        if self._measured is None or self._measured[0] != (checkpoint, seed):
-            config = self.config
-            trained = load_trained(config, self.workdir, checkpoint)
-            require_same_weights(trained)
-            bank = self._bank_from_data() if trained.prior is None else trained.prior
-            estimator = BoundEstimator(
-                model=place(trained.model, self.device, config.compile),
-                blur=build_blur(config).to(self.device),
-                precision=Precision.of(config, self.device),
-                sigma=config.model.sigma,
-                protocol=config.model.protocol,
-                batch_size=self.batch_size,
-            )
-            num_levels = None if self.exact else self.num_levels_per_image
-            measurement = estimator.measure(self._batches(seed), bank, seed, num_levels).gathered()
-            if len(measurement.levels) == 0:
-                raise none_readable([self.images.name(0)])
-            self._measured = ((checkpoint, seed), trained, bank, measurement)
-        return self._measured[1:]
+    def _measure(self, sampler: Sampler, prior: Prior, seed: int, dequantize: bool) -> Measurement:
+        estimator = BoundEstimator(sampler.model, sampler.process, sampler.precision, self.batch_size)
+        images = load_images(self.config.data, SPLITS[self.split])
+        K = sampler.process.K
+        calls_per_image = K if self.num_levels is None else min(K, self.num_levels + 1)
+        at_a_time = max(1, self.batch_size // calls_per_image)  # images that make about one batch for the network
+        batches = HeldOutBatches(images, seed, at_a_time, self.num_images, dequantize, self.config.data.num_workers)
 
-    def _batches(self, seed: int) -> Iterator[Batch]:
-        """The images, as many at a time as make about one batch for the network."""
+        def with_progress() -> Iterator[Batch]:
+            with progress_bar(len(batches.chosen), "image", "likelihood bound") as bar:
+                for batch in batches:
+                    yield batch
+                    bar.update(len(batch.images))
+
+        measurement = estimator.measure(with_progress(), prior, seed, self.num_levels).gathered()
+        if len(measurement.levels) == 0:
+            raise none_readable([images.name(0)])
+        return measurement
+
+    def _prior(self, sampler: Sampler, is_dequantized: bool, dequantize: bool) -> Prior:
+        """The prior over training images, dequantised as the images are."""
         data = self.config.data
-        calls_per_image = self.config.model.K if self.exact else min(self.config.model.K, self.num_levels_per_image + 1)
-        at_a_time = max(1, self.batch_size // calls_per_image)
-        batches = HeldOutBatches(self.images, seed, at_a_time, self.num_images, data.uniform_dequantization, data.num_workers)
-        with progress_bar(len(batches.chosen), "image", "likelihood bound") as bar:
-            for batch in batches:
-                yield batch
-                bar.update(len(batch.images))
-
-    def _bank_from_data(self) -> PriorBank:
-        """The prior over training images, which the release's checkpoints do not hold."""
-        data = self.config.data
-        batches = clean_batches(load_images(data, "train"), self.batch_size, data.num_workers, data.uniform_dequantization)
-        return PriorBank.from_batches((batch.images for batch in batches), build_blur(self.config))
+        if isinstance(sampler.prior, DataPrior):
+            batches = clean_batches(sampler.prior.source, self.batch_size, data.num_workers, dequantize)
+            return sampler.process.build_prior(batch.images for batch in batches)
+        if is_dequantized and not dequantize and not sampler.process.discrete:
+            raise UserError("--nodequantize: the model was trained on dequantised images; leave it out")
+        return sampler.prior.dequantized() if dequantize and not is_dequantized else sampler.prior
 
 
-def describe(bound: Bound, settings: dict, num_levels: int) -> str:
+def describe(bound: Bound, monte_carlo: torch.Tensor | None, settings: dict[str, Any], num_levels: int) -> str:
     """A few lines for a person: the parts of the bound with their standard errors."""
     looked_at = "all" if settings["exact"] else str(settings["num_levels_per_image"])
     lines = [
-        f"bound on -log p(u_0): step {settings['checkpoint_step']}, delta {settings['delta']:g}, seed {settings['seed']}, "
+        f"bound on -log p(u_0): step {settings['checkpoint_step']}, delta {settings['delta']}, seed {settings['seed']}, "
         f"{len(bound.total)} images ({settings['dataset_split']}), {looked_at} of {num_levels} levels for each"
     ]
-    lines += [f"  {name:<15}{part.value:>14.4f} +- {part.standard_error:.2g} nats" for name, part in _parts(bound).items()]
+    lines += [f"  {name:<15}{part.value:>14.4f} +- {part.standard_error:.2g} nats" for name, part in bound.parts().items()]
+    if monte_carlo is not None:
+        estimate = Estimate.of(monte_carlo)
+        lines.append(f"  (the prior term itself, by Monte Carlo: {estimate.value:.4f} +- {estimate.standard_error:.2g} nats)")
     return "\n".join(lines)
 
 
-def describe_drawing(bound: Bound, num_draws: int) -> str:
-    """From all terms of a bound, what drawing some levels per image would do to its mean over these images."""
-    stratified, independent = drawing_errors(bound.terms, num_draws)
-    return (
-        f"  with {num_draws} levels per image their choice would add an error of {stratified:.3g} nats; drawn independently of "
-        f"each other, {independent:.3g}, {independent / stratified:.1f} times as much"
-    )
-
-
-def _parts(bound: Bound) -> dict[str, Estimate]:
-    """The parts of the bound and their sum, as means over images in nats."""
-    parts = {
-        "prior": bound.prior,
-        "intermediate": bound.intermediate,
-        "reconstruction": bound.reconstruction,
-        "total": bound.total,
-    }
-    return {name: Estimate.of(values) for name, values in parts.items()}
-
-
-def write_by_level(folder: Path, bound: Bound, rows: list[LevelRow], floor: float, settings: dict) -> None:
-    """Write `bound.json` with the parts, `bound_by_level.csv` and `bound_by_level.png` with a row and a point per level.
-
-    floor: what a term is when the mean is right, in nats.
-    """
+def write_by_level(folder: Path, bound: Bound, rows: list[LevelRow], settings: dict[str, Any]) -> None:
+    """Write `bound.json` with the parts, `bound_by_level.csv` and `bound_by_level.png` with a row and a point per level."""
     make_directory(folder, "evaluation results")
-    parts = {name: asdict(part) for name, part in _parts(bound).items()}
-    with replacing(folder / "bound.json") as temporary:
+    parts = {name: asdict(part) for name, part in bound.parts().items()}
+    with atomic_write(folder / "bound.json") as temporary:
         temporary.write_text(json.dumps({**settings, "num_images": len(bound.total), "nats": parts}, indent=2) + "\n")
-    with replacing(folder / "bound_by_level.csv") as temporary, temporary.open("w", newline="") as file:
+    with atomic_write(folder / "bound_by_level.csv") as temporary, temporary.open("w", newline="") as file:
         table = csv.writer(file)
-        table.writerow(["k", "num_images", "squared_error", "squared_error_standard_error", "term_nats", "term_standard_error"])
+        table.writerow(["k", "num_images", "squared_error", "squared_error_se", "term_nats", "term_se", "term_without_errors"])
         for row in rows:
-            error, term = row.squared_error, row.term
-            table.writerow([row.k, row.num_images, error.value, error.standard_error, term.value, term.standard_error])
-    title = f"step {settings['checkpoint_step']}, delta {settings['delta']:g}, {len(bound.total)} images"
-    plot_by_level(
-        folder / "bound_by_level.png",
-        [row.k for row in rows],
-        [row.term for row in rows[1:]],
-        [row.squared_error for row in rows],
-        floor,
-        title,
-    )
+            error, term = row.error, row.term
+            table.writerow(
+                [row.k, error.num_images, error.value, error.standard_error, term.value, term.standard_error, row.floor]
+            )
+    title = f"step {settings['checkpoint_step']}, delta {settings['delta']}, {len(bound.total)} images"
+    plot_by_level(folder / "bound_by_level.png", rows, title)

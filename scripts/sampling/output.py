@@ -1,16 +1,24 @@
-"""Pictures for people: grids as PNG, the reverse process as GIF and as MP4."""
+"""What samples are written as: arrays, grids (PNG), and the reverse process as GIF and MP4."""
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import imageio_ffmpeg
 import numpy as np
 import torch
 from PIL import Image
 
-from scripts.io import replacing
+from scripts.io import atomic_write, make_directory
+from scripts.progress import progress_bar
+from scripts.sampling.reverse import OnStep
+from scripts.sampling.sampler import Sampler
 
+FRAMES = 100
+"""Roughly how many states of the process are kept for pictures, unless asked otherwise."""
+INTERPOLATION_COLUMNS = 10
 GAP = 4
 """White pixels around every image of a grid."""
 TILE = 96
@@ -44,7 +52,7 @@ def grid(images: torch.Tensor, columns: int | None = None) -> np.ndarray:
 
 def save_png(path: Path, images: torch.Tensor, columns: int | None = None) -> None:
     """Write images (B, C, H, W) in [0, 1] as a grid, see `grid`."""
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         Image.fromarray(grid(images, columns)).save(temporary)
 
 
@@ -52,7 +60,7 @@ def save_gif(path: Path, frames: Sequence[np.ndarray]) -> None:
     """Write frames uint8 (H, W, 3) as a GIF that loops, resting on the last frame."""
     milliseconds = [round(1000 / frame_rate(len(frames)))] * (len(frames) - 1) + [1000 * LAST_FRAME_SECONDS]
     first, *rest = (Image.fromarray(frame) for frame in frames)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         first.save(temporary, save_all=True, append_images=rest, duration=milliseconds, loop=0)
 
 
@@ -60,7 +68,7 @@ def save_mp4(path: Path, frames: Sequence[np.ndarray]) -> None:
     """Write frames uint8 (H, W, 3), H and W even, as H.264 video that browsers play, resting on the last frame."""
     height, width, _ = frames[0].shape
     fps = frame_rate(len(frames))
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         writer = imageio_ffmpeg.write_frames(
             str(temporary), (width, height), fps=fps, codec="libx264", macro_block_size=2, quality=8, ffmpeg_log_level="error"
         )
@@ -75,3 +83,88 @@ def save_mp4(path: Path, frames: Sequence[np.ndarray]) -> None:
 def frame_rate(num_frames: int) -> float:
     """Frames per second with which a clip of the process lasts about `CLIP_SECONDS`."""
     return min(max(num_frames / CLIP_SECONDS, 5), 30)
+
+
+Kind = Literal["independent", "same_init", "share_noise"]
+
+
+def frame_levels(K: int, every: int) -> list[int]:
+    """Levels of the states to keep, from K down to 0: every `every`-th step, and both ends."""
+    return sorted({*range(K, 0, -every), 0}, reverse=True)
+
+
+class StateRecorder:
+    """An `on_step` that writes the states of `levels` to a .npy file as they come, so memory does not grow with K.
+
+    The file is float32 (len(levels), B, C, H, W).
+    """
+
+    def __init__(self, path: Path, levels: Sequence[int], batch_shape: tuple[int, ...]) -> None:
+        self.row = {level: row for row, level in enumerate(levels)}
+        self.states = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(len(levels), *batch_shape))
+        with path.open("r+b") as file:
+            # Preallocate the file: writing a sparse memory map to a full disk ends the process with SIGBUS.
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+
+    def __call__(self, k: int, u_k: torch.Tensor) -> None:
+        if k in self.row:
+            self.states[self.row[k]] = u_k.float().cpu().numpy()
+
+
+def sample_set(
+    directory: Path,
+    sampler: Sampler,
+    indices: Sequence[int],
+    kind: Kind = "independent",
+    every: int | None = None,
+    on_step: OnStep | None = None,
+) -> None:
+    """Draw samples in one batch and write `samples.npy`, `init.png`, `final.png`, `final.npy`, `process.gif`, `process.mp4`.
+
+    `samples.npy` holds every `every`-th state (default: about a hundred in all), float32 (states, B, C, H, W).
+    """
+    make_directory(directory, "output directory")
+    levels = frame_levels(sampler.K, every or max(1, sampler.K // FRAMES))
+    with atomic_write(directory / "samples.npy") as temporary, progress_bar(sampler.K, "step", "sampling") as bar:
+        recorder = StateRecorder(temporary, levels, (len(indices), *sampler.shape))
+
+        def observe(k: int, u_k: torch.Tensor) -> None:
+            recorder(k, u_k)
+            if on_step is not None:
+                on_step(k, u_k)
+            bar.update(k < sampler.K)
+
+        final = getattr(sampler, kind)(indices, observe)
+        recorder.states.flush()
+    with atomic_write(directory / "final.npy") as temporary:
+        np.save(temporary, final.numpy())
+    save_png(directory / "init.png", torch.from_numpy(recorder.states[0]))
+    save_png(directory / "final.png", final)
+    frames = [grid(torch.from_numpy(state)) for state in recorder.states]
+    save_gif(directory / "process.gif", frames)
+    save_mp4(directory / "process.mp4", frames)
+
+
+def interpolation_set(directory: Path, sampler: Sampler, ends: tuple[int, int], num_points: int) -> None:
+    """Draw a path between two samples and write pictures of it.
+
+    `init_input.png` has the initial states and `interpolation.png` the samples along the path, row by row;
+    `base_sample.png` the samples at both ends, `process.mp4` how all of them come about.
+    """
+    make_directory(directory, "output directory")
+    levels = set(frame_levels(sampler.K, max(1, sampler.K // FRAMES)))
+    columns = min(num_points, INTERPOLATION_COLUMNS)
+    frames: list[np.ndarray] = []
+    with progress_bar(sampler.K, "step", "sampling") as bar:
+
+        def observe(k: int, u_k: torch.Tensor) -> None:
+            if k == sampler.K:
+                save_png(directory / "init_input.png", u_k.cpu(), columns)
+            if k in levels:
+                frames.append(grid(u_k.cpu(), columns))
+            bar.update(k < sampler.K)
+
+        points = sampler.interpolate(ends, num_points, observe)
+    save_png(directory / "base_sample.png", points[[0, -1]])
+    save_png(directory / "interpolation.png", points, columns)
+    save_mp4(directory / "process.mp4", frames)

@@ -1,23 +1,20 @@
-"""One optimizer step, and nothing around it: the loop is in `training.py`."""
+"""One optimizer step, and nothing around it: the loop is in `loop.py`."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from ml_collections import ConfigDict
 from torch import nn
 
-from model_code import build_blur, build_model
-from model_code.blur import blur_schedule
+from model_code import build_model
 from model_code.ema import EMA
+from model_code.process import Process
 from scripts import distributed
-from scripts.device import Precision, place
-from scripts.losses import deblurring_loss
-from scripts.randomness import Purpose, normal_batch, stream
-
-MAX_OVERFLOWS = 40
-"""Times in a row that float16 may overflow before the loss scale, fallen by 2^40 then, is not to blame: the step is bad."""
+from scripts.device import Precision, to_device
+from scripts.losses import process_loss
+from scripts.randomness import Purpose, normal_batch, normal_by_index, stream
 
 
 @dataclass(frozen=True)
@@ -25,51 +22,29 @@ class StepResult:
     """What one optimizer step measured."""
 
     losses: torch.Tensor
-    """float32 (B,): squared error of each example of the batch, all processes' examples, summed over pixels."""
+    """float32 (B,): the loss of each example of the batch, all processes' examples."""
     levels: torch.Tensor
-    """int64 (B,): the blur level of each example."""
+    """int64 (B,): the level of each example."""
     grad_norm: float
-    """Before clipping. Not finite for a bad step, and for one that overflowed."""
-    overflowed: bool
-    """float16 overflowed: nothing was updated except the loss scale, and the step is to be repeated."""
-    bad_parameters: tuple[str, ...] = ()
-    """Names of parameters whose gradient is not finite."""
+    """Before clipping. If it is not finite, the step was skipped."""
 
     @property
     def finite(self) -> bool:
-        """Whether the weights may follow this gradient. The one number behind it is the same in all processes of a run."""
+        """Whether the weights followed this gradient."""
         return math.isfinite(self.grad_norm)
 
 
-def learning_rate(step: int, *, lr: float, warmup: int, schedule: str, n_iters: int) -> float:
-    """The rate of 0-based step `step`: a linear rise over `warmup` steps, then constant or a half cosine down to 0."""
-    rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
+def learning_rate(step: int, *, lr: float, warmup: int, schedule: str, n_iters: int, protocol: str = "paper") -> float:
+    """The rate of 0-based step `step`: a linear rise over `warmup` steps, then constant or a half cosine down to 0.
+
+    The rise ends with step warmup - 1; in the release it starts at 0 and ends one step later.
+    """
+    risen = step + 1 if protocol == "paper" else step
+    rise = min(1.0, risen / warmup) if warmup else 1.0
     if schedule == "constant":
         return lr * rise
     progress = min(1.0, max(0, step - warmup) / max(1, n_iters - warmup))
     return lr * rise * (1 + math.cos(math.pi * progress)) / 2
-
-
-def draw_levels(seed: int, step: int, batch_size: int, K: int, protocol: str) -> torch.Tensor:
-    """Blur levels of one batch, uniform on 1..K (in the release 1..K-1): int64 (batch_size,)."""
-    return torch.from_numpy(stream(seed, Purpose.LEVEL, step).integers(1, last_level(K, protocol) + 1, batch_size))
-
-
-def level_weights(config: ConfigDict) -> torch.Tensor:
-    """By how much the loss of each level counts, of mean 1 over those that are trained: float32 (K + 1,), 0 for level 0.
-
-    Squared errors fall with the blur, about as 1 / sigma_B: weighted by its first power all levels count alike.
-    """
-    model = config.model
-    sigma_B = blur_schedule(model.K, model.blur_sigma_min, model.blur_sigma_max)
-    weights = torch.zeros_like(sigma_B)
-    weights[1:] = sigma_B[1:] ** config.training.level_weighting
-    return (weights / weights[1 : last_level(model.K, model.protocol) + 1].mean()).float()
-
-
-def last_level(K: int, protocol: str) -> int:
-    """The last level that is trained; the release leaves out level K."""
-    return K if protocol == "paper" else K - 1
 
 
 class Trainer:
@@ -79,17 +54,14 @@ class Trainer:
     takes its part of the batch; all end with the same weights.
     """
 
-    def __init__(self, config: ConfigDict, device: torch.device) -> None:
-        self.config, self.device = config, device
+    def __init__(self, config: ConfigDict, device: torch.device, process: Process) -> None:
+        self.config, self.device, self.process = config, device, process.to(device)
         torch.manual_seed(config.seed)  # initial weights
-        self.model = place(build_model(config), device, config.compile)
-        self.averaging_model = distributed.averaging_gradients(self.model, device)
-        self.blur = build_blur(config).to(device)
-        self.level_weights = level_weights(config).to(device)
-        self.ema = EMA(self.model, config.model.ema_rate)
         self.precision = Precision.of(config, device)
-        self.scaler = self.precision.grad_scaler()
-        self.fallback = Precision.fallback(config, device)
+        self.model = to_device(build_model(config), device, config.compile, autocast=self.precision.enabled)
+        self.averaging_model = distributed.averaging_gradients(self.model, device)
+        self.level_weights = process.level_weights(config.training.level_weighting).to(device)
+        self.ema = EMA(self.model, config.model.ema_rate)
         optim = config.optim
         optimizer_class = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[optim.optimizer]
         self.optimizer = optimizer_class(
@@ -100,99 +72,69 @@ class Trainer:
             weight_decay=optim.weight_decay,
             fused=True,
         )
-        self.step = 0  # steps done, bad ones included
-        self.bad_steps = 0  # of these
-        self.bad_in_a_row = 0  # and of these, those since the last good one
-        self._overflows = 0  # attempts at the present step
-        if distributed.world_size() > 1:
-            self._settle_order_of_sums()
+        self.step = 0  # steps done, skipped ones included
+        self.nonfinite_steps = 0  # skipped ones
+        self.nonfinite_in_a_row = 0
 
-    def _settle_order_of_sums(self) -> None:
-        """One backward pass for nothing: after its first one DistributedDataParallel groups gradients anew, and then for good.
+    @property
+    def precision(self) -> Precision:
+        """What forward passes are computed in; setting it sets the loss scaling, too."""
+        return self._precision
 
-        Sums over three processes and more depend on the groups, in the last bit. This way a run that is resumed adds up as one
-        that never stopped.
-        """
-        data = self.config.data
-        image = torch.zeros(1, data.num_channels, data.image_size, data.image_size, device=self.device)
-        level = torch.ones(1, dtype=torch.int64, device=self.device)
-        with self.precision.autocast():
-            change = self.averaging_model(image, level)
-        (0 * change.float().sum()).backward()
-        self.optimizer.zero_grad()
+    @precision.setter
+    def precision(self, precision: Precision) -> None:
+        self._precision, self.scaler = precision, precision.grad_scaler()
 
     def train_step(self, images: torch.Tensor) -> StepResult:
         """One optimizer step on images u_0 (B, C, H, W) in [0, 1], on any device; of several processes each has B of its own.
 
-        A bad step, whose loss or gradient is not finite, is skipped: it is counted, and weights, averages, moments and loss
-        scale stay as they were. In float16 the loss scale may be at fault. An overflow lowers it and is reported, to be
-        repeated, `MAX_OVERFLOWS` times in all; with config.optim.fp16_fallback the step is done in that precision at once.
+        A step whose gradient is not finite is skipped: weights, averages and moments stay as they were. In float16 that also
+        lowers the loss scale, which is the usual reason there.
         """
-        if self._overflows == 0:
-            self._scale_before = self.scaler.state_dict()
-        result = self._attempt(images, self.precision, self.scaler)
-        if not result.finite and self.scaler.is_enabled():
-            self._overflows += 1
-            if self.fallback is not None:
-                result = self._attempt(images, self.fallback, self.fallback.grad_scaler())
-            elif self._overflows < MAX_OVERFLOWS:
-                return replace(result, overflowed=True)
+        config, step, seed = self.config, self.step, self.config.seed
+        size, parts = len(images), config.training.accumulation_steps
+        total, rank = size * distributed.world_size(), distributed.rank()
+        rows = range(rank * size, (rank + 1) * size)  # this process's part of the whole batch
+
+        # Algorithm 1: draw levels and noise for the whole batch, and take this process's rows.
+        allowed = self.process.training_levels
+        levels = torch.from_numpy(stream(seed, Purpose.LEVEL, step).integers(allowed.start, allowed.stop, total))
+        eps = normal_batch(self.device, seed, Purpose.TRAIN_NOISE, step, rows, total, tuple(images.shape[1:]))
+        u0 = images.to(self.device, non_blocking=True)
+        k = levels[rows.start : rows.stop].to(self.device, non_blocking=True)
+
+        self.model.train()
+        torch.manual_seed(int(stream(seed, Purpose.DROPOUT, step, rank).integers(2**63)))
+        self._set_learning_rate()
+        losses = []
+        for part in torch.arange(size, device=self.device).chunk(parts):
+            with distributed.averaging_after(self.averaging_model, last=len(losses) == parts - 1):
+                with self.precision.autocast():
+                    loss = process_loss(self.process, self.averaging_model, u0[part], k[part], eps[part])
+                # The mean over this process's examples: averaged over processes, the mean over the whole batch.
+                self.scaler.scale((self.level_weights[k[part]] * loss).sum() / size).backward()
+            losses.append(loss.detach())
+
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.optim.grad_clip or math.inf).item()
+        result = StepResult(distributed.gather_rows(torch.cat(losses)), levels, norm)
         if result.finite:
-            self.bad_in_a_row = 0
+            self.scaler.step(self.optimizer)
+            self.ema.update(self.model)
+            self.nonfinite_in_a_row = 0
         else:
-            self.scaler.load_state_dict(self._scale_before)  # no scale helped
-            self.bad_steps += 1
-            self.bad_in_a_row += 1
-        self._overflows = 0
+            self.nonfinite_steps += 1
+            self.nonfinite_in_a_row += self.scaler.get_scale() <= 1  # float16 may overflow often before its scale is found
+        self.scaler.update()
+        self.optimizer.zero_grad()
         self.step += 1
         return result
 
-    def _attempt(self, images: torch.Tensor, precision: Precision, scaler: torch.amp.GradScaler) -> StepResult:
-        """Move weights, averages and moments if the gradient is finite, and the loss scale whether or not it is."""
-        result = self._backward(images, precision, scaler)
-        if result.finite:
-            scaler.step(self.optimizer)
-            self.ema.update(self.model)
-        scaler.update()
-        self.optimizer.zero_grad()
-        return result
-
-    def _backward(self, images: torch.Tensor, precision: Precision, scaler: torch.amp.GradScaler) -> StepResult:
-        config, step, batch_size = self.config, self.step, len(images)
-        positions = distributed.shard(range(batch_size * distributed.world_size()))  # in the whole batch
-        self.model.train()
-        torch.manual_seed(int(stream(config.seed, Purpose.DROPOUT, step, distributed.rank()).integers(2**63)))
-        optim = config.optim
+    def _set_learning_rate(self) -> None:
+        optim, n_iters = self.config.optim, self.config.training.n_iters
+        settings = {"lr": optim.lr, "warmup": optim.warmup, "schedule": optim.schedule, "n_iters": n_iters}
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(
-                step, lr=optim.lr, warmup=optim.warmup, schedule=optim.schedule, n_iters=config.training.n_iters
-            )
-
-        levels = draw_levels(config.seed, step, batch_size * distributed.world_size(), config.model.K, config.model.protocol)
-        losses = []
-        part_size = batch_size // config.training.accumulation_steps
-        for start in range(0, batch_size, part_size):
-            part = positions[start : start + part_size]
-            eps = normal_batch(config.seed, Purpose.TRAIN_NOISE, step, part, tuple(images.shape[1:]))
-            of_part = images[start : start + part_size]
-            u0, k, eps = (x.to(self.device, non_blocking=True) for x in (of_part, levels[part.start : part.stop], eps))
-            with distributed.averaging_after(self.averaging_model, last=start + part_size == batch_size):
-                with precision.autocast():
-                    loss = deblurring_loss(self.averaging_model, self.blur, u0, k, eps, config.model.sigma)
-                # The gradient of the mean over this process's examples: the average over processes makes it that over the
-                # whole batch. Of a loss that is not finite none: the gradient's norm alone then tells a bad step.
-                weights = torch.where(loss.detach().isfinite(), self.level_weights[k] / batch_size, math.nan)
-                scaler.scale(loss).backward(weights)
-            losses.append(loss.detach())
-
-        scaler.unscale_(self.optimizer)
-        gradients = {name: weight.grad for name, weight in self.model.named_parameters() if weight.grad is not None}
-        norm = nn.utils.get_total_norm(gradients.values())
-        result = StepResult(distributed.gather_rows(torch.cat(losses)), levels, norm.item(), overflowed=False)
-        if not result.finite:
-            return replace(result, bad_parameters=tuple(name for name, g in gradients.items() if not g.isfinite().all()))
-        nn.utils.clip_grads_with_norm_(self.model.parameters(), optim.grad_clip or math.inf, norm)
-        return result
+            group["lr"] = learning_rate(self.step, **settings, protocol=self.process.protocol)
 
     def all_finite(self) -> bool:
         """Whether all weights and averages are finite: a finite gradient times an absurd learning rate may be too large."""
@@ -202,30 +144,25 @@ class Trainer:
         """Everything that the next step depends on, as plain data."""
         return {
             "step": self.step,
-            "bad_steps": self.bad_steps,
-            "bad_in_a_row": self.bad_in_a_row,
+            "nonfinite_steps": self.nonfinite_steps,
+            "nonfinite_in_a_row": self.nonfinite_in_a_row,
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "precision": self.precision.name,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a `state_dict` of the same architecture. Raises ValueError or RuntimeError if it is another's."""
         self.model.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
-        moments = state["optimizer"]["state"]
-        shapes = [{"step": (), "exp_avg": weight.shape, "exp_avg_sq": weight.shape} for weight in self.model.parameters()]
-        found = {i: {name: value.shape for name, value in entry.items()} for i, entry in moments.items()}
-        if found and found != dict(enumerate(shapes)):  # there are none before the first step
-            raise ValueError("the optimizer's moments belong to another architecture")
         # Moments are the checkpoint's, settings the configuration's.
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state["optimizer"]["state"]})
         if state["scaler"]:  # empty unless the run was in float16 when it was saved
             self.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
-        self.bad_steps = state.get("bad_steps", 0)  # checkpoints of earlier versions do not count them
-        self.bad_in_a_row = state.get("bad_in_a_row", 0)
+        self.nonfinite_steps, self.nonfinite_in_a_row = state["nonfinite_steps"], state["nonfinite_in_a_row"]
 
 
 @torch.no_grad()
@@ -235,11 +172,12 @@ def held_out_losses(trainer: Trainer, images: torch.Tensor, indices: torch.Tenso
     Levels and noise belong to the image, so that evaluations at different steps differ by the weights alone.
     Call within `trainer.ema.swapped_in(trainer.model)`.
     """
-    config = trainer.config
     trainer.model.eval()
-    seed, K, positions = config.seed, config.model.K, indices.tolist()
-    levels = torch.tensor([int(stream(seed, Purpose.EVAL_LEVEL, position=i).integers(1, K + 1)) for i in positions])
-    noise = normal_batch(seed, Purpose.EVAL_NOISE, 0, positions, tuple(images.shape[1:]))
-    u0, k, eps = (x.to(trainer.device) for x in (images, levels, noise))
+    seed, allowed, positions = trainer.config.seed, trainer.process.training_levels, indices.tolist()
+    k = torch.tensor(
+        [int(stream(seed, Purpose.EVAL_LEVEL, position=i).integers(allowed.start, allowed.stop)) for i in positions]
+    ).to(trainer.device)
+    places = [(0, i) for i in positions]
+    eps = normal_by_index(trainer.device, seed, Purpose.EVAL_NOISE, places, tuple(images.shape[1:]))
     with trainer.precision.autocast():
-        return deblurring_loss(trainer.model, trainer.blur, u0, k, eps, config.model.sigma).cpu()
+        return process_loss(trainer.process, trainer.model, images.to(trainer.device), k, eps).cpu()

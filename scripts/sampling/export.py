@@ -1,0 +1,60 @@
+"""Many samples as single PNG files, continued where an earlier export stopped."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from scripts import distributed
+from scripts.errors import UserError
+from scripts.io import atomic_write, make_directory
+from scripts.progress import progress_bar
+from scripts.sampling.output import to_uint8
+from scripts.sampling.sampler import Sampler
+
+
+def export(directory: Path, sampler: Sampler, settings: dict[str, Any], num_samples: int, batch_size: int) -> None:
+    """Write samples 0..num_samples-1 as `000000.png`, ..., `batch_size` at a time: those that are not there yet.
+
+    Of several processes each draws so many at a time, and process 0 writes all. `settings`, what the images depend on,
+    are kept as `export.json`. Raises UserError if the directory holds images made otherwise.
+    """
+    missing: list[int] = []
+    if distributed.is_main():
+        make_directory(directory, "--export_dir")
+        _check_export(directory, settings)
+        missing = [i for i in range(num_samples) if not (directory / f"{i:06d}.png").exists()]
+    missing = distributed.from_main(missing)
+    with progress_bar(num_samples, "image", "export", initial=num_samples - len(missing)) as bar:
+        for start in range(0, len(missing), batch_size * distributed.world_size()):
+            indices = missing[start : start + batch_size * distributed.world_size()]
+            images = distributed.compute_rows(indices, lambda mine: to_uint8(sampler.independent(mine)))
+            if distributed.is_main():
+                _write_images(directory, indices, images)
+            bar.update(len(indices))
+
+
+def _write_images(directory: Path, indices: Sequence[int], images: torch.Tensor) -> None:
+    for index, image in zip(indices, images.permute(0, 2, 3, 1).numpy(), strict=True):
+        with atomic_write(directory / f"{index:06d}.png", durable=False) as temporary:
+            Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(temporary)
+
+
+def _check_export(directory: Path, settings: dict[str, Any]) -> None:
+    record = directory / "export.json"
+    if record.exists():
+        try:
+            before = dict(json.loads(record.read_text()))
+        except (ValueError, TypeError):
+            raise UserError(f"{record}: damaged; delete this directory, or choose another --export_dir") from None
+        changed = [f"{key} was {before.get(key)}, now {value}" for key, value in settings.items() if before.get(key) != value]
+        if changed:
+            raise UserError(f"--export_dir={directory}: it holds samples made otherwise ({'; '.join(changed)}); choose another")
+    elif any(directory.glob("*.png")):
+        raise UserError(f"--export_dir={directory}: it holds images that are not an earlier export's; choose an empty one")
+    else:
+        with atomic_write(record) as temporary:
+            temporary.write_text(json.dumps(settings, indent=2) + "\n")

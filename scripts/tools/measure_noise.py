@@ -1,0 +1,43 @@
+"""Measure the spectrum of the sampling noise for a checkpoint without one: the release's, or an older one.
+
+python -m scripts.tools.measure_noise --config C --workdir W [--checkpoint 0] [--num_images 48]
+
+It is written beside the checkpoint as CHECKPOINT.noise.pth, where --delta=spectral finds it.
+"""
+
+import torch
+from absl import flags
+
+from scripts.config import define_config_flag, run
+from scripts.io import atomic_write, user_path
+
+CONFIG = define_config_flag()
+WORKDIR = flags.DEFINE_string("workdir", None, "Run directory.", required=True)
+CHECKPOINT = flags.DEFINE_integer("checkpoint", 0, "n for checkpoints/checkpoint_n.pth, 0 for the newest.", lower_bound=0)
+NUM_IMAGES = flags.DEFINE_integer("num_images", 48, "Training images, each seen once at every level.", lower_bound=1)
+
+
+def main() -> int:
+    """Load, measure, write."""
+    from scripts.checkpoint import noise_path
+    from scripts.data.datasets import load_images
+    from scripts.errors import UserError
+    from scripts.sampling.sampler import load_sampler
+    from scripts.sampling.spectrum import images_to_measure, measure_noise
+
+    config = CONFIG.value
+    sampler, trained = load_sampler(config, user_path(WORKDIR.value, "--workdir"), CHECKPOINT.value, delta=config.model.sigma)
+    source = load_images(config.data, "train")
+    images = images_to_measure(source, NUM_IMAGES.value, config.data.uniform_dequantization)
+    state = measure_noise(sampler.process, sampler.model, sampler.precision, images, config.seed, config.eval.batch_size)
+    if state is None:
+        raise UserError(f"config.model.process = {config.model.process!r}: its sampling noise is not measured")
+    path = noise_path(trained.path)
+    with atomic_write(path) as temporary:
+        torch.save(dict(state), temporary)
+    print(f"spectrum of the sampling noise at {sampler.K} levels, from {len(images)} images: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)
