@@ -1,4 +1,4 @@
-"""The bound on -log p(u_0) of a checkpoint: which levels to look at, what the network does there, tables and pictures by level."""
+"""The bound on -log p(u_0) of a checkpoint: the levels to look at, what the network does there, a table and a picture by level."""
 
 import csv
 import json
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from ml_collections import ConfigDict
 
+from model_code import build_process
 from model_code.elbo import bits_per_dim
 from model_code.noise import SamplingNoise
 from model_code.process import Denoiser, Prior, Process
@@ -132,7 +133,7 @@ class BoundEstimator:
             drawn = [draw_strata(seed, index, levels, num_draws) for index in batch.indices.tolist()]
             chosen = torch.tensor(drawn, dtype=torch.int64).view(len(drawn), num_draws)
             errors = self._errors(batch, seed, torch.cat([torch.ones(len(drawn), 1, dtype=torch.int64), chosen], dim=1))
-            parts.append((chosen, errors[:, 1:], errors[:, 0], self.process.prior_summary(batch.images, prior)))
+            parts.append((chosen, errors[:, 1:], errors[:, 0], self.process.prior_summary(batch.images, prior).cpu()))
         chosen, errors, first_errors, summary = (torch.cat(part) for part in zip(*parts, strict=True))
         return Measurement(chosen, errors, first_errors, summary, len(levels))
 
@@ -227,7 +228,8 @@ class BoundEvaluation:
         _, prior, measurement = self._measured
         if not distributed.is_main():
             return []
-        bound = measurement.bound(process.cpu(), prior, noise)
+        process = build_process(self.config)  # on the CPU, as the measurement is
+        bound = measurement.bound(process, prior, noise)
         settings = sampler.settings(self.config, trained) | {
             "checkpoint": checkpoint,
             "protocol": process.protocol,
@@ -306,9 +308,7 @@ def write_by_level(folder: Path, bound: Bound, rows: list[LevelRow], settings: d
         table = csv.writer(file)
         table.writerow(["k", "num_images", "squared_error", "squared_error_se", "term_nats", "term_se", "term_without_errors"])
         for row in rows:
-            error, term = row.error, row.term
-            table.writerow(
-                [row.k, error.num_images, error.value, error.standard_error, term.value, term.standard_error, row.floor]
-            )
+            estimates = (row.error.value, row.error.standard_error, row.term.value, row.term.standard_error)
+            table.writerow([row.k, row.error.num_images, *estimates, row.floor])
     title = f"step {settings['checkpoint_step']}, delta {settings['delta']}, {len(bound.total)} images"
     plot_by_level(folder / "bound_by_level.png", rows, title)
