@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from ml_collections import ConfigDict
-from torch import nn
+from torch.nn import Module
 
 from model_code.blur import DCTBlur, blur_schedule
 from model_code.process import HeatDissipation, Process
@@ -21,7 +21,7 @@ def build_process(config: ConfigDict) -> Process:
     return PROCESSES[name](config)
 
 
-def build_model(config: ConfigDict) -> nn.Module:
+def build_model(config: ConfigDict) -> Module:
     """The network that config.model.network names, freshly initialised: f(u, k)."""
     name = config.model.network
     if name not in NETWORKS:
@@ -54,5 +54,5 @@ def build_blur(config: ConfigDict) -> DCTBlur:
     return DCTBlur(schedule, config.data.image_size, config.data.image_size)
 
 
-NETWORKS: dict[str, Callable[[ConfigDict], nn.Module]] = {"unet": build_unet}
+NETWORKS: dict[str, Callable[[ConfigDict], Module]] = {"unet": build_unet}
 """config.model.network: what undoes it."""
