@@ -23,7 +23,7 @@ def test_bank_gives_back_the_blurred_images() -> None:
     u = images(7)
     bank = PriorBank.from_images(u, BLUR)
     chosen = torch.tensor([5, 0, 5])
-    torch.testing.assert_close(bank.blurred(chosen), BLUR(u[chosen], torch.full((3,), 4)), atol=2e-6, rtol=0)
+    torch.testing.assert_close(bank.means(chosen), BLUR(u[chosen], torch.full((3,), 4)), atol=2e-6, rtol=0)
     assert len(bank) == 7
 
 
@@ -43,7 +43,13 @@ def test_bank_of_batches_is_the_bank_of_all() -> None:
 def test_bank_survives_its_state_dict() -> None:
     bank = PriorBank.from_images(images(4), BLUR)
     again = PriorBank.from_state_dict(bank.state_dict())
-    assert torch.equal(again.blurred(torch.arange(4)), bank.blurred(torch.arange(4)))
+    assert torch.equal(again.means(torch.arange(4)), bank.means(torch.arange(4)))
+
+
+def test_dequantised_bank_is_the_one_made_from_dequantised_data() -> None:
+    pixels = torch.from_numpy(np.random.default_rng(3).integers(0, 256, (6, 2, 10, 12)).astype(np.float32))
+    made = PriorBank.from_images((pixels + 0.5) / 256, BLUR)
+    torch.testing.assert_close(PriorBank.from_images(pixels / 255, BLUR).dequantized().coefficients, made.coefficients)
 
 
 def test_bank_of_nothing() -> None:

@@ -9,11 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from model_code import build_blur, build_model
-from model_code.prior import PriorBank
+from model_code import build_model, build_process
 from scripts.device import Precision
-from scripts.sampling.reverse import DataPrior, SphericalNoise, linear_path, reverse_process
-from scripts.sampling.sampler import Sampler, frame_levels, interpolation_set, sample_set
+from scripts.errors import UserError
+from scripts.sampling.output import frame_levels, interpolation_set, sample_set
+from scripts.sampling.reverse import BLOCK, IndependentNoise, SphericalNoise, linear_path, reverse_process
+from scripts.sampling.sampler import DataPrior, Sampler, make_sampler, parse_delta
 from tests.conftest import tiny_config
 from tests.golden import fill_golden
 
@@ -39,14 +40,18 @@ class ArraySource:
 PIXELS = np.random.default_rng(0).integers(0, 256, (30, 1, 8, 8), dtype=np.uint8)
 
 
+CPU = torch.device("cpu")
+FLOAT32 = Precision.named(CPU, "float32")
+
+
 @pytest.fixture(scope="module")
 def sampler() -> Sampler:
     config = tiny_config()
     model = build_model(config).eval()
     fill_golden(model)
-    bank = PriorBank.from_images(torch.from_numpy(PIXELS) / 255, build_blur(config))
-    precision = Precision(torch.device("cpu"), automatic_mp=False, amp_dtype="bfloat16")
-    return Sampler(model, bank, 3, 0.05, 0.05, seed=1, precision=precision, shape=(1, 8, 8))
+    process = build_process(config)
+    prior = process.build_prior([torch.from_numpy(PIXELS) / 255])
+    return make_sampler(config, model, process, prior, FLOAT32, None, delta=0.05, seed=1)
 
 
 def test_reverse_process_with_an_exact_model() -> None:
@@ -107,28 +112,46 @@ def test_interpolation_ends_at_ordinary_samples(sampler: Sampler) -> None:
 
 
 def test_spherical_noise_is_standard_normal_everywhere() -> None:
-    noise = SphericalNoise(0, (0, 1), (1, 100, 100), 5)(1)
+    noise = SphericalNoise(0, (0, 1), (1, 100, 100), 5, CPU)(1)
     np.testing.assert_allclose(noise.std((1, 2, 3)), 1, atol=0.03)
     np.testing.assert_allclose(linear_path(torch.tensor([[[[0.0]]], [[[1.0]]]]), 3).flatten(), [0, 0.5, 1])
 
 
-def test_no_prior_noise_in_the_released_protocol(sampler: Sampler) -> None:
-    seen: list[torch.Tensor] = []
-    silent = replace(sampler, prior_delta=0.0)
-    silent.independent(range(2), lambda k, u: seen.append(u.clone()))
-    blurred = sampler.prior.blurred(torch.arange(30))
-    nearest = torch.cdist(seen[0].flatten(1), blurred.flatten(1)).amin(1)
-    assert nearest.max() < 1e-5, "each is a blurred training image, up to the rounding of a product of another batch size"
+def test_noise_of_a_sample_is_a_function_of_seed_index_and_level() -> None:
+    """Whatever the batch, the order of levels and the blocks in which it is drawn; no two of them alike."""
+    together, alone = IndependentNoise(3, [4, 9], (1, 5, 5), CPU), IndependentNoise(3, [9], (1, 5, 5), CPU)
+    levels = (2 * BLOCK, BLOCK, BLOCK - 1, 1)
+    down = [together(k)[1] for k in levels]
+    up = [alone(k)[0] for k in reversed(levels)]
+    assert all(torch.equal(one, other) for one, other in zip(down, reversed(up), strict=True))
+    assert len({noise.sum().item() for noise in down}) == len(levels)
+
+
+def test_noise_on_prior_states(sampler: Sampler) -> None:
+    """The sampling noise's, also in scores of the released protocol; none in its pictures."""
+    blurred = sampler.prior.means(torch.arange(30))
+
+    def distance_of_initial_states(protocol: str, scoring: bool) -> float:
+        seen: list[torch.Tensor] = []
+        config = tiny_config(model__protocol=protocol)
+        process = build_process(config)
+        other = make_sampler(config, sampler.model, process, sampler.prior, FLOAT32, None, delta=0.05, scoring=scoring)
+        other.independent(range(20), lambda k, u: seen.append(u.clone()))
+        return float(torch.cdist(seen[0].flatten(1), blurred.flatten(1)).amin(1).mean())
+
+    assert distance_of_initial_states("released", scoring=False) < 1e-5
+    for protocol, scoring in (("paper", False), ("paper", True), ("released", True)):
+        assert distance_of_initial_states(protocol, scoring) == pytest.approx(0.05 * 8, rel=0.1)  # of 64 pixels
 
 
 @pytest.mark.parametrize("dequantized", [False, True])
-def test_bank_and_data_give_the_same_prior_states(dequantized: bool) -> None:
-    blur = build_blur(tiny_config())
+def test_stored_prior_and_data_give_the_same_states(dequantized: bool) -> None:
+    process = build_process(tiny_config())
     images = (torch.from_numpy(PIXELS) + 0.5) / 256 if dequantized else torch.from_numpy(PIXELS) / 255
-    bank, data = PriorBank.from_images(images, blur), DataPrior(ArraySource(PIXELS), blur, dequantized)
-    assert len(bank) == len(data)
+    stored, data = process.build_prior([images]), DataPrior(ArraySource(PIXELS), process, dequantized)
+    assert len(stored) == len(data)
     chosen = torch.tensor([3, 29, 3])
-    torch.testing.assert_close(bank.blurred(chosen), data.blurred(chosen), atol=2e-6, rtol=0)
+    torch.testing.assert_close(stored.means(chosen), data.means(chosen), atol=2e-6, rtol=0)
 
 
 def test_frame_levels() -> None:
@@ -180,13 +203,31 @@ def quiet() -> Iterator[None]:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_delta_and_seed_are_the_configs_unless_given(sampler: Sampler) -> None:
-    config = tiny_config(model__sigma=0.02, seed=7)
+def test_delta_is_the_configurations_unless_given() -> None:
+    config = tiny_config(model__sigma=0.02)
+    assert parse_delta(None, config) == 0.025
+    assert parse_delta("0", config) == 0.0
+    assert parse_delta("spectral", config) == "spectral"
+    assert parse_delta(None, tiny_config(model__protocol="released")) == 0.01
+    assert parse_delta(None, tiny_config(model__sampling_noise="spectral")) == "spectral"
+    for wrong in ("-1", "nan", "isotropic"):
+        with pytest.raises(UserError, match=f"--delta={wrong}: must be a number of at least 0, or spectral"):
+            parse_delta(wrong, config)
 
-    def made(delta: float | None, seed: int | None) -> Sampler:
-        return Sampler.from_config(config, sampler.model, sampler.prior, torch.device("cpu"), delta, seed)
 
-    assert (made(None, None).delta, made(None, None).prior_delta, made(None, None).seed) == (0.025, 0.025, 7)
-    assert (made(0.0, 0).delta, made(0.0, 0).seed) == (0.0, 0)
-    config.model.protocol = "released"
-    assert (made(None, None).delta, made(None, None).prior_delta) == (0.025, 0.0)
+def test_spectral_noise_through_all_kinds(sampler: Sampler) -> None:
+    """A spectrum changes the samples, and neither their independence of the batch nor the ends of an interpolation."""
+    measured = sampler.process.measured_noise(torch.rand(sampler.K + 1, 11, generator=torch.Generator().manual_seed(0)))
+    assert measured is not None
+    config = tiny_config()
+    spectral = make_sampler(
+        config, sampler.model, sampler.process, sampler.prior, FLOAT32, dict(measured), delta="spectral", seed=1
+    )
+    together = spectral.independent(range(4))
+    assert not torch.allclose(together, sampler.independent(range(4)), atol=1e-2)
+    torch.testing.assert_close(spectral.independent([2])[0], together[2], atol=1e-4, rtol=0)
+    torch.testing.assert_close(spectral.interpolate((2, 3), 5)[[0, -1]], together[[2, 3]], atol=1e-4, rtol=0)
+    assert spectral.noise.label == "spectral"
+    assert spectral.prior_std == config.model.sigma
+    with pytest.raises(UserError, match=r"measure_noise"):
+        make_sampler(config, sampler.model, sampler.process, sampler.prior, FLOAT32, None, delta="spectral")
