@@ -107,7 +107,7 @@ def test_a_very_elongated_image_is_unreadable(tmp_path: Path) -> None:
 
 # --- resizing ---
 
-SIZES = [(64, 96), (65, 99), (16, 16), (31, 90), (9, 12), (100, 33)]
+SIZES = [(64, 96), (65, 99), (16, 16), (19, 16), (9, 12), (100, 33)]  # 19: an odd margin, which the two crops round differently
 
 
 def picture(width: int, height: int) -> Image.Image:
