@@ -41,7 +41,7 @@ def get_config() -> ConfigDict:
     data.num_channels = 1  # 1 (grey) or 3 (RGB)
     data.random_flip = False  # mirror training images left-right, half of the time
     data.uniform_dequantization = False  # (v + U[0,1)) / 256 instead of v / 255; bits/dim need it
-    data.num_workers = 0  # processes that read images; 0 reads in the training process, right for arrays in memory
+    data.num_workers = 0  # threads that read images ahead; 0 reads between steps, right for arrays in memory
 
     config.model = model = ConfigDict()
     # "paper" follows the paper; "released" repeats the original code: level K is not trained, no noise on prior states

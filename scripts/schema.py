@@ -101,7 +101,7 @@ OURS: Form = {
     "model?": _TENSORS,
     "optimizer?": ("an optimizer's state", _is_optimizer),
     "scaler?": ("a loss scaler's state", _is_scaler),
-    "data?": {"num_images": _COUNT, "names_crc32": _COUNT},
+    "data?": {"num_images": _COUNT, "names_crc32": _COUNT, "pixels_crc32?": _COUNT},
     "prior?": ("a prior bank", _is_prior),
     "provenance?": ("a dictionary of plain data", _is_plain),
 }

@@ -1,30 +1,37 @@
-"""From the name of a data set to its images, and which of them are held out."""
+"""From the name of a data set to its images, their labels, and which of them are held out."""
 
-import zlib
+import contextlib
+import fcntl
 from collections.abc import Callable, Sequence
+from functools import partial
+from hashlib import blake2b
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import lmdb
 import numpy as np
 from ml_collections import ConfigDict
 
 from scripts.arrays import read_npz
-from scripts.data.images import (
-    ArrayImages,
-    FolderImages,
-    ImageSource,
-    LsunImages,
-    Unusable,
-    list_images,
-    require_folder,
-    torchvision_array,
-)
+from scripts.data.images import ArrayImages, FolderImages, ImageSource, LsunImages, bilinear, list_images
 from scripts.errors import UserError
 from scripts.io import user_path
 
 Split = Literal["train", "held_out"]
 DATA = Path(__file__).resolve().parents[2] / "data"
+
+
+class Unusable(Exception):
+    """Why a path does not hold the data set that it should; `load_images` adds key, value and advice."""
+
+
+class DataSet(NamedTuple):
+    """How a data set is opened: `open(path, split, image_size, num_channels)`, raising Unusable or OSError."""
+
+    open: Callable[[Path, Split, int, int], ImageSource]
+    place: str | None  # below data/; None if only config.data.path can say
+    right: str  # what should be in {place}, for messages
+    labelled: bool = False  # whether `open` gives ArrayImages with labels
 
 
 def load_images(data: ConfigDict, split: Split) -> ImageSource:
@@ -44,7 +51,7 @@ def load_images(data: ConfigDict, split: Split) -> ImageSource:
         raise UserError(f"{value}: config.data.path is empty; set it to {data_set.right}")
     try:
         source = data_set.open(place, split, data.image_size, data.num_channels)
-        if len(source) == 0:  # sources that come already split; the others have at least one image in each part
+        if len(source) == 0:
             raise Unusable(f"{place} has no images in this split")
     except (Unusable, OSError) as error:
         right = data_set.right.format(place=place)
@@ -52,100 +59,145 @@ def load_images(data: ConfigDict, split: Split) -> ImageSource:
     return source
 
 
-class DataSet(NamedTuple):
-    """How a data set is opened: `open(place, split, image_size, num_channels)`, raising Unusable or OSError."""
-
-    open: Callable[[Path, Split, int, int], ImageSource]
-    place: str | None  # below data/; None if only config.data.path can say
-    right: str  # what should be in {place}, for messages
+def has_labels(data: ConfigDict) -> bool:
+    """Whether the images of `config.data` have classes."""
+    return DATA_SETS[data.dataset.lower()].labelled
 
 
-def _open_mnist5k(place: Path, split: Split, size: int, channels: int) -> ImageSource:
+def load_labelled(data: ConfigDict, split: Split) -> tuple[ImageSource, np.ndarray]:
+    """The images of `config.data`, as `load_images` gives them, with their classes, int64 (N,) from 0.
+
+    Raises UserError for a data set without classes.
+    """
+    if not has_labels(data):
+        labelled = ", ".join(name for name, data_set in DATA_SETS.items() if data_set.labelled)
+        raise UserError(
+            f"--feature_extractor=classifier: config.data.dataset = {data.dataset!r} has no labels, {labelled} have; "
+            "use --feature_extractor=inception"
+        )
+    source = load_images(data, split)
+    assert isinstance(source, ArrayImages)
+    assert source.labels is not None
+    return source, source.labels
+
+
+def split_indices(keys: Sequence[bytes], split: Split) -> np.ndarray:
+    """Indices, ascending, of the keys that belong to `split`: a tenth is held out, at least one image and at most 1000.
+
+    Ranked by a hash of each image's own key, so that neither seed nor order matters. A cryptographic hash, because the ranks of
+    similar keys, such as row numbers, must be as good as random; those of a CRC are not.
+    """
+    ranked = sorted(range(len(keys)), key=lambda i: blake2b(keys[i], digest_size=8).digest())
+    num_held_out = min(max(1, len(keys) // 10), 1000)
+    return np.sort(np.array(ranked[:num_held_out] if split == "held_out" else ranked[num_held_out:], dtype=np.int64))
+
+
+def _open_mnist5k(path: Path, split: Split, size: int, channels: int) -> ArrayImages:
     try:
-        arrays = read_npz(place)
+        arrays = read_npz(path)
     except ValueError as error:
-        raise Unusable(f"{place} cannot be read: {error}") from error
-    images, held_out = (arrays.get(name, np.empty(0)) for name in ("images", "held_out"))
-    if images.dtype != np.uint8 or images.ndim != 3 or 0 in images.shape:
-        raise Unusable(f"{place} holds images {images.dtype} {images.shape}")
-    if held_out.dtype != np.bool_ or held_out.shape != images.shape[:1]:
-        raise Unusable(f"{place} holds {len(images)} images and held_out {held_out.dtype} {held_out.shape}")
-    return ArrayImages(images, size, channels, np.flatnonzero(held_out == (split == "held_out")))
+        raise Unusable(f"{path} cannot be read: {error}") from error
+    images, labels, held_out = (arrays.get(name, np.empty(0)) for name in ("images", "labels", "held_out"))
+    suitable = [array.dtype for array in (images, labels, held_out)] == [np.uint8, np.uint8, np.bool_]
+    if not suitable or images.ndim != 3 or not labels.shape == held_out.shape == images.shape[:1]:
+        found = (f"{name} {array.dtype} {array.shape}" for name, array in arrays.items())
+        raise Unusable(f"{path} holds {', '.join(found)}, not images, labels and held_out")
+    return ArrayImages(images, size, channels, np.flatnonzero(held_out == (split == "held_out")), labels=labels)
 
 
-def _open_mnist(place: Path, split: Split, size: int, channels: int) -> ImageSource:
-    return ArrayImages(torchvision_array("MNIST", place, split == "train"), size, channels)
+def _open_torchvision(name: str, root: Path, split: Split, size: int, channels: int) -> ArrayImages:
+    """A data set that torchvision keeps below `root`, downloaded if it is not there; archives that are there are used."""
+    _require_folder(root)
+    from torchvision import datasets  # takes two seconds to import
+
+    def read(download: bool = False) -> ArrayImages:
+        found: Any = getattr(datasets, name)(root, train=split == "train", download=download)
+        images, labels = np.asarray(found.data), np.asarray(found.targets)
+        if images.dtype != np.uint8 or labels.shape != images.shape[:1]:
+            raise ValueError(f"{len(images)} images {images.dtype} and labels {labels.shape}")
+        return ArrayImages(images, size, channels, resize=bilinear, labels=labels)
+
+    try:
+        return read()
+    except OSError:
+        raise
+    except Exception as error:  # torchvision's readers raise all kinds of errors for missing and damaged files
+        found = error
+    try:
+        with (root / f".{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # torchvision writes in place, and the processes of a job all start with this
+            with contextlib.suppress(Exception):
+                return read()  # another process has downloaded it meanwhile
+            # torchvision compares checksums of archives and of CIFAR-10's files, but asks only whether MNIST's files exist.
+            for damaged in root.glob(f"{name}/raw/{'train' if split == 'train' else 't10k'}-*-ubyte"):
+                damaged.unlink()
+            return read(download=True)
+    except Exception as error:  # errors of network, archives and disk have no common class
+        raise Unusable(f"{root} does not hold {name} ({found}) and downloading it failed ({error})") from error
 
 
-def _open_cifar10(place: Path, split: Split, size: int, channels: int) -> ImageSource:
-    return ArrayImages(torchvision_array("CIFAR10", place, split == "train"), size, channels)
-
-
-def _open_lsun_church(place: Path, split: Split, size: int, channels: int) -> ImageSource:
-    folder = place / f"church_outdoor_{'train' if split == 'train' else 'val'}_lmdb"
-    require_folder(folder)
+def _open_lsun_church(path: Path, split: Split, size: int, channels: int) -> LsunImages:
+    folder = path / f"church_outdoor_{'train' if split == 'train' else 'val'}_lmdb"
+    _require_folder(folder)
     try:
         return LsunImages(folder, size, channels)
     except lmdb.Error as error:
         raise Unusable(f"{folder} is not an LMDB: {error}") from error
 
 
-def _open_afhq(place: Path, split: Split, size: int, channels: int) -> ImageSource:
-    folder = place / ("train" if split == "train" else "val")
+def _open_afhq(path: Path, split: Split, size: int, channels: int) -> FolderImages:
+    folder = path / ("train" if split == "train" else "val")
     return FolderImages(folder, _images_below(folder), size, channels)
 
 
-def _open_folder(place: Path, split: Split, size: int, channels: int) -> ImageSource:
-    paths = _images_below(place)
-    chosen = split_indices([path.encode("utf-8", "surrogateescape") for path in paths], split)
-    return FolderImages(place, [paths[i] for i in chosen], size, channels)
-
-
-def _open_npy(place: Path, split: Split, size: int, channels: int) -> ImageSource:
-    try:
-        array = np.load(place, mmap_mode="r", allow_pickle=False)
-    except OSError:
-        raise
-    except Exception as error:  # NumPy's parser of headers raises whatever they lead it to
-        raise Unusable(f"{place} is not an array that NumPy can map: {error}") from error
-    if not isinstance(array, np.ndarray):
-        raise Unusable(f"{place} is an archive of arrays (.npz), not one array")
-    if array.dtype != np.uint8 or array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[-1] not in (1, 3)):
-        raise Unusable(f"{place} holds {array.dtype} {array.shape}")
-    if len(array) < 2 or 0 in array.shape:
-        raise Unusable(f"{place} holds {array.shape}, which is fewer than 2 images")
-    # Numbers padded with zeros: the checksums of "9" and "10" would depend on their lengths.
-    keys = [f"{i:010d}".encode() for i in range(len(array))]
-    return ArrayImages(array, size, channels, split_indices(keys, split))
+def _open_folder(path: Path, split: Split, size: int, channels: int) -> FolderImages:
+    paths = _images_below(path)
+    chosen = split_indices([name.encode("utf-8", "surrogateescape") for name in paths], split)
+    return FolderImages(path, [paths[i] for i in chosen], size, channels)
 
 
 def _images_below(folder: Path) -> list[str]:
-    require_folder(folder)
+    _require_folder(folder)
     paths = list_images(folder)
     if len(paths) < 2:
         raise Unusable(f"{folder} has {len(paths) or 'no'} image files, where at least 2 are needed")
     return paths
 
 
-def split_indices(keys: Sequence[bytes], split: Split) -> np.ndarray:
-    """Indices, ascending, of the keys that belong to `split`: a tenth is held out, at least one image and at most 1000.
+def _open_npy(path: Path, split: Split, size: int, channels: int) -> ArrayImages:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError:
+        raise
+    except Exception as error:  # NumPy's parser of headers raises all kinds of errors
+        raise Unusable(f"{path} is not an array that NumPy can map: {error}") from error
+    if not isinstance(array, np.ndarray):
+        raise Unusable(f"{path} is an archive of arrays (.npz), not one array")
+    is_images = array.ndim == 3 or (array.ndim == 4 and array.shape[-1] in (1, 3))
+    if array.dtype != np.uint8 or not is_images or len(array) < 2 or 0 in array.shape:
+        raise Unusable(f"{path} holds {array.dtype} {array.shape}")
+    return ArrayImages(array, size, channels, split_indices([str(i).encode() for i in range(len(array))], split))
 
-    A checksum of each image's own key decides, neither seed nor order: a data set is split once and for all, and near
-    neighbours, such as frames of a video, fall on either side alike.
-    """
-    ranked = sorted(range(len(keys)), key=lambda i: (zlib.crc32(keys[i]), keys[i]))
-    num_held_out = min(max(1, len(keys) // 10), 1000)
-    return np.sort(np.array(ranked[:num_held_out] if split == "held_out" else ranked[num_held_out:], dtype=np.int64))
+
+def _require_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise Unusable(f"there is no folder {folder}")
 
 
 DATA_SETS = {
-    "mnist5k": DataSet(_open_mnist5k, "mnist5k.npz", "{place} as it comes with the program"),
+    "mnist5k": DataSet(_open_mnist5k, "mnist5k.npz", "{place} as it comes with the program", labelled=True),
     "mnist": DataSet(
-        _open_mnist,
+        partial(_open_torchvision, "MNIST"),
         "",
         "the four files train-images-idx3-ubyte.gz, ... of https://ossci-datasets.s3.amazonaws.com/mnist/ in {place}/MNIST/raw",
+        labelled=True,
     ),
-    "cifar10": DataSet(_open_cifar10, "", "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz in {place}"),
+    "cifar10": DataSet(
+        partial(_open_torchvision, "CIFAR10"),
+        "",
+        "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz in {place}",
+        labelled=True,
+    ),
     "lsun_church": DataSet(
         _open_lsun_church,
         "lsun",

@@ -1,18 +1,16 @@
 """Batches of images in [0, 1]. Which images come in which order, mirrored and with what noise, is a function of (seed, step):
-a run goes on from any step as if it had never stopped.
+a run continues from any step as if it had never stopped.
 """
 
-import atexit
+import functools
 import itertools
-import multiprocessing
-import signal
-import threading
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 from scripts import distributed
 from scripts.data.images import ImageSource, UnreadableImage
@@ -21,24 +19,20 @@ from scripts.randomness import Purpose, stream
 
 
 class ReadingFailed(UserError):
-    """There will be no further batches, through no fault of those that came: what was done with them is worth saving."""
+    """No further batches can be read. Those before it were good, so what was learnt from them is worth saving."""
 
 
 @dataclass(frozen=True)
 class Batch:
     """Images with where they come from.
 
-    images: float32 (B, C, H, W) in [0, 1]; indices: int64 (B,), their places in the source; unreadable: names of images met on
-    the way that cannot be decoded.
+    images: float32 (B, C, H, W) in [0, 1]; indices: int64 (B,), their positions in the source; unreadable: names of images that
+    could not be decoded.
     """
 
     images: torch.Tensor
     indices: torch.Tensor
     unreadable: tuple[str, ...]
-
-    def pin_memory(self) -> "Batch":
-        """For DataLoader, which pins tensors but would pass over those in a class that it does not know."""
-        return Batch(self.images.pin_memory(), self.indices, self.unreadable)
 
 
 def to_unit_range(pixels: np.ndarray, noise: np.ndarray | float | None = None) -> torch.Tensor:
@@ -48,7 +42,7 @@ def to_unit_range(pixels: np.ndarray, noise: np.ndarray | float | None = None) -
 
 
 def _uniform_noise(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """U[0, 1) in steps of 2^-16, float32. Added to 0..255 these are exact, so that no value is rounded up to the next level."""
+    """U[0, 1) in steps of 2^-16, float32: added to 0..255 these are exact, so that no value is rounded up to the next level."""
     return generator.integers(1 << 16, size=shape, dtype=np.uint16).astype(np.float32) / np.float32(1 << 16)
 
 
@@ -69,8 +63,18 @@ def first_readable(source: ImageSource, wanted: int, unreadable: list[str]) -> t
     raise none_readable(failed)
 
 
-class TrainBatches(Dataset[Batch]):
-    """`batches[step]` is the whole batch of optimizer step `step` = 0, 1, ..., whatever was or was not asked for before.
+def none_readable(names: Sequence[str]) -> ReadingFailed:
+    """The error for a data set of which no image can be read. names: of its images, at least one."""
+    return ReadingFailed(
+        f"config.data.dataset, config.data.path: none of the {len(names)} images can be read, such as {names[0]}"
+    )
+
+
+# --- training ---
+
+
+class TrainBatches:
+    """`batches[step]` is the whole batch of optimizer step `step` = 0, 1, ..., whatever was asked for before.
 
     Every epoch is a permutation of all images; a batch may straddle epochs. An unreadable image is replaced by the next
     readable one of the source. Raises UserError if there is none.
@@ -89,7 +93,7 @@ class TrainBatches(Dataset[Batch]):
         self.source, self.seed, self.batch_size = source, seed, batch_size
         self.positions = range(batch_size) if positions is None else positions
         self.random_flip, self.uniform_dequantization = random_flip, uniform_dequantization
-        self._permutations: dict[int, np.ndarray] = {}
+        self._permutation = functools.lru_cache(maxsize=2)(self._permutation_of_epoch)  # a batch mostly straddles two at most
 
     def __getitem__(self, step: int) -> Batch:
         first = step * self.batch_size
@@ -107,68 +111,34 @@ class TrainBatches(Dataset[Batch]):
             noise = np.stack([_uniform_noise(generator, pixels.shape[1:]) for generator in streams])
         return Batch(to_unit_range(pixels, noise), torch.tensor(indices), tuple(dict.fromkeys(unreadable)))
 
-    def _permutation(self, epoch: int) -> np.ndarray:
-        if epoch not in self._permutations:
-            if len(self._permutations) == 2:  # those of the epochs that one batch straddles
-                del self._permutations[next(iter(self._permutations))]
-            order = stream(self.seed, Purpose.DATA_ORDER, step=epoch)
-            self._permutations[epoch] = order.permutation(len(self.source))
-        return self._permutations[epoch]
+    def _permutation_of_epoch(self, epoch: int) -> np.ndarray:
+        return stream(self.seed, Purpose.DATA_ORDER, step=epoch).permutation(len(self.source))
 
 
-class _OrderedBatches(Dataset[Batch]):
-    """`num_images` images (0: all) spread evenly over the source, in order, unreadable ones left out.
+def train_loader(
+    batches: TrainBatches, first_step: int, n_iters: int, num_workers: int, pin_memory: bool = False
+) -> Generator[Batch, None, None]:
+    """The batches of steps first_step, ..., n_iters - 1 in order, the same for any number of threads.
 
-    Evenly, because many data sets are sorted by class: the first images would be of one kind. What noise is added, a subclass
-    says.
-
-    Iterating skips batches of which nothing is left, so that there may be fewer than `len`, and raises UserError if no image
-    at all can be read. Of several processes each iterates over its own part of the images; a part that is empty, or of which
-    nothing can be read, is one batch without images.
+    pin_memory: for a GPU, which then copies while it computes. Closing the generator ends the reading.
     """
 
-    def __init__(self, source: ImageSource, batch_size: int, num_images: int, num_workers: int) -> None:
-        self.source, self.batch_size, self.num_workers = source, batch_size, num_workers
-        self.num_images = min(num_images, len(source)) or len(source)
-        self.chosen = distributed.shard([i * len(source) // self.num_images for i in range(self.num_images)])
+    def read(step: int) -> Batch:
+        batch = batches[step]
+        return replace(batch, images=batch.images.pin_memory()) if pin_memory else batch
 
-    def __len__(self) -> int:
-        return -(-len(self.chosen) // self.batch_size)
-
-    def __getitem__(self, number: int) -> Batch:
-        """Batch `number`, possibly empty."""
-        first = number * self.batch_size
-        indices, images, unreadable = [], [], []
-        for index in self.chosen[first : first + self.batch_size]:
-            try:
-                images.append(self.source[index])
-                indices.append(index)
-            except UnreadableImage as error:
-                unreadable.append(error.name)
-        pixels = np.stack(images) if images else np.empty((0, *self.source.shape), np.uint8)
-        return Batch(to_unit_range(pixels, self._noise(indices)), torch.tensor(indices, dtype=torch.int64), tuple(unreadable))
-
-    def __iter__(self) -> Iterator[Batch]:
-        held: Batch | None = None  # not yielded before the next one is known to have images: names need a batch to travel with
-        for batch in _read_batches(self, range(len(self)), self.num_workers):
-            if held is not None and len(held.indices) > 0 and len(batch.indices) > 0:
-                yield held
-                held = batch
-            else:
-                held = batch if held is None else _joined(held, batch)
-        if held is None:  # more processes than images
-            held = self[0]
-        if len(held.indices) == 0 and distributed.world_size() == 1:
-            raise none_readable(held.unreadable)
-        yield held
-
-    def _noise(self, indices: list[int]) -> np.ndarray | float | None:
-        """What dequantises these images, as `to_unit_range` takes it."""
-        raise NotImplementedError
+    return _read_ahead(read, range(first_step, n_iters), num_workers)
 
 
-class HeldOutBatches(_OrderedBatches):
-    """Batches to evaluate on. An image's noise belongs to (seed, index): always the same, whatever the batch size."""
+# --- all images in order ---
+
+
+class HeldOutBatches:
+    """Batches to evaluate on: `num_images` images (0: all) spread evenly over the source, in order, unreadable ones left out.
+
+    Evenly, because many data sets are sorted by class. An image's noise belongs to (seed, index): always the same, whatever the
+    batch size. Can be iterated over again and again, as `_ordered_batches`.
+    """
 
     def __init__(
         self,
@@ -179,121 +149,88 @@ class HeldOutBatches(_OrderedBatches):
         uniform_dequantization: bool,
         num_workers: int = 0,
     ) -> None:
-        super().__init__(source, batch_size, num_images, num_workers)
-        self.seed, self.uniform_dequantization = seed, uniform_dequantization
+        self.source, self.seed, self.batch_size, self.num_workers = source, seed, batch_size, num_workers
+        self.uniform_dequantization = uniform_dequantization
+        wanted = min(num_images, len(source)) or len(source)
+        self.chosen = distributed.shard([i * len(source) // wanted for i in range(wanted)])
 
-    def _noise(self, indices: list[int]) -> np.ndarray | None:
-        if not self.uniform_dequantization:
-            return None
+    def __iter__(self) -> Iterator[Batch]:
+        noise = self._noise if self.uniform_dequantization else lambda indices: None
+        return _ordered_batches(self.source, self.chosen, self.batch_size, self.num_workers, noise)
+
+    def _noise(self, indices: list[int]) -> np.ndarray:
         noise = np.empty((len(indices), *self.source.shape), np.float32)
         for row, index in zip(noise, indices, strict=True):
             row[:] = _uniform_noise(stream(self.seed, Purpose.HELD_OUT_DEQUANTIZE, position=index), row.shape)
         return noise
 
 
-class _CleanBatches(_OrderedBatches):
-    """All images with the mean of the dequantisation noise in place of noise."""
+def clean_batches(
+    source: ImageSource, batch_size: int, num_workers: int, uniform_dequantization: bool, mirrored: bool = False
+) -> Iterator[Batch]:
+    """All readable images in order, as `_ordered_batches`, without noise: v / 255, or dequantised by its mean (v + 0.5) / 256.
 
-    def __init__(self, source: ImageSource, batch_size: int, num_workers: int, uniform_dequantization: bool) -> None:
-        super().__init__(source, batch_size, 0, num_workers)
-        self.uniform_dequantization = uniform_dequantization
-
-    def _noise(self, indices: list[int]) -> float | None:
-        return 0.5 if self.uniform_dequantization else None
-
-
-def clean_batches(source: ImageSource, batch_size: int, num_workers: int, uniform_dequantization: bool) -> Iterator[Batch]:
-    """All images in order and nothing random: v / 255, or with dequantisation its mean, (v + 0.5) / 256.
-
-    Unreadable images are left out and named; no batch is empty. Raises UserError if no image can be read. Of several processes
-    each gets its part: see `_OrderedBatches`.
+    mirrored: each image is followed by its mirror image (left and right exchanged), with the same index. Batches are then twice
+    as large, and of all rows number 2i + 1 is the mirror image of number 2i.
     """
-    return iter(_CleanBatches(source, batch_size, num_workers, uniform_dequantization))
+    mean = 0.5 if uniform_dequantization else None
+    chosen = distributed.shard(range(len(source)))
+    for batch in _ordered_batches(source, chosen, batch_size, num_workers, lambda indices: mean):
+        if mirrored:
+            images = torch.stack([batch.images, batch.images.flip(-1)], dim=1).flatten(0, 1)
+            batch = replace(batch, images=images, indices=batch.indices.repeat_interleave(2))
+        yield batch
 
 
-def train_loader(
-    batches: TrainBatches, first_step: int, n_iters: int, num_workers: int, pin_memory: bool = False
-) -> Generator[Batch, None, None]:
-    """The batches of steps first_step, ..., n_iters - 1 in order, the same for any number of worker processes.
+def _ordered_batches(
+    source: ImageSource,
+    chosen: Sequence[int],
+    batch_size: int,
+    num_workers: int,
+    noise: Callable[[list[int]], np.ndarray | float | None],
+) -> Iterator[Batch]:
+    """The images `chosen`, this process's part, in batches, dequantised by `noise(indices)`; unreadable ones are named.
 
-    pin_memory: for a GPU, which then copies while it computes. Closing the generator ends the workers.
+    A batch may be empty: all its images are unreadable or, with more processes than images, none was chosen. A single process
+    raises UserError after the last one if no image could be read; several must find out together.
     """
-    return _read_batches(batches, range(first_step, n_iters), num_workers, pin_memory)
+
+    def read(number: int) -> Batch:
+        images, indices, unreadable = [], [], []
+        for index in chosen[number * batch_size : (number + 1) * batch_size]:
+            try:
+                images.append(source[index])
+                indices.append(index)
+            except UnreadableImage as error:
+                unreadable.append(error.name)
+        pixels = np.stack(images) if images else np.empty((0, *source.shape), np.uint8)
+        return Batch(to_unit_range(pixels, noise(indices)), torch.tensor(indices, dtype=torch.int64), tuple(unreadable))
+
+    num_read = 0
+    for batch in _read_ahead(read, range(max(1, -(-len(chosen) // batch_size))), num_workers):
+        yield batch
+        num_read += len(batch.indices)
+    if num_read == 0 and distributed.world_size() == 1:
+        raise none_readable([source.name(index) for index in chosen])
 
 
-def _read_batches(
-    batches: Dataset[Batch], numbers: range, num_workers: int, pin_memory: bool = False
-) -> Generator[Batch, None, None]:
-    """batches[n] for n in `numbers`, read ahead by worker processes if there are any."""
-    loader = DataLoader(
-        _ErrorsAsValues(batches),
-        batch_size=None,
-        sampler=numbers,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        # Workers only read images. Forked, they share arrays and memory maps with this process; spawned, they would get copies.
-        multiprocessing_context="fork" if num_workers > 0 else None,
-        worker_init_fn=_leave_signals_to_the_parent,
-        generator=torch.Generator(),  # DataLoader draws a seed that nothing here uses; not from the global generator, please
-    )
-    # With its first worker DataLoader sets a handler that raises wherever the training is when a worker dies, be it between
-    # weights and averages. Without that, waiting for the next batch finds out, within seconds.
-    handler = signal.getsignal(signal.SIGCHLD)
-    items = iter(loader)
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, handler)
+def _read_ahead(read: Callable[[int], Batch], numbers: range, num_workers: int) -> Generator[Batch, None, None]:
+    """read(n) for n in `numbers`, in order, read ahead by `num_workers` threads.
+
+    Threads, not DataLoader's processes: decoding and copying release the interpreter's lock, and threads need no shared memory,
+    no fork beside CUDA and MPI, and no care for signals and for workers that die.
+    """
+    if num_workers == 0:
+        yield from map(read, numbers)
+        return
+    pool = ThreadPoolExecutor(num_workers, thread_name_prefix="reader")
+    pending: deque[Future[Batch]] = deque()
     try:
-        for item in items:
-            if isinstance(item, UserError):
-                raise item
-            yield item
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
-            raise
-        raise ReadingFailed(
-            "a process that reads images died, killed for using too much memory, most likely: "
-            f"lower config.data.num_workers = {num_workers}"
-        ) from None
+        for number in numbers:
+            pending.append(pool.submit(read, number))
+            if len(pending) > 2 * num_workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     finally:
-        del items  # ends the workers now; an error's traceback would hold on to it
-
-
-@atexit.register
-def _end_workers() -> None:
-    """multiprocessing ends them at exit by SIGTERM, which they ignore, and would wait forever for any that are left."""
-    for worker in multiprocessing.active_children():
-        if worker.daemon:
-            worker.kill()
-
-
-def _leave_signals_to_the_parent(worker: int) -> None:
-    """Schedulers and terminals signal a whole group of processes: the parent finishes its step, and needs its workers for that.
-
-    Workers end when the parent says so, or within seconds of its death.
-    """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-class _ErrorsAsValues(Dataset[Batch | UserError]):
-    """DataLoader would put the traceback of a worker into the message of its exception; a UserError is to stay one line."""
-
-    def __init__(self, batches: Dataset[Batch]) -> None:
-        self.batches = batches
-
-    def __getitem__(self, number: int) -> Batch | UserError:
-        try:
-            return self.batches[number]
-        except UserError as error:
-            return error
-
-
-def _joined(a: Batch, b: Batch) -> Batch:
-    return Batch(torch.cat([a.images, b.images]), torch.cat([a.indices, b.indices]), a.unreadable + b.unreadable)
-
-
-def none_readable(names: Sequence[str]) -> ReadingFailed:
-    """The error for a data set of which nothing is left. names: of its images, at least one."""
-    return ReadingFailed(
-        f"config.data.dataset, config.data.path: none of the {len(names)} images can be read, such as {names[0]}"
-    )
+        pool.shutdown(wait=False, cancel_futures=True)

@@ -11,8 +11,7 @@ from ml_collections import ConfigDict
 from torch import nn
 
 from scripts.arrays import read_npz
-from scripts.data.datasets import Split
-from scripts.data.labels import load_labelled
+from scripts.data.datasets import Split, load_labelled
 from scripts.errors import UserError
 from scripts.io import make_directory, replacing
 from scripts.progress import progress_bar

@@ -4,7 +4,6 @@ import hashlib
 import json
 import time
 import warnings
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,7 +13,7 @@ import torch
 
 from scripts import distributed
 from scripts.arrays import read_npz
-from scripts.data.images import UnreadableImage, channels_first, names_crc32, opened_image
+from scripts.data.images import Images, UnreadableImage, channels_first, opened_image
 from scripts.errors import UserError
 from scripts.io import make_directory, replacing
 from scripts.progress import progress_bar
@@ -34,18 +33,6 @@ class Extractor(Protocol):
 
     def __call__(self, pixels: torch.Tensor) -> np.ndarray:
         """Images uint8 (B, C, H, W) to features float32 (B, d)."""
-
-
-class Images(Protocol):
-    """Images in a fixed order, of any sizes: an `ImageSource`, or a `NativeFolder`."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, i: int) -> np.ndarray:
-        """Image i, uint8 (C, H, W). Raises UnreadableImage."""
-
-    def name(self, i: int) -> str:
-        """What to call image i in a message."""
 
 
 class NativeFolder:
@@ -84,17 +71,6 @@ def image_features(images: Images, indices: Sequence[int], extractor: Extractor)
         rows |= {row: feature for (row, _), feature in zip(group, features, strict=True)}
     unreadable = np.full_like(next(iter(rows.values())), np.nan)
     return np.stack([rows.get(row, unreadable) for row in range(len(indices))])
-
-
-def fingerprint(images: Images) -> dict[str, int]:
-    """What tells one set of images from another: how many, their names, and the pixels of up to 64 of them."""
-    pixels = 0
-    for index in np.linspace(0, len(images) - 1, min(len(images), 64)).astype(int):
-        try:
-            pixels = zlib.crc32(images[int(index)].tobytes(), pixels)
-        except UnreadableImage:
-            continue
-    return {"num_images": len(images), "names_crc32": names_crc32(map(images.name, range(len(images)))), "pixels_crc32": pixels}
 
 
 def kept_features(

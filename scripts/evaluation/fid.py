@@ -11,12 +11,12 @@ import torch
 from ml_collections import ConfigDict
 
 from scripts import distributed
-from scripts.data.images import FolderImages, list_images
+from scripts.data.images import FolderImages, Images, list_images
 from scripts.errors import UserError
 from scripts.evaluation import distances
 from scripts.evaluation.classifier import classifier_features
 from scripts.evaluation.distances import Estimate
-from scripts.evaluation.features import Extractor, Images, kept_features
+from scripts.evaluation.features import Extractor, kept_features
 from scripts.evaluation.inception import InceptionFeatures, check_mode, weights_file
 from scripts.evaluation.references import FEWEST, data_set_images, find_reference, folder_images, reference_features
 from scripts.evaluation.results import Result, common_settings

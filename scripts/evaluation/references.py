@@ -9,10 +9,10 @@ from ml_collections import ConfigDict
 
 from scripts import distributed
 from scripts.data.datasets import Split, load_images
-from scripts.data.images import list_images
+from scripts.data.images import Images, fingerprint, list_images
 from scripts.errors import UserError
 from scripts.evaluation.distances import NEIGHBOURS
-from scripts.evaluation.features import Extractor, Images, NativeFolder, fingerprint, image_features, kept_features
+from scripts.evaluation.features import Extractor, NativeFolder, image_features, kept_features
 from scripts.evaluation.statistics_files import Reference, named_statistics, statistics_from_file
 from scripts.io import user_path
 

@@ -20,9 +20,8 @@ from ml_collections import ConfigDict
 
 from model_code.elbo import Estimate
 from scripts.config import define_config_flag, finite, run
-from scripts.data.datasets import load_images
+from scripts.data.datasets import has_labels, load_images
 from scripts.data.images import ImageSource
-from scripts.data.labels import has_labels
 from scripts.evaluation.classifier import ClassifierFeatures, classifier_features
 from scripts.evaluation.features import Extractor, image_features, kept_features
 from scripts.evaluation.fid import generated_settings

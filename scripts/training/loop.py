@@ -20,7 +20,7 @@ from model_code.prior import PriorBank
 from scripts import checkpoint, distributed
 from scripts.config import FREE_ON_RESUME, differences, refuse_differences, to_json, validate
 from scripts.data.datasets import load_images
-from scripts.data.images import ImageSource, names_crc32
+from scripts.data.images import ImageSource, fingerprint
 from scripts.data.loader import Batch, HeldOutBatches, ReadingFailed, TrainBatches, clean_batches, none_readable, train_loader
 from scripts.device import device_name
 from scripts.errors import UserError
@@ -128,10 +128,7 @@ class TrainingRun:
         """Continue from the newest checkpoint, or make the prior bank and start."""
         with distributed.main_first():  # which puts a damaged one aside
             saved = checkpoint.read_to_resume(self.workdir)
-        self.data = {
-            "num_images": len(train_images),
-            "names_crc32": names_crc32(map(train_images.name, range(len(train_images)))),
-        }
+        self.data = fingerprint(train_images)
         if saved is None:
             with self._until_interrupted():
                 bank = PriorBank.from_batches(self._clean_batches(train_images), self.trainer.blur)

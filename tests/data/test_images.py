@@ -1,7 +1,6 @@
 """How images are decoded."""
 
 import io
-import pickle
 import struct
 import warnings
 from pathlib import Path
@@ -9,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from torchvision import transforms
 
-from scripts.data.images import ArrayImages, FolderImages, UnreadableImage
+from scripts.data.images import ArrayImages, FolderImages, UnreadableImage, bilinear, fingerprint
 from tests.images import decoded
 
 
@@ -75,14 +75,6 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     assert pixels[:, 5:].max() < 50
 
 
-def test_large_images_are_scaled_with_antialiasing_and_cropped_to_the_middle(tmp_path: Path) -> None:
-    stripes = np.zeros((64, 96), np.uint8)
-    stripes[:, 16:80:2] = 200  # every other column: nearest or bilinear sampling would show all or nothing
-    stripes[:, :16] = stripes[:, 80:] = 255  # what the crop to a square removes
-    pixels = decoded(tmp_path, Image.fromarray(stripes), size=8, channels=1)
-    assert np.abs(pixels.astype(int) - 100).max() < 20
-
-
 def test_a_decompression_bomb_is_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From Pillow's limit on, not only from twice the limit as in Pillow itself."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
@@ -102,14 +94,67 @@ def test_damaged_and_foreign_files_are_unreadable_by_name(tmp_path: Path) -> Non
         with pytest.raises(UnreadableImage) as caught:
             decoded(tmp_path, contents)
         assert caught.value.name == "image.png"
-        assert caught.value.reason
     with pytest.raises(UnreadableImage, match=r"gone\.png.*No such file"):
         FolderImages(tmp_path, ["gone.png"], 4, 3)[0]
 
 
-def test_unreadable_image_survives_pickling() -> None:
-    error = pickle.loads(pickle.dumps(UnreadableImage("a.png", "truncated")))
-    assert (error.name, error.reason, str(error)) == ("a.png", "truncated", "a.png: truncated")
+def test_a_very_elongated_image_is_unreadable(tmp_path: Path) -> None:
+    """Scaled to the size of its shorter side it could fill the memory."""
+    with pytest.raises(UnreadableImage, match="one side is over 100 times the other"):
+        decoded(tmp_path, Image.new("L", (1, 101)))
+    assert decoded(tmp_path, Image.new("L", (1, 100))).shape == (3, 4, 4)
+
+
+# --- resizing ---
+
+SIZES = [(64, 96), (65, 99), (16, 16), (19, 16), (9, 12), (100, 33)]  # 19: an odd margin, which the two crops round differently
+
+
+def picture(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(256, size=(height, width, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES)
+def test_folders_and_arrays_are_resized_as_in_the_release(tmp_path: Path, width: int, height: int) -> None:
+    """Box halvings, bicubic, centre crop, written out with Pillow's calls."""
+    size, expected = 16, picture(width, height)
+    while expected.width >= 32 and expected.height >= 32:
+        expected = expected.resize((expected.width // 2, expected.height // 2), Image.Resampling.BOX)
+    ratio = size / min(expected.width, expected.height)
+    expected = expected.resize((round(expected.width * ratio), round(expected.height * ratio)), Image.Resampling.BICUBIC)
+    pixels = np.array(expected)
+    y, x = (pixels.shape[0] - size) // 2, (pixels.shape[1] - size) // 2
+    pixels = pixels[y : y + size, x : x + size].transpose(2, 0, 1)
+    np.testing.assert_array_equal(decoded(tmp_path, picture(width, height), size=size), pixels)
+    np.testing.assert_array_equal(ArrayImages(np.array(picture(width, height))[None], size, 3)[0], pixels)
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES)
+def test_lsun_and_torchvisions_data_sets_are_resized_by_torchvisions_transforms(width: int, height: int) -> None:
+    expected = transforms.CenterCrop(16)(transforms.Resize(16)(picture(width, height)))
+    np.testing.assert_array_equal(np.array(bilinear(picture(width, height), 16)), np.array(expected))
+
+
+# --- fingerprints ---
+
+
+def test_a_fingerprint_tells_number_names_and_pixels_apart() -> None:
+    array = np.random.default_rng(0).integers(256, size=(100, 4, 4), dtype=np.uint8)
+    other_pixels = array.copy()
+    other_pixels[99] ^= 1
+    prints = [
+        fingerprint(source)
+        for source in (
+            ArrayImages(array, 4, 1),
+            ArrayImages(other_pixels, 4, 1),
+            ArrayImages(array[:99], 4, 1),
+            ArrayImages(np.roll(array, 1, 0), 4, 1, np.roll(np.arange(100), -1)),  # the same pixels by other names
+        )
+    ]
+    assert prints[0] == fingerprint(ArrayImages(array.copy(), 4, 1))
+    assert all(one != other for i, one in enumerate(prints) for other in prints[:i])
+    assert prints[0]["names_crc32"] == prints[1]["names_crc32"]
+    assert prints[0]["pixels_crc32"] == prints[3]["pixels_crc32"]
 
 
 # --- arrays ---

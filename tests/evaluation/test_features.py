@@ -8,10 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from scripts.data.labels import load_labelled
+from scripts.data.datasets import load_labelled
+from scripts.data.images import fingerprint
 from scripts.errors import UserError
 from scripts.evaluation.classifier import classifier_features
-from scripts.evaluation.features import fingerprint, image_features, kept_features
+from scripts.evaluation.features import image_features, kept_features
 from scripts.evaluation.references import folder_images
 from tests.conftest import tiny_config
 
