@@ -1,8 +1,6 @@
 """Copies of training images are found, what is no copy is not taken for one, and intervals are as wide as they should be."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +8,6 @@ import pytest
 import torch
 from scipy.spatial.distance import cdist
 
-from scripts.config import ROOT
 from scripts.evaluation.classifier import ClassifierFeatures, Network
 from scripts.tools.memorization import classify, compare, nearer_than_held_out, nearest, proportion, study
 from scripts.training.loop import train
@@ -88,14 +85,3 @@ def test_a_run_without_classes(tiny_array: Path, tmp_path: Path) -> None:
     assert json.loads(path.with_suffix(".json").read_text()) == figures
     assert path.stat().st_size > 5_000
     assert study(config, tmp_path, 0, None, 3)[0] == figures
-
-
-@pytest.mark.parametrize("module", ["memorization", "gallery"])
-def test_bad_input_is_one_line(module: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", f"scripts.tools.{module}", "--config=configs/mnist/quickstart.py", "--delta=nan"]
-    command += [f"--workdir={tmp_path / 'run'}", *([f"--out={tmp_path / 'out'}"] if module == "gallery" else [])]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "--delta=nan: must be a finite number" in done.stderr
-    assert done.stderr.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
