@@ -30,7 +30,7 @@ from scripts.evaluation.results import Result, append_result, results_directory
 from scripts.evaluation.statistics_files import custom_files, named_statistics, statistics_from_file
 from scripts.io import user_path
 from scripts.text import one_line, printable
-from scripts.tools.show_run import inspect
+from scripts.tools.show_run import describe
 from tests.conftest import tiny_config
 from tests.images import data_config, save_images
 from tests.test_checkpoint import RunsCode
@@ -123,7 +123,7 @@ READERS: dict[str, tuple[Callable[[Path, Path], None], Callable[[Path], object]]
         lambda d, trap: release(inside(meta_path(d), Path.touch), trap),
         lambda d: load_trained(tiny_config(), d, 0),
     ),
-    "an inspected checkpoint": (lambda d, trap: release(d / "a.pth", trap), lambda d: inspect(d / "a.pth")),
+    "an inspected checkpoint": (lambda d, trap: release(d / "a.pth", trap), lambda d: list(describe(d / "a.pth"))),
     "statistics": (
         lambda d, trap: malicious_npz(d / "a.npz", trap),
         lambda d: statistics_from_file(d / "a.npz", moments=True, features=True),

@@ -5,21 +5,13 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from model_code.elbo import Estimate
-from scripts.data.images import ImageSource
 from scripts.io import replacing
-from scripts.sampling.output import grid
-
-if TYPE_CHECKING:
-    from scripts.tools.memorization import Comparison
 
 DPI = 150
 
@@ -99,43 +91,6 @@ def plot_scaling(path: Path, panels: Sequence[Panel], title: str) -> None:
         axes.yaxis.set_major_formatter("{x:g}")
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
-    _save(figure, path)
-
-
-def plot_memorization(
-    path: Path, samples: torch.Tensor, train: ImageSource, comparisons: "Sequence[Comparison]", title: str, columns: int = 12
-) -> None:
-    """Write a picture: samples above their nearest training images, and how far these are, as for held-out images.
-
-    samples: uint8 (N, C, H, W). The first of them, then those nearest in each comparison with a panel of its distances; below a
-    sample a row of training images for each comparison.
-    """
-    shown = min(columns, len(samples))
-    heights = [0.5 + 0.75 * (1 + len(comparisons)), *[0.5 + 0.75 * (1 + len(comparisons)), 2.4] * len(comparisons)]
-    figure = Figure(figsize=(9, sum(heights)), layout="constrained")
-    figure.suptitle(title)
-    top, *rows = figure.subplots(len(heights), 1, height_ratios=heights)
-    spaces = ", then by ".join(comparison.space for comparison in comparisons)
-
-    def show(axes: Axes, chosen: torch.Tensor, which: str) -> None:
-        found = [train[int(i)] for comparison in comparisons for i in comparison.samples.index[chosen]]
-        axes.imshow(grid(torch.cat([samples[chosen], torch.from_numpy(np.stack(found))]) / 255, shown))
-        axes.set_title(f"{which}; below: the nearest training images by {spaces}", fontsize=9)
-        axes.axis("off")
-
-    show(top, torch.arange(shown), f"the first {shown} samples")
-    for comparison, above, below in zip(comparisons, rows[::2], rows[1::2], strict=True):
-        show(above, comparison.samples.distance.argsort()[:shown], f"the {shown} samples nearest by {comparison.space}")
-        for label, neighbours in (("samples", comparison.samples), ("held-out images", comparison.held_out)):
-            distances = neighbours.distance.sort().values
-            below.plot(distances, torch.arange(1, len(distances) + 1) / len(distances), label=label)
-        below.set(
-            xlabel=f"distance to the nearest training image by {comparison.space}",
-            ylabel="part of images nearer",
-            xlim=(0, None),
-        )
-        below.grid(alpha=0.3)
-        below.legend()
     _save(figure, path)
 
 

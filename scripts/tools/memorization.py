@@ -1,227 +1,193 @@
-"""Do samples repeat training images? Each sample beside the training images nearest to it, and held-out images for comparison.
+"""Do samples repeat training images? Distances to the nearest training image, compared with those of held-out images.
 
 python -m scripts.tools.memorization --config C --workdir W [--checkpoint 0] [--delta D] [--num_gen 500]
 
-Where the data set has classes: also what a classifier makes of the samples. `memorization_delta_D.json` and `.png` go to
-<workdir>/evaluation.
+Distances are Euclidean, between pixels and, where images have classes, between features of a classifier, which then also says
+what it takes the samples for. Writes `memorization_delta_D.json` and `.png` to <workdir>/evaluation.
 """
 
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from absl import flags
+from matplotlib.figure import Figure
 from ml_collections import ConfigDict
+from scipy.stats import binomtest, chisquare
 
 from model_code.elbo import Estimate
 from scripts.config import define_config_flag, finite, run
-from scripts.data.datasets import has_labels, load_images
+from scripts.data.datasets import load_images
 from scripts.data.images import ImageSource
+from scripts.data.labels import has_labels, load_labelled
 from scripts.evaluation.classifier import ClassifierFeatures, classifier_features
-from scripts.evaluation.features import Extractor, image_features, kept_features
-from scripts.evaluation.fid import generated_settings
-from scripts.evaluation.plots import plot_memorization
-from scripts.evaluation.results import common_settings, versions
+from scripts.evaluation.features import Extractor, image_features
 from scripts.io import make_directory, replacing, user_path
-from scripts.sampling.output import to_uint8
-from scripts.sampling.sampler import load_sampler, weights_checksum
+from scripts.sampling.output import grid, to_uint8
+from scripts.sampling.sampler import load_sampler
 
 BATCH_SIZE = 100
 COPY = 1 / 3
-"""A sample whose nearest training image is this much nearer than the second nearest is called a copy (Yoon et al., 2023)."""
+"""A copy's nearest training image is at less than this fraction of the second nearest's distance (Yoon et al., 2023)."""
 NEAR = 0.01
-"""Samples are compared with the distance below which this part of held-out images lies."""
+"""Samples are compared with the distance that this fraction of held-out images is below."""
 CONFIDENT = 0.9
+DRAWS = 10_000
 
 
 class Pixels:
-    """Images as they are, for distances between them: values in [0, 1], all in a row."""
+    """Images themselves as features float32 (B, C H W), with values in [0, 1]."""
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
-        """shape: (C, H, W)."""
         self.settings: dict[str, Any] = {"extractor": "pixels"}
         self.num_features = math.prod(shape)
 
     def __call__(self, pixels: torch.Tensor) -> np.ndarray:
-        """Images uint8 (B, C, H, W) to float32 (B, C H W)."""
         return (pixels.flatten(1).float() / 255).numpy()
 
 
-@dataclass(frozen=True)
-class Neighbours:
-    """The nearest training images of some images."""
+def nearest(points: np.ndarray, blocks: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The two nearest of all rows of `blocks`, (n_i, d) each, to each of `points` (N, d): index int64 (N, 2), distance (N, 2).
 
-    index: torch.Tensor
-    """int64 (N,): the nearest."""
-    distance: torch.Tensor
-    """float64 (N,): how far that is; Euclidean."""
-    second: torch.Tensor
-    """float64 (N,): how far the second nearest is; infinite where there is none."""
-
-    def part(self, which: slice) -> "Neighbours":
-        """Those of some of the images."""
-        return Neighbours(self.index[which], self.distance[which], self.second[which])
-
-    def copies(self) -> torch.Tensor:
-        """bool (N,): the nearest stands out among all others. An exact copy does, unless it is in the training set twice."""
-        return self.distance < COPY * self.second
-
-
-def nearest(points: np.ndarray, blocks: Iterable[np.ndarray]) -> Neighbours:
-    """The neighbours of points (N, d) among all rows of `blocks`, (n_i, d) each; rows with NaN, unreadable images, are none."""
+    The distance is infinite where there is no such row. Rows of NaN, unreadable images, are skipped.
+    """
     x = torch.from_numpy(points).double()
     distance = torch.full((len(x), 2), math.inf, dtype=torch.float64)
     index = torch.full((len(x), 2), -1)
     first = 0
     for block in blocks:
         y = torch.from_numpy(block).double()
-        # Subtracted one by one: a matrix product would not give 0 for the same image.
+        # Not by a matrix product, which would not give exactly 0 between equal images.
         d = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").nan_to_num(nan=math.inf)
-        ids = torch.arange(first, first + len(y)).expand(len(x), -1)
         distance, order = torch.cat([distance, d], 1).topk(2, largest=False)
+        ids = torch.arange(first, first + len(y)).expand(len(x), -1)
         index = torch.cat([index, ids], 1).gather(1, order)
         first += len(y)
-    return Neighbours(index[:, 0], distance[:, 0], distance[:, 1])
+    return index.numpy(), distance.numpy()
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Samples and held-out images in one space, by what they are nearest to among training images."""
-
-    space: str
-    samples: Neighbours
-    held_out: Neighbours
-
-    def figures(self) -> dict[str, Any]:
-        """Plain data, estimates with standard errors: middle distances, parts of samples that are nearer than held-out images.
-
-        The error of such a part does not count that the threshold is itself an estimate, from as many held-out images.
-        """
-        threshold = float(self.held_out.distance.quantile(NEAR))
-        return {
-            "median_distance": _median(self.samples.distance),
-            "median_distance_held_out": _median(self.held_out.distance),
-            "mean_distance": _plain(self.samples.distance),
-            "mean_distance_held_out": _plain(self.held_out.distance),
-            f"nearer_than_{1 - NEAR:.0%}_of_held_out": _plain((self.samples.distance < threshold).double()),
-            "copies": _plain(self.samples.copies().double()),
-            "copies_held_out": _plain(self.held_out.copies().double()),
-        }
+def proportion(hits: np.ndarray) -> dict[str, float]:
+    """How often a bool array (N,) is True, with the 95% Wilson interval."""
+    interval = binomtest(int(hits.sum()), len(hits)).proportion_ci(method="wilson")
+    return {"value": float(hits.mean()), "low": interval.low, "high": interval.high, "num_images": len(hits)}
 
 
-def _plain(values: torch.Tensor) -> dict[str, float]:
-    return {**asdict(Estimate.of(values)), "num_images": len(values)}
+def nearer_than_held_out(samples: np.ndarray, held_out: np.ndarray) -> dict[str, float]:
+    """The fraction of samples at less than the distance that `NEAR` of held-out images are below; distances float64 (N,), (M,).
 
-
-def _median(values: torch.Tensor) -> dict[str, float]:
-    """With half the way between the quantiles that a median moves to if the count below it is off by its standard deviation.
-
-    That count is binomial, sqrt(N) / 2 whatever the distribution.
+    The 95% interval counts both errors: the number of held-out images below the true quantile is binomial, so the threshold is
+    drawn from that distribution, and for each threshold the fraction is drawn from its posterior under Jeffreys' prior.
     """
-    off = min(0.5, 0.5 / math.sqrt(len(values)))
-    low, middle, high = values.quantile(torch.tensor([0.5 - off, 0.5, 0.5 + off], dtype=values.dtype)).tolist()
-    error = (high - low) / 2 if len(values) > 1 else math.inf
-    return {"value": middle, "standard_error": error, "num_images": len(values)}
+    rng = np.random.default_rng(0)
+    ordered = np.concatenate([[0.0], np.sort(held_out)])
+    rank = rng.binomial(len(held_out), NEAR, DRAWS) + rng.random(DRAWS)  # uniform between neighbouring distances
+    thresholds = np.interp(rank, np.arange(len(ordered)), ordered)
+    counts = np.searchsorted(np.sort(samples), thresholds)
+    low, high = np.quantile(rng.beta(counts + 0.5, len(samples) - counts + 0.5), [0.025, 0.975])
+    value = float((samples < np.quantile(held_out, NEAR, method="weibull")).mean())
+    return {"value": value, "low": min(low, value), "high": max(high, value), "num_images": len(samples)}
 
 
-def study(
-    config: ConfigDict, workdir: Path, checkpoint: int, *, delta: float | None, seed: int | None, num_gen: int
-) -> tuple[dict[str, Any], Path]:
-    """Draw samples, compare them, and write figures and picture: the figures, plain data, and the picture's path.
+def compare(samples: np.ndarray, held_out: np.ndarray) -> dict[str, Any]:
+    """Mean distances with standard errors, and proportions with 95% intervals; distances as `nearest` gives them."""
+    return {
+        "mean_distance": asdict(Estimate.of(torch.from_numpy(samples[:, 0]))),
+        "mean_distance_held_out": asdict(Estimate.of(torch.from_numpy(held_out[:, 0]))),
+        f"nearer_than_{1 - NEAR:.0%}_of_held_out": nearer_than_held_out(samples[:, 0], held_out[:, 0]),
+        "copies": proportion(samples[:, 0] < COPY * samples[:, 1]),
+        "copies_held_out": proportion(held_out[:, 0] < COPY * held_out[:, 1]),
+    }
 
-    Samples are kept in <workdir>/evaluation, so that what was cut off goes on. Raises UserError for whatever is missing.
+
+def classify(
+    classifier: ClassifierFeatures, samples: np.ndarray, held_out: np.ndarray, class_counts: np.ndarray
+) -> dict[str, Any]:
+    """What the classifier takes samples with features (N, d) for, and how sure it is; held-out images (M, d) for comparison.
+
+    class_counts: training images of each class, int64 (classes,). The chi-squared test is of samples having these frequencies.
     """
-    sampler, trained = load_sampler(config, workdir, checkpoint, delta=delta, seed=seed, from_data=None)
-    train, held_out = (load_images(config.data, split) for split in ("train", "held_out"))
+    confidence, classes = classifier.probabilities(samples).max(1)
+    observed = np.bincount(classes.numpy(), minlength=len(class_counts))
+    test = chisquare(observed, len(samples) * class_counts / class_counts.sum())
+    held_out_confidence = classifier.probabilities(held_out).max(1).values
+    return {
+        "accuracy_on_held_out": classifier.accuracy,
+        f"surer_than_{CONFIDENT}": proportion((confidence > CONFIDENT).numpy()),
+        f"surer_than_{CONFIDENT}_held_out": proportion((held_out_confidence > CONFIDENT).numpy()),
+        "samples_of_each_class": observed.tolist(),
+        "chi_squared": {"value": test.statistic, "degrees_of_freedom": len(observed) - 1, "p_value": test.pvalue},
+    }
+
+
+def study(config: ConfigDict, workdir: Path, checkpoint: int, delta: float | None, num_gen: int) -> tuple[dict[str, Any], Path]:
+    """Draw samples, compare them, write figures and picture. Returns the figures, plain data, and the picture's path.
+
+    Raises UserError if the checkpoint or the data set is missing.
+    """
+    sampler, trained = load_sampler(config, workdir, checkpoint, delta=delta, from_data=None)
+    train, held_out = load_images(config.data, "train"), load_images(config.data, "held_out")
     directory = make_directory(workdir / "evaluation", "--workdir")
-    made_by = generated_settings(config, sampler, trained.step, weights_checksum(trained.model))
     extractors: dict[str, Extractor] = {"pixels": Pixels(sampler.shape)}
     if has_labels(config.data):
         extractors["classifier"] = classifier_features(directory, config.data, sampler.precision.device)
-
-    def draw(indices: range) -> np.ndarray:
-        return to_uint8(sampler.independent(indices)).flatten(1).float().numpy()
-
-    drawn = kept_features(directory, made_by | {"extractor": "none"}, num_gen, BATCH_SIZE, draw, "samples")
-    pixels = torch.from_numpy(drawn).to(torch.uint8).view(-1, *sampler.shape)
-    comparisons = []
+    pixels = torch.cat([to_uint8(sampler.independent(batch)) for batch in _batches(num_gen)])
+    figures: dict[str, Any] = {"checkpoint_step": trained.step, "delta": sampler.delta, "seed": sampler.seed}
+    found = {}
     for space, extractor in extractors.items():
-        apart = np.concatenate(list(_blocks(held_out, extractor)))
-        points = np.concatenate([extractor(pixels), apart[~np.isnan(apart[:, 0])]])
-        both = nearest(points, _blocks(train, extractor))  # of all at once: training images are read once
-        comparisons.append(Comparison(space, both.part(slice(num_gen)), both.part(slice(num_gen, None))))
-    figures: dict[str, Any] = {
-        **common_settings(config, checkpoint=checkpoint, step=trained.step, delta=sampler.delta, seed=sampler.seed),
-        "versions": versions(),
-        "training_images": len(train),
-        "spaces": {comparison.space: comparison.figures() for comparison in comparisons},
-    }
-    if isinstance(classifier := extractors.get("classifier"), ClassifierFeatures):
-        figures["classifier"] = verdicts(classifier, pixels, held_out)
+        ours, theirs = extractor(pixels), np.concatenate(list(_features(held_out, extractor)))
+        theirs = theirs[~np.isnan(theirs[:, 0])]  # unreadable images
+        index, distance = nearest(np.concatenate([ours, theirs]), _features(train, extractor))
+        figures[space] = compare(distance[:num_gen], distance[num_gen:])
+        nearest_first = distance[:num_gen, 0].argsort()
+        found[space] = (nearest_first, index[nearest_first, 0])
+        if isinstance(extractor, ClassifierFeatures):
+            class_counts = np.bincount(load_labelled(config.data, "train")[1], minlength=extractor.num_classes)
+            figures["classes"] = classify(extractor, ours, theirs, class_counts)
     path = directory / f"memorization_delta_{sampler.delta:g}.png"
     with replacing(path.with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps(figures, indent=2) + "\n")
-    plot_memorization(path, pixels, train, comparisons, f"{len(pixels)} samples, delta {sampler.delta:g}, step {trained.step}")
+    plot_memorization(path, pixels, train, found)
     return figures, path
 
 
-def _blocks(images: ImageSource, extractor: Extractor) -> Iterable[np.ndarray]:
-    for start in range(0, len(images), BATCH_SIZE):
-        yield image_features(images, range(start, min(start + BATCH_SIZE, len(images))), extractor)
+def _batches(num_images: int) -> list[range]:
+    return [range(start, min(start + BATCH_SIZE, num_images)) for start in range(0, num_images, BATCH_SIZE)]
 
 
-def verdicts(classifier: ClassifierFeatures, pixels: torch.Tensor, held_out: ImageSource) -> dict[str, Any]:
-    """How sure the classifier is of samples uint8 (N, C, H, W), and of held-out images for comparison: plain data."""
-    probabilities, classes = classifier.probabilities(classifier(pixels)).max(1)
-    features = np.concatenate(list(_blocks(held_out, classifier)))
-    counts = torch.bincount(classes, minlength=classifier.num_classes)
-    compared = classifier.probabilities(features).max(1).values
-    return {
-        "accuracy_on_held_out": classifier.accuracy,
-        f"surer_than_{CONFIDENT}": _plain((probabilities > CONFIDENT).double()),
-        f"surer_than_{CONFIDENT}_held_out": _plain((compared > CONFIDENT).double()),
-        "samples_of_each_class": counts.tolist(),
-        "classes_among_samples": int((counts > 0).sum()),
-        "rarest_class": _plain((classes == counts.argmin()).double()),
-        "commonest_class": _plain((classes == counts.argmax()).double()),
-    }
+def _features(images: ImageSource, extractor: Extractor) -> Iterable[np.ndarray]:
+    return (image_features(images, batch, extractor) for batch in _batches(len(images)))
 
 
-def report(figures: dict[str, Any]) -> str:
-    """The figures in lines for a person."""
+def plot_memorization(
+    path: Path, samples: torch.Tensor, train: ImageSource, found: dict[str, tuple[np.ndarray, np.ndarray]], columns: int = 12
+) -> None:
+    """Write a picture: for each space the samples nearest to a training image, above those images.
 
-    def line(name: str, estimate: Any) -> str:
-        if not isinstance(estimate, dict):
-            return f"{name.replace('_', ' ')}: {estimate}"
-        return f"{name.replace('_', ' ')}: {{value:.4g}} +- {{standard_error:.2g}} (N = {{num_images}})".format(**estimate)
-
-    sections = dict(figures["spaces"])
-    if "classifier" in figures:
-        sections["verdict of the classifier"] = figures["classifier"]
-    lines = []
-    for title, values in sections.items():
-        lines += [title, *(f"  {line(name, value)}" for name, value in values.items())]
-    return "\n".join(lines)
+    samples: uint8 (N, C, H, W). found: indices of samples, the nearest first, and of their nearest training images, (N,) each.
+    """
+    columns = min(columns, len(samples))
+    figure = Figure(figsize=(9, 2.2 * len(found)), layout="constrained")
+    for axes, (space, (ours, theirs)) in zip(figure.subplots(len(found), squeeze=False)[:, 0], found.items(), strict=True):
+        originals = torch.from_numpy(np.stack([train[int(i)] for i in theirs[:columns]]))
+        axes.imshow(grid(torch.cat([samples[ours[:columns]], originals]) / 255, columns))
+        axes.set_title(f"Samples nearest to a training image by {space}, and below each that image", fontsize=9)
+        axes.axis("off")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150)
 
 
 def main() -> int:
-    """Print what `study` finds for the flags."""
+    """Print and write what `study` finds for the flags."""
     values = flags.FLAGS
     finite("--delta", values.delta)
-    figures, path = study(
-        values.config,
-        user_path(values.workdir, "--workdir"),
-        values.checkpoint,
-        delta=values.delta,
-        seed=values.seed,
-        num_gen=values.num_gen,
-    )
-    print(report(figures))
+    workdir = user_path(values.workdir, "--workdir")
+    figures, path = study(values.config, workdir, values.checkpoint, values.delta, values.num_gen)
+    print(json.dumps(figures, indent=2))
     print(f"{path} and {path.with_suffix('.json').name}")
     return 0
 
@@ -231,6 +197,5 @@ if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "Run directory that train.py made.", required=True)
     flags.DEFINE_integer("checkpoint", 0, "n for checkpoints/checkpoint_n.pth, 0 for the newest.", lower_bound=0)
     flags.DEFINE_float("delta", None, "Sampling noise; by default config.model.delta_over_sigma * sigma.", lower_bound=0)
-    flags.DEFINE_integer("seed", None, "Samples are a function of it; by default config.seed.", 0, 2**64 - 1)
     flags.DEFINE_integer("num_gen", 500, "Samples to draw.", lower_bound=2)
     run(main)

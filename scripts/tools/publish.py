@@ -1,8 +1,8 @@
-"""A run made small enough to give away: averaged weights, configuration, prior bank, metrics; nothing that only training needs.
+"""Make a small copy of a run to give away: averaged weights, configuration, prior and metrics, without the optimizer's state.
 
 python -m scripts.tools.publish --workdir RUN --out DIR
 
-DIR is a run directory that sample.py, evaluate.py and the report read as any other; train.py refuses to go on from it.
+sample.py, evaluate.py and the report read DIR as any other run directory; train.py refuses to continue from it.
 """
 
 import json
@@ -16,9 +16,35 @@ from scripts.config import run
 from scripts.errors import UserError
 from scripts.io import make_directory, read_json_lines, replacing, user_path
 
-KEPT = ("step", "config", "data", "prior", "provenance")
-ROWS = 100
-"""Most rows about the training loss; all evaluations and events are kept."""
+KEPT = ("step", "config", "data", "prior")
+
+
+def publish(workdir: Path, out: Path) -> Path:
+    """Write `checkpoints/checkpoint_1.pth`, `config.json` and `metrics.jsonl` to `out`, from the newest checkpoint of a run.
+
+    Returns the checkpoint's path. Raises UserError if there is nothing to publish or `out` is itself a run that can go on.
+    """
+    newest = checkpoint.read_newest(workdir)
+    if newest is None or checkpoint.is_release(newest[1]):
+        raise UserError(f"--workdir={workdir}: there is no checkpoint of this program in it")
+    if checkpoint.meta_path(out).exists():
+        raise UserError(f"--out={out}: there is a run in it that can be trained further; choose another directory")
+    contents = newest[1]
+    provenance = contents.get("provenance", {})
+    if "command" in provenance:  # of absolute paths only the last part, as the rest may be private
+        provenance = provenance | {"command": re.sub(r"(?<![^\s=])/\S*/", "", provenance["command"])}
+    weights = {name: weight.clone() for name, weight in contents["ema"]["shadow"].items()}
+    kept = {name: contents[name] for name in KEPT if name in contents}
+    path = checkpoint.numbered_path(make_directory(out, "--out"), 1)
+    checkpoint.write(path, {**kept, "ema": {"shadow": weights}, "provenance": provenance})
+
+    config = json.loads(contents["config"]) | {"provenance": provenance}
+    rows = [row for row in read_json_lines(workdir / "metrics.jsonl") if "event" not in row]  # events repeat the command
+    metrics = "".join(json.dumps(row) + "\n" for row in rows)
+    for name, text in (("config.json", json.dumps(config, indent=2) + "\n"), ("metrics.jsonl", metrics)):
+        with replacing(out / name) as temporary:
+            temporary.write_text(text)
+    return path
 
 
 def main() -> int:
@@ -26,47 +52,6 @@ def main() -> int:
     path = publish(user_path(flags.FLAGS.workdir, "--workdir"), user_path(flags.FLAGS.out, "--out"))
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
     return 0
-
-
-def publish(workdir: Path, out: Path) -> Path:
-    """Write `checkpoints/checkpoint_1.pth`, `config.json` and `metrics.jsonl` below `out`, from the newest checkpoint of a run.
-
-    Returns the checkpoint's path. Raises UserError if there is nothing to publish, or `out` holds checkpoints of a run.
-    """
-    newest = checkpoint.read_newest(workdir)
-    if newest is None:
-        raise UserError(f"--workdir={workdir}: there is no checkpoint in it; train first, or check the path")
-    source, contents = newest
-    if checkpoint.is_release(contents):
-        raise UserError(f"{source}: a checkpoint of the original release has no configuration to publish")
-    if checkpoint.meta_path(out).exists():
-        raise UserError(f"--out={out}: there is a run in it that can be trained further; choose another directory")
-    path = checkpoint.numbered_path(make_directory(out, "--out"), 1)
-    weights = {name: weight.detach().clone() for name, weight in contents["ema"]["shadow"].items()}
-    kept = {name: contents[name] for name in KEPT if name in contents}
-    kept["provenance"] = without_places(contents.get("provenance", {}))
-    checkpoint.write(path, {"ema": {"shadow": weights}} | kept)
-    config = json.loads(contents["config"]) | {"provenance": kept["provenance"]}
-    with replacing(out / "config.json") as temporary:
-        temporary.write_text(json.dumps(config, indent=2) + "\n")
-    rows = map(without_places, thinned(read_json_lines(workdir / "metrics.jsonl")))
-    with replacing(out / "metrics.jsonl") as temporary:
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def without_places(facts: dict) -> dict:
-    """The same without the folders in its "command", which are nobody's business: of absolute paths the last name stays."""
-    if not isinstance(facts.get("command"), str):
-        return facts
-    return {**facts, "command": re.sub(r"(?<![^\s=])/\S*/", "", facts["command"])}
-
-
-def thinned(rows: list[dict]) -> list[dict]:
-    """All rows of metrics.jsonl but those about the training loss, and of these every n-th, about `ROWS` in all."""
-    losses = [i for i, row in enumerate(rows) if "loss" in row]
-    keep = {*losses[:: max(1, -(-len(losses) // ROWS))], *losses[-1:]}
-    return [row for i, row in enumerate(rows) if "loss" not in row or i in keep]
 
 
 if __name__ == "__main__":
