@@ -11,7 +11,7 @@ import torch
 
 from configs import default
 from model_code import build_blur, build_model
-from scripts.config import ROOT, differences, leaves, refuse_differences, to_json, validate
+from scripts.config import ROOT, differences, flatten, refuse_differences, to_json, validate
 from scripts.errors import UserError
 from scripts.training.cost import forward_flops
 from scripts.training.plan import describe
@@ -94,7 +94,7 @@ def test_every_key_is_read_somewhere() -> None:
     for file in files:
         if file.name != "config.py":
             used |= set(attribute_chains(ast.parse(file.read_text())))
-    unread = [key for key, _ in leaves(default.get_config()) if tuple(f"config.{key}".split(".")[-2:]) not in used]
+    unread = [key for key, _ in flatten(default.get_config()) if tuple(f"config.{key}".split(".")[-2:]) not in used]
     assert not unread
 
 
@@ -136,7 +136,7 @@ def test_every_flag_is_read(script: str) -> None:
         ("training__batch_size", 0, "at least 1"),
         ("training__accumulation_steps", 3, "divisor of training.batch_size = 4"),
         ("training__log_freq", 0, "at least 1"),
-        ("training__max_bad_steps", 0, "at least 1"),
+        ("training__max_nonfinite_steps", 0, "at least 1"),
         ("eval__batch_size", 0, "at least 1"),
         ("eval__num_images", -1, "at least 0"),
         ("data__num_channels", 2, "1 or 3"),

@@ -19,7 +19,7 @@ from configs import default
 from model_code import build_blur, build_model
 from scripts import checkpoint
 from scripts.checkpoint import load_trained, meta_path, read_to_resume, write_meta
-from scripts.config import leaves, to_json, validate
+from scripts.config import flatten, to_json, validate
 from scripts.data.datasets import load_images
 from scripts.device import resolve_device
 from scripts.errors import UserError
@@ -154,7 +154,7 @@ odd = st.one_of(
 def test_any_value_of_any_key_of_a_configuration(data: st.DataObject) -> None:
     """Refused in a line that names a key, or accepted; what is accepted can be built and has a device and data, or an error."""
     base = tiny_config().to_dict()
-    keys = [key.split(".") for key, _ in leaves(default.get_config())]
+    keys = [key.split(".") for key, _ in flatten(default.get_config())]
     for way in data.draw(st.lists(st.sampled_from(keys), min_size=1, max_size=3), "keys"):
         section = base
         for name in way[:-1]:

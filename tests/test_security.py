@@ -23,14 +23,13 @@ from scripts.data import datasets
 from scripts.data.datasets import load_images
 from scripts.data.images import FolderImages, LsunImages, UnreadableImage
 from scripts.data.labels import load_labelled
-from scripts.errors import UserError
+from scripts.errors import UserError, one_line, printable
 from scripts.evaluation.classifier import classifier_features
 from scripts.evaluation.features import NativeFolder, image_features, kept_features
 from scripts.evaluation.inception import InceptionFeatures
 from scripts.evaluation.results import Result, append_result, results_directory
 from scripts.evaluation.statistics_files import custom_files, named_statistics, statistics_from_file
 from scripts.io import user_path
-from scripts.text import one_line, printable
 from scripts.tools.show_run import inspect
 from tests.conftest import tiny_config
 from tests.images import data_config, save_images

@@ -9,7 +9,6 @@ import lmdb
 import numpy as np
 from ml_collections import ConfigDict
 
-from scripts.arrays import read_npz
 from scripts.data.images import (
     ArrayImages,
     FolderImages,
@@ -21,7 +20,7 @@ from scripts.data.images import (
     torchvision_array,
 )
 from scripts.errors import UserError
-from scripts.io import user_path
+from scripts.io import read_npz, user_path
 
 Split = Literal["train", "held_out"]
 DATA = Path(__file__).resolve().parents[2] / "data"

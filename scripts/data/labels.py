@@ -6,11 +6,10 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from scripts.arrays import read_npz
 from scripts.data.datasets import DATA, DATA_SETS, Split, load_images
 from scripts.data.images import ImageSource, torchvision_class
 from scripts.errors import UserError
-from scripts.io import user_path
+from scripts.io import read_npz, user_path
 
 
 def has_labels(data: ConfigDict) -> bool:

@@ -15,7 +15,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 
 from model_code.elbo import Estimate
 from scripts.data.images import ImageSource
-from scripts.io import replacing
+from scripts.io import atomic_write
 from scripts.sampling.output import grid
 
 if TYPE_CHECKING:
@@ -147,5 +147,5 @@ def _error_bars(axes: Axes, x: Sequence[float], estimates: Sequence[Estimate], l
 
 
 def _save(figure: Figure, path: Path) -> None:
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=DPI)

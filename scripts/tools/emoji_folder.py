@@ -12,7 +12,7 @@ from PIL import Image
 
 from scripts.config import run
 from scripts.errors import UserError
-from scripts.io import make_directory, replacing, user_path
+from scripts.io import atomic_write, make_directory, user_path
 
 SIZE = 32
 LEFT_OUT = ("Flags", "Component")
@@ -45,7 +45,7 @@ def write_folder(package: Path, out: Path) -> int:
             drawn = image.convert("RGBA")
         white = Image.new("RGBA", drawn.size, "white")
         white.alpha_composite(drawn)
-        with replacing(out / emoji["image"], durable=False) as temporary:
+        with atomic_write(out / emoji["image"], durable=False) as temporary:
             white.convert("RGB").resize((SIZE, SIZE), Image.Resampling.LANCZOS).save(temporary)
         written += 1
     return written

@@ -20,7 +20,7 @@ from scripts.data.datasets import load_images
 from scripts.data.loader import first_readable
 from scripts.errors import UserError
 from scripts.evaluation.bound import LikelihoodEvaluation
-from scripts.io import make_directory, replacing, user_path
+from scripts.io import atomic_write, make_directory, user_path
 from scripts.progress import progress_bar
 from scripts.sampling import output as visuals
 from scripts.sampling.reverse import OnStep
@@ -110,7 +110,7 @@ def _bound_by_level(config: ConfigDict, workdir: Path, path: Path, sampler: Samp
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         evaluate(checkpoint=0, delta=sampler.delta, seed=sampler.seed, directory=Path(folder))
         (picture,) = Path(folder).glob("*/bound_by_level.png")
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_bytes(picture.read_bytes())
 
 

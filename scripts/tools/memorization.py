@@ -28,7 +28,7 @@ from scripts.evaluation.features import Extractor, image_features, kept_features
 from scripts.evaluation.fid import generated_settings
 from scripts.evaluation.plots import plot_memorization
 from scripts.evaluation.results import common_settings, versions
-from scripts.io import make_directory, replacing, user_path
+from scripts.io import atomic_write, make_directory, user_path
 from scripts.sampling.output import to_uint8
 from scripts.sampling.sampler import load_sampler, weights_checksum
 
@@ -165,7 +165,7 @@ def study(
     if isinstance(classifier := extractors.get("classifier"), ClassifierFeatures):
         figures["classifier"] = verdicts(classifier, pixels, held_out)
     path = directory / f"memorization_delta_{sampler.delta:g}.png"
-    with replacing(path.with_suffix(".json")) as temporary:
+    with atomic_write(path.with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps(figures, indent=2) + "\n")
     plot_memorization(path, pixels, train, comparisons, f"{len(pixels)} samples, delta {sampler.delta:g}, step {trained.step}")
     return figures, path

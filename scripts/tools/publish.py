@@ -14,7 +14,7 @@ from absl import flags
 from scripts import checkpoint
 from scripts.config import run
 from scripts.errors import UserError
-from scripts.io import make_directory, read_json_lines, replacing, user_path
+from scripts.io import atomic_write, make_directory, read_json_lines, user_path
 
 KEPT = ("step", "config", "data", "prior", "provenance")
 ROWS = 100
@@ -47,10 +47,10 @@ def publish(workdir: Path, out: Path) -> Path:
     kept["provenance"] = without_places(contents.get("provenance", {}))
     checkpoint.write(path, {"ema": {"shadow": weights}} | kept)
     config = json.loads(contents["config"]) | {"provenance": kept["provenance"]}
-    with replacing(out / "config.json") as temporary:
+    with atomic_write(out / "config.json") as temporary:
         temporary.write_text(json.dumps(config, indent=2) + "\n")
     rows = map(without_places, thinned(read_json_lines(workdir / "metrics.jsonl")))
-    with replacing(out / "metrics.jsonl") as temporary:
+    with atomic_write(out / "metrics.jsonl") as temporary:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 

@@ -16,7 +16,7 @@ from absl import flags
 
 from scripts.config import run
 from scripts.errors import UserError
-from scripts.io import replacing
+from scripts.io import atomic_write
 from scripts.tools import report_sections as sections
 from scripts.tools.run_directory import RunDirectory
 
@@ -59,7 +59,7 @@ def write_report(workdir: Path) -> Path:
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
     path = workdir / "index.html"
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path
 

@@ -13,7 +13,7 @@ from urllib.parse import quote
 from ml_collections import ConfigDict
 
 from configs import default
-from scripts.config import leaves, to_json, validate
+from scripts.config import flatten, to_json, validate
 from scripts.errors import UserError
 from scripts.tools.charts import Point, Series, line_chart, number
 from scripts.tools.embedding import clip, picture
@@ -91,7 +91,7 @@ def _facts(contents: RunDirectory) -> Iterable[tuple[str, str, str]]:
     if speed:
         batch_size = contents.setting("training.batch_size")
         yield "Images per second", number(speed["images_per_second"], 3), f"batches of {batch_size}" if batch_size else ""
-    settings: dict[str, Any] = {key.replace(".", "_"): _shown(value) for key, value in leaves(contents.config)}
+    settings: dict[str, Any] = {key.replace(".", "_"): _shown(value) for key, value in flatten(contents.config)}
     described = string.Template("${data_image_size}x${data_image_size}x$data_num_channels")
     yield "Data", settings.get("data_dataset", ""), _filled(described, settings)
     described = string.Template("$model_model_channels x $model_channel_mult channels")
@@ -283,9 +283,9 @@ def configuration(contents: RunDirectory) -> str:
     """A table for each section, with what differs from configs/default.py marked."""
     if not contents.config:
         return ""
-    defaults = dict(leaves(json.loads(to_json(default.get_config()))))
+    defaults = dict(flatten(json.loads(to_json(default.get_config()))))
     sections: dict[str, list[tuple[str, str, object]]] = {}
-    for key, value in leaves(contents.config):
+    for key, value in flatten(contents.config):
         section, _, name = key.rpartition(".")
         sections.setdefault(section or "general", []).append((key, name, value))
     tables = []

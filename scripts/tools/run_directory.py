@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from scripts.config import leaves
+from scripts.config import flatten
 from scripts.errors import UserError
 from scripts.evaluation.results import RESULTS
 from scripts.io import read_json_lines
@@ -55,7 +55,7 @@ class RunDirectory:
 
     def setting(self, key: str) -> Any:
         """The value of "section.key" in the configuration, None if it is not there."""
-        return dict(leaves(self.config)).get(key)
+        return dict(flatten(self.config)).get(key)
 
     def last(self, key: str) -> Row:
         """The last row with a finite number for `key`, {} if there is none."""

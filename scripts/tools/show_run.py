@@ -23,11 +23,10 @@ from typing import Any
 import torch
 
 from scripts import checkpoint
-from scripts.config import ROOT, fail, leaves, to_json
-from scripts.errors import UserError
+from scripts.config import ROOT, fail, flatten, to_json
+from scripts.errors import UserError, printable
 from scripts.io import read_json_lines, user_path
 from scripts.provenance import json_hash
-from scripts.text import printable
 
 Facts = dict[str, Any]
 
@@ -92,7 +91,7 @@ def run_facts(workdir: Path) -> Facts:
 def _brief(workdir: Path, path: Path) -> Facts:
     facts: Facts = {"name": str(path.relative_to(workdir)), **_file_facts(path)}
     try:
-        return facts | {"step": checkpoint.read(path, mapped=True)["step"]}
+        return facts | {"step": checkpoint.read(path)["step"]}
     except UserError as error:
         return facts | {"problem": str(error)}
 
@@ -158,8 +157,8 @@ def config_facts(config: dict[str, Any], provenance: Facts | None) -> Facts:
 
 def config_differences(module: str, config: dict[str, Any]) -> dict[str, list[Any]]:
     """{"model.K": [the base's value, this one]} of a configuration and what a module of configs/ says; None where absent."""
-    base = dict(leaves(json.loads(to_json(importlib.import_module(module).get_config()))))
-    own = dict(leaves(config))
+    base = dict(flatten(json.loads(to_json(importlib.import_module(module).get_config()))))
+    own = dict(flatten(config))
     return {key: [base.get(key), own.get(key)] for key in sorted(base.keys() | own.keys()) if base.get(key) != own.get(key)}
 
 
