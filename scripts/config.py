@@ -90,8 +90,8 @@ def fail(error: object) -> NoReturn:
 def _parse_flags(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
-    except (flags.Error, UserError) as error:
-        fail(error)
+    except flags.Error as error:
+        fail(error.__context__ if isinstance(error.__context__, UserError) else error)
     except (AttributeError, KeyError, IndexError, TypeError):  # ml_collections' ways to say that there is no such key
         known = {f"config.{key}" for key in _known()}
         overrides = [name for name in (arg.lstrip("-").split("=")[0] for arg in argv) if name.startswith("config.")]
@@ -108,14 +108,15 @@ def load(text: str) -> ConfigDict:
     path = user_path(name, "--config")
     if not path.is_file():
         known = ", ".join(sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").glob("*/*.py")))
-        raise UserError(f"there is no such file; the project's own are {known}")
+        raise UserError(f"--config={text}: there is no such file; the project's own are {known}")
     try:
         given = runpy.run_path(str(path))["get_config"](*[argument] * bool(colon))
     except Exception as error:
-        line = error.lineno if isinstance(error, SyntaxError) else traceback.extract_tb(error.__traceback__)[-1].lineno
-        raise UserError(f"{type(error).__name__}: {error} (line {line})") from error
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        where = f" (line {lines[-1]})" if lines else ""
+        raise UserError(f"--config={text}: {type(error).__name__}: {error}{where}") from error
     if not isinstance(given, ConfigDict | dict):
-        raise UserError(f"its get_config() returns {type(given).__name__}, not a ConfigDict")
+        raise UserError(f"--config={text}: its get_config() returns {type(given).__name__}, not a ConfigDict")
     return complete(given)
 
 
