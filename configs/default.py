@@ -47,7 +47,8 @@ def get_config() -> ConfigDict:
     data.num_workers = 0  # processes that read images; 0 reads in the training process, right for arrays in memory
 
     config.model = model = ConfigDict()
-    model.process = "heat"  # the process that degrades images, by its name in model_code/process.py
+    model.process = "heat"  # what degrades images and is reversed; model_code/__init__.py lists the names
+    model.network = "unet"  # what reverses it; the same file lists the names
     # "paper" follows the paper, "released" the original code: level K is not trained, no noise on prior states, delta 0.01
     model.protocol = "paper"
     model.K = 100  # blur levels, so network calls per sample

@@ -8,6 +8,7 @@ A run directory holds `checkpoints-meta/checkpoint.pth`, from which a restart co
 - for the record: `precision` of the training, `provenance`
 """
 
+import json
 import pickle
 import warnings
 import zipfile
@@ -18,11 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 from ml_collections import ConfigDict
+from torch import nn
 
-from model_code import build_model
-from model_code.prior import PriorBank
-from model_code.unet import UNet
-from scripts.config import FREE_IN_INFERENCE, refuse_differences
+from model_code import build_model, build_process
+from model_code.process import Prior
+from scripts.config import FREE_IN_INFERENCE, refuse_differences, to_json
 from scripts.errors import UserError, one_line
 from scripts.io import atomic_write, sync
 
@@ -59,6 +60,11 @@ def numbered_path(workdir: Path, number: int) -> Path:
     return workdir / "checkpoints" / f"checkpoint_{number}.pth"
 
 
+def noise_path(path: Path) -> Path:
+    """Where the spectrum of the sampling noise is that was measured for a checkpoint without one."""
+    return path.with_suffix(".noise.pth")
+
+
 def write(path: Path, contents: Contents, previous: Path | None = None) -> None:
     """Write a checkpoint, keeping the old one as `previous` if given. Raises UserError if it cannot be written whole."""
     try:
@@ -82,20 +88,7 @@ def read(path: Path) -> Contents:
     """Read a checkpoint of ours or of the release onto the CPU. Raises UserError if it is missing, damaged or foreign."""
     if not path.is_file():
         raise UserError(f"{path}: there is no such checkpoint")
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                if damaged := archive.testzip():  # torch does not compare checksums itself
-                    raise ValueError(f"checksum of {damaged}")
-        with torch.serialization.safe_globals(_NUMPY_SCALARS), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols of old files
-            contents = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).split("\n")[0].split(". ")[0]
-        raise UserError(f"{path}: refused, not a checkpoint of plain tensors and numbers ({reason})") from None
-    except Exception as error:  # zipfile, torch and their C++ parts each have their own ways to say "damaged"
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path}: the checkpoint is damaged ({reason})") from None
+    contents = _load(path)
     if not isinstance(contents, dict) or not (contents.get("format") == FORMAT or is_release(contents)):
         raise UserError(f"{path}: not a checkpoint of this program or of the original release")
     if missing := set() if is_release(contents) else REQUIRED - contents.keys():
@@ -103,6 +96,24 @@ def read(path: Path) -> Contents:
     if name := _first_not_finite({key: contents.get(key) for key in ("ema", "model", "optimizer")}):
         raise UserError(f"{path}: {name} holds NaN or infinity; use an earlier checkpoint")
     return contents
+
+
+def _load(path: Path) -> Any:
+    """torch.load of plain tensors and numbers, with checksums compared. Raises UserError for anything else."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if damaged := archive.testzip():  # torch does not compare checksums itself
+                    raise ValueError(f"checksum of {damaged}")
+        with torch.serialization.safe_globals(_NUMPY_SCALARS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols of old files
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).split("\n")[0].split(". ")[0]
+        raise UserError(f"{path}: refused, not a checkpoint of plain tensors and numbers ({reason})") from None
+    except Exception as error:  # zipfile, torch and their C++ parts each have their own ways to say "damaged"
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path}: the checkpoint is damaged ({reason})") from None
 
 
 def _first_not_finite(contents: Any, where: str = "") -> str | None:
@@ -165,16 +176,18 @@ def _number(path: Path) -> int:
 class TrainedModel:
     """What sampling and evaluation need of a checkpoint."""
 
-    model: UNet
+    model: nn.Module
     """With EMA weights, in eval mode, on the CPU."""
-    prior: PriorBank | None
+    prior: Prior | None
     """None in the release's files."""
+    dequantized: bool
+    """Whether the prior is of dequantised images."""
+    noise: dict[str, torch.Tensor] | None
+    """The spectrum of the sampling noise, where one was measured."""
+    precision: str
+    """What it was trained in; empty where the checkpoint does not say."""
     step: int
     path: Path
-    noise: dict[str, torch.Tensor] | None = None
-    """The measured spectrum of the sampling noise, where the checkpoint has one."""
-    precision: str = ""
-    """The one that it was trained in; empty where the checkpoint does not say."""
 
 
 def load_trained(config: ConfigDict, workdir: Path | str, checkpoint: int) -> TrainedModel:
@@ -185,19 +198,32 @@ def load_trained(config: ConfigDict, workdir: Path | str, checkpoint: int) -> Tr
     path, contents = _find(Path(workdir), checkpoint)
     if "config" in contents:
         refuse_differences(contents["config"], config, FREE_IN_INFERENCE, str(path))
-    model = build_model(config)
+    try:
+        model, process = build_model(config), build_process(config)
+        prior = process.prior_from_state(contents["prior"]) if "prior" in contents else None
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
     weights = _release_weights(contents, model) if is_release(contents) else contents["ema"]["shadow"]
     try:
         model.load_state_dict(weights, strict=True)
     except RuntimeError as error:
-        reason = one_line(error).partition("UNet: ")[2][:400]
+        reason = one_line(error).partition(": ")[2][:400]
         raise UserError(f"{path} holds another architecture than this configuration: {reason}") from None
-    prior = PriorBank.from_state_dict(contents["prior"]) if "prior" in contents else None
-    step, noise, precision = contents["step"], contents.get("noise"), contents.get("precision", "")
-    return TrainedModel(model.eval(), prior, step, path, noise, precision)
+    noise = contents.get("noise")
+    if noise is None and noise_path(path).is_file():
+        noise = _load(noise_path(path))
+    return TrainedModel(
+        model.eval(),
+        prior,
+        dequantized=json.loads(contents.get("config", to_json(config)))["data"]["uniform_dequantization"],
+        noise=noise,
+        precision=contents.get("precision", ""),
+        step=contents["step"],
+        path=path,
+    )
 
 
-def load_for_inference(config: ConfigDict, workdir: Path | str, checkpoint: int) -> UNet:
+def load_for_inference(config: ConfigDict, workdir: Path | str, checkpoint: int) -> nn.Module:
     """The model with EMA weights, in eval mode on the CPU, from checkpoint number `checkpoint` of `workdir` (0: the newest)."""
     return load_trained(config, workdir, checkpoint).model
 
@@ -216,7 +242,7 @@ def _find(workdir: Path, checkpoint: int) -> tuple[Path, Contents]:
     return path, read(path)
 
 
-def _release_weights(contents: Contents, model: UNet) -> dict[str, torch.Tensor]:
+def _release_weights(contents: Contents, model: nn.Module) -> dict[str, torch.Tensor]:
     """The release keeps its averages as a list in the order in which parameters were registered."""
     shadow = contents["ema"]["shadow_params"]
     names = [name for name, _ in model.named_parameters()]

@@ -19,6 +19,7 @@ from scripts.checkpoint import (
     load_for_inference,
     load_trained,
     meta_path,
+    noise_path,
     numbered_path,
     previous_path,
     read,
@@ -233,16 +234,22 @@ def test_another_configuration_is_named_by_key(tmp_path: Path) -> None:
     load_trained(tiny_config(**free, data__uniform_dequantization=True, data__random_flip=False), tmp_path, 0)
 
 
-def test_noise_and_precision(tmp_path: Path) -> None:
-    """Kept beside the weights; checkpoints without them can be used."""
-    write_meta(tmp_path, contents(tiny_config()))
-    trained = load_trained(tiny_config(), tmp_path, 0)
-    assert (trained.noise, trained.precision) == (None, "")
-    write_meta(tmp_path, contents(tiny_config()) | {"noise": {"spectrum": torch.ones(2)}, "precision": "bfloat16"})
-    trained = load_trained(tiny_config(), tmp_path, 0)
-    assert trained.precision == "bfloat16"
+def test_noise_precision_and_dequantization(tmp_path: Path) -> None:
+    """Kept beside the weights; the spectrum may also be in a file of its own, for a checkpoint that has none."""
+    config = tiny_config()
+    write_meta(tmp_path, contents(config))
+    trained = load_trained(config, tmp_path, 0)
+    assert (trained.noise, trained.precision, trained.dequantized) == (None, "", False)
+    torch.save({"errors": torch.ones(2)}, noise_path(meta_path(tmp_path)))
+    measured = load_trained(config, tmp_path, 0).noise
+    assert measured is not None
+    assert torch.equal(measured["errors"], torch.ones(2))
+    dequantized = contents(tiny_config(data__uniform_dequantization=True))
+    write_meta(tmp_path, dequantized | {"noise": {"errors": torch.zeros(2)}, "precision": "bfloat16"})
+    trained = load_trained(config, tmp_path, 0)
+    assert (trained.precision, trained.dequantized) == ("bfloat16", True)
     assert trained.noise is not None
-    assert torch.equal(trained.noise["spectrum"], torch.ones(2))
+    assert torch.equal(trained.noise["errors"], torch.zeros(2))
 
 
 def test_a_checkpoint_of_an_earlier_version(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scripts.evaluation.likelihood import BoundEstimator, Measurement, draw_strata, drawing_errors, level_table
 
 from model_code.blur import DCTBlur, blur_schedule
 from model_code.dct import dct2, idct2
@@ -15,7 +16,6 @@ from model_code.elbo import Bound, Estimate, intermediate_levels, intermediate_t
 from model_code.prior import PriorBank
 from scripts.data.loader import Batch
 from scripts.device import Precision
-from scripts.evaluation.likelihood import BoundEstimator, Measurement, draw_strata, drawing_errors, level_table
 
 SIGMA, DELTA, K, SIZE = 0.01, 0.0125, 12, 8
 BLUR = DCTBlur(blur_schedule(K, 0.5, 5.0), SIZE, SIZE)
