@@ -19,10 +19,10 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from configs import default
+from scripts import release
 from scripts.config_checks import checks
 from scripts.errors import USAGE_ERROR, UserError, error_line, has_control_characters, one_line
 from scripts.io import user_path
-from scripts.release import ignored_keys, warn_of_release_flags
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -72,7 +72,7 @@ def run(main: Callable[[], int], positional: str | None = None) -> None:
                 flags.FLAGS[positional].parse(rest.pop(0))
             if rest:
                 raise UserError(f"{rest[0]!r} is not a flag: options are written --name=value")
-            warn_of_release_flags()
+            release.warn_of_release_flags()
             return main()
         except (UserError, OSError, flags.Error) as error:  # OSError: a full disk, permissions; the message names the file
             fail(error)
@@ -130,7 +130,8 @@ def complete(given: ConfigDict | dict) -> ConfigDict:
                 config.update_from_flattened_dict({key: _converted(value, known[key])})
             else:
                 unknown[key] = value
-    _refuse_unknown(unknown.keys() - ignored_keys(unknown, config))
+    _refuse_unknown(unknown.keys() - release.KEYS)
+    release.check_release_keys(unknown, config.model)
     return config
 
 

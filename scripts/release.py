@@ -9,12 +9,13 @@ from ml_collections import ConfigDict
 
 from scripts.errors import UserError, one_line
 
-UNREAD_KEYS = {
+KEYS = {
     *("eval.enable_sampling", "eval.enable_loss", "eval.calculate_fids", "eval.num_samples", "data.centered"),
     *("model.conditional", "model.normalization", "model.nonlinearity", "model.skip_rescale", "model.blur_rate"),
     *("model.beta_min", "model.beta_max", "model.sigma_min", "model.sigma_max"),
+    *("model.blur_schedule", "model.use_fp16", "model.num_heads_upsample"),
 }
-"""Keys of the release's configuration files that its programs never read."""
+"""Keys of the release's configuration files that are not needed here: its programs read the last three only."""
 UNREAD_FLAGS = {"final_noise": "sample.py", "eval_folder": "evaluate.py", "skip_noise_starting_from": "evaluate.py"}
 """Flags that the release's programs define and never read."""
 
@@ -32,31 +33,22 @@ def warn_of_release_flags() -> None:
         warnings.warn(f"{', '.join(given)}: no effect, as in the original release", stacklevel=2)
 
 
-def ignored_keys(unknown: dict[str, Any], config: ConfigDict) -> set[str]:
-    """Those keys of a configuration file that the release had and that are not needed here, named in one warning.
+def check_release_keys(given: dict[str, Any], model: ConfigDict) -> None:
+    """Name in one warning that the keys `given`, some of `KEYS`, are ignored; model: the configuration's section.
 
-    unknown: the keys that configs/default.py does not have, by "section.key"; config: the other keys.
-    Raises UserError for a value with which the release would have built a model that this program cannot.
+    Raises UserError for a value with which the release would have built a model that this program does not build.
     """
-    model = config.model
     blurs = f"0, then K = {model.K} values spaced evenly in log from {model.blur_sigma_min} to {model.blur_sigma_max}"
-    not_needed = {
-        "model.use_fp16": ("False; config.optim.automatic_mp trains in mixed precision", lambda value: value is False),
-        "model.num_heads_upsample": (f"-1 or {model.num_heads}", lambda value: value in (-1, model.num_heads)),
-        "model.blur_schedule": (
-            f"{blurs}, as K, blur_sigma_min and blur_sigma_max say",
-            lambda value: _is_implied(value, model),
-        ),
-    }
-    for key in unknown.keys() & not_needed.keys():
-        right, ok = not_needed[key]
-        if not ok(unknown[key]):
-            raise UserError(f"config.{key} = {one_line(unknown[key])[:100]}: must be {right}")
-    ignored = unknown.keys() & (UNREAD_KEYS | not_needed.keys())
-    if ignored:
-        listed = ", ".join(f"config.{key}" for key in sorted(ignored))
+    for key, right, ok in (
+        ("model.use_fp16", "False; config.optim.automatic_mp trains in mixed precision", lambda value: value is False),
+        ("model.num_heads_upsample", f"-1 or {model.num_heads}", lambda value: value in (-1, model.num_heads)),
+        ("model.blur_schedule", blurs, lambda value: _is_implied(value, model)),
+    ):
+        if key in given and not ok(given[key]):
+            raise UserError(f"config.{key} = {one_line(given[key])[:100]}: must be {right}")
+    if given:
+        listed = ", ".join(f"config.{key}" for key in sorted(given))
         warnings.warn(f"{listed}: ignored, keys of the original release that are not needed here", stacklevel=2)
-    return ignored
 
 
 def _is_implied(schedule: Iterable[float], model: ConfigDict) -> bool:
