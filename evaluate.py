@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from scripts.config import define_config_flag, finite, run, validate
+from scripts.config import define_config_flag, finite, run, sampling_delta, validate
 from scripts.errors import UserError
 from scripts.io import user_path
+from scripts.release import define_release_flags
 
 if TYPE_CHECKING:
     from scripts.evaluation.sweep import Axes, Evaluate, Point
@@ -66,6 +67,7 @@ SAVE_STATS = flags.DEFINE_bool("save_stats", False, "Make clean-fid statistics o
 CUSTOM_NAME = flags.DEFINE_string("custom_name", "", "With --save_stats: their name.")
 DATASET_PATH = flags.DEFINE_string("dataset_path", "", "With --save_stats: the folder.")
 IMAGE_SIZE = flags.DEFINE_integer("image_size", None, "With --save_stats: scale images to this size first.", lower_bound=1)
+define_release_flags()
 
 
 def main() -> int:
@@ -88,7 +90,6 @@ def evaluate(axes: "Axes") -> int:
     from scripts import distributed
     from scripts.evaluation import sweep
     from scripts.evaluation.results import results_directory
-    from scripts.sampling.sampler import sampling_delta  # imports PyTorch, which --help and mistyped flags need not wait for
 
     config = CONFIG.value
     validate(config)

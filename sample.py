@@ -10,6 +10,7 @@ from absl import flags
 from scripts.config import define_config_flag, run
 from scripts.errors import UserError
 from scripts.io import user_path
+from scripts.release import define_release_flags
 
 CONFIG = define_config_flag()
 WORKDIR = flags.DEFINE_string("workdir", None, "Run directory that train.py made.", required=True)
@@ -27,6 +28,7 @@ NUMBER = flags.DEFINE_integer("number", None, "Draw the i-th batch of samples in
 SAVE_SAMPLE_FREQ = flags.DEFINE_integer("save_sample_freq", None, "Keep every F-th state of the process.", lower_bound=1)
 NUM_SAMPLES = flags.DEFINE_integer("num_samples", None, "With --export_dir: samples to write as single images.", lower_bound=1)
 EXPORT_DIR = flags.DEFINE_string("export_dir", None, "Where to; an export that was interrupted is continued.")
+define_release_flags()
 
 
 def main() -> int:

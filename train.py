@@ -5,14 +5,18 @@ python train.py --config configs/mnist/quickstart.py --workdir runs/mnist/quicks
 --config names a file below configs/ or your own; --config.section.key=value overrides any key of configs/default.py.
 """
 
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
 from absl import flags
 
-from scripts.config import define_config_flag, run
+from scripts.config import ROOT, define_config_flag, define_path_flag, run
 from scripts.errors import UserError
-from scripts.io import user_path
 
 CONFIG = define_config_flag()
-WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; a run that is already there is continued.")
+WORKDIR = define_path_flag("workdir", "Run directory; a run that is already there is continued.")
 PLAN = flags.DEFINE_bool("plan", False, "Print what training and sampling would cost on 1, 8 and 64 GPUs, and do nothing.")
 PLAN_TFLOPS = flags.DEFINE_float("plan_tflops", None, "With --plan: 10^12 operations a second at most; by default an H100's.")
 PLAN_UTILIZATION = flags.DEFINE_float("plan_utilization", 0.4, "With --plan: the part of that which is reached.")
@@ -30,8 +34,21 @@ def main() -> int:
     from scripts import distributed
     from scripts.training.loop import train  # imports PyTorch, which --help and mistyped flags need not wait for
 
-    with distributed.processes():
-        return train(CONFIG.value, user_path(WORKDIR.value, "--workdir"))
+    with distributed.processes(CONFIG.value.distributed_timeout_minutes):
+        exit_code = train(CONFIG.value, WORKDIR.value)
+        if exit_code == 0 and distributed.is_main():
+            write_page(WORKDIR.value)
+        return exit_code
+
+
+def write_page(workdir: Path) -> None:
+    """Write the page about the run and print where it is. A failure is a warning: the training itself is complete."""
+    command = [sys.executable, "-m", "scripts.tools.report", f"--workdir={workdir.resolve()}"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if result.returncode == 0:
+        print(result.stdout.strip())
+    else:
+        warnings.warn(f"the report could not be written: {result.stderr.strip()[-300:]}", stacklevel=1)
 
 
 if __name__ == "__main__":

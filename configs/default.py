@@ -15,6 +15,7 @@ def get_config() -> ConfigDict:
     # torch.compile's mode: "default", "reduce-overhead" (with CUDA graphs) or "max-autotune"; "none" does not compile. It takes
     # minutes when a run starts, and pays on GPUs only
     config.compile = "none"
+    config.distributed_timeout_minutes = 120.0  # longest wait of one process for the others before the run ends with an error
 
     config.training = training = ConfigDict()
     training.batch_size = 128  # images per optimizer step, in all processes together
@@ -28,11 +29,13 @@ def get_config() -> ConfigDict:
     training.num_samples = 16  # images in each of those pictures
     training.snapshot_freq = 50000  # steps between numbered checkpoints: checkpoint_n is step n * snapshot_freq
     training.snapshot_freq_for_preemption = 10000  # steps between saves of the checkpoint that a restart continues from
-    training.max_bad_steps = 10  # steps in a row with a loss or gradient that is not finite, skipped, at which the run stops
+    training.max_nonfinite_steps = 10  # successive steps skipped for a non-finite loss or gradient, at which the run stops
 
     config.eval = evaluation = ConfigDict()
     evaluation.batch_size = 256  # images at a time where nothing is learnt: evaluation, the prior bank
-    evaluation.num_images = 1024  # held-out images in the evaluation loss, spread evenly; 0 takes all
+    # held-out images in the evaluation loss, spread evenly; 0 takes all. A forward pass costs a third of a training step's
+    # image, so num_images / (3 * eval_freq * batch_size) is the evaluation's share of the time: 2%
+    evaluation.num_images = 768
 
     config.data = data = ConfigDict()
     data.dataset = "mnist"  # mnist5k, mnist, cifar10, lsun_church, ffhq, afhq, folder, npy
@@ -40,26 +43,32 @@ def get_config() -> ConfigDict:
     data.image_size = 28  # height and width in pixels; larger images are scaled down and cropped to the middle
     data.num_channels = 1  # 1 (grey) or 3 (RGB)
     data.random_flip = False  # mirror training images left-right, half of the time
-    data.uniform_dequantization = False  # (v + U[0,1)) / 256 instead of v / 255; bits/dim need it
+    data.uniform_dequantization = False  # (v + U[0,1)) / 256 instead of v / 255
     data.num_workers = 0  # threads that read images ahead; 0 reads between steps, right for arrays in memory
 
     config.model = model = ConfigDict()
-    # "paper" follows the paper; "released" repeats the original code: level K is not trained, no noise on prior states
+    model.process = "heat"  # what degrades images and is reversed; model_code/__init__.py lists the names
+    model.network = "unet"  # what reverses it; the same file lists the names
+    # "paper" follows the paper, "released" the original code: level K is not trained, no noise on prior states, delta 0.01
     model.protocol = "paper"
     model.K = 100  # blur levels, so network calls per sample
     model.blur_sigma_min = 0.5  # length scale of the first blur level, in pixels
     model.blur_sigma_max = 20.0  # length scale of the last one
     model.sigma = 0.01  # training noise: standard deviation, images in [0, 1]
     model.delta_over_sigma = 1.25  # sampling noise delta, as a multiple of sigma, unless --delta is given
+    # "isotropic": noise of standard deviation delta; "spectral": measured per level and frequency from the trained model
+    model.sampling_noise = "isotropic"
     model.ema_rate = 0.999  # decay of the moving average of weights, reached after a warm-up
     model.model_channels = 128  # channels of the first level; a multiple of 32
     model.channel_mult = (1, 2, 2)  # channels of each level, as multiples of model_channels; each level halves the image
     model.num_res_blocks = 4  # residual blocks per level
     model.attention_levels = (2,)  # levels (0 is full resolution) with self-attention
-    model.num_heads = 1  # attention heads
+    model.num_heads = 1  # attention heads, where num_head_channels is -1
+    model.num_head_channels = -1  # channels per attention head; -1 takes num_heads heads instead
     model.use_new_attention_order = True  # split q, k, v before heads (True) or after (False)
     model.use_scale_shift_norm = False  # level embedding scales and shifts (True) or is added (False)
     model.resblock_updown = False  # residual blocks (True) or plain convolutions (False) change the resolution
+    model.conv_resample = True  # resolution changes by convolutions (True) or by pooling and repeating pixels (False)
     model.dropout = 0.1  # probability, inside residual blocks, training only
 
     config.optim = optim = ConfigDict()
@@ -79,3 +88,6 @@ def get_config() -> ConfigDict:
     optim.fp16_fallback = ""
 
     return config
+
+
+get_default_configs = get_config  # the original release's name for it

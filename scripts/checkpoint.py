@@ -1,9 +1,14 @@
-"""Checkpoints: state dicts and plain data only, written whole or not at all, read without running anything in them.
+"""Checkpoints: state dicts and plain data only, written atomically, read without running anything in them.
 
-A run directory holds `checkpoints-meta/checkpoint.pth`, from which a restart continues, the one before it as
-`checkpoint_previous.pth`, and numbered ones, `checkpoints/checkpoint_n.pth`.
+A run directory holds `checkpoints-meta/checkpoint.pth`, from which a restart continues, its predecessor as
+`checkpoint_previous.pth`, and numbered ones, `checkpoints/checkpoint_n.pth`. A file holds `step`, `config` (JSON), `ema`, and
+
+- to continue training: `model`, `optimizer`, `scaler`, `data`
+- to sample without the training images: `prior`, the process's prior states, and `noise`, the measured sampling noise
+- for the record: `precision` of the training, `provenance`
 """
 
+import json
 import pickle
 import warnings
 import zipfile
@@ -14,20 +19,21 @@ from typing import Any
 import numpy as np
 import torch
 from ml_collections import ConfigDict
+from torch import nn
 
-from model_code import build_model
-from model_code.prior import PriorBank
-from model_code.unet import UNet
-from scripts.config import FREE_IN_INFERENCE, refuse_differences
-from scripts.errors import UserError
-from scripts.io import replacing, sync
-from scripts.schema import OURS, RELEASE, first_not_finite, misfit, to_resume
+from model_code import build_model, build_process
+from model_code.process import Prior
+from scripts.config import FREE_IN_INFERENCE, refuse_differences, to_json
+from scripts.errors import UserError, one_line
+from scripts.io import atomic_write, sync
 
 FORMAT = "ihdm-1"
+REQUIRED = {"step", "config", "ema"}
+REQUIRED_TO_RESUME = {"model", "optimizer", "scaler", "data", "prior"}
 Contents = dict[str, Any]
 
-# The release's optimizer state holds its learning rate as a NumPy scalar. These rebuild numbers and nothing else; older
-# files name them by NumPy 1's module path.
+# The release's optimizer state holds its learning rate as a NumPy scalar. These only rebuild numbers; older files name them
+# by NumPy 1's module path.
 _scalar = np.float64(0).__reduce__()[0]
 _NUMPY_SCALARS: list[Any] = [
     (_scalar, "numpy._core.multiarray.scalar"),
@@ -54,11 +60,16 @@ def numbered_path(workdir: Path, number: int) -> Path:
     return workdir / "checkpoints" / f"checkpoint_{number}.pth"
 
 
+def noise_path(path: Path) -> Path:
+    """Where the spectrum of the sampling noise is that was measured for a checkpoint without one."""
+    return path.with_suffix(".noise.pth")
+
+
 def write(path: Path, contents: Contents, previous: Path | None = None) -> None:
     """Write a checkpoint, keeping the old one as `previous` if given. Raises UserError if it cannot be written whole."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             torch.save({"format": FORMAT, **contents}, temporary)
             if previous is not None and path.exists():
                 sync(temporary)  # nothing moves before the new one is safe
@@ -73,40 +84,45 @@ def write_meta(workdir: Path, contents: Contents) -> None:
     write(meta_path(workdir), contents, previous_path(workdir))
 
 
-def read(path: Path, mapped: bool = False) -> Contents:
-    """Read a checkpoint of ours or of the release onto the CPU. Raises UserError if it is missing, damaged or foreign.
-
-    mapped: leave tensors on disk until they are looked at, where the file allows that, with checksums and numbers unchecked.
-    """
+def read(path: Path) -> Contents:
+    """Read a checkpoint of ours or of the release onto the CPU. Raises UserError if it is missing, damaged or foreign."""
     if not path.is_file():
         raise UserError(f"{path}: there is no such checkpoint")
+    contents = _load(path)
+    if not isinstance(contents, dict) or not (contents.get("format") == FORMAT or is_release(contents)):
+        raise UserError(f"{path}: not a checkpoint of this program or of the original release")
+    if missing := set() if is_release(contents) else REQUIRED - contents.keys():
+        raise UserError(f"{path}: not a whole checkpoint, {', '.join(sorted(missing))} missing")
+    if name := _first_not_finite({key: contents.get(key) for key in ("ema", "model", "optimizer")}):
+        raise UserError(f"{path}: {name} holds NaN or infinity; use an earlier checkpoint")
+    return contents
+
+
+def _load(path: Path) -> Any:
+    """torch.load of plain tensors and numbers, with checksums compared. Raises UserError for anything else."""
     try:
-        zipped = zipfile.is_zipfile(path)
-        if zipped:
+        if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
-                    raise UserError(f"{path}: refused, it unpacks to more than its own size, which no checkpoint does")
-                damaged = None if mapped else archive.testzip()  # torch does not compare checksums itself
-            if damaged:
-                raise UserError(f"{path}: the checkpoint is damaged (checksum of {damaged})")
+                if damaged := archive.testzip():  # torch does not compare checksums itself
+                    raise ValueError(f"checksum of {damaged}")
         with torch.serialization.safe_globals(_NUMPY_SCALARS), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols of old files
-            contents = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and zipped)
-    except UserError:
-        raise
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).split("\n")[0].split(". ")[0]
         raise UserError(f"{path}: refused, not a checkpoint of plain tensors and numbers ({reason})") from None
     except Exception as error:  # zipfile, torch and their C++ parts each have their own ways to say "damaged"
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{path}: the checkpoint is damaged ({reason})") from None
-    if not isinstance(contents, dict) or not (contents.get("format") == FORMAT or is_release(contents)):
-        raise UserError(f"{path}: not a checkpoint of this program or of the original release")
-    if problem := misfit(contents, RELEASE if is_release(contents) else OURS):
-        raise UserError(f"{path}: not a whole checkpoint ({problem})")
-    if not mapped and (name := first_not_finite({key: contents.get(key) for key in ("ema", "model", "optimizer")})):
-        raise UserError(f"{path}: {name} holds NaN or infinity; use an earlier checkpoint")
-    return contents
+
+
+def _first_not_finite(contents: Any, where: str = "") -> str | None:
+    """The name of a tensor in nested dictionaries and lists that holds NaN or infinity, such as ema.shadow.head.bias."""
+    if isinstance(contents, torch.Tensor):
+        return None if bool(contents.isfinite().all()) else where
+    items = contents.items() if isinstance(contents, dict) else enumerate(contents) if isinstance(contents, list) else ()
+    names = (_first_not_finite(value, f"{where}.{key}" if where else str(key)) for key, value in items)
+    return next(filter(None, names), None)
 
 
 def is_release(contents: Contents) -> bool:
@@ -116,9 +132,9 @@ def is_release(contents: Contents) -> bool:
 
 
 def read_newest(workdir: Path) -> tuple[Path, Contents] | None:
-    """The first checkpoint that can be read, with a warning for every one before it that cannot, or None if there is none.
+    """The newest checkpoint that can be read, with a warning for every newer one that cannot, or None if there are none.
 
-    First the one that a restart continues from, then the one before it, then numbered ones from the highest down.
+    In this order: the one that a restart continues from, its predecessor, numbered ones from the highest down.
     Raises UserError if there are checkpoints and none can be read.
     """
     numbered = sorted((workdir / "checkpoints").glob("checkpoint_*.pth"), key=_number, reverse=True)
@@ -134,20 +150,18 @@ def read_newest(workdir: Path) -> tuple[Path, Contents] | None:
 
 
 def read_to_resume(workdir: Path) -> Contents | None:
-    """As `read_newest`, for a run that goes on to write: an unreadable newest one is set aside, never deleted."""
+    """As `read_newest`, for a run that continues: an unreadable newest one is renamed, so that it is not overwritten."""
     newest = read_newest(workdir)
     if newest is None:
         return None
     path, contents = newest
     if is_release(contents):
         raise UserError(f"{path}: a checkpoint of the original release can be sampled from, but not trained further")
-    if "optimizer" not in contents:
+    if missing := REQUIRED_TO_RESUME - contents.keys():
         raise UserError(
-            f"{path}: weights to sample from and to evaluate, without the optimizer's state that training goes on from; "
+            f"{path}: can be sampled from, but not trained further, as it has no {', '.join(sorted(missing))}; "
             "choose another --workdir to train"
         )
-    if problem := misfit(contents, to_resume(OURS)):
-        raise UserError(f"{path}: can be sampled from, but not trained further ({problem})")
     if path != meta_path(workdir) and meta_path(workdir).exists():
         meta_path(workdir).replace(meta_path(workdir).with_suffix(".unreadable"))
     return contents
@@ -162,10 +176,16 @@ def _number(path: Path) -> int:
 class TrainedModel:
     """What sampling and evaluation need of a checkpoint."""
 
-    model: UNet
+    model: nn.Module
     """With EMA weights, in eval mode, on the CPU."""
-    prior: PriorBank | None
+    prior: Prior | None
     """None in the release's files."""
+    dequantized: bool
+    """Whether the prior is of dequantised images."""
+    noise: dict[str, torch.Tensor] | None
+    """The spectrum of the sampling noise, where one was measured."""
+    precision: str
+    """What it was trained in; empty where the checkpoint does not say."""
     step: int
     path: Path
 
@@ -178,24 +198,32 @@ def load_trained(config: ConfigDict, workdir: Path | str, checkpoint: int) -> Tr
     path, contents = _find(Path(workdir), checkpoint)
     if "config" in contents:
         refuse_differences(contents["config"], config, FREE_IN_INFERENCE, str(path))
-    model = build_model(config)
+    try:
+        model, process = build_model(config), build_process(config)
+        prior = process.prior_from_state(contents["prior"]) if "prior" in contents else None
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
     weights = _release_weights(contents, model) if is_release(contents) else contents["ema"]["shadow"]
-    _load_strictly(model, weights, path)
-    prior = prior_bank(contents, config, path) if "prior" in contents else None
-    return TrainedModel(model.eval(), prior, contents["step"], path)
+    try:
+        model.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        reason = one_line(error).partition(": ")[2][:400]
+        raise UserError(f"{path} holds another architecture than this configuration: {reason}") from None
+    noise = contents.get("noise")
+    if noise is None and noise_path(path).is_file():
+        noise = _load(noise_path(path))
+    return TrainedModel(
+        model.eval(),
+        prior,
+        dequantized=json.loads(contents.get("config", to_json(config)))["data"]["uniform_dequantization"],
+        noise=noise,
+        precision=contents.get("precision", ""),
+        step=contents["step"],
+        path=path,
+    )
 
 
-def prior_bank(contents: Contents, config: ConfigDict, path: Path) -> PriorBank:
-    """The prior bank in a checkpoint. Raises UserError if it is of images of another shape than the configuration's."""
-    bank = PriorBank.from_state_dict(contents["prior"])
-    found = (bank.coefficients.shape[1], *bank.basis.shape[1:])
-    expected = (config.data.num_channels, config.data.image_size, config.data.image_size)
-    if found != expected:
-        raise UserError(f"{path}: its prior bank is of images {found}, where this configuration's are {expected}")
-    return bank
-
-
-def load_for_inference(config: ConfigDict, workdir: Path | str, checkpoint: int) -> UNet:
+def load_for_inference(config: ConfigDict, workdir: Path | str, checkpoint: int) -> nn.Module:
     """The model with EMA weights, in eval mode on the CPU, from checkpoint number `checkpoint` of `workdir` (0: the newest)."""
     return load_trained(config, workdir, checkpoint).model
 
@@ -214,24 +242,10 @@ def _find(workdir: Path, checkpoint: int) -> tuple[Path, Contents]:
     return path, read(path)
 
 
-def _release_weights(contents: Contents, model: UNet) -> dict[str, torch.Tensor]:
+def _release_weights(contents: Contents, model: nn.Module) -> dict[str, torch.Tensor]:
     """The release keeps its averages as a list in the order in which parameters were registered."""
     shadow = contents["ema"]["shadow_params"]
     names = [name for name, _ in model.named_parameters()]
     if len(shadow) != len(names):
         raise UserError(f"the checkpoint has {len(shadow)} parameters where this configuration's model has {len(names)}")
     return dict(zip(names, shadow, strict=True))
-
-
-def _load_strictly(model: UNet, weights: dict[str, torch.Tensor], path: Path) -> None:
-    expected = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
-    found = {name: tuple(weight.shape) for name, weight in weights.items()}
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
-            raise UserError(
-                f"{path} holds another architecture than this configuration: {name} is {found.get(name, 'absent')} "
-                f"in the checkpoint, {expected.get(name, 'absent')} in the model"
-            )
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            weight.copy_(weights[name])

@@ -6,11 +6,12 @@ Imports nothing heavy, so that `--help` and bad input answer at once.
 import difflib
 import json
 import math
+import numbers
 import runpy
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,40 +19,44 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from configs import default
-from scripts.errors import USAGE_ERROR, UserError, error_line
-from scripts.text import has_control_characters, one_line
+from scripts import release
+from scripts.config_checks import checks
+from scripts.errors import USAGE_ERROR, UserError, error_line, has_control_characters, one_line
+from scripts.io import user_path
 
 ROOT = Path(__file__).resolve().parent.parent
 
 KINDS = {bool: "True or False", int: "an integer", float: "a number", str: "text in one line", tuple: "a tuple of integers"}
-
-# Keys that no machine could meet beyond these; a mistyped one is answered before memory is full.
-MOST = {
-    "training.batch_size": 2**20,
-    "training.n_iters": 2**40,
-    "training.num_samples": 2**20,
-    "eval.batch_size": 2**20,
-    "data.image_size": 4096,
-    "data.num_workers": 1024,
-    "model.K": 100_000,
-    "model.blur_sigma_max": 1e6,
-    "model.model_channels": 2**14,
-    "model.num_res_blocks": 64,
+# Keys of model and data that trained weights do not depend on; optim and training are always free.
+FREE_ON_RESUME = {"model.delta_over_sigma", "model.sampling_noise", "data.num_workers", "data.path"}
+FREE_IN_INFERENCE = FREE_ON_RESUME | {
+    *("model.dropout", "model.ema_rate", "model.protocol", "data.uniform_dequantization", "data.random_flip")
 }
-MOST_MULTIPLE = 64
-COMPILE_MODES = ("none", "default", "reduce-overhead", "max-autotune")
 
-# Keys that a checkpoint's weights do not depend on.
-FREE_ON_RESUME = {"model.delta_over_sigma", "data.num_workers", "data.path"}
-FREE_IN_INFERENCE = FREE_ON_RESUME | {"model.dropout", "model.ema_rate", "model.protocol"}
+
+class _Parser(flags.ArgumentParser):
+    """A function as the parser of a flag's value."""
+
+    def __init__(self, function: Callable[[str], object]) -> None:
+        self._function = function
+
+    def parse(self, argument: str) -> object:
+        return self._function(argument)
 
 
 def define_config_flag(required: bool = True) -> flags.FlagHolder:
     """The flag `--config FILE` with its overrides `--config.section.key=value`, for an entry script."""
-    holder = config_flags.DEFINE_config_file("config", None, "Configuration file, see configs/.", lock_config=True)
+    holder = config_flags.DEFINE_config_file("config", None, "Configuration file, see configs/.")
+    flags.FLAGS["config"].parser = _Parser(lambda path: load(path).lock())  # ml_collections applies the overrides afterwards
     if required:
         flags.mark_flag_as_required("config")
     return holder
+
+
+def define_path_flag(name: str, help_text: str, required: bool = False) -> flags.FlagHolder:
+    """A flag whose value is a Path with ~ expanded, or None."""
+    parser = _Parser(lambda text: user_path(text, f"--{name}"))
+    return flags.DEFINE(parser, name, None, help_text, serializer=flags.ArgumentSerializer(), required=required)
 
 
 def run(main: Callable[[], int], positional: str | None = None) -> None:
@@ -61,26 +66,19 @@ def run(main: Callable[[], int], positional: str | None = None) -> None:
     """
 
     def guarded(argv: list[str]) -> int:
-        """`main`, with what a user can mend told in a line."""
         try:
             rest = argv[1:]
             if positional is not None and rest and not flags.FLAGS[positional].present:
-                flags.FLAGS[positional].value = rest.pop(0)
+                flags.FLAGS[positional].parse(rest.pop(0))
             if rest:
                 raise UserError(f"{rest[0]!r} is not a flag: options are written --name=value")
+            release.warn_of_release_flags()
             return main()
-        except (UserError, OSError) as error:  # the disk, permissions: the message names the file
+        except (UserError, OSError, flags.Error) as error:  # OSError: a full disk, permissions; the message names the file
             fail(error)
 
-    warnings.formatwarning = _format_warning
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {one_line(message)}\n"
     app.run(guarded, flags_parser=_parse_flags)
-
-
-def _format_warning(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
-) -> str:
-    """One line, as for errors."""
-    return f"warning: {one_line(message)}\n"
 
 
 def fail(error: object) -> NoReturn:
@@ -91,48 +89,80 @@ def fail(error: object) -> NoReturn:
 
 def _parse_flags(argv: list[str]) -> list[str]:
     try:
-        _check_config_file(argv)
         return flags.FLAGS(argv)
-    except (flags.Error, UserError) as error:
-        fail(error)
+    except flags.Error as error:
+        fail(error.__context__ if isinstance(error.__context__, UserError) else error)
     except (AttributeError, KeyError, IndexError, TypeError):  # ml_collections' ways to say that there is no such key
-        fail(_unknown_key(argv))
+        known = {f"config.{key}" for key in _known()}
+        overrides = [name for name in (arg.lstrip("-").split("=")[0] for arg in argv) if name.startswith("config.")]
+        unknown = next((name for name in overrides if name not in known), None)
+        fail(f"--{unknown}: there is no such key; did you mean --{_nearest(unknown, known)}?" if unknown else f"{overrides}")
 
 
-def _check_config_file(argv: list[str]) -> None:
-    """ml_collections reports a missing or broken config file at length; this says it in a line."""
-    for arg, following in zip(argv, [*argv[1:], ""], strict=True):
-        name, _, value = arg.partition("=")
-        if name.lstrip("-") != "config" or not name.startswith("-"):
-            continue
-        path = value or following
-        if not Path(path).is_file():
-            known = ", ".join(sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").glob("*/*.py")))
-            raise UserError(f"--config={path}: there is no such file; the project's own are {known}")
-        try:
-            runpy.run_path(path)["get_config"]()
-        except Exception as error:
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            line = error.lineno if isinstance(error, SyntaxError) else where.lineno
-            raise UserError(f"--config={path}: {type(error).__name__}: {error} (line {line})") from error
+def load(text: str) -> ConfigDict:
+    """The configuration of FILE or FILE:ARGUMENT, whose `get_config` gets the argument, completed by the defaults.
+
+    Raises UserError for a file that is missing, fails, or has keys that are not in configs/default.py.
+    """
+    name, colon, argument = text.partition(":")
+    path = user_path(name, "--config")
+    if not path.is_file():
+        known = ", ".join(sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").glob("*/*.py")))
+        raise UserError(f"--config={text}: there is no such file; the project's own are {known}")
+    try:
+        given = runpy.run_path(str(path))["get_config"](*[argument] * bool(colon))
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        where = f" (line {lines[-1]})" if lines else ""
+        raise UserError(f"--config={text}: {type(error).__name__}: {error}{where}") from error
+    if not isinstance(given, ConfigDict | dict):
+        raise UserError(f"--config={text}: its get_config() returns {type(given).__name__}, not a ConfigDict")
+    return complete(given)
 
 
-def _unknown_key(argv: list[str]) -> UserError:
-    """Say which `--config.key=value` names something that is not in configs/default.py, and what is near it."""
-    known = [key for key, _ in leaves(default.get_config())]
-    for arg in argv:
-        key = arg.lstrip("-").split("=")[0].removeprefix("config.")
-        if arg.lstrip("-").startswith("config.") and key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0)[0]
-            return UserError(f"--config.{key}: there is no such key; did you mean --config.{near}?")
-    return UserError("--config: the file lacks a key that the command line sets; start from configs/default.py")
+def complete(given: ConfigDict | dict) -> ConfigDict:
+    """The defaults, updated by `given`: by a file of the original release, for instance, which lacks newer keys."""
+    config = default.get_config()
+    known, unknown = _known(), {}
+    with config.ignore_type():  # `validate` tells wrong types
+        for key, value in flatten(given):
+            if key in known:
+                config.update_from_flattened_dict({key: _converted(value, known[key])})
+            else:
+                unknown[key] = value
+    _refuse_unknown(unknown.keys() - release.KEYS)
+    release.check_release_keys(unknown, config.model)
+    return config
 
 
-def leaves(config: ConfigDict | dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _converted(value: Any, default_value: object) -> Any:
+    """The value as its default's type where they mean the same: an integer as a float, a NumPy number, a torch.device."""
+    kind = type(default_value)
+    alike = {float: numbers.Real, int: numbers.Integral, tuple: list}.get(kind)
+    if alike is not None and isinstance(value, alike) and not isinstance(value, bool):
+        return kind(value)
+    return str(value) if type(value).__name__ == "device" else value
+
+
+def _known() -> dict[str, Any]:
+    return dict(flatten(default.get_config()))
+
+
+def _nearest(key: str, known: Iterable[str]) -> str:
+    return difflib.get_close_matches(key, known, n=1, cutoff=0)[0]
+
+
+def _refuse_unknown(keys: Iterable[str]) -> None:
+    for key in sorted(keys):
+        near = _nearest(key, _known())
+        raise UserError(f"config.{key}: there is no such key in configs/default.py; did you mean config.{near}?")
+
+
+def flatten(config: ConfigDict | dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """("section.key", value) for everything in a configuration."""
     for key, value in config.items():
         if isinstance(value, ConfigDict | dict):
-            yield from leaves(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
@@ -143,8 +173,12 @@ def to_json(config: ConfigDict) -> str:
 
 
 def differences(saved: str, config: ConfigDict) -> dict[str, str]:
-    """Keys whose value in the JSON `saved` is another than in `config`: {"model.K": "50, now 100"}."""
-    before, now = dict(leaves(json.loads(saved))), dict(leaves(json.loads(to_json(config))))
+    """Keys whose value in the JSON `saved` is another than in `config`: {"model.K": "50, now 100"}.
+
+    Keys that a `saved` of an earlier version lacks had the behaviour of today's defaults.
+    """
+    defaults, now = (dict(flatten(json.loads(to_json(c)))) for c in (default.get_config(), config))
+    before = defaults | dict(flatten(json.loads(saved)))
     return {
         key: f"{before.get(key, 'absent')}, now {now.get(key, 'absent')}"
         for key in sorted(before.keys() | now.keys())
@@ -164,103 +198,36 @@ def refuse_differences(saved: str, config: ConfigDict, free: set[str], where: st
         raise UserError(f"{where} was made with another configuration: {listed}")
 
 
+def sampling_delta(config: ConfigDict) -> float:
+    """Default standard deviation of the sampling noise; the original release's is 0.01 whatever sigma is."""
+    return 0.01 if config.model.protocol == "released" else config.model.delta_over_sigma * config.model.sigma
+
+
 def validate(config: ConfigDict) -> None:
     """Check the whole configuration before anything is built. Raises UserError naming key, value and what would be right."""
-    known, given = dict(leaves(default.get_config())), dict(leaves(config))
-    for key in given.keys() - known.keys():
-        raise UserError(f"config.{key}: there is no such key; configs/default.py lists them all")
+    known, given = _known(), dict(flatten(config))
+    _refuse_unknown(given.keys() - known.keys())
     for key in known.keys() - given.keys():
         raise UserError(f"config.{key} is missing: start from configs/default.py's get_config()")
     for key, value in given.items():
         finite(f"config.{key}", value)
         if not _is_like(value, known[key]):
             raise UserError(f"config.{key} = {value!r}: must be {KINDS[type(known[key])]}, such as {known[key]!r}")
-    for key, right, ok in _checks(config):
+    for key, right, ok in checks(given):
         if not ok:
             raise UserError(f"config.{key} = {given[key]!r}: must be {right}")
 
 
 def _is_like(value: object, default_value: object) -> bool:
-    """Whether a value has the type of its default; whole numbers do for floating-point ones, True does not for 1."""
+    """Whether a value has the type of its default; integers do for floats, True does not for 1."""
     if isinstance(default_value, tuple):
-        return isinstance(value, tuple | list) and all(_is_like(item, 0) for item in value)
+        return isinstance(value, tuple | list) and all(type(item) is int for item in value)
     if isinstance(default_value, str):
         return isinstance(value, str) and not has_control_characters(value)
-    if type(value) is int and type(default_value) in (int, float):
-        return abs(value) < 2**64
-    return type(value) is type(default_value)
+    return type(value) is type(default_value) or (type(value) is int and type(default_value) is float)
 
 
 def finite(name: str, value: object) -> None:
     """Raise UserError if `value` is an infinite float or not a number."""
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{name}={value}: must be a finite number")
-
-
-def _checks(config: ConfigDict) -> Iterator[tuple[str, str, bool]]:
-    """(key, what would be right, whether it is), later ones relying on earlier ones."""
-    training, evaluation, data, model, optim = config.training, config.eval, config.data, config.model, config.optim
-
-    for section, names in (
-        ("training", "batch_size accumulation_steps n_iters log_freq eval_freq sampling_freq num_samples "
-         "snapshot_freq snapshot_freq_for_preemption max_bad_steps"),
-        ("eval", "batch_size"),
-        ("data", "image_size"),
-        ("model", "K model_channels num_res_blocks num_heads"),
-    ):  # fmt: skip
-        for name in names.split():
-            yield f"{section}.{name}", "an integer of at least 1", config[section][name] >= 1
-    for key, most in MOST.items():
-        section, _, name = key.partition(".")
-        yield key, f"at most {most}", config[section][name] <= most
-    yield "seed", "an integer from 0 to 2^64 - 1", config.seed >= 0
-    yield (
-        "training.accumulation_steps",
-        f"a divisor of training.batch_size = {training.batch_size}",
-        training.batch_size % training.accumulation_steps == 0,
-    )
-    yield "training.level_weighting", "from -4 to 4", -4 <= training.level_weighting <= 4
-    yield "compile", f"one of {', '.join(COMPILE_MODES)}", config.compile in COMPILE_MODES
-    yield "eval.num_images", "an integer of at least 0 (0 takes all)", evaluation.num_images >= 0
-    yield "data.num_channels", "1 or 3", data.num_channels in (1, 3)
-    yield "data.num_workers", "an integer of at least 0", data.num_workers >= 0
-
-    yield "model.protocol", "'paper' or 'released'", model.protocol in ("paper", "released")
-    yield "model.K", "at least 2 with model.protocol = 'released'", model.protocol == "paper" or model.K >= 2
-    yield "model.blur_sigma_min", "greater than 0", model.blur_sigma_min > 0
-    yield (
-        "model.blur_sigma_max",
-        f"at least model.blur_sigma_min = {model.blur_sigma_min}",
-        model.blur_sigma_max >= model.blur_sigma_min,
-    )
-    yield "model.sigma", "greater than 0", model.sigma > 0
-    yield "model.delta_over_sigma", "at least 0", model.delta_over_sigma >= 0
-    yield "model.ema_rate", "in [0, 1)", 0 <= model.ema_rate < 1
-    yield "model.dropout", "in [0, 1)", 0 <= model.dropout < 1
-    yield from _network_checks(config)
-
-    yield "optim.optimizer", "'Adam' or 'AdamW'", optim.optimizer in ("Adam", "AdamW")
-    yield "optim.schedule", "'constant' or 'cosine'", optim.schedule in ("constant", "cosine")
-    yield "optim.amp_dtype", "'auto', 'bfloat16' or 'float16'", optim.amp_dtype in ("auto", "bfloat16", "float16")
-    yield "optim.fp16_fallback", "'', 'bfloat16' or 'float32'", optim.fp16_fallback in ("", "bfloat16", "float32")
-    yield "optim.lr", "greater than 0", optim.lr > 0
-    yield "optim.eps", "greater than 0", optim.eps > 0
-    yield "optim.beta1", "in [0, 1)", 0 <= optim.beta1 < 1
-    yield "optim.beta2", "in [0, 1)", 0 <= optim.beta2 < 1
-    for name in ("warmup", "weight_decay", "grad_clip"):
-        yield f"optim.{name}", "at least 0", optim[name] >= 0
-
-
-def _network_checks(config: ConfigDict) -> Iterator[tuple[str, str, bool]]:
-    data, model = config.data, config.model
-    levels = len(model.channel_mult)
-    positive = levels > 0 and all(1 <= mult <= MOST_MULTIPLE for mult in model.channel_mult)
-    yield "model.channel_mult", f"one positive integer of at most {MOST_MULTIPLE} per level, such as (1, 2, 2)", positive
-    yield "model.model_channels", "a multiple of 32, the number of groups in GroupNorm", model.model_channels % 32 == 0
-    factor = 2 ** min(levels - 1, 64)
-    yield "data.image_size", f"divisible by {factor}, for {levels} levels in model.channel_mult", data.image_size % factor == 0
-    in_range = all(0 <= level < levels for level in model.attention_levels)
-    yield "model.attention_levels", f"levels from 0 to {levels - 1}, as model.channel_mult has {levels}", in_range
-    attended = {model.channel_mult[level] for level in model.attention_levels} | {model.channel_mult[-1]}
-    divides = all(model.model_channels * mult % model.num_heads == 0 for mult in attended)
-    yield "model.num_heads", "a divisor of the channels at every level with attention", divides

@@ -6,7 +6,7 @@ import urllib.request
 from pathlib import Path
 
 from scripts.errors import UserError
-from scripts.io import replacing
+from scripts.io import atomic_write
 
 TIMEOUT = 30.0
 """Seconds without an answer."""
@@ -19,7 +19,7 @@ def fetch(url: str, file: Path, advice: str) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         with (
             urllib.request.urlopen(url, timeout=TIMEOUT) as response,
-            replacing(file) as temporary,
+            atomic_write(file) as temporary,
             temporary.open("wb") as target,
         ):
             shutil.copyfileobj(response, target)

@@ -1,4 +1,4 @@
-"""Writing files so that a reader never meets half of one."""
+"""Files: written atomically, read without running anything in them, and paths as users type them."""
 
 import errno
 import json
@@ -8,19 +8,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from scripts.errors import UserError
-from scripts.text import has_control_characters
+import numpy as np
+
+from scripts.errors import UserError, has_control_characters, one_line
 
 
 @contextmanager
-def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
-    """A temporary path beside `path`, for the body to write; afterwards it takes the place of `path`.
+def atomic_write(path: Path, durable: bool = True) -> Iterator[Path]:
+    """Yield a temporary path beside `path` for the body to write; it is renamed to `path` at the end.
 
-    After an error in the body the old file is untouched and the temporary one is gone; that of a full disk, which does not say
-    what was being written, is told `path`. `durable` waits until the new one
-    is on disk, so that it also survives a power cut; thousands of small files that can be made again need not.
+    After an error in the body the old file is untouched and the temporary one deleted. `durable` waits until the file is on
+    disk, so that it survives a power cut; thousands of small files that can be made again need not.
     """
-    # The suffix stays last: encoders choose the format by it.
+    # Encoders choose the format by the suffix, so it stays.
     temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
         yield temporary
@@ -30,7 +30,7 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
         if durable:
             sync(path.parent)
     except OSError as error:
-        if error.filename is None and error.errno is not None:
+        if error.filename is None and error.errno is not None:  # a full disk does not say which file was being written
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     finally:
@@ -58,7 +58,7 @@ def make_directory(path: Path, flag: str) -> Path:
 
 
 def user_path(text: str, flag: str) -> Path:
-    """A path as a user wrote it, ~ standing for the home directory. Raises UserError naming `flag` for one that cannot be."""
+    """A path as a user wrote it, with ~ expanded. Raises UserError naming `flag` for one that cannot be a path."""
     try:
         if has_control_characters(text):
             raise ValueError("it has control characters")
@@ -79,6 +79,20 @@ def cannot_write(path: Path, flag: str, error: OSError) -> UserError:
     return UserError(f"{flag}={path}: cannot write there ({error.strerror}); choose a writable directory")
 
 
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an .npz file by name; pickled objects are refused.
+
+    Raises ValueError in one line if it is no such file or damaged, OSError if it cannot be opened.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except OSError:
+        raise
+    except Exception as error:  # zipfile, zlib and NumPy each say "damaged" in their own way
+        raise ValueError(one_line(error) or type(error).__name__) from None
+
+
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The rows of a .jsonl file; none if there is no such file."""
     rows = []
@@ -90,6 +104,3 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         if isinstance(row, dict):
             rows.append(row)
     return rows
-
-
-atomic_write = replacing

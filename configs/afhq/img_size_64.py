@@ -14,6 +14,7 @@ def get_config() -> ConfigDict:
     config.training.batch_size = 128
     config.training.sampling_freq = 25000
     config.eval.batch_size = 9
+    config.eval.num_images = 768
     config.data.image_size = 64
     config.model.blur_sigma_max = 32.0
     config.model.ema_rate = 0.999

@@ -1,4 +1,4 @@
-"""FFHQ at 256x256, the paper's settings: 210.9M parameters, K = 200..
+"""FFHQ at 256x256, the paper's settings: 210.9M parameters, K = 200.
 
 python train.py --config configs/ffhq/default_ffhq_configs.py --workdir runs/ffhq/default
 """
@@ -15,3 +15,6 @@ def get_config() -> ConfigDict:
     config.optim.lr = 2e-5
     config.optim.automatic_mp = True
     return config
+
+
+get_default_configs = get_config  # the original release's name for it

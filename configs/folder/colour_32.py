@@ -9,7 +9,7 @@ from configs import default
 
 
 def get_config() -> ConfigDict:
-    """1.1M parameters, K = 100, largest blur 24 pixels, bfloat16, a learning rate that decays to zero."""
+    """1.1M parameters, K = 100, largest blur 24 pixels, bfloat16 where supported, a learning rate that decays to zero."""
     config = default.get_config()
     config.training.batch_size = 64
     config.training.n_iters = 3000

@@ -13,3 +13,6 @@ def get_config() -> ConfigDict:
     config = default.get_config()
     config.training.sampling_freq = 1000
     return config
+
+
+get_default_configs = get_config  # the original release's name for it

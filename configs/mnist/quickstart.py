@@ -9,7 +9,7 @@ from configs import default
 
 
 def get_config() -> ConfigDict:
-    """1.1M parameters, K = 40, bfloat16, a high learning rate that decays to zero."""
+    """1.1M parameters, K = 40, bfloat16 where the processor has it, a high learning rate that decays to zero."""
     config = default.get_config()
     config.training.batch_size = 64
     config.training.n_iters = 1100
@@ -19,8 +19,9 @@ def get_config() -> ConfigDict:
     config.training.snapshot_freq = 550
     config.training.snapshot_freq_for_preemption = 100
     config.data.dataset = "mnist5k"
-    config.data.uniform_dequantization = True  # so that evaluate.py can give bits/dim
+    config.data.uniform_dequantization = True
     config.model.K = 40
+    config.model.sampling_noise = "spectral"
     config.model.ema_rate = 0.99
     config.model.model_channels = 32
     config.model.num_res_blocks = 1

@@ -12,10 +12,9 @@ import lmdb
 import numpy as np
 from ml_collections import ConfigDict
 
-from scripts.arrays import read_npz
 from scripts.data.images import ArrayImages, FolderImages, ImageSource, LsunImages, bilinear, list_images
 from scripts.errors import UserError
-from scripts.io import user_path
+from scripts.io import read_npz, user_path
 
 Split = Literal["train", "held_out"]
 DATA = Path(__file__).resolve().parents[2] / "data"

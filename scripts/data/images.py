@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from PIL.Image import Resampling
 
-from scripts.text import printable
+from scripts.errors import printable
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")

@@ -10,10 +10,9 @@ import torch.nn.functional as F
 from ml_collections import ConfigDict
 from torch import nn
 
-from scripts.arrays import read_npz
 from scripts.data.datasets import Split, load_labelled
 from scripts.errors import UserError
-from scripts.io import make_directory, replacing
+from scripts.io import atomic_write, make_directory, read_npz
 from scripts.progress import progress_bar
 from scripts.randomness import Purpose, stream
 
@@ -92,7 +91,7 @@ def classifier_features(directory: Path, data: ConfigDict, device: torch.device,
         _load(network, file)
     else:
         _train(network.to(device), pixels, labels, steps)
-        with replacing(file) as temporary:
+        with atomic_write(file) as temporary:
             np.savez(temporary, **{name: value.cpu().numpy() for name, value in network.state_dict().items()})
     return ClassifierFeatures(network, device, _accuracy(network.to(device).eval(), held_out_pixels, held_out_labels))
 
@@ -136,7 +135,7 @@ def _train(network: Network, pixels: torch.Tensor, labels: torch.Tensor, steps: 
 
 
 def _shifted(u: torch.Tensor, offsets: np.ndarray) -> torch.Tensor:
-    """Each image moved by its row of offsets (B, 2), where (SHIFT, SHIFT) leaves it in place; edges are repeated."""
+    """Each image moved by its row of offsets (B, 2), where (SHIFT, SHIFT) flatten it in place; edges are repeated."""
     height, width = u.shape[2:]
     padded = F.pad(u, (SHIFT,) * 4, mode="replicate")
     return torch.stack([

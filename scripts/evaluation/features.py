@@ -12,12 +12,10 @@ import numpy as np
 import torch
 
 from scripts import distributed
-from scripts.arrays import read_npz
 from scripts.data.images import Images, UnreadableImage, channels_first, opened_image
-from scripts.errors import UserError
-from scripts.io import make_directory, replacing
+from scripts.errors import UserError, printable
+from scripts.io import atomic_write, make_directory, read_npz
 from scripts.progress import progress_bar
-from scripts.text import printable
 
 SECONDS_BETWEEN_FILES = 60
 """An evaluation that is cut off loses at most this much work, and one batch."""
@@ -151,7 +149,7 @@ class _Store:
         rows = np.concatenate(blocks)
         path = self.directory / f"features_{self.key}_{first:07d}-{first + len(rows):07d}.npz"
         try:
-            with replacing(path) as temporary:
+            with atomic_write(path) as temporary:
                 np.savez(temporary, features=rows, settings=np.array(self.settings))
         except OSError as error:
             raise UserError(f"{path}: the features could not be written ({error.strerror}); earlier ones are kept") from None

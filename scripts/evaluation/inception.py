@@ -97,7 +97,7 @@ def resized(x: torch.Tensor, mode: Mode) -> torch.Tensor:
     """What clean-fid's `build_resizer(mode)` does to each image, for a batch x (B, C, H, W) of values 0..255 on any device.
 
     "clean" is Pillow's bicubic filter with anti-aliasing, "legacy_pytorch" bilinear interpolation without; both to 299x299 and
-    clamped to 0..255. "legacy_tensorflow" leaves images as they are: that network resizes itself.
+    clamped to 0..255. "legacy_tensorflow" flatten images as they are: that network resizes itself.
     """
     if mode == "legacy_tensorflow":
         return x

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from model_code.elbo import Estimate
-from scripts.io import replacing
+from scripts.io import atomic_write
 
 DPI = 150
 
@@ -102,5 +102,5 @@ def _error_bars(axes: Axes, x: Sequence[float], estimates: Sequence[Estimate], l
 
 
 def _save(figure: Figure, path: Path) -> None:
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=DPI)

@@ -11,9 +11,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from scripts.errors import printable
 from scripts.io import make_directory, plain_name
 from scripts.provenance import commit, config_hash, now, program_version
-from scripts.text import printable
 
 RESULTS = Path("evaluation", "results.jsonl")
 """In a run directory: all scores of its model, for scripts/tools/report.py."""

@@ -6,11 +6,10 @@ from pathlib import Path
 import cleanfid
 import numpy as np
 
-from scripts.arrays import read_npz
 from scripts.downloads import fetch
 from scripts.errors import UserError
 from scripts.evaluation.distances import Gaussian
-from scripts.io import make_directory, plain_name, replacing
+from scripts.io import atomic_write, make_directory, plain_name, read_npz
 
 STATISTICS_URL = "https://www.cs.cmu.edu/~clean-fid/stats/"
 
@@ -136,9 +135,9 @@ def write_custom_statistics(name: str, mode: str, reference: Reference) -> Path:
     assert reference.gaussian is not None
     assert reference.features is not None
     make_directory(file.parent, "clean-fid's statistics")
-    with replacing(kid_file) as temporary:
+    with atomic_write(kid_file) as temporary:
         np.savez_compressed(temporary, feats=reference.features)
-    with replacing(file) as temporary:
+    with atomic_write(file) as temporary:
         np.savez_compressed(temporary, mu=reference.gaussian.mu, sigma=reference.gaussian.sigma)
     return file
 

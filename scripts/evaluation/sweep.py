@@ -16,7 +16,7 @@ from typing import Any
 from scripts import distributed
 from scripts.errors import UserError
 from scripts.evaluation.results import Result, append_line, append_result
-from scripts.io import make_directory, read_json_lines, replacing
+from scripts.io import atomic_write, make_directory, read_json_lines
 
 LOWER_IS_BETTER = {"ELBO", "BPD", "FID", "KID"}
 """Of the others (precision, recall, density, coverage) a higher value is the best."""
@@ -160,7 +160,7 @@ def report(scores: Sequence[tuple[Point, list[Result]]], axes: Axes, directory: 
             series.setdefault(label, []).append((getattr(point, names[0]), Estimate(result.value, error)))
         plot_sweep(directory / f"{stem}_{kind}.png", names[0], kind, series)
     text = "\n".join(lines)
-    with replacing(directory / f"{stem}.txt") as temporary:
+    with atomic_write(directory / f"{stem}.txt") as temporary:
         temporary.write_text(text + "\n")
     return f"{text}\ntable and plots: {directory / stem}*"
 

@@ -27,7 +27,7 @@ from scripts.data.images import ImageSource
 from scripts.data.labels import has_labels, load_labelled
 from scripts.evaluation.classifier import ClassifierFeatures, classifier_features
 from scripts.evaluation.features import Extractor, image_features
-from scripts.io import make_directory, replacing, user_path
+from scripts.io import atomic_write, make_directory, user_path
 from scripts.sampling.output import grid, to_uint8
 from scripts.sampling.sampler import load_sampler
 
@@ -149,7 +149,7 @@ def study(config: ConfigDict, workdir: Path, checkpoint: int, delta: float | Non
             class_counts = np.bincount(load_labelled(config.data, "train")[1], minlength=extractor.num_classes)
             figures["classes"] = classify(extractor, ours, theirs, class_counts)
     path = directory / f"memorization_delta_{sampler.delta:g}.png"
-    with replacing(path.with_suffix(".json")) as temporary:
+    with atomic_write(path.with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps(figures, indent=2) + "\n")
     plot_memorization(path, pixels, train, found)
     return figures, path
@@ -177,7 +177,7 @@ def plot_memorization(
         axes.imshow(grid(torch.cat([samples[ours[:columns]], originals]) / 255, columns))
         axes.set_title(f"Samples nearest to a training image by {space}, and below each that image", fontsize=9)
         axes.axis("off")
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=150)
 
 

@@ -14,7 +14,7 @@ from absl import flags
 from scripts import checkpoint
 from scripts.config import run
 from scripts.errors import UserError
-from scripts.io import make_directory, read_json_lines, replacing, user_path
+from scripts.io import atomic_write, make_directory, read_json_lines, user_path
 
 KEPT = ("step", "config", "data", "prior")
 
@@ -42,7 +42,7 @@ def publish(workdir: Path, out: Path) -> Path:
     rows = [row for row in read_json_lines(workdir / "metrics.jsonl") if "event" not in row]  # events repeat the command
     metrics = "".join(json.dumps(row) + "\n" for row in rows)
     for name, text in (("config.json", json.dumps(config, indent=2) + "\n"), ("metrics.jsonl", metrics)):
-        with replacing(out / name) as temporary:
+        with atomic_write(out / name) as temporary:
             temporary.write_text(text)
     return path
 

@@ -22,10 +22,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from configs import default
-from scripts.config import leaves, run, to_json
+from scripts.config import flatten, run, to_json
 from scripts.errors import UserError
 from scripts.evaluation.results import RESULTS
-from scripts.io import read_json_lines, replacing, user_path
+from scripts.io import atomic_write, read_json_lines, user_path
 from scripts.provenance import now
 
 HERE = Path(__file__).parent
@@ -65,11 +65,11 @@ def write_report(workdir: Path) -> Path:
         scores=reversed(read_json_lines(workdir / RESULTS)),
         events=[row for row in rows if "event" in row],
         provenance=config.pop("provenance", {}),
-        config=dict(leaves(config)),
-        defaults=dict(leaves(json.loads(to_json(default.get_config())))),
+        config=dict(flatten(config)),
+        defaults=dict(flatten(json.loads(to_json(default.get_config())))),
     )
     path = workdir / "index.html"
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path
 

@@ -22,17 +22,17 @@ from ml_collections import ConfigDict
 from model_code import build_blur, build_model
 from model_code.elbo import prior_kl_bound
 from model_code.prior import PriorBank
-from scripts.config import ROOT, define_config_flag, run, validate
+from scripts.config import ROOT, define_config_flag, run, sampling_delta, validate
 from scripts.data.datasets import load_images
 from scripts.data.loader import Batch, clean_batches
 from scripts.device import Precision, device_name, resolve_device
 from scripts.errors import UserError
 from scripts.evaluation.likelihood import BoundEstimator
 from scripts.evaluation.plots import Panel, plot_scaling
-from scripts.io import make_directory, replacing, user_path
+from scripts.io import atomic_write, make_directory, user_path
 from scripts.progress import progress_bar
 from scripts.provenance import commit, now
-from scripts.sampling.sampler import Sampler, sampling_delta
+from scripts.sampling.sampler import Sampler
 from scripts.timing import processor_name, seconds
 from scripts.training.cost import forward_flops
 from scripts.training.step import Trainer
@@ -93,7 +93,7 @@ def report(config: ConfigDict, device: torch.device, repeats: int, out: Path) ->
     curves = [*training_curves(config, device), *inference_curves(config, device)]
     described = header(config, device)
     results = measure(curves, repeats, device)
-    with replacing(out / "performance.json") as temporary:
+    with atomic_write(out / "performance.json") as temporary:
         temporary.write_text(json.dumps({"header": described, "curves": results}, indent=1) + "\n")
     panels = [
         Panel(curve.title, curve.x_label, [p.x for p in curve.points], [row["seconds"] for row in found["rows"]], curve.power)
@@ -119,7 +119,7 @@ class Page:
 
     def write(self, tables: str) -> None:
         """Put `tables` there."""
-        with replacing(self.path) as temporary:
+        with atomic_write(self.path) as temporary:
             temporary.write_text(f"{self.before}{BEGIN}\n{tables}\n{END}{self.after}")
 
 

@@ -15,9 +15,8 @@ from ml_collections import ConfigDict
 from configs import default
 from scripts import checkpoint
 from scripts.config import differences, run, to_json
-from scripts.errors import UserError
+from scripts.errors import UserError, printable
 from scripts.io import read_json_lines, user_path
-from scripts.text import printable
 
 
 def describe(path: Path) -> Iterator[str]:

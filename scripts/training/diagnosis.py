@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from scripts.data.loader import Batch
-from scripts.io import replacing
+from scripts.io import atomic_write
 from scripts.training.step import StepResult, Trainer
 
 
@@ -37,9 +37,9 @@ def save_diagnosis(workdir: Path, trainer: Trainer, batch: Batch, result: StepRe
             for index, level, loss in zip(indices, result.levels.tolist(), result.losses.tolist(), strict=True)
         ],
     }
-    with replacing(path.with_suffix(".npz")) as temporary:
+    with atomic_write(path.with_suffix(".npz")) as temporary:
         np.savez(temporary, images=batch.images.numpy(), indices=batch.indices.numpy(), levels=result.levels.cpu().numpy())
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(facts, indent=2, allow_nan=False) + "\n")
     return path
 

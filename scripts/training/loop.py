@@ -24,7 +24,7 @@ from scripts.data.images import ImageSource, fingerprint
 from scripts.data.loader import Batch, HeldOutBatches, ReadingFailed, TrainBatches, clean_batches, none_readable, train_loader
 from scripts.device import device_name
 from scripts.errors import UserError
-from scripts.io import cannot_write, make_directory, replacing
+from scripts.io import atomic_write, cannot_write, make_directory
 from scripts.progress import TrainingProgress, duration, progress_bar
 from scripts.provenance import provenance
 from scripts.sampling.sampler import Sampler, sample_set
@@ -149,14 +149,14 @@ class TrainingRun:
             except (ValueError, RuntimeError) as error:
                 reason = " ".join(str(error).split())
                 raise UserError(f"the checkpoint in {self.workdir} does not fit its own configuration: {reason}") from None
-            self.prior = checkpoint.prior_bank(saved, self.config, self.workdir)
+            self.prior = PriorBank.from_state_dict(saved["prior"])
             print(f"continuing from step {self.trainer.step}")
             changes = differences(saved["config"], self.config)
             self.start = {"event": "resumed", "changed_config": changes}
             for key, change in changes.items():
                 print(f"config.{key} was {change}")
         if distributed.is_main():
-            with replacing(self.workdir / "config.json") as temporary:
+            with atomic_write(self.workdir / "config.json") as temporary:
                 temporary.write_text(json.dumps({**self.config.to_dict(), "provenance": self.provenance}, indent=2) + "\n")
 
     def _clean_batches(self, images: ImageSource) -> Iterator[torch.Tensor]:
@@ -230,7 +230,7 @@ class TrainingRun:
 
     def _note_bad(self, batch: Batch, result: StepResult, train_images: ImageSource) -> None:
         """Say that a bad step was skipped. Raises UserError, with the diagnosis on disk, if there were too many in a row."""
-        trainer, most = self.trainer, self.config.training.max_bad_steps
+        trainer, most = self.trainer, self.config.training.max_nonfinite_steps
         what = f"loss {result.losses.mean().item():g}, gradient {result.grad_norm:g}"
         if trainer.bad_in_a_row < most:
             tqdm.write(f"warning: step {trainer.step} was bad and is skipped ({what}; {trainer.bad_in_a_row} in a row)")
@@ -241,7 +241,7 @@ class TrainingRun:
         path = save_diagnosis(self.workdir, trainer, whole, result, train_images.name)
         raise UserError(
             f"step {trainer.step}: {what}, the last of {trainer.bad_in_a_row} bad steps in a row "
-            f"(config.training.max_bad_steps = {most}); the last checkpoint is from before them, and {path} says more. "
+            f"(config.training.max_nonfinite_steps = {most}); the last checkpoint is from before them, and {path} says more. "
             f"The same command with a lower config.optim.lr = {self.config.optim.lr:g} may help"
         )
 

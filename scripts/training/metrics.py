@@ -11,7 +11,7 @@ import torch
 
 from scripts import distributed
 from scripts.errors import UserError
-from scripts.io import read_json_lines, replacing
+from scripts.io import atomic_write, read_json_lines
 from scripts.training.step import StepResult
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class MetricsWriter:
         self.evaluated_steps = set(distributed.from_main([row["step"] for row in rows if "eval_loss" in row]))
         self._writes = distributed.is_main()
         if self._writes:
-            with replacing(path) as temporary:
+            with atomic_write(path) as temporary:
                 temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
             self._file = path.open("a")
         self._workdir, self._first_step = workdir, first_step

@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scripts.estimate import Estimate
 
 from model_code.blur import DCTBlur, blur_schedule
 from model_code.dct import dct2, idct2
@@ -18,6 +17,7 @@ from model_code.prior import PriorBank
 from model_code.process import HeatDissipation
 from scripts.data.loader import Batch
 from scripts.device import Precision
+from scripts.estimate import Estimate
 from scripts.evaluation.bound import Bound, BoundEstimator, Measurement, draw_strata, level_table
 
 SIGMA, DELTA, K, SIZE = 0.01, 0.0125, 12, 8

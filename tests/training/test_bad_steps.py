@@ -99,7 +99,7 @@ def test_a_bad_step_changes_nothing(precision: str, spoilt: str, monkeypatch: py
 def config(tiny_array: Path) -> ConfigDict:
     """Saves at every step, logs every step."""
     return array_config(
-        tiny_array, training__log_freq=1, training__snapshot_freq_for_preemption=1, training__max_bad_steps=3,
+        tiny_array, training__log_freq=1, training__snapshot_freq_for_preemption=1, training__max_nonfinite_steps=3,
         training__snapshot_freq=2,
     )  # fmt: skip
 
@@ -153,7 +153,9 @@ def test_too_many_bad_steps_stop_the_run(config: ConfigDict, tmp_path: Path, mon
     before = meta_path(tmp_path).read_bytes()
     with monkeypatch.context() as patch:
         spoil_steps(patch, {2, 3, 4, 5}, SPOILT["one example"])
-        with pytest.raises(UserError, match=r"step 5: loss nan, gradient nan, .*config\.training\.max_bad_steps = 3") as error:
+        with pytest.raises(
+            UserError, match=r"step 5: loss nan, gradient nan, .*config\.training\.max_nonfinite_steps = 3"
+        ) as error:
             train(config, tmp_path)
     assert "\n" not in str(error.value)
     assert meta_path(tmp_path).read_bytes() == before

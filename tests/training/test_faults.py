@@ -17,7 +17,7 @@ from scripts.data import images as image_sources
 from scripts.data.datasets import load_images
 from scripts.data.images import LsunImages, UnreadableImage
 from scripts.errors import UserError
-from scripts.io import read_json_lines, replacing
+from scripts.io import atomic_write, read_json_lines
 from scripts.sampling.reverse import DataPrior
 from scripts.training.loop import TrainingRun, train
 from scripts.training.metrics import MetricsWriter
@@ -75,7 +75,7 @@ def test_other_files_on_a_full_disk_are_named(tmp_path: Path) -> None:
     with file_size_limit(10):
         with (
             pytest.raises(OSError, match=r"File too large: '.*config\.json'"),
-            replacing(tmp_path / "config.json") as temporary,
+            atomic_write(tmp_path / "config.json") as temporary,
         ):
             temporary.write_text("x" * 100)
         with MetricsWriter(tmp_path, 0) as metrics, pytest.raises(UserError, match=r"metrics\.jsonl: cannot be written \(File"):
