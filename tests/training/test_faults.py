@@ -5,7 +5,7 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,15 +21,14 @@ from scripts.data import images as image_sources
 from scripts.data.datasets import load_images
 from scripts.data.images import LsunImages, UnreadableImage
 from scripts.errors import UserError
-from scripts.io import read_json_lines, replacing
+from scripts.io import atomic_write, read_json_lines
 from scripts.sampling.reverse import DataPrior
 from scripts.training.loop import TrainingRun, train
 from scripts.training.metrics import MetricsWriter
-from scripts.training.step import Trainer
 from tests.conftest import tiny_config
 from tests.images import WithDamage, numbered, save_images
 from tests.training import faults
-from tests.training.test_loop import array_config, assert_equal_state, final_state
+from tests.training.runs import array_config, before_step, differing, final_state
 
 
 def test_killed_at_random_moments(capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,34 +71,19 @@ def test_a_full_disk_while_saving(tiny_array: Path, tmp_path: Path, monkeypatch:
     assert {path: path.read_bytes() for path in before} == before
     assert not list(workdir.rglob("*.partial*"))
     assert train(config, workdir) == 0
-    assert_equal_state(final_state(workdir), final_state(tmp_path / "undisturbed"))
+    assert not differing(final_state(workdir), final_state(tmp_path / "undisturbed"))
 
 
 def test_other_files_on_a_full_disk_are_named(tmp_path: Path) -> None:
     with file_size_limit(10):
         with (
             pytest.raises(OSError, match=r"File too large: '.*config\.json'"),
-            replacing(tmp_path / "config.json") as temporary,
+            atomic_write(tmp_path / "config.json") as temporary,
         ):
             temporary.write_text("x" * 100)
         with MetricsWriter(tmp_path, 0) as metrics, pytest.raises(UserError, match=r"metrics\.jsonl: cannot be written \(File"):
             metrics.write(1, loss=1.0)
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
-
-
-class DuringStep:
-    """Stands in for the training step; `what` happens before step `step`."""
-
-    def __init__(self, step: int, what: Callable[[], object]) -> None:
-        self.step, self.what, self.train_step = step, what, Trainer.train_step
-
-    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def train_step(trainer: Trainer, images: torch.Tensor) -> object:
-            if trainer.step == self.step:
-                self.what()
-            return self.train_step(trainer, images)
-
-        monkeypatch.setattr(Trainer, "train_step", train_step)
 
 
 def kill_readers() -> None:
@@ -112,7 +96,7 @@ def test_a_reading_process_that_dies(tiny_array: Path, tmp_path: Path, monkeypat
     assert train(array_config(tiny_array), tmp_path / "undisturbed") == 0
     config = array_config(tiny_array, data__num_workers=1)
     with monkeypatch.context() as patch:
-        DuringStep(1, kill_readers).install(patch)
+        before_step(patch, 1, kill_readers)
         with pytest.raises(
             UserError, match=r"reads images died.*lower config\.data\.num_workers = 1\. Saved at step \d"
         ) as error:
@@ -121,7 +105,7 @@ def test_a_reading_process_that_dies(tiny_array: Path, tmp_path: Path, monkeypat
     assert 2 <= read(meta_path(tmp_path / "run"))["step"] < 6
     config.data.num_workers = 0
     assert train(config, tmp_path / "run") == 0
-    assert_equal_state(final_state(tmp_path / "run"), final_state(tmp_path / "undisturbed"))
+    assert not differing(final_state(tmp_path / "run"), final_state(tmp_path / "undisturbed"))
 
 
 def folder_config(folder: Path, **overrides: object) -> ConfigDict:
@@ -135,7 +119,7 @@ def test_an_image_that_becomes_unreadable_during_training(
     """Named once, skipped, counted from then on."""
     config = folder_config(tmp_path / "images", training__batch_size=27)  # all of the training images in each step
     image = tmp_path / "images" / load_images(config.data, "train").name(5)
-    DuringStep(1, lambda: image.write_bytes(image.read_bytes()[:30])).install(monkeypatch)
+    before_step(monkeypatch, 1, lambda: image.write_bytes(image.read_bytes()[:30]))
     assert train(config, tmp_path / "run") == 0
     captured = capsys.readouterr()
     assert (captured.out + captured.err).count(f"skipped unreadable image 1: {image.name}") == 1
@@ -147,7 +131,7 @@ def test_a_disk_with_images_that_goes_away(tmp_path: Path, monkeypatch: pytest.M
     """An error, not thousands of skipped images; what was learnt is saved."""
     config = folder_config(tmp_path / "images")
     with monkeypatch.context() as patch:
-        DuringStep(2, lambda: shutil.move(tmp_path / "images", tmp_path / "away")).install(patch)
+        before_step(patch, 2, lambda: shutil.move(tmp_path / "images", tmp_path / "away"))
         with pytest.raises(UserError, match=r"none of the 27 images can be read.* Saved at step 3"):
             train(config, tmp_path / "run")
     shutil.move(tmp_path / "away", tmp_path / "images")
@@ -187,7 +171,7 @@ from scripts.errors import UserError
 from scripts.training.step import Trainer
 from tests.conftest import tiny_config
 def broken(self, images):
-    raise UserError("as bad steps or a full disk end it")
+    raise UserError("as non-finite steps or a full disk end it")
 Trainer.train_step = broken
 try:
     train(tiny_config(data__num_workers=1, data__dataset="npy", data__path={array!r}), Path({workdir!r}))
@@ -201,7 +185,7 @@ def test_an_error_ends_the_reading_processes_too(tiny_array: Path, tmp_path: Pat
     program = ENDS_WITH_AN_ERROR.format(root=str(ROOT), array=str(tiny_array), workdir=str(tmp_path / "run"))
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 2, result.stderr
-    assert result.stderr.splitlines()[-1] == "error: as bad steps or a full disk end it"
+    assert result.stderr.splitlines()[-1] == "error: as non-finite steps or a full disk end it"
 
 
 def test_a_directory_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
