@@ -23,7 +23,8 @@ from scripts.errors import UserError
 from scripts.io import atomic_write, make_directory
 from scripts.progress import TrainingProgress, warn
 from scripts.provenance import provenance
-from scripts.sampling.sampler import Sampler, sample_set
+from scripts.sampling.output import sample_set
+from scripts.sampling.sampler import make_sampler
 from scripts.training.diagnosis import save_diagnosis
 from scripts.training.interruption import Interrupted, InterruptionGuard
 from scripts.training.metrics import LossWindow, MetricsWriter, UnreadableImages
@@ -260,9 +261,9 @@ class TrainingRun:
         """Pictures of samples from the averaged weights, drawn by process 0, in `directory` and in TensorBoard."""
         config, trainer = self.config, self.trainer
         assert self.prior is not None
-        sampler = Sampler.from_config(config, trainer.model.eval(), self.prior, trainer.device, delta=None, seed=None)
         with self.guard.until_interrupted(), trainer.ema.swapped_in(trainer.model):
             if distributed.is_main():
+                sampler = make_sampler(config, trainer.model.eval(), trainer.process, self.prior, trainer.precision, None)
                 sample_set(directory, sampler, range(config.training.num_samples), on_step=lambda k, u_k: self.guard.check())
                 self.metrics.image(trainer.step, "samples", directory / "final.png")
         self.progress.say(f"step {trainer.step}: samples in {directory}")

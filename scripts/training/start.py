@@ -37,7 +37,6 @@ def exclusive(workdir: Path) -> Iterator[None]:
         raise cannot_write(workdir, "--workdir", error) from None
     with lock:
         try:
-            # Not flock: worker processes would inherit the lock and hold it for seconds after a training was killed.
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             raise UserError(f"--workdir={workdir}: another training is running there; choose another, or wait") from None
@@ -47,15 +46,20 @@ def exclusive(workdir: Path) -> Iterator[None]:
 def build_prior(
     process: Process, images: ImageSource, config: ConfigDict, guard: InterruptionGuard, unreadable: UnreadableImages
 ) -> Prior:
-    """The prior of all training images. Raises Interrupted, and UserError if no image can be read."""
+    """The prior of all training images, and of their mirror images if training mirrors them.
+
+    Raises Interrupted, and UserError if no image can be read.
+    """
     data = config.data
 
     def batches() -> Iterator[torch.Tensor]:
         with progress_bar(len(distributed.shard(range(len(images)))), "image", "reading images for the prior") as bar:
-            for batch in clean_batches(images, config.eval.batch_size, data.num_workers, data.uniform_dequantization):
+            for batch in clean_batches(
+                images, config.eval.batch_size, data.num_workers, data.uniform_dequantization, mirrored=data.random_flip
+            ):
                 guard.check()
                 unreadable.note(batch.unreadable)
-                bar.update(len(batch.images))
+                bar.update(len(batch.indices.unique()))
                 yield batch.images
 
     with guard.until_interrupted():

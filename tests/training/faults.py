@@ -9,7 +9,6 @@ samples, bit for bit. Where a run finishes before all kills are spent, another o
 
 import argparse
 import contextlib
-import os
 import random
 import shutil
 import signal
@@ -78,7 +77,7 @@ class Faults:
         command = [sys.executable, str(ROOT / "train.py"), "--workdir", str(self.directory / name), *ARGS]
         command += [f"--config.training.n_iters={self.n_iters}", f"--config.data.num_workers={workers}"]
         with self._log(name).open("w") as log:
-            return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+            return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
 
     def _log(self, name: str) -> Path:
         """What the newest process of a run printed."""
@@ -105,7 +104,7 @@ class Faults:
         shutil.rmtree(workdir)
 
     def _wait_and_kill(self, process: subprocess.Popen[bytes], name: str) -> None:
-        """One in five while starting up, the others from the first step on; half of them with all child processes."""
+        """One in five while starting up, the others from the first step on."""
         if self.random.random() < 0.2:
             seconds = self.random.uniform(0, self.start_up)
         else:
@@ -113,10 +112,7 @@ class Faults:
             seconds = self.random.uniform(0, (self.seconds - self.start_up) / 3)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(seconds)
-        if process.poll() is None and self.random.random() < 0.5:
-            os.killpg(process.pid, signal.SIGKILL)
-        else:
-            process.kill()
+        process.kill()
 
     def _wait_for_first_step(self, process: subprocess.Popen[bytes], name: str) -> None:
         while process.poll() is None and "\nstep " not in self._log(name).read_text():

@@ -1,10 +1,7 @@
-"""What machines do to a training: kill -9, a full disk, a reading process that dies, images that go away."""
+"""What machines do to a training: kill -9, a full disk, images that go away."""
 
-import multiprocessing
 import resource
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +13,6 @@ from ml_collections import ConfigDict
 
 from model_code import build_blur
 from scripts.checkpoint import meta_path, read
-from scripts.config import ROOT
 from scripts.data import images as image_sources
 from scripts.data.datasets import load_images
 from scripts.data.images import LsunImages, UnreadableImage
@@ -86,28 +82,6 @@ def test_other_files_on_a_full_disk_are_named(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-def kill_readers() -> None:
-    for worker in multiprocessing.active_children():
-        worker.kill()
-
-
-def test_a_reading_process_that_dies(tiny_array: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Never in the middle of a step: one line, saved at the step that was reached, and the end is the same."""
-    assert train(array_config(tiny_array), tmp_path / "undisturbed") == 0
-    config = array_config(tiny_array, data__num_workers=1)
-    with monkeypatch.context() as patch:
-        before_step(patch, 1, kill_readers)
-        with pytest.raises(
-            UserError, match=r"reads images died.*lower config\.data\.num_workers = 1\. Saved at step \d"
-        ) as error:
-            train(config, tmp_path / "run")
-    assert "\n" not in str(error.value)
-    assert 2 <= read(meta_path(tmp_path / "run"))["step"] < 6
-    config.data.num_workers = 0
-    assert train(config, tmp_path / "run") == 0
-    assert not differing(final_state(tmp_path / "run"), final_state(tmp_path / "undisturbed"))
-
-
 def folder_config(folder: Path, **overrides: object) -> ConfigDict:
     save_images(folder, [f"{i}.png" for i in range(30)])
     return tiny_config(data__dataset="folder", data__path=str(folder), training__log_freq=1, **overrides)
@@ -159,33 +133,6 @@ def test_prior_from_data_passes_over_an_unreadable_image() -> None:
     with pytest.warns(UserWarning, match="--prior=data: skipped unreadable images image 1"):
         found = DataPrior(WithDamage(numbered(4, 8), {1}), blur, False).blurred(torch.tensor([0, 1]))
     assert torch.allclose(found, DataPrior(numbered(4, 8), blur, False).blurred(torch.tensor([0, 2])), atol=1e-6)
-
-
-ENDS_WITH_AN_ERROR = """
-import sys, torch
-from pathlib import Path
-sys.path.insert(0, {root!r})
-from scripts.config import fail
-from scripts.training.loop import train
-from scripts.errors import UserError
-from scripts.training.step import Trainer
-from tests.conftest import tiny_config
-def broken(self, images):
-    raise UserError("as non-finite steps or a full disk end it")
-Trainer.train_step = broken
-try:
-    train(tiny_config(data__num_workers=1, data__dataset="npy", data__path={array!r}), Path({workdir!r}))
-except UserError as error:
-    fail(error)
-"""
-
-
-def test_an_error_ends_the_reading_processes_too(tiny_array: Path, tmp_path: Path) -> None:
-    """They ignore SIGTERM; a process that waited for them would stay forever."""
-    program = ENDS_WITH_AN_ERROR.format(root=str(ROOT), array=str(tiny_array), workdir=str(tmp_path / "run"))
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
-    assert result.returncode == 2, result.stderr
-    assert result.stderr.splitlines()[-1] == "error: as non-finite steps or a full disk end it"
 
 
 def test_a_directory_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

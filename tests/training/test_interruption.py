@@ -40,8 +40,8 @@ def training(workdir: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-def test_a_signal_to_the_whole_group(number: signal.Signals, code: int, tmp_path: Path) -> None:
-    """Saved within the step and said so, although the loader's workers were signalled as well."""
+def test_a_signal(number: signal.Signals, code: int, tmp_path: Path) -> None:
+    """Saved within the step and said so."""
     with training(tmp_path) as process:
         os.killpg(process.pid, number)
         output, _ = process.communicate(timeout=60)

@@ -1,4 +1,4 @@
-"""Runs: the same whether or not they are interrupted, killed, extended or fed by worker processes."""
+"""Runs: the same whether or not they are interrupted, killed, extended or fed by threads."""
 
 import json
 import os
@@ -182,7 +182,7 @@ def test_optimizer_settings_may_change_on_resuming(tiny_array: Path, tmp_path: P
 
 
 def test_second_training_in_one_workdir(tiny_array: Path, tmp_path: Path) -> None:
-    """From a process of its own: these locks are between processes, and not inherited by those that read images."""
+    """From a process of its own, as these locks are between processes."""
     with exclusive(tmp_path), ProcessPoolExecutor(1, get_context("fork")) as other:
         error = other.submit(train, array_config(tiny_array), tmp_path).exception()
     assert isinstance(error, UserError)
