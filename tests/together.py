@@ -11,22 +11,23 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
+import pytest
 import torch
 from ml_collections import ConfigDict
 
 from scripts import distributed
 from scripts.checkpoint import meta_path, read
 from scripts.errors import UserError
-from scripts.evaluation.bound import LikelihoodEvaluation
-from scripts.evaluation.features import kept_features
+from scripts.evaluation.bound import BoundEvaluation
+from scripts.evaluation.features import cached_features
 from scripts.evaluation.results import append_result
-from scripts.sampling.sampler import export, load_sampler
+from scripts.sampling.export import export
+from scripts.sampling.sampler import load_sampler
 from scripts.training.loop import train
-from scripts.training.step import Trainer
 from tests.conftest import tiny_config
+from tests.training.runs import before_step, differing
 
 STEPS = 10
 FEATURES = 8
@@ -49,16 +50,16 @@ def compute_features(place: Path, directory: Path, count: int) -> np.ndarray:
     def features(indices: Sequence[int]) -> np.ndarray:
         return sampler.independent(indices).flatten(1).numpy()
 
-    return kept_features(directory, {"by": "test"}, count, 2, features, "features")
+    return cached_features(directory, {"by": "test"}, count, 2, features, "features")
 
 
 def evaluate(place: Path, name: str) -> None:
     """Samples, features and the bound of the run in place/alone, in place/NAME-...; odd numbers, so that shares differ."""
     config = training_config(place)
     sampler, trained = load_sampler(config, place / "alone", 0)
-    export(place / f"{name}-images", sampler, trained, 7, 2)
+    export(place / f"{name}-images", sampler, sampler.settings(config, trained), 7, 2)
     assert compute_features(place, place / f"{name}-features", FEATURES).shape == (FEATURES, 64)
-    bound = LikelihoodEvaluation(
+    bound = BoundEvaluation(
         config, place / "alone", split="test", num_images=0, num_levels_per_image=2, exact=False, batch_size=4
     )
     for result in bound(checkpoint=0, delta=0.0125, seed=0, directory=place / f"{name}-scores"):
@@ -79,14 +80,8 @@ def check_collectives() -> None:
 
 def train_with(config: ConfigDict, workdir: Path, step: int, what: Callable[[], object]) -> None:
     """Train; process 1 does `what` before 0-based step `step`."""
-    train_step = Trainer.train_step
-
-    def disturbed(trainer: Trainer, images: torch.Tensor) -> object:
-        if trainer.step == step and distributed.rank() == 1:
-            what()
-        return train_step(trainer, images)
-
-    with patch.object(Trainer, "train_step", disturbed):
+    with pytest.MonkeyPatch.context() as patch:
+        before_step(patch, step, lambda: distributed.rank() == 1 and what())
         assert train(config, workdir) == 0
 
 
@@ -99,10 +94,7 @@ def check_interruption(place: Path, name: str) -> None:
     assert train(training_config(place), workdir) == 0
     distributed.barrier()
     whole, parts = (read(meta_path(path)) for path in (place / name, workdir))
-    for key, weight in whole["model"].items():
-        assert torch.equal(weight, parts["model"][key]), key
-    for key, average in whole["ema"]["shadow"].items():
-        assert torch.equal(average, parts["ema"]["shadow"][key]), key
+    assert not [part for key in ("model", "ema", "optimizer") for part in differing(whole[key], parts[key], key)]
 
 
 def fail(how: str, place: Path) -> None:

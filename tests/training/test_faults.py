@@ -11,14 +11,14 @@ import pytest
 import torch
 from ml_collections import ConfigDict
 
-from model_code import build_blur
+from model_code import build_process
 from scripts.checkpoint import meta_path, read
 from scripts.data import images as image_sources
 from scripts.data.datasets import load_images
 from scripts.data.images import LsunImages, UnreadableImage
 from scripts.errors import UserError
 from scripts.io import atomic_write, read_json_lines
-from scripts.sampling.reverse import DataPrior
+from scripts.sampling.sampler import DataPrior
 from scripts.training.loop import TrainingRun, train
 from scripts.training.metrics import MetricsWriter
 from tests.conftest import tiny_config
@@ -129,10 +129,10 @@ def test_a_damaged_lmdb_record_is_an_unreadable_image(tmp_path: Path, monkeypatc
 
 def test_prior_from_data_passes_over_an_unreadable_image() -> None:
     """As training does: the next readable one in its place, with a warning that names it."""
-    blur = build_blur(tiny_config())
-    with pytest.warns(UserWarning, match="--prior=data: skipped unreadable images image 1"):
-        found = DataPrior(WithDamage(numbered(4, 8), {1}), blur, False).blurred(torch.tensor([0, 1]))
-    assert torch.allclose(found, DataPrior(numbered(4, 8), blur, False).blurred(torch.tensor([0, 2])), atol=1e-6)
+    process, images = build_process(tiny_config()), numbered(4, 8)
+    with pytest.warns(UserWarning, match="skipped unreadable images image 1"):
+        found = DataPrior(WithDamage(images, {1}), process, False).means(torch.tensor([0, 1]))
+    torch.testing.assert_close(found, DataPrior(images, process, False).means(torch.tensor([0, 2])))
 
 
 def test_a_directory_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

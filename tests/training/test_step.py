@@ -59,6 +59,7 @@ def test_mixed_precision_trains_alike(amp_dtype: str) -> None:
     results = []
     for mixed in (False, True):
         trainer = trainer_of(tiny_config(optim__automatic_mp=mixed, optim__amp_dtype=amp_dtype))
+        trainer.scaler = torch.amp.GradScaler("cpu", init_scale=128.0, enabled=mixed and amp_dtype == "float16")
         results.append([trainer.train_step(IMAGES).losses.mean().item() for _ in range(5)])
     np.testing.assert_allclose(results[1], results[0], rtol=0.05)
 
@@ -126,7 +127,7 @@ def test_the_gradient_is_that_of_the_weighted_loss_and_the_loss_is_reported_with
     weights = 0.5 * (4.0 / 0.5) ** (torch.arange(3) / 2)  # sigma_B for K = 3, evenly in log
     weights = weights**1.5 / (weights**1.5).mean()
     k = torch.from_numpy(stream(config.seed, Purpose.LEVEL, 0).integers(1, 4, 4))
-    eps = normal_batch(config.seed, Purpose.TRAIN_NOISE, 0, range(4), (1, 8, 8))
+    eps = normal_batch(CPU, config.seed, Purpose.TRAIN_NOISE, 0, range(4), 4, (1, 8, 8))
     losses = process_loss(trainer.process, trainer.model.train(), IMAGES, k, eps)
     expected = torch.autograd.grad((weights[k - 1] * losses).mean(), list(trainer.model.parameters()), allow_unused=True)
     captured: list[torch.Tensor | None] = []
