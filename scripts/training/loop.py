@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,8 @@ from scripts.io import atomic_write, make_directory
 from scripts.progress import TrainingProgress, warn
 from scripts.provenance import provenance
 from scripts.sampling.output import sample_set
-from scripts.sampling.sampler import make_sampler
+from scripts.sampling.sampler import SPECTRAL, make_sampler
+from scripts.sampling.spectrum import ENOUGH_IMAGES, images_to_measure, measure_noise
 from scripts.training.diagnosis import save_diagnosis
 from scripts.training.interruption import Interrupted, InterruptionGuard
 from scripts.training.metrics import LossWindow, MetricsWriter, UnreadableImages
@@ -98,6 +100,9 @@ class TrainingRun:
     """Set by `prepare`; before that there is nothing to save."""
     overdue = False
     """A save was due at a non-finite step, and waits for a finite one."""
+    noise: Mapping[str, torch.Tensor] | None = None
+    """The spectrum of the sampling noise, as measured at step `noise_step`."""
+    noise_step = -1
 
     def __init__(
         self,
@@ -198,10 +203,12 @@ class TrainingRun:
     def _save_what_is_due(self) -> None:
         """The numbered checkpoint on time; the one to resume from not at a non-finite step: the weights may be the reason."""
         training, step = self.config.training, self.trainer.step
-        if self._due(training.snapshot_freq) and distributed.is_main():
-            # Rounded up: a last step between two snapshots has a number of its own, and never 0, which means "newest".
-            path = checkpoint.numbered_path(self.workdir, math.ceil(step / training.snapshot_freq))
-            checkpoint.write(path, self._contents())
+        if self._due(training.snapshot_freq):
+            self._measure_noise()
+            if distributed.is_main():
+                # Rounded up: a last step between two snapshots has a number of its own, and never 0, which means "newest".
+                path = checkpoint.numbered_path(self.workdir, math.ceil(step / training.snapshot_freq))
+                checkpoint.write(path, self._contents())
         self.overdue |= self._due(training.snapshot_freq) or self._due(training.snapshot_freq_for_preemption)
         if self.overdue and (self.trainer.nonfinite_in_a_row == 0 or step == training.n_iters):
             self.save()
@@ -225,8 +232,20 @@ class TrainingRun:
             "config": to_json(self.config),
             "data": self.data,
             "prior": self.prior.state_dict(),
+            "noise": self.noise if self.noise_step == self.trainer.step else None,
             "provenance": self.provenance,
         }
+
+    def _measure_noise(self) -> None:
+        """Measure the sampling noise of the averaged weights, unless that was done at this step. A collective function."""
+        config, trainer = self.config, self.trainer
+        if self.noise_step == trainer.step:
+            return
+        images = images_to_measure(self.train_images, ENOUGH_IMAGES, config.data.uniform_dequantization)
+        with trainer.ema.swapped_in(trainer.model):
+            model = trainer.model.eval()
+            self.noise = measure_noise(trainer.process, model, trainer.precision, images, config.seed, config.eval.batch_size)
+        self.noise_step = trainer.step
 
     def show(self, only_missing: bool = False) -> None:
         """Evaluate and sample if that is due; with `only_missing` unless it was done before the run was interrupted."""
@@ -261,9 +280,12 @@ class TrainingRun:
         """Pictures of samples from the averaged weights, drawn by process 0, in `directory` and in TensorBoard."""
         config, trainer = self.config, self.trainer
         assert self.prior is not None
+        if config.model.sampling_noise == SPECTRAL:
+            self._measure_noise()
         with self.guard.until_interrupted(), trainer.ema.swapped_in(trainer.model):
             if distributed.is_main():
-                sampler = make_sampler(config, trainer.model.eval(), trainer.process, self.prior, trainer.precision, None)
+                model = trainer.model.eval()
+                sampler = make_sampler(config, model, trainer.process, self.prior, trainer.precision, self.noise)
                 sample_set(directory, sampler, range(config.training.num_samples), on_step=lambda k, u_k: self.guard.check())
                 self.metrics.image(trainer.step, "samples", directory / "final.png")
         self.progress.say(f"step {trainer.step}: samples in {directory}")
