@@ -3,7 +3,6 @@
 import json
 import math
 import time
-from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -100,7 +99,7 @@ class TrainingRun:
     """Set by `prepare`; before that there is nothing to save."""
     overdue = False
     """A save was due at a non-finite step, and waits for a finite one."""
-    noise: Mapping[str, torch.Tensor] | None = None
+    noise: dict[str, torch.Tensor] | None = None
     """The spectrum of the sampling noise, as measured at step `noise_step`."""
     noise_step = -1
 
@@ -244,7 +243,8 @@ class TrainingRun:
         images = images_to_measure(self.train_images, ENOUGH_IMAGES, config.data.uniform_dequantization)
         with trainer.ema.swapped_in(trainer.model):
             model = trainer.model.eval()
-            self.noise = measure_noise(trainer.process, model, trainer.precision, images, config.seed, config.eval.batch_size)
+            noise = measure_noise(trainer.process, model, trainer.precision, images, config.seed, config.eval.batch_size)
+        self.noise = None if noise is None else dict(noise)
         self.noise_step = trainer.step
 
     def show(self, only_missing: bool = False) -> None:
