@@ -71,6 +71,8 @@ class Faults:
             self._wait_for_first_step(process, "undisturbed")
             self.start_up = time.monotonic() - started
         self.seconds = time.monotonic() - started
+        if process.returncode != 0:
+            raise RuntimeError(f"the undisturbed run failed: {self._log('undisturbed').read_text()[-500:]}")
         self.expected = outcome(directory / "undisturbed")
 
     def _start(self, name: str, workers: int = 0) -> subprocess.Popen[bytes]:
