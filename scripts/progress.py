@@ -1,4 +1,4 @@
-"""Progress for people: bars with time to go on a terminal, now and then a line in a log file."""
+"""Progress for people: bars with time to go on a terminal, now and then a line in a log file. Of process 0 only."""
 
 import sys
 import time
@@ -7,14 +7,22 @@ from typing import Any
 
 from tqdm import tqdm
 
+from scripts import distributed
+
 SECONDS_BETWEEN_LINES = 30
 
 
+def warn(text: str) -> None:
+    """A warning, as a line on stderr that does not break a bar."""
+    if distributed.is_main():
+        tqdm.write(f"warning: {text}", file=sys.stderr)
+
+
 def progress_bar(total: int, unit: str, description: str, initial: int = 0) -> tqdm:
-    """A tqdm bar that leaves nothing behind; where there is no terminal, only work of over half a minute shows."""
-    options: dict[str, Any] = {"leave": False, "dynamic_ncols": True}
+    """A tqdm bar that leaves nothing behind; where there is no terminal, it shows only work of over half a minute."""
+    options: dict[str, Any] = {"leave": False, "dynamic_ncols": True, "disable": not distributed.is_main()}
     if not sys.stderr.isatty():
-        options = {"delay": SECONDS_BETWEEN_LINES, "mininterval": SECONDS_BETWEEN_LINES}
+        options |= {"delay": SECONDS_BETWEEN_LINES, "mininterval": SECONDS_BETWEEN_LINES}
     return tqdm(total=total, unit=unit, desc=description, initial=initial, **options)
 
 
@@ -23,7 +31,8 @@ class TrainingProgress:
 
     def __init__(self, first_step: int, n_iters: int) -> None:
         self.on_terminal = sys.stderr.isatty()
-        self.bar = tqdm(total=n_iters, initial=first_step, unit="step", dynamic_ncols=True, disable=not self.on_terminal)
+        hidden = not (self.on_terminal and distributed.is_main())
+        self.bar = tqdm(total=n_iters, initial=first_step, unit="step", dynamic_ncols=True, disable=hidden)
         self.first_step, self.n_iters = first_step, n_iters
         self.started = time.monotonic()
 
@@ -39,20 +48,20 @@ class TrainingProgress:
         self.bar.update()
 
     def report(self, step: int, loss: float) -> None:
-        """A line of log: step, loss, speed and time to go. On a terminal the bar says it already."""
+        """A line of log: step, loss, speed and time to go. On a terminal the bar shows these."""
         if not self.on_terminal:
             rate = (step - self.first_step) / (time.monotonic() - self.started)
             left = duration((self.n_iters - step) / rate)
             print(f"step {step}/{self.n_iters}  loss {loss:.4g}  {rate:.2f} it/s  {left} to go", flush=True)
 
     def say(self, text: str) -> None:
-        """A message that does not break the bar."""
+        """A message on stdout that does not break the bar."""
         tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: "42 s", "5 min 10 s", "3 h 20 min", "4 d 3 h"."""
+    """Seconds as "42 s", "5 min 10 s", "3 h 20 min" or "4 d 3 h"."""
     minutes, whole_seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)

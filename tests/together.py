@@ -1,102 +1,120 @@
-"""What tests/test_distributed.py has several processes do: `torchrun ... -m tests.together PLACE`. Not a test by itself."""
+"""What tests/test_distributed.py has several processes do. Not a test by itself.
+
+torchrun --nproc_per_node=2 -m tests.together PLACE NAME [kill | exception | error]
+
+Trains in PLACE/NAME and evaluates PLACE/alone. With a third argument process 1 ends in that way during the third step.
+"""
 
 import os
 import signal
 import sys
-import warnings
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
+import pytest
 import torch
 from ml_collections import ConfigDict
+from scripts.sampling.export import export
 
 from scripts import distributed
 from scripts.checkpoint import meta_path, read
-from scripts.evaluation.bound import LikelihoodEvaluation
-from scripts.evaluation.features import kept_features
+from scripts.errors import UserError
+from scripts.evaluation.bound import BoundEvaluation
+from scripts.evaluation.features import cached_features
 from scripts.evaluation.results import append_result
-from scripts.sampling.sampler import export, load_sampler
+from scripts.sampling.sampler import load_sampler
 from scripts.training.loop import train
-from scripts.training.step import Trainer
 from tests.conftest import tiny_config
+from tests.training.runs import before_step, differing
 
-STEPS = 20
+STEPS = 10
+FEATURES = 8
 
 
 def training_config(place: Path, **overrides: object) -> ConfigDict:
-    """On a folder of images. Without dropout, whose masks belong to a process; with a warm-up, as real runs have one."""
+    """On a folder of images, without dropout, whose masks depend on the number of processes."""
     settings = {
         "data__dataset": "folder", "data__path": str(place / "folder"), "training__n_iters": STEPS, "training__log_freq": 1,
-        "training__batch_size": 8, "training__eval_freq": 10, "training__sampling_freq": 10, "eval__num_images": 5,
+        "training__batch_size": 8, "training__eval_freq": 5, "training__sampling_freq": 5, "eval__num_images": 5,
         "model__dropout": 0.0, "optim__warmup": 100, "data__uniform_dequantization": True,
     }  # fmt: skip
     return tiny_config(**{**settings, **overrides})
 
 
-def evaluate(place: Path, workdir: Path, name: str) -> None:
-    """Samples, features and a bound of the run in `workdir`, in place/name-...; their numbers are odd, so are the shares."""
-    config = training_config(place)
-    sampler, trained = load_sampler(config, workdir, 0)
-    export(place / f"{name}-images", sampler, trained, 7, 2)
+def compute_features(place: Path, directory: Path, count: int) -> np.ndarray:
+    """Pixels of `count` samples of the run in place/alone, as "features", through the cache in `directory`."""
+    sampler, _ = load_sampler(training_config(place), place / "alone", 0)
 
     def features(indices: Sequence[int]) -> np.ndarray:
         return sampler.independent(indices).flatten(1).numpy()
 
-    if distributed.is_main():
-        kept_features(place / f"{name}-features", {"by": "test"}, 3, 2, features, "begun by one process")
-    rows = kept_features(place / f"{name}-features", {"by": "test"}, 8, 2, features, "features")
-    assert rows.shape == (8, 64)
-    bound = LikelihoodEvaluation(config, workdir, split="test", num_images=0, num_levels_per_image=2, exact=False, batch_size=4)
+    return cached_features(directory, {"by": "test"}, count, 2, features, "features")
+
+
+def evaluate(place: Path, name: str) -> None:
+    """Samples, features and the bound of the run in place/alone, in place/NAME-...; odd numbers, so that shares differ."""
+    config = training_config(place)
+    sampler, trained = load_sampler(config, place / "alone", 0)
+    export(place / f"{name}-images", sampler, sampler.settings(config, trained), 7, 2)
+    assert compute_features(place, place / f"{name}-features", FEATURES).shape == (FEATURES, 64)
+    bound = BoundEvaluation(
+        config, place / "alone", split="test", num_images=0, num_levels_per_image=2, exact=False, batch_size=4
+    )
     for result in bound(checkpoint=0, delta=0.0125, seed=0, directory=place / f"{name}-scores"):
         append_result(place / f"{name}-scores", result, param_name="delta", seconds=0)
 
 
 def check_collectives() -> None:
-    """What `distributed` promises, among real processes."""
-    rows = distributed.gather_rows(torch.full((distributed.rank(), 2), float(distributed.rank())))
-    assert rows.tolist() == [[float(rank)] * 2 for rank in range(distributed.world_size()) for _ in range(rank)]
+    """Rows and values arrive in the order of ranks, also where processes have different numbers of rows or none."""
+    rank, size = distributed.rank(), distributed.world_size()
+    rows = distributed.gather_rows(torch.full((rank, 2), float(rank)))
+    assert rows.tolist() == [[float(r)] * 2 for r in range(size) for _ in range(r)]
     for count in (1, 2, 7):
-        assert distributed.compute_rows(range(count), lambda mine: torch.tensor([i**2 for i in mine])).tolist() == [
-            i**2 for i in range(count)
-        ]
-    assert distributed.gather({"rank": distributed.rank()}) == [{"rank": rank} for rank in range(distributed.world_size())]
-    assert distributed.from_main(f"of {distributed.rank()}") == "of 0"
-    warnings.warn("seen by all", stacklevel=1)
+        rows = distributed.compute_rows(range(count), lambda mine: torch.tensor([i**2 for i in mine]))
+        assert rows.tolist() == [i**2 for i in range(count)]
+    assert distributed.gather({"rank": rank}) == [{"rank": r} for r in range(size)]
+    assert distributed.from_main(f"of {rank}") == "of 0"
 
 
-def check_interruption(place: Path) -> None:
-    """A signal to the last process alone stops all after the same step; the run goes on to the very same state."""
-    train_step = Trainer.train_step
+def train_with(config: ConfigDict, workdir: Path, step: int, what: Callable[[], object]) -> None:
+    """Train; process 1 does `what` before 0-based step `step`."""
+    with pytest.MonkeyPatch.context() as patch:
+        before_step(patch, step, lambda: distributed.rank() == 1 and what())
+        assert train(config, workdir) == 0
 
-    def signalled(trainer: Trainer, images: torch.Tensor) -> object:
-        if trainer.step == 7 and distributed.rank() == distributed.world_size() - 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return train_step(trainer, images)
 
-    with patch.object(Trainer, "train_step", signalled):
-        assert train(training_config(place), place / "parts") == 0
+def check_interruption(place: Path, name: str) -> None:
+    """A signal to process 1 alone stops all after the same step; the run then continues to the very same state."""
+    workdir = place / f"{name}-parts"
+    train_with(training_config(place), workdir, 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
     distributed.barrier()
-    assert read(meta_path(place / "parts"))["step"] == 8
-    assert train(training_config(place), place / "parts") == 0
+    assert read(meta_path(workdir))["step"] == 6
+    assert train(training_config(place), workdir) == 0
     distributed.barrier()
-    whole, parts = (read(meta_path(place / name)) for name in ("together", "parts"))
-    for name, weight in whole["model"].items():
-        assert torch.equal(weight, parts["model"][name]), name
-    for name, average in whole["ema"]["shadow"].items():
-        assert torch.equal(average, parts["ema"]["shadow"][name]), name
+    whole, parts = (read(meta_path(path)) for path in (place / name, workdir))
+    assert not [part for key in ("model", "ema", "optimizer") for part in differing(whole[key], parts[key], key)]
+
+
+def fail(how: str, place: Path) -> None:
+    """End this process, after writing down when."""
+    (place / "failed_at").write_text(str(time.time()))
+    if how == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    raise UserError("a deliberate error") if how == "error" else RuntimeError("a deliberate exception")
 
 
 def main() -> None:
     """All of it, in one start of the processes."""
-    place = Path(sys.argv[1])
+    place, name, *how = sys.argv[1:]
     with distributed.processes():
+        if how:
+            train_with(training_config(Path(place)), Path(place) / name, 2, lambda: fail(how[0], Path(place)))
         check_collectives()
-        assert train(training_config(place), place / "together") == 0
-        check_interruption(place)
-        if (place / "alone").exists():
-            evaluate(place, place / "alone", "together")
+        assert train(training_config(Path(place)), Path(place) / name) == 0
+        check_interruption(Path(place), name)
+        evaluate(Path(place), name)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,11 @@
 """SIGTERM and Ctrl-C end a run in good order: it saves, says how to go on, and exits."""
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
+
+from scripts import distributed
 
 
 class Interrupted(Exception):
@@ -33,6 +37,19 @@ class InterruptionGuard:
         self.received = number
 
     def check(self) -> None:
-        """Raise Interrupted if a signal has come: call where it is safe to stop."""
+        """Raise Interrupted if this process got a signal: for work without collectives, within `until_interrupted`."""
         if self.received is not None:
             raise Interrupted(self.received)
+
+    def check_all(self) -> None:
+        """Raise Interrupted in all processes if any of them got a signal. A collective function."""
+        received = max(distributed.gather(self.received or 0))
+        if received:
+            raise Interrupted(received)
+
+    @contextmanager
+    def until_interrupted(self) -> Iterator[None]:
+        """For work without collectives: a signal ends it in this process, and after it all processes stop."""
+        with suppress(Interrupted):
+            yield
+        self.check_all()

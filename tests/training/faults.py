@@ -3,13 +3,12 @@
 python -m tests.training.faults --kills=100 [--seed=0]
 
 Runs `train.py` on a tiny model, ends it by SIGKILL at random moments (starting up, in a step, writing a checkpoint, evaluating,
-sampling), starts it again, and compares what it arrives at with an undisturbed run: weights, averages and optimizer
-bit for bit, metrics, samples. Where a run finishes before all kills are spent, another one begins.
+sampling), starts it again, and compares the result with that of an undisturbed run: weights, averages, optimizer, metrics and
+samples, bit for bit. Where a run finishes before all kills are spent, another one begins.
 """
 
 import argparse
 import contextlib
-import os
 import random
 import shutil
 import signal
@@ -21,14 +20,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from scripts import checkpoint
 from scripts.config import ROOT
 from scripts.io import read_json_lines
+from tests.training.runs import differing
 
-N_ITERS = 24
 ARGS = [
     "--config", str(ROOT / "configs" / "mnist" / "quickstart.py"), "--config.device=cpu", "--config.training.batch_size=4",
     "--config.training.log_freq=1", "--config.training.eval_freq=5", "--config.training.sampling_freq=12",
@@ -43,14 +41,20 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100, help="how many times to kill a training")
     parser.add_argument("--seed", type=int, default=0, help="chooses the moments, as far as a machine repeats itself")
-    parser.add_argument("--n_iters", type=int, default=N_ITERS, help="steps of a run")
+    parser.add_argument("--n_iters", type=int, default=24, help="steps of a run")
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="faults-") as directory:
         faults = Faults(Path(directory), options.seed, options.n_iters)
         with tqdm(total=options.kills, unit="kill", file=sys.stdout, dynamic_ncols=True) as bar:
-            while faults.kills < options.kills:
+            while sum(faults.moments.values()) < options.kills:
                 faults.run(options.kills, bar)
-    print(faults.summary())
+    result = "FAILED" if faults.failures else "every run ended bit for bit as the undisturbed one"
+    where = ", ".join(f"{count} {name}" for name, count in faults.moments.most_common())
+    print(
+        f"{options.kills} kills ({where}) in {faults.runs} runs of {options.n_iters} steps: {result}",
+        *faults.failures,
+        sep="\n",
+    )
     return 1 if faults.failures else 0
 
 
@@ -59,9 +63,7 @@ class Faults:
 
     def __init__(self, directory: Path, seed: int, n_iters: int) -> None:
         """Trains undisturbed, to compare with and to see how long what takes."""
-        self.directory, self.n_iters = directory, n_iters
-        self.random = random.Random(seed)
-        self.kills = self.runs = 0
+        self.directory, self.n_iters, self.random, self.runs = directory, n_iters, random.Random(seed), 0
         self.moments: Counter[str] = Counter()
         self.failures: list[str] = []
         started = time.monotonic()
@@ -70,14 +72,14 @@ class Faults:
             self.start_up = time.monotonic() - started
         self.seconds = time.monotonic() - started
         if process.returncode != 0:
-            raise RuntimeError(f"the undisturbed run ended with exit code {process.returncode}")
+            raise RuntimeError(f"the undisturbed run failed: {self._log('undisturbed').read_text()[-500:]}")
         self.expected = outcome(directory / "undisturbed")
 
-    def _start(self, name: str, workers: int = 0) -> subprocess.Popen[str]:
+    def _start(self, name: str, workers: int = 0) -> subprocess.Popen[bytes]:
         command = [sys.executable, str(ROOT / "train.py"), "--workdir", str(self.directory / name), *ARGS]
         command += [f"--config.training.n_iters={self.n_iters}", f"--config.data.num_workers={workers}"]
         with self._log(name).open("w") as log:
-            return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+            return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
 
     def _log(self, name: str) -> Path:
         """What the newest process of a run printed."""
@@ -89,27 +91,22 @@ class Faults:
         workdir = self.directory / name
         self.runs += 1
         while True:
-            spare = self.kills < most_kills
             with self._start(name, workers=self.random.choice([0, 0, 1])) as process:
-                if spare:
-                    self._wait(process, name)
-                    self._kill(process)
+                if bar.n < most_kills:
+                    self._wait_and_kill(process, name)
             output = self._log(name).read_text()
             if process.returncode == 0:
                 break
             if process.returncode != -signal.SIGKILL:
-                self.failures.append(f"{name}: exit code {process.returncode}: {output[-500:]}")
-                return
-            self.kills += 1
+                raise RuntimeError(f"{name}: exit code {process.returncode}: {output[-500:]}")
             self.moments[moment(workdir, output)] += 1
-            bar.set_postfix_str(f"run {self.runs}, step {last_step(workdir)}/{self.n_iters}", refresh=False)
             bar.update()
-        self.failures += [f"{name}: {what} differ" for what in compare(self.expected, outcome(workdir))]
+        self.failures += [f"{name}: {place} differs" for place in differing(self.expected, outcome(workdir))]
         self.failures += [f"{name}: {path.name} was left" for path in workdir.rglob("*.partial*")]
         shutil.rmtree(workdir)
 
-    def _wait(self, process: subprocess.Popen[str], name: str) -> None:
-        """Until the moment to kill: one in five while starting up, the others from the first step on, or until it ends."""
+    def _wait_and_kill(self, process: subprocess.Popen[bytes], name: str) -> None:
+        """One in five while starting up, the others from the first step on."""
         if self.random.random() < 0.2:
             seconds = self.random.uniform(0, self.start_up)
         else:
@@ -117,25 +114,11 @@ class Faults:
             seconds = self.random.uniform(0, (self.seconds - self.start_up) / 3)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(seconds)
+        process.kill()
 
-    def _wait_for_first_step(self, process: subprocess.Popen[str], name: str) -> None:
+    def _wait_for_first_step(self, process: subprocess.Popen[bytes], name: str) -> None:
         while process.poll() is None and "\nstep " not in self._log(name).read_text():
             time.sleep(0.01)
-
-    def _kill(self, process: subprocess.Popen[str]) -> None:
-        """A power cut takes all processes; the kernel that is short of memory takes one, and its children find out."""
-        if process.poll() is None and self.random.random() < 0.5:
-            os.killpg(process.pid, signal.SIGKILL)
-        else:
-            process.kill()
-
-    def summary(self) -> str:
-        """What happened, in a few lines."""
-        result = "FAILED" if self.failures else "every run ended bit for bit as the undisturbed one"
-        where = ", ".join(f"{count} {name}" for name, count in self.moments.most_common())
-        return "\n".join(
-            [f"{self.kills} kills ({where}) in {self.runs} runs of {self.n_iters} steps: {result}", *self.failures]
-        )
 
 
 def moment(workdir: Path, output: str) -> str:
@@ -150,39 +133,17 @@ def moment(workdir: Path, output: str) -> str:
     return "in or between steps" if "\nstep " in output else "starting up"
 
 
-def last_step(workdir: Path) -> int:
-    """The step of the last row of metrics."""
-    return max((row["step"] for row in read_json_lines(workdir / "metrics.jsonl")), default=0)
-
-
 def outcome(workdir: Path) -> dict[str, Any]:
     """What a finished run leaves, as far as it does not tell the time."""
     contents = checkpoint.read(checkpoint.meta_path(workdir))
-    numbered = sorted((workdir / "checkpoints").iterdir())
     rows = [{k: v for k, v in row.items() if k != "images_per_second"} for row in read_json_lines(workdir / "metrics.jsonl")]
     return {
         **{key: contents[key] for key in ("step", "model", "ema", "optimizer", "prior")},
-        "numbered checkpoints": {path.name: checkpoint.read(path)["ema"] for path in numbered},
+        "numbered": {path.name: checkpoint.read(path)["ema"] for path in (workdir / "checkpoints").iterdir()},
         "metrics": [row for row in rows if "loss" in row],
         "evaluations": [row for row in rows if "eval_loss" in row],
         "samples": {str(path.relative_to(workdir)): path.read_bytes() for path in workdir.glob("samples/*/*.np[yz]")},
     }
-
-
-def compare(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
-    """Names of the parts that are not the same, bit for bit."""
-    return [name for name in expected if not same(expected[name], found[name])]
-
-
-def same(one: Any, other: Any) -> bool:
-    """Equality through nested dicts and lists; of tensors, in every bit."""
-    if isinstance(one, torch.Tensor):
-        return one.dtype == other.dtype and torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list):
-        return len(one) == len(other) and all(map(same, one, other))
-    return bool(one == other)
 
 
 if __name__ == "__main__":

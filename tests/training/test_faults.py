@@ -1,8 +1,8 @@
-"""What machines do to a training: kill -9, a full disk, a reading process that dies, images that go away."""
+"""What machines do to a training: kill -9, a full disk, images that go away."""
 
 import resource
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,21 +11,20 @@ import pytest
 import torch
 from ml_collections import ConfigDict
 
-from model_code import build_blur
+from model_code import build_process
 from scripts.checkpoint import meta_path, read
 from scripts.data import images as image_sources
 from scripts.data.datasets import load_images
 from scripts.data.images import LsunImages, UnreadableImage
 from scripts.errors import UserError
 from scripts.io import atomic_write, read_json_lines
-from scripts.sampling.reverse import DataPrior
+from scripts.sampling.sampler import DataPrior
 from scripts.training.loop import TrainingRun, train
 from scripts.training.metrics import MetricsWriter
-from scripts.training.step import Trainer
 from tests.conftest import tiny_config
 from tests.images import WithDamage, numbered, save_images
 from tests.training import faults
-from tests.training.test_loop import array_config, assert_equal_state, final_state
+from tests.training.runs import array_config, before_step, differing, final_state
 
 
 def test_killed_at_random_moments(capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,7 +67,7 @@ def test_a_full_disk_while_saving(tiny_array: Path, tmp_path: Path, monkeypatch:
     assert {path: path.read_bytes() for path in before} == before
     assert not list(workdir.rglob("*.partial*"))
     assert train(config, workdir) == 0
-    assert_equal_state(final_state(workdir), final_state(tmp_path / "undisturbed"))
+    assert not differing(final_state(workdir), final_state(tmp_path / "undisturbed"))
 
 
 def test_other_files_on_a_full_disk_are_named(tmp_path: Path) -> None:
@@ -83,21 +82,6 @@ def test_other_files_on_a_full_disk_are_named(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-class DuringStep:
-    """Stands in for the training step; `what` happens before step `step`."""
-
-    def __init__(self, step: int, what: Callable[[], object]) -> None:
-        self.step, self.what, self.train_step = step, what, Trainer.train_step
-
-    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def train_step(trainer: Trainer, images: torch.Tensor) -> object:
-            if trainer.step == self.step:
-                self.what()
-            return self.train_step(trainer, images)
-
-        monkeypatch.setattr(Trainer, "train_step", train_step)
-
-
 def folder_config(folder: Path, **overrides: object) -> ConfigDict:
     save_images(folder, [f"{i}.png" for i in range(30)])
     return tiny_config(data__dataset="folder", data__path=str(folder), training__log_freq=1, **overrides)
@@ -109,7 +93,7 @@ def test_an_image_that_becomes_unreadable_during_training(
     """Named once, skipped, counted from then on."""
     config = folder_config(tmp_path / "images", training__batch_size=27)  # all of the training images in each step
     image = tmp_path / "images" / load_images(config.data, "train").name(5)
-    DuringStep(1, lambda: image.write_bytes(image.read_bytes()[:30])).install(monkeypatch)
+    before_step(monkeypatch, 1, lambda: image.write_bytes(image.read_bytes()[:30]))
     assert train(config, tmp_path / "run") == 0
     captured = capsys.readouterr()
     assert (captured.out + captured.err).count(f"skipped unreadable image 1: {image.name}") == 1
@@ -121,7 +105,7 @@ def test_a_disk_with_images_that_goes_away(tmp_path: Path, monkeypatch: pytest.M
     """An error, not thousands of skipped images; what was learnt is saved."""
     config = folder_config(tmp_path / "images")
     with monkeypatch.context() as patch:
-        DuringStep(2, lambda: shutil.move(tmp_path / "images", tmp_path / "away")).install(patch)
+        before_step(patch, 2, lambda: shutil.move(tmp_path / "images", tmp_path / "away"))
         with pytest.raises(UserError, match=r"none of the 27 images can be read.* Saved at step 3"):
             train(config, tmp_path / "run")
     shutil.move(tmp_path / "away", tmp_path / "images")
@@ -145,10 +129,10 @@ def test_a_damaged_lmdb_record_is_an_unreadable_image(tmp_path: Path, monkeypatc
 
 def test_prior_from_data_passes_over_an_unreadable_image() -> None:
     """As training does: the next readable one in its place, with a warning that names it."""
-    blur = build_blur(tiny_config())
-    with pytest.warns(UserWarning, match="--prior=data: skipped unreadable images image 1"):
-        found = DataPrior(WithDamage(numbered(4, 8), {1}), blur, False).blurred(torch.tensor([0, 1]))
-    assert torch.allclose(found, DataPrior(numbered(4, 8), blur, False).blurred(torch.tensor([0, 2])), atol=1e-6)
+    process, images = build_process(tiny_config()), numbered(4, 8)
+    with pytest.warns(UserWarning, match="skipped unreadable images image 1"):
+        found = DataPrior(WithDamage(images, {1}), process, False).means(torch.tensor([0, 1]))
+    torch.testing.assert_close(found, DataPrior(images, process, False).means(torch.tensor([0, 2])))
 
 
 def test_a_directory_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Real signals to real processes: what a scheduler, a terminal or a power cut does to a training."""
+"""Real signals to real processes, as from a scheduler or a terminal; for SIGKILL see faults.py."""
 
 import os
 import signal
@@ -40,8 +40,8 @@ def training(workdir: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-def test_a_signal_to_the_whole_group(number: signal.Signals, code: int, tmp_path: Path) -> None:
-    """Saved within the step and said so, although the loader's workers were signalled as well."""
+def test_a_signal(number: signal.Signals, code: int, tmp_path: Path) -> None:
+    """Saved within the step and said so."""
     with training(tmp_path) as process:
         os.killpg(process.pid, number)
         output, _ = process.communicate(timeout=60)
@@ -51,17 +51,3 @@ def test_a_signal_to_the_whole_group(number: signal.Signals, code: int, tmp_path
     assert f"{number.name}: saved at step {step}; the same command goes on from there" in output
     last_logged = ["step 12/", *(line for line in output.splitlines() if line.startswith("step "))][-1]
     assert last_logged.startswith(f"step {step}/"), "the step that was under way, and none after it"
-
-
-def test_kill_9(tmp_path: Path) -> None:
-    """Continues from the last save, here a multiple of five; the lock has died with the process."""
-    with training(tmp_path) as process:
-        os.killpg(process.pid, signal.SIGKILL)
-    step = read(meta_path(tmp_path))["step"]
-    assert step >= 10
-    assert step % 5 == 0
-    command = [sys.executable, str(ROOT / "train.py"), "--workdir", str(tmp_path), *ARGS]
-    again = subprocess.run([*command, f"--config.training.n_iters={step + 1}"], capture_output=True, text=True, check=False)
-    assert again.returncode == 0, again.stderr
-    assert f"continuing from step {step}" in again.stdout
-    assert f"finished at step {step + 1}" in again.stdout

@@ -1,0 +1,158 @@
+"""A loss or gradient that is not finite: never reaches weights or averages, is skipped, counted, and in the end diagnosed."""
+
+import copy
+import json
+import math
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ml_collections import ConfigDict
+
+from model_code import build_process
+from scripts.checkpoint import meta_path, numbered_path, read
+from scripts.errors import UserError
+from scripts.io import read_json_lines
+from scripts.losses import process_loss
+from scripts.training import step
+from scripts.training.loop import train
+from scripts.training.step import Trainer
+from tests.conftest import tiny_config
+from tests.training.runs import CPU, array_config, before_step, differing, final_state
+
+Spoil = Callable[[torch.Tensor], torch.Tensor]
+SPOILT: dict[str, Spoil] = {
+    "nan": lambda loss: loss * math.nan,
+    "inf": lambda loss: loss * math.inf,
+    "one example": lambda loss: loss * torch.tensor([1, 1, math.nan, 1]),
+}
+
+
+def spoil_steps(patch: pytest.MonkeyPatch, steps: set[int], spoil: Spoil = SPOILT["nan"]) -> None:
+    """Losses of these 0-based steps are spoilt."""
+    train_step = Trainer.train_step
+
+    def spoilt(trainer: Trainer, images: torch.Tensor) -> object:
+        with pytest.MonkeyPatch.context() as inner:
+            if trainer.step in steps:
+                inner.setattr(step, "process_loss", lambda *terms: spoil(process_loss(*terms)))
+            return train_step(trainer, images)
+
+    patch.setattr(Trainer, "train_step", spoilt)
+
+
+def state(trainer: Trainer) -> dict[str, object]:
+    """All that a skipped step must leave alone."""
+    parts = {"model": trainer.model.state_dict(), "ema": trainer.ema.state_dict()}
+    return copy.deepcopy({**parts, "moments": trainer.optimizer.state_dict()["state"]})
+
+
+@pytest.mark.parametrize(
+    ("precision", "spoilt"), [*(("float32", name) for name in SPOILT), ("bfloat16", "nan"), ("float16", "inf")]
+)
+def test_a_nonfinite_step_changes_nothing(precision: str, spoilt: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights, averages and moments are those of before, and the next finite step is an ordinary one."""
+    mixed = precision != "float32"
+    config = tiny_config(optim__automatic_mp=mixed, optim__amp_dtype=precision if mixed else "auto")
+    trainer = Trainer(config, CPU, build_process(config))
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=1.0, enabled=precision == "float16")
+    images = torch.rand(4, 1, 8, 8)
+    spoil_steps(monkeypatch, {2, 3}, SPOILT[spoilt])
+    while trainer.step < 2:
+        assert trainer.train_step(images).finite
+    before = state(trainer)
+    for count in (1, 2):
+        assert not trainer.train_step(images).finite
+        assert (trainer.step, trainer.nonfinite_steps, trainer.nonfinite_in_a_row) == (2 + count, count, count)
+        assert not differing(state(trainer), before)
+    assert trainer.train_step(images).finite
+    assert (trainer.step, trainer.nonfinite_steps, trainer.nonfinite_in_a_row) == (5, 2, 0)
+    assert trainer.all_finite()
+    assert trainer.ema.num_updates == 3
+
+
+@pytest.fixture
+def config(tiny_array: Path) -> ConfigDict:
+    """Saves at every step, logs every step."""
+    return array_config(
+        tiny_array, training__log_freq=1, training__snapshot_freq_for_preemption=1, training__max_nonfinite_steps=3,
+        training__snapshot_freq=2,
+    )  # fmt: skip
+
+
+def test_nonfinite_steps_are_skipped_counted_and_survived(
+    config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two in a row are under the limit; rows of metrics stay JSON; a run may end with a skipped step."""
+    spoil_steps(monkeypatch, {1, 2, 5})
+    assert train(config, tmp_path) == 0
+    saved = read(meta_path(tmp_path))
+    assert (saved["step"], saved["nonfinite_steps"], saved["ema"]["num_updates"]) == (6, 3, 3)
+    rows = [row for row in read_json_lines(tmp_path / "metrics.jsonl") if "nonfinite_steps" in row]
+    assert [row["nonfinite_steps"] for row in rows] == [0, 1, 2, 2, 2, 3]
+    assert ["loss" in row for row in rows] == [True, False, False, True, True, False]
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+    assert "step 2: loss nan, gradient nan: skipped (1 in a row)" in capsys.readouterr().err
+    assert train(config, tmp_path) == 0
+    assert "already finished at step 6" in capsys.readouterr().out
+
+
+def test_interrupted_amid_nonfinite_steps_is_undisturbed(
+    config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Saved with the count, so that the end is the same, also where that is the limit."""
+    spoil_steps(monkeypatch, {1, 2, 4})
+    assert train(config, tmp_path / "undisturbed") == 0
+    with monkeypatch.context() as patch:
+        before_step(patch, 1, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert train(config, tmp_path / "run") == 0
+    saved = read(meta_path(tmp_path / "run"))
+    assert (saved["step"], saved["nonfinite_in_a_row"]) == (2, 1)
+    assert train(config, tmp_path / "run") == 0
+    assert not differing(final_state(tmp_path / "run"), final_state(tmp_path / "undisturbed"))
+
+
+def test_too_many_stop_the_run(config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line; the checkpoint from before the first of them, bit for bit; a diagnosis; and the same command goes on."""
+    config.training.n_iters = 2
+    assert train(config, tmp_path) == 0
+    config.training.n_iters = 8
+    before = meta_path(tmp_path).read_bytes()
+    with monkeypatch.context() as patch:
+        spoil_steps(patch, {2, 3, 4, 5}, SPOILT["one example"])
+        with pytest.raises(
+            UserError, match=r"step 5: loss nan, gradient nan, .*config\.training\.max_nonfinite_steps = 3"
+        ) as error:
+            train(config, tmp_path)
+    assert "\n" not in str(error.value)
+    assert meta_path(tmp_path).read_bytes() == before
+    assert read(numbered_path(tmp_path, 2))["step"] == 4, "numbered ones replace nothing, and come on time"
+    facts = json.loads((tmp_path / "diagnosis" / "step_5.json").read_text())
+    assert (facts["step"], facts["nonfinite_steps_in_a_row"], facts["precision"]) == (5, 3, "float32")
+    assert (facts["gradient_norm"], facts["weights_not_finite"]) == ("nan", [])
+    assert facts["learning_rate"] == config.optim.lr
+    assert [example["loss"] == "nan" for example in facts["examples"]] == [False, False, True, False]
+    with np.load(tmp_path / "diagnosis" / "step_5.npz") as batch:
+        assert batch["images"].shape == (4, 1, 8, 8)
+        assert batch["indices"].tolist() == [example["index"] for example in facts["examples"]]
+        assert batch["levels"].tolist() == [example["level"] for example in facts["examples"]]
+    config.optim.lr /= 2
+    assert train(config, tmp_path) == 0
+    assert read(meta_path(tmp_path))["step"] == 8
+
+
+@pytest.mark.parametrize(
+    ("freq", "message"), [(1, "step 1: weights or averages are not finite"), (100, "non-finite steps in a row")]
+)
+def test_weights_that_are_not_finite_are_never_saved(freq: int, message: str, config: ConfigDict, tmp_path: Path) -> None:
+    """An absurd learning rate takes the weights themselves out of range, with finite gradients."""
+    config.optim.lr = 1e39
+    config.optim.warmup = 0
+    config.training.snapshot_freq = config.training.snapshot_freq_for_preemption = freq
+    with pytest.raises(UserError, match=message):
+        train(config, tmp_path)
+    assert not list(tmp_path.rglob("*.pth"))
