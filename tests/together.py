@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 from ml_collections import ConfigDict
-from scripts.sampling.export import export
 
 from scripts import distributed
 from scripts.checkpoint import meta_path, read
@@ -24,6 +23,7 @@ from scripts.errors import UserError
 from scripts.evaluation.bound import BoundEvaluation
 from scripts.evaluation.features import cached_features
 from scripts.evaluation.results import append_result
+from scripts.sampling.export import export
 from scripts.sampling.sampler import load_sampler
 from scripts.training.loop import train
 from tests.conftest import tiny_config
