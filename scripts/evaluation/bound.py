@@ -16,7 +16,7 @@ from scripts.checkpoint import TrainedModel, load_trained
 from scripts.config import validate
 from scripts.data.datasets import Split, load_images
 from scripts.data.loader import Batch, HeldOutBatches, clean_batches, none_readable
-from scripts.device import Precision, place
+from scripts.device import Precision, to_device
 from scripts.errors import UserError
 from scripts.evaluation.likelihood import BoundEstimator, LevelRow, Measurement, drawing_errors, level_table
 from scripts.evaluation.plots import plot_by_level
@@ -101,7 +101,7 @@ class LikelihoodEvaluation:
             require_same_weights(trained)
             bank = self._bank_from_data() if trained.prior is None else trained.prior
             estimator = BoundEstimator(
-                model=place(trained.model, self.device, config.compile),
+                model=to_device(trained.model, self.device, config.compile),
                 blur=build_blur(config).to(self.device),
                 precision=Precision.of(config, self.device),
                 sigma=config.model.sigma,

@@ -1,9 +1,7 @@
-"""Plots of evaluations and of timings, with error bars."""
+"""Plots of evaluations, with error bars."""
 
 import math
-import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +9,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 from model_code.elbo import Estimate
 from scripts.data.images import ImageSource
@@ -61,44 +59,6 @@ def plot_sweep(path: Path, axis: str, score: str, series: dict[str, list[tuple[f
     axes.set(xlabel=axis, ylabel=score)
     if any(series):
         axes.legend()
-    _save(figure, path)
-
-
-@dataclass(frozen=True)
-class Panel:
-    """How long something takes as one number grows."""
-
-    title: str
-    x_label: str
-    x: Sequence[int]
-    """Ascending."""
-    seconds: Sequence[Sequence[float]]
-    """Several runs at each x."""
-    power: int
-    """What the time would grow with: x to this power."""
-
-
-def plot_scaling(path: Path, panels: Sequence[Panel], title: str) -> None:
-    """Write a picture of panels with logarithmic axes: medians with bars from fastest to slowest, and the expected growth."""
-    rows = -(-len(panels) // 2)
-    figure = Figure(figsize=(9, 3 * rows), layout="constrained")
-    figure.suptitle(title, fontsize="medium")
-    for panel, axes in zip(panels, figure.subplots(rows, 2, squeeze=False).flat, strict=False):
-        medians = [statistics.median(runs) for runs in panel.seconds]
-        spread = [
-            [median - min(runs) for median, runs in zip(medians, panel.seconds, strict=True)],
-            [max(runs) - median for median, runs in zip(medians, panel.seconds, strict=True)],
-        ]
-        axes.errorbar(panel.x, medians, spread, fmt="o-", ms=3, lw=1, capsize=2, label="measured")
-        expected = [medians[-1] * (x / panel.x[-1]) ** panel.power for x in panel.x]
-        axes.plot(panel.x, expected, color="gray", ls="--", lw=1, label=f"in proportion to x{'²' if panel.power == 2 else ''}")
-        axes.set(title=panel.title, xlabel=panel.x_label, ylabel="seconds", xscale="log", yscale="log")
-        axes.set_xticks(panel.x, labels=map(str, panel.x))
-        axes.minorticks_off()
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
     _save(figure, path)
 
 

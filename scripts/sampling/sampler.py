@@ -19,7 +19,7 @@ from scripts import distributed
 from scripts.checkpoint import TrainedModel, load_trained
 from scripts.config import validate
 from scripts.data.datasets import load_images
-from scripts.device import Precision, place
+from scripts.device import Precision, to_device
 from scripts.errors import UserError
 from scripts.io import make_directory, replacing
 from scripts.progress import progress_bar
@@ -142,7 +142,7 @@ def load_sampler(
         raise UserError(f"{trained.path} has no prior bank, as the release's files have none: use --prior=data")
     else:
         prior = trained.prior
-    model = place(trained.model, device, config.compile)
+    model = to_device(trained.model, device, config.compile)
     return Sampler.from_config(config, model, prior, device, delta, seed), trained
 
 

@@ -110,14 +110,14 @@ def _filled(template: string.Template, settings: dict[str, Any]) -> str:
 
 def _num_parameters(config: dict[str, Any]) -> str:
     """Weights of the network, or "" for a configuration of another version."""
-    from scripts.training.cost import num_parameters  # imports PyTorch, which mistyped flags need not wait for
+    from scripts.training.plan import Work  # imports PyTorch, which mistyped flags need not wait for
 
     parsed = ConfigDict(config)
     try:
         validate(parsed)
     except (UserError, TypeError):  # a text where a number should be compares with none
         return ""
-    return f"{num_parameters(parsed) / 1e6:.3g}M"
+    return f"{Work.of(parsed).parameters / 1e6:.3g}M"
 
 
 def samples(contents: RunDirectory) -> str:

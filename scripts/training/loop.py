@@ -56,7 +56,7 @@ def train(config: ConfigDict, workdir: Path) -> int:
             run.prepare(train_images)
             first_step = run.trainer.step
             if distributed.is_main():
-                print(describe(config, device, len(train_images), len(held_out_images), first_step), flush=True)
+                print(describe(config, run.trainer.precision, len(train_images), len(held_out_images), first_step), flush=True)
                 if distributed.world_size() > 1:
                     share = config.training.batch_size // distributed.world_size()
                     print(f"processes    {distributed.world_size()}, with {share} images of a batch each", flush=True)

@@ -12,7 +12,7 @@ from model_code import build_blur, build_model
 from model_code.blur import blur_schedule
 from model_code.ema import EMA
 from scripts import distributed
-from scripts.device import Precision, place
+from scripts.device import Precision, to_device
 from scripts.losses import deblurring_loss
 from scripts.randomness import Purpose, normal_batch, stream
 
@@ -82,12 +82,12 @@ class Trainer:
     def __init__(self, config: ConfigDict, device: torch.device) -> None:
         self.config, self.device = config, device
         torch.manual_seed(config.seed)  # initial weights
-        self.model = place(build_model(config), device, config.compile)
+        self.precision = Precision.of(config, device)
+        self.model = to_device(build_model(config), device, config.compile, autocast=self.precision.enabled)
         self.averaging_model = distributed.averaging_gradients(self.model, device)
         self.blur = build_blur(config).to(device)
         self.level_weights = level_weights(config).to(device)
         self.ema = EMA(self.model, config.model.ema_rate)
-        self.precision = Precision.of(config, device)
         self.scaler = self.precision.grad_scaler()
         self.fallback = Precision.fallback(config, device)
         optim = config.optim

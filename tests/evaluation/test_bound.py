@@ -50,7 +50,7 @@ def batches(u: torch.Tensor, size: int = 64) -> Iterator[Batch]:
 
 
 def estimator(batch_size: int = 256, protocol: str = "paper") -> BoundEstimator:
-    precision = Precision(torch.device("cpu"), automatic_mp=False, amp_dtype="bfloat16")
+    precision = Precision.named(torch.device("cpu"), "float32")
     return BoundEstimator(best_denoiser, BLUR, precision, SIGMA, protocol, batch_size)
 
 

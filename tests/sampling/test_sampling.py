@@ -45,7 +45,7 @@ def sampler() -> Sampler:
     model = build_model(config).eval()
     fill_golden(model)
     bank = PriorBank.from_images(torch.from_numpy(PIXELS) / 255, build_blur(config))
-    precision = Precision(torch.device("cpu"), automatic_mp=False, amp_dtype="bfloat16")
+    precision = Precision.named(torch.device("cpu"), "float32")
     return Sampler(model, bank, 3, 0.05, 0.05, seed=1, precision=precision, shape=(1, 8, 8))
 
 
