@@ -91,7 +91,11 @@ def test_precision_by_name(name: str) -> None:
 def test_channels_last_only_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     """Under autocast, also without compiling. There is no GPU here: the model is asked what it was told."""
     told: list[object] = []
-    monkeypatch.setattr(nn.Module, "to", lambda self, *args, **options: told.append(args or options) or self)
+
+    def to(self: nn.Module, *args: object, **options: object) -> None:
+        told.append(args or options)
+
+    monkeypatch.setattr(nn.Module, "to", to)
     to_device(nn.Conv2d(1, 1, 3), torch.device("cuda"), "none", autocast=True)
     assert told == [(torch.device("cuda"),), {"memory_format": torch.channels_last}]
     told.clear()
