@@ -84,8 +84,6 @@ def get_config() -> ConfigDict:
     optim.automatic_mp = False  # autocast matrix products and convolutions to amp_dtype
     # bfloat16, float16 (with loss scaling), or "auto": bfloat16 unless it is a processor that would emulate it
     optim.amp_dtype = "auto"
-    # what a step that overflows in float16 is repeated in: "bfloat16", "float32", or "" for float16 with a smaller loss scale
-    optim.fp16_fallback = ""
 
     return config
 

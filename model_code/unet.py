@@ -1,6 +1,6 @@
 """The U-Net f(u_k, k): topology, parameter names and order of improved-diffusion (Nichol and Dhariwal, 2021)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -13,7 +13,6 @@ from model_code.nn import (
     GroupNorm32,
     InputConv,
     ResBlock,
-    SiLU,
     Upsample,
     level_embedding,
     zero_init,
@@ -43,62 +42,56 @@ class UNet(nn.Module):
         attention_levels: tuple[int, ...],
         dropout: float = 0.0,
         num_heads: int = 1,
+        num_head_channels: int = -1,
         use_new_attention_order: bool = True,
         use_scale_shift_norm: bool = False,
         resblock_updown: bool = False,
+        conv_resample: bool = True,
         recompute: bool = False,
     ) -> None:
         """image_size in pixels, divisible by 2^(len(channel_mult) - 1); model_channels a multiple of 32.
 
-        Level i works with model_channels * channel_mult[i] channels at image_size / 2^i pixels; `attention_levels` are
-        such i. With `recompute` the backward pass computes anew what is inside each stage: the same numbers, for far less
-        memory and a third more time. Raises ValueError for an image size that cannot be halved that often.
+        Level i works with model_channels * channel_mult[i] channels at image_size / 2^i pixels; `attention_levels` are such i.
+        Attention has `num_heads` heads or, unless num_head_channels is -1, heads of `num_head_channels` channels. Resolution
+        changes in residual blocks (`resblock_updown`), by a convolution (`conv_resample`), or by averaging 2x2 pixels and
+        repeating them. With `recompute` the backward pass recomputes activations: the same numbers, less memory, a third more
+        time. Raises ValueError for an image size that cannot be halved that often, and channels that heads do not divide.
         """
         super().__init__()
-        last_level = len(channel_mult) - 1
-        if image_size % 2**last_level:
-            raise ValueError(f"image_size {image_size} must be divisible by {2**last_level} for {last_level + 1} levels")
+        halvings = len(channel_mult) - 1
+        if image_size % 2**halvings:
+            raise ValueError(f"image_size {image_size} must be divisible by {2**halvings} for {halvings + 1} levels")
         self.model_channels = model_channels
         self.recompute = recompute
         emb_channels = 4 * model_channels
-
+        widths = [model_channels * mult for mult in channel_mult]
         res_block = partial(ResBlock, emb_channels=emb_channels, dropout=dropout, use_scale_shift_norm=use_scale_shift_norm)
-        attention = partial(AttentionBlock, num_heads=num_heads, new_order=use_new_attention_order)
+        attention = partial(
+            AttentionBlock, num_heads=num_heads, num_head_channels=num_head_channels, new_order=use_new_attention_order
+        )
+
+        def blocks(channels: int, level: int) -> list[nn.Module]:
+            block = res_block(channels, widths[level])
+            return [block, attention(widths[level])] if level in attention_levels else [block]
+
+        def resample(kind: type[Downsample] | type[Upsample], channels: int) -> nn.Module:
+            if resblock_updown:
+                return res_block(channels, channels, resample=kind(channels, use_conv=False))
+            return kind(channels, use_conv=conv_resample)
 
         # Modules register their parameters in the order of these statements; the release's EMA weights are a list in it.
-        self.time_embed = nn.Sequential(nn.Linear(model_channels, emb_channels), SiLU(), nn.Linear(emb_channels, emb_channels))
-
-        channels = model_channels * channel_mult[0]
-        self.input_blocks = nn.ModuleList([Stage(InputConv(num_channels, channels))])
-        skip_channels = [channels]
-        for level, mult in enumerate(channel_mult):
-            for _ in range(num_res_blocks):
-                stage: list[nn.Module] = [res_block(channels, model_channels * mult)]
-                channels = model_channels * mult
-                if level in attention_levels:
-                    stage.append(attention(channels))
-                self.input_blocks.append(Stage(*stage))
-                skip_channels.append(channels)
-            if level < last_level:
-                down = Downsample(channels, use_conv=not resblock_updown)
-                self.input_blocks.append(Stage(res_block(channels, channels, resample=down) if resblock_updown else down))
-                skip_channels.append(channels)
-
-        self.middle_block = Stage(res_block(channels, channels), attention(channels), res_block(channels, channels))
-
-        self.output_blocks = nn.ModuleList()
-        for level, mult in reversed(list(enumerate(channel_mult))):
-            for i in range(num_res_blocks + 1):
-                stage = [res_block(channels + skip_channels.pop(), model_channels * mult)]
-                channels = model_channels * mult
-                if level in attention_levels:
-                    stage.append(attention(channels))
-                if level > 0 and i == num_res_blocks:
-                    up = Upsample(channels, use_conv=not resblock_updown)
-                    stage.append(res_block(channels, channels, resample=up) if resblock_updown else up)
-                self.output_blocks.append(Stage(*stage))
-
-        self.out = nn.Sequential(GroupNorm32(channels), SiLU(), zero_init(nn.Conv2d(channels, num_channels, 3, padding=1)))
+        self.time_embed = nn.Sequential(
+            nn.Linear(model_channels, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels)
+        )
+        self.input_blocks = nn.ModuleList([Stage(InputConv(num_channels, widths[0]))])
+        skip_channels = [widths[0]]
+        for stage, channels in _encoder(widths, num_res_blocks, blocks, resample):
+            self.input_blocks.append(stage)
+            skip_channels.append(channels)
+        bottom = widths[-1]
+        self.middle_block = Stage(res_block(bottom, bottom), attention(bottom), res_block(bottom, bottom))
+        self.output_blocks = nn.ModuleList(_decoder(widths, skip_channels, num_res_blocks, blocks, resample))
+        self.out = nn.Sequential(GroupNorm32(widths[0]), nn.SiLU(), zero_init(nn.Conv2d(widths[0], num_channels, 3, padding=1)))
 
     def forward(self, u: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         """f(u, k): images u (B, C, H, W) at int64 blur levels k (B,), to (B, C, H, W)."""
@@ -112,13 +105,38 @@ class UNet(nn.Module):
             h = self._through(stage, torch.cat([h, skips.pop()], dim=1), emb)
         return self.out(h)
 
-    def stages(self) -> Iterator[nn.Module]:
-        """What `recompute` computes again one by one, in the order of the forward pass."""
-        yield from self.input_blocks
-        yield self.middle_block
-        yield from self.output_blocks
-
     def _through(self, stage: nn.Module, h: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
         if self.recompute and torch.is_grad_enabled():
-            return checkpoint(stage, h, emb, use_reentrant=False)  # which draws dropout's masks again as they were
+            return checkpoint(stage, h, emb, use_reentrant=False)  # repeats dropout's masks
         return stage(h, emb)
+
+
+Blocks = Callable[[int, int], list[nn.Module]]
+"""blocks(channels, level): a residual block from so many channels to the level's own, and attention if the level has it."""
+Resample = Callable[[type[Downsample] | type[Upsample], int], nn.Module]
+"""resample(kind, channels): the module that changes the resolution."""
+
+
+def _encoder(widths: list[int], num_res_blocks: int, blocks: Blocks, resample: Resample) -> Iterator[tuple[Stage, int]]:
+    """The stages after the input's convolution, each with its output's channels; widths: channels of each level."""
+    channels = widths[0]
+    for level, width in enumerate(widths):
+        for _ in range(num_res_blocks):
+            yield Stage(*blocks(channels, level)), width
+            channels = width
+        if level < len(widths) - 1:
+            yield Stage(resample(Downsample, width)), width
+
+
+def _decoder(
+    widths: list[int], skip_channels: list[int], num_res_blocks: int, blocks: Blocks, resample: Resample
+) -> Iterator[Stage]:
+    """The stages after the middle; each also takes the output of an encoder stage, the last one first."""
+    channels, skips = widths[-1], list(skip_channels)
+    for level in reversed(range(len(widths))):
+        for i in range(num_res_blocks + 1):
+            stage = blocks(channels + skips.pop(), level)
+            channels = widths[level]
+            if level > 0 and i == num_res_blocks:
+                stage.append(resample(Upsample, channels))
+            yield Stage(*stage)

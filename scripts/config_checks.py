@@ -19,11 +19,9 @@ CHOICES = {
     "compile": ("none", "default", "reduce-overhead", "max-autotune"),
     "data.num_channels": (1, 3),
     "model.protocol": ("paper", "released"),
-    "model.sampling_noise": ("isotropic", "spectral"),
     "optim.optimizer": ("Adam", "AdamW"),
     "optim.schedule": ("constant", "cosine"),
     "optim.amp_dtype": ("auto", "bfloat16", "float16"),
-    "optim.fp16_fallback": ("", "bfloat16", "float32"),
 }
 
 
@@ -44,8 +42,6 @@ def checks(given: dict[str, Any]) -> Iterator[tuple[str, str, bool]]:
     yield "training.accumulation_steps", f"a divisor of training.batch_size = {batch_size}", batch_size % parts == 0
     trains_a_level = given["model.protocol"] == "paper" or given["model.K"] >= 2
     yield "model.K", "at least 2 with model.protocol = 'released'", trains_a_level
-    least = given["model.blur_sigma_min"]
-    yield "model.blur_sigma_max", f"at least model.blur_sigma_min = {least}", given["model.blur_sigma_max"] >= least
     yield from _network_checks(given)
 
 

@@ -1,10 +1,14 @@
 """Where and in which precision to compute."""
 
+import functools
 import os
+import time
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
+import torch.nn.functional as F
 from ml_collections import ConfigDict
 from torch import nn
 
@@ -64,57 +68,104 @@ def _own_gpu(name: str, local_rank: int) -> torch.device:
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
-def place(model: ModuleT, device: torch.device, compile_mode: str) -> ModuleT:
-    """`model` on `device`, and unless `compile_mode`, which is config.compile, is "none", compiled in place.
+def to_device(model: ModuleT, device: torch.device, compile_mode: str, *, autocast: bool = False) -> ModuleT:
+    """Move `model` to `device` and, unless `compile_mode` (config.compile) is "none", compile it in place.
 
-    Names of parameters stay as they are. The first pass in each mode and with each shape of a batch then takes minutes.
+    autocast: whether it will run in 16 bits; tensor cores then want channels last. Parameter names do not change. A compiled
+    model's first pass in each mode, and with each shape of a batch, takes minutes.
     """
     model.to(device)
+    if device.type == "cuda" and (autocast or compile_mode != "none"):
+        model.to(memory_format=torch.channels_last)
     if compile_mode != "none":
-        if device.type == "cuda":
-            # What tensor cores want; without compiling, GroupNorm would undo and redo it each time.
-            model.to(memory_format=torch.channels_last)
-        # Each shape has a program of its own, without which there are no CUDA graphs: training, evaluation, samples, and the
-        # last, smaller batches of these.
+        # Shapes are static, for CUDA graphs: training, evaluation, sampling and their last, smaller batches compile one each.
         torch._dynamo.config.recompile_limit = 32
         model.compile(mode=compile_mode, dynamic=False)
     return model
 
 
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 is computed by instructions of its own. Where it is emulated a step takes thirty times as long."""
-    return device.type == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+@dataclass(frozen=True)
 class Precision:
-    """float32 throughout, or matrix products and convolutions in bfloat16 or float16 (weights stay float32)."""
+    """float32 throughout, or autocast of matrix products and convolutions to bfloat16 or float16; weights stay float32."""
 
-    def __init__(self, device: torch.device, *, automatic_mp: bool, amp_dtype: str) -> None:
-        self.device = device
-        self.enabled = automatic_mp
-        self.dtype: torch.dtype = getattr(torch, amp_dtype)
+    device: torch.device
+    dtype: torch.dtype
+    reason: str = ""
+    """Why this one, as a clause: "bfloat16 took 31 times as long as float32 here"."""
+
+    @classmethod
+    def named(cls, device: torch.device, name: str, reason: str = "") -> "Precision":
+        """The precision of that `name` ("float32", "bfloat16" or "float16"). Raises KeyError for another name."""
+        return cls(device, DTYPES[name], reason)
 
     @classmethod
     def of(cls, config: ConfigDict, device: torch.device) -> "Precision":
-        """What config.optim.automatic_mp and config.optim.amp_dtype ask for; "auto" is bfloat16 where that is fast."""
+        """What config.optim.automatic_mp and config.optim.amp_dtype ask for; "auto" is bfloat16 where it is faster."""
         optim = config.optim
+        if not optim.automatic_mp:
+            return cls.named(device, "float32", "config.optim.automatic_mp is off")
         if optim.amp_dtype != "auto":
-            return cls(device, automatic_mp=optim.automatic_mp, amp_dtype=optim.amp_dtype)
-        return cls(device, automatic_mp=optim.automatic_mp and has_bfloat16(device), amp_dtype="bfloat16")
+            return cls.named(device, optim.amp_dtype, "config.optim.amp_dtype asks for it")
+        if device.type == "cuda":
+            return cls.named(device, "bfloat16", "the default on CUDA")
+        ratio = bfloat16_ratio()
+        compared = f"{ratio:.2g} times as long as float32" if ratio > 1 else f"{ratio:.0%} of float32's time"
+        return cls.named(device, "bfloat16" if ratio < 1 else "float32", f"bfloat16 took {compared} here")
 
-    @classmethod
-    def fallback(cls, config: ConfigDict, device: torch.device) -> "Precision | None":
-        """The precision for steps that overflow in float16, config.optim.fp16_fallback, if there is one."""
-        name = config.optim.fp16_fallback
-        return cls(device, automatic_mp=name != "float32", amp_dtype=name) if name else None
+    @property
+    def name(self) -> str:
+        """As in `named`."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def enabled(self) -> bool:
+        """Whether anything is autocast."""
+        return self.dtype != torch.float32
 
     def autocast(self) -> AbstractContextManager:
         """The context for forward passes; does nothing in float32."""
-        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.enabled)
+        return torch.autocast(self.device.type, dtype=self.dtype if self.enabled else None, enabled=self.enabled)
 
     def grad_scaler(self) -> torch.amp.GradScaler:
         """Loss scaling, which only float16 needs; does nothing otherwise."""
-        return torch.amp.GradScaler(self.device.type, enabled=self.enabled and self.dtype == torch.float16)
+        return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
 
     def __str__(self) -> str:
-        return f"{str(self.dtype).removeprefix('torch.')} autocast" if self.enabled else "float32"
+        kind = f"{self.name} autocast" if self.enabled else self.name
+        return f"{kind} ({self.reason})" if self.reason else kind
+
+
+@functools.cache
+def bfloat16_ratio() -> float:
+    """How many times as long as in float32 a convolution and a matrix product take in bfloat16 on a core of this processor.
+
+    Measured once per process, in a fraction of a second. Where the processor has no bfloat16 instructions PyTorch emulates
+    them, 10 to 500 times slower than float32: a tiny size shows that, and the larger one is skipped.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # several would wait for each other on a busy machine, and spoil times of milliseconds
+    try:
+        for size in (8, 16):
+            ratio = shortest_time(size, torch.bfloat16) / shortest_time(size, torch.float32)
+            if ratio > 4:
+                break
+        return ratio
+    finally:
+        torch.set_num_threads(threads)
+
+
+def shortest_time(size: int, dtype: torch.dtype) -> float:
+    """Seconds of one 3x3 convolution of four size x size images and one matrix product of similar work, the best of 5 to 10."""
+    image, weight = torch.ones(4, 64, size, size, dtype=dtype), torch.ones(64, 64, 3, 3, dtype=dtype)
+    matrix = torch.ones(16 * size, 16 * size, dtype=dtype)
+    times: list[float] = []
+    with torch.inference_mode():
+        while len(times) < 5 or (len(times) < 10 and sum(times) < 0.1):
+            start = time.perf_counter()
+            F.conv2d(image, weight, padding=1)
+            torch.mm(matrix, matrix)
+            times.append(time.perf_counter() - start)
+    return min(times)

@@ -12,9 +12,9 @@ import torch
 from configs import default
 from model_code import build_blur, build_model
 from scripts.config import ROOT, differences, flatten, load, refuse_differences, sampling_delta, to_json, validate
+from scripts.device import Precision
 from scripts.errors import UserError, one_line
-from scripts.training.cost import forward_flops
-from scripts.training.plan import describe
+from scripts.training.plan import Work, describe
 from tests.conftest import tiny_config
 
 EXPERIMENTS = sorted(
@@ -73,7 +73,7 @@ def test_evaluation_takes_at_most_2_percent_of_training(name: str) -> None:
     [("mnist.small_mnist", 2.0), ("mnist.default_mnist_configs", 14.4), ("cifar10.default_cifar10_configs", 19.2)],
 )
 def test_work_per_forward_pass(name: str, gflop: float) -> None:
-    assert forward_flops(importlib.import_module(f"configs.{name}").get_config()) / 1e9 == pytest.approx(gflop, abs=0.05)
+    assert Work.of(importlib.import_module(f"configs.{name}").get_config()).forward / 1e9 == pytest.approx(gflop, abs=0.05)
 
 
 def attribute_chains(tree: ast.AST) -> Iterator[tuple[str, ...]]:
@@ -269,7 +269,7 @@ def test_changed_keys_are_named() -> None:
 
 
 def test_plan_says_what_is_to_come() -> None:
-    text = describe(tiny_config(training__accumulation_steps=2), torch.device("cpu"), 4500, 500, 0)
+    text = describe(tiny_config(training__accumulation_steps=2), Precision.named(torch.device("cpu"), "float32"), 4500, 500, 0)
     for part in ("4500 training images", "500 held out", "batches of 4 in 2 parts", "float32", "K = 3"):
         assert part in text
 

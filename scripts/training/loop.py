@@ -50,7 +50,7 @@ def train(config: ConfigDict, workdir: Path) -> int:
         try:
             run.prepare()
             first_step = run.trainer.step
-            print(describe(config, device, len(train_images), len(held_out_images), first_step), flush=True)
+            print(describe(config, run.trainer.precision, len(train_images), len(held_out_images), first_step), flush=True)
             print_processes(config, device)
             run.loop()
         except Interrupted as interruption:

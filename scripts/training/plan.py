@@ -1,34 +1,60 @@
-"""What a training run is about to do, before it does it."""
+"""What a training run is about to do, and what it would cost on GPUs."""
+
+from dataclasses import dataclass
 
 import torch
 from ml_collections import ConfigDict
+from torch.utils.flop_counter import FlopCounterMode
 
+from model_code import build_model
 from scripts.config import validate
 from scripts.device import Precision, device_name
 from scripts.errors import UserError
 from scripts.progress import duration
-from scripts.training.cost import BANDWIDTH, STATE_BYTES, Cost, forward_flops, num_parameters, step_passes
 
-DEVICES = (1, 8, 64)
 NUM_SAMPLES = 50_000
-H100_TFLOPS = {torch.float32: 67, torch.bfloat16: 989, torch.float16: 989}
+H100_TFLOPS = {"float32": 67, "bfloat16": 989, "float16": 989}
+MACHINE, LINK, NETWORK = 8, 300e9, 50e9
+"""Devices in a machine, and the bytes per second that each exchanges within it and, at 400 Gbit/s, between machines."""
 
 
-def describe(config: ConfigDict, device: torch.device, num_train: int, num_held_out: int, first_step: int) -> str:
-    """A few lines for a person: network, work per step, data, device, and when what will be written."""
+@dataclass(frozen=True)
+class Work:
+    """The size of the network that a configuration describes, and its work in floating-point operations per image."""
+
+    parameters: int
+    forward: int
+    training: int
+    """Forward and backward pass, recomputed activations included."""
+
+    @classmethod
+    def of(cls, config: ConfigDict) -> "Work":
+        """Count on tensors without data; a multiplication and an addition are two operations."""
+        data = config.data
+        with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model = build_model(config)
+            image = torch.empty(1, data.num_channels, data.image_size, data.image_size)
+            model(image, torch.ones(1, dtype=torch.long))
+        forward = counter.get_total_flops()
+        passes = 4 if config.training.recompute else 3  # backward takes two, for the gradients of inputs and weights
+        return cls(sum(weight.numel() for weight in model.parameters()), forward, passes * forward)
+
+
+def describe(config: ConfigDict, precision: Precision, num_train: int, num_held_out: int, first_step: int) -> str:
+    """A few lines for a person: network, data, work per step, device and precision, and how often things happen."""
     training, data, model = config.training, config.data, config.model
+    work = Work.of(config)
     split = f" in {training.accumulation_steps} parts" if training.accumulation_steps > 1 else ""
-    form = f", torch.compile {config.compile}" if config.compile != "none" else ""
-    forward = forward_flops(config) / 1e9
-    step = step_passes(config) * forward * training.batch_size
+    compiled = f", torch.compile {config.compile}" if config.compile != "none" else ""
     lines = [
-        f"network      {num_parameters(config) / 1e6:.2f}M parameters, {forward:.2f} GFLOP forward per image",
+        f"network      {work.parameters / 1e6:.2f}M parameters, {work.forward / 1e9:.2f} GFLOP forward per image",
         f"data         {data.dataset}, {data.image_size}x{data.image_size}x{data.num_channels}: {num_train} training images, "
         f"{num_held_out} held out",
         f"blur         K = {model.K} levels, sigma_B {model.blur_sigma_min:g} to {model.blur_sigma_max:g} pixels, "
         f"sigma {model.sigma:g}, delta {model.delta_over_sigma:g} sigma, protocol {model.protocol}",
-        f"steps        {first_step} to {training.n_iters}, batches of {training.batch_size}{split}, {step:.0f} GFLOP each",
-        f"device       {device_name(device)}, {Precision.of(config, device)}{form}",
+        f"steps        {first_step} to {training.n_iters}, batches of {training.batch_size}{split}, "
+        f"{work.training * training.batch_size / 1e9:.0f} GFLOP each",
+        f"device       {device_name(precision.device)}, {precision}{compiled}",
         f"every        {training.log_freq} steps a row of metrics, {training.eval_freq} an evaluation, "
         f"{training.sampling_freq} samples, {training.snapshot_freq_for_preemption} a save, "
         f"{training.snapshot_freq} a numbered checkpoint",
@@ -37,48 +63,42 @@ def describe(config: ConfigDict, device: torch.device, num_train: int, num_held_
 
 
 def plan(config: ConfigDict, tflops: float | None, utilization: float) -> str:
-    """The cost of training with `config` and of sampling from it, as a table for a person.
+    """Time and device-hours of training with `config` and of sampling, as a table: operations are counted, speed is assumed.
 
-    tflops: 10^12 operations a second at which a device multiplies matrices, by default an H100 in the precision asked for;
-    utilization: the part of it that is reached. Raises UserError for values that no device has.
+    tflops: 10^12 operations a second of one device, by default an H100's in the configured precision; utilization: the part of
+    that which is reached. Raises UserError for values that no device has.
     """
     validate(config)
     precision = Precision.of(config, torch.device("cuda"))
-    tflops = H100_TFLOPS[precision.dtype if precision.enabled else torch.float32] if tflops is None else tflops
+    tflops = H100_TFLOPS[precision.name] if tflops is None else tflops
     if not tflops > 0:
         raise UserError(f"--plan_tflops={tflops:g}: must be greater than 0, such as 989 for an H100 in bfloat16")
     if not 0 < utilization <= 1:
         raise UserError(f"--plan_utilization={utilization:g}: must be greater than 0 and at most 1, such as 0.4")
-    cost = Cost.of(config, tflops * 1e12 * utilization)
-    training = config.training
-    state = ", ".join(f"{name} {size * cost.parameters / 1e9:.2f}" for name, size in STATE_BYTES.items())
-    exchange = ", ".join(f"{speed / 1e9:g} GB/s {where}" for where, speed in BANDWIDTH.items())
-    recomputed = "kept at the ends of blocks, the rest recomputed" if training.recompute else "all kept"
+    work, training, K = Work.of(config), config.training, config.model.K
+    batch_work, sample_work, speed = training.batch_size * work.training, K * work.forward, tflops * 1e12 * utilization
     lines = [
-        "A model, not a measurement: operations and bytes are counted, speed is assumed.",
+        "An estimate, not a measurement: operations are counted, speeds are assumed.",
         "",
-        f"network       {cost.parameters / 1e6:.2f}M parameters, {cost.forward / 1e9:.2f} GFLOP forward per image; {precision}",
-        f"training      {training.n_iters:,} steps of {training.batch_size} images, {cost.step / 1e12:.3g} TFLOP each "
-        f"({step_passes(config)} x forward), {training.n_iters * cost.step / 1e18:.3g} EFLOP in all",
-        f"sampling      K = {config.model.K} forward passes, {config.model.K * cost.forward / 1e12:.3g} TFLOP an image",
-        f"state         {state} GB on every device",
-        f"activations   {cost.activations.image / 1e6:.4g} MB an image without torch.compile, {recomputed}",
-        f"assumed       {tflops:g} TFLOP/s a device, of which {utilization:.0%} reached (--plan_tflops, --plan_utilization);",
-        f"              gradients exchanged during the backward pass at {exchange};",
-        "              data never waited for; evaluations, samples while training, and what kernels need besides come on top",
+        f"network    {work.parameters / 1e6:.2f}M parameters, {work.forward / 1e9:.2f} GFLOP forward per image; {precision}",
+        f"training   {training.n_iters:,} steps of {training.batch_size} images, {batch_work / 1e12:.3g} TFLOP each",
+        f"sampling   K = {K} forward passes, {sample_work / 1e12:.3g} TFLOP an image",
+        f"assumed    {tflops:g} TFLOP/s a device, {utilization:.0%} of it reached (--plan_tflops, --plan_utilization);",
+        f"           gradients exchanged during the backward pass, {LINK / 1e9:g} GB/s in a machine of {MACHINE}, "
+        f"{NETWORK / 1e9:g} GB/s between machines",
         "",
-        f"{'devices':>7}{'images each':>13}{'memory each':>13}{'step':>10}{'training':>13}{'device-hours':>14}"
-        f"{f'{NUM_SAMPLES:,} samples':>17}{'device-hours':>14}",
+        f"devices  images each      step     training  device-hours{f'{NUM_SAMPLES:,} samples':>17}  device-hours",
     ]
-    for devices in DEVICES:
-        if training.batch_size % (devices * training.accumulation_steps):
+    for devices in (1, 8, 64):
+        if training.batch_size % devices:
             lines.append(f"{devices:>7}  a batch of {training.batch_size} cannot be shared out evenly")
             continue
-        seconds = training.n_iters * cost.step_seconds(devices)
-        sampling = cost.sampling_seconds(NUM_SAMPLES, devices)
+        # Every device sends and receives the float32 gradients about twice (a ring), while the backward pass goes on.
+        exchange = 2 * (devices - 1) / devices * 4 * work.parameters / (LINK if devices <= MACHINE else NETWORK)
+        step = max(batch_work / devices / speed, exchange)
+        whole, sampling = training.n_iters * step, NUM_SAMPLES * sample_work / devices / speed
         lines.append(
-            f"{devices:>7}{training.batch_size // devices:>13}{cost.memory(devices) / 1e9:>10.1f} GB"
-            f"{1e3 * cost.step_seconds(devices):>7.1f} ms{duration(seconds):>13}{seconds * devices / 3600:>14.4g}"
-            f"{duration(sampling):>17}{sampling * devices / 3600:>14.4g}"
+            f"{devices:>7}{training.batch_size // devices:>13}{1e3 * step:>7.1f} ms{duration(whole):>13}"
+            f"{whole * devices / 3600:>14.4g}{duration(sampling):>17}{sampling * devices / 3600:>14.4g}"
         )
     return "\n".join(lines)

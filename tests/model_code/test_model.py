@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from model_code import build_model
+from model_code.cpu_layers import Dropout, PointwiseConv1d, PointwiseConv2d, attention
 from model_code.ema import EMA
 from model_code.nn import AttentionBlock, GroupNorm32, ResBlock, level_embedding
 from model_code.unet import UNet
@@ -62,9 +63,9 @@ def test_a_fresh_model_predicts_no_change() -> None:
     assert torch.equal(model(torch.rand(2, 3, 8, 8), torch.tensor([1, 5])), torch.zeros(2, 3, 8, 8))
 
 
-@pytest.mark.parametrize("option", ["use_scale_shift_norm", "resblock_updown"])
-def test_options_change_the_network_and_train(option: str) -> None:
-    plain, other = UNet(**SMALL), UNet(**{**SMALL, option: True})
+@pytest.mark.parametrize("option", [{"use_scale_shift_norm": True}, {"resblock_updown": True}, {"conv_resample": False}])
+def test_options_change_the_network_and_train(option: dict[str, bool]) -> None:
+    plain, other = UNet(**SMALL), UNet(**{**SMALL, **option})
     shapes = [{name: tuple(w.shape) for name, w in model.named_parameters()} for model in (plain, other)]
     assert shapes[0] != shapes[1]
     fill_golden(other)
@@ -81,6 +82,44 @@ def test_names_with_resblock_updown() -> None:
     assert "input_blocks.2.0.in_layers.2.weight" in names
     assert "output_blocks.1.2.out_layers.3.weight" in names
     assert not any("resample" in name or ".op." in name for name in names)
+
+
+def test_resampling_without_convolutions() -> None:
+    """The release's conv_resample=False: averages of 2x2 pixels on the way down, repeated pixels on the way up."""
+    model = UNet(**SMALL, conv_resample=False)
+    assert not any(".op." in name or name.endswith("conv.weight") for name, _ in model.named_parameters())
+    x = torch.arange(16.0).view(1, 1, 4, 4)
+    down, up = model.get_submodule("input_blocks.2.0"), model.get_submodule("output_blocks.1.2")
+    assert torch.equal(down(x), torch.tensor([[[[2.5, 4.5], [10.5, 12.5]]]]))
+    assert torch.equal(up(x), x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3))
+
+
+def test_heads_by_their_channels() -> None:
+    """The release's num_head_channels: as many heads as fit, at each level; num_heads then has no say."""
+    model = UNet(**{**SMALL, "attention_levels": (0, 1)}, num_heads=5, num_head_channels=16)
+    heads = {module.norm.num_channels: module.num_heads for module in model.modules() if isinstance(module, AttentionBlock)}
+    assert heads == {32: 2, 64: 4}
+    for name, value in {"num_head_channels": 24, "num_heads": 5}.items():
+        with pytest.raises(ValueError, match=f"{name} {value} must divide the 64 channels"):
+            UNet(**{**SMALL, name: value})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layers_for_processors_agree_with_pytorch(dtype: torch.dtype) -> None:
+    """Products for 1x1 convolutions, attention that is not fused, dropout with masks of 16 bits."""
+    tolerance: dict[str, Any] = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 0.05, "rtol": 0.02}
+    x = torch.randn(2, 32, 5, 7, generator=torch.Generator().manual_seed(0)).to(dtype)
+    for layer, inputs, plain in (
+        (PointwiseConv2d(32, 48), x, F.conv2d),
+        (PointwiseConv1d(32, 48), x.flatten(2), F.conv1d),
+    ):
+        layer = layer.to(dtype)
+        torch.testing.assert_close(layer(inputs), plain(inputs, layer.weight, layer.bias), **tolerance)
+    q = x.flatten(2).mT[:, None].requires_grad_()
+    torch.testing.assert_close(attention(q, q, q), F.scaled_dot_product_attention(q, q, q), **tolerance)
+    dropped = Dropout(0.25)(torch.ones(100_001, dtype=dtype))
+    assert set(dropped.unique().tolist()) == {0, torch.tensor(4 / 3).to(dtype).item()}
+    assert (dropped == 0).float().mean().item() == pytest.approx(0.25, abs=0.01)
 
 
 def test_scale_shift_norm_by_hand() -> None:

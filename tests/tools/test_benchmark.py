@@ -1,56 +1,78 @@
-"""The benchmark measures what it says, and compares with a network that is as large as ours."""
+"""The benchmark measures what it says, and compares with a network as large as ours."""
 
 import importlib.util
-import json
+import itertools
 import subprocess
 import sys
 
 import pytest
 import torch
+from ml_collections import ConfigDict
 
 from configs.mnist import small_mnist
 from scripts.config import ROOT
 from scripts.errors import UserError
-from scripts.tools.rivals import diffusers_unet
-from scripts.training.cost import num_parameters
+from scripts.tools import benchmark
+from scripts.training.plan import Work
 from tests.conftest import tiny_config
 
 HAS_DIFFUSERS = importlib.util.find_spec("diffusers") is not None
-COMMAND = [sys.executable, "-m", "scripts.tools.benchmark", "--config=configs/mnist/quickstart.py",
-           "--config.training.batch_size=2",
-           "--config.model.K=3", "--config.device=cpu", "--config.optim.automatic_mp=False", "--repeats=1"]  # fmt: skip
+CPU = torch.device("cpu")
+
+
+def run_benchmark(*flags: str) -> subprocess.CompletedProcess:
+    """With the smallest configuration that a file describes."""
+    command = [sys.executable, "-m", "scripts.tools.benchmark", "--config=configs/mnist/quickstart.py", "--seconds=0"]
+    small = ["--config.training.batch_size=2", "--config.device=cpu", "--config.optim.automatic_mp=False"]
+    return subprocess.run([*command, *small, *flags], cwd=ROOT, capture_output=True, text=True)
 
 
 def test_rows() -> None:
-    done = subprocess.run([*COMMAND, "--json"], cwd=ROOT, capture_output=True, text=True, check=True)
-    report = json.loads(done.stdout)
-    assert [row["name"].split(",")[0].split(" 20")[0] for row in report["rows"]] == [
-        "matrix product", "training step", "U-Net forward", "blur", "sampling",
+    lines = run_benchmark().stdout.splitlines()
+    assert "float32" in lines[0]
+    assert torch.__version__ in lines[1]
+    assert [line.split(",")[0].split("  ")[0] for line in lines[3:]] == [
+        "matrix product 2048x2048", "training step", "noise of a step", "blur of a step", "U-Net forward", "sampling",
+        "noise of one level",
     ]  # fmt: skip
-    assert (report["batch_size"], report["compile"], report["precision"]) == (2, "none", "float32")
-    for row in report["rows"]:
-        assert row["gflops"] == pytest.approx(row["of_peak"] * report["rows"][0]["gflops"])
-        assert row["first_s"] > 0
+    assert [line.split()[-2] for line in lines[3:5]] == ["-", "100.0%"]
+
+
+def test_scaling_trains_on_each_batch_and_image_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = list(benchmark.scaling_tasks(tiny_config(), CPU))
+    names = [task.name.removeprefix("training step, ") for task in tasks[1:]]
+    assert names[:2] == ["8 of 8x8", "16 of 8x8"]
+    assert names[-2:] == ["16 of 32x32", "16 of 64x64"]
+    assert tasks[-1].gflop == pytest.approx(3 * 16 * Work.of(tiny_config(data__image_size=64)).forward / 1e9)
+    tasks[1].once()
+
+
+def test_turns_alternate_and_the_first_pair_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, order = itertools.count(), []
+    monkeypatch.setattr(benchmark, "timer", lambda: float(next(clock) ** 2))
+    pairs = benchmark.in_turns(lambda: order.append("ours"), lambda: order.append("theirs"), 0)
+    assert order == ["ours", "theirs"] * 6
+    assert pairs == [(float(6 * n + 1), float(6 * n + 3)) for n in range(1, 6)]
 
 
 @pytest.mark.skipif(HAS_DIFFUSERS, reason="diffusers is installed")
 def test_without_the_package() -> None:
-    done = subprocess.run([*COMMAND, "--against=diffusers"], cwd=ROOT, capture_output=True, text=True)
+    done = run_benchmark("--against=diffusers")
     assert done.returncode == 2
-    assert done.stderr.startswith("error: --against=diffusers: ")
+    assert done.stderr.splitlines()[-1].startswith("error: --against=diffusers: ")
     assert done.stderr.endswith("pip install diffusers\n")
 
 
 def test_a_network_that_diffusers_does_not_have() -> None:
-    config = tiny_config(model__channel_mult=(1, 2), model__attention_levels=(0, 1))
+    config: ConfigDict = tiny_config(model__channel_mult=(1, 2), model__attention_levels=(0, 1))
     with pytest.raises(UserError, match=r"attention_levels = \(0, 1\) asks for attention over \[32, 64\] channels"):
-        diffusers_unet(config)
+        benchmark.diffusers_unet(config)
 
 
 @pytest.mark.skipif(not HAS_DIFFUSERS, reason="needs diffusers")
 def test_the_same_size() -> None:
     config = small_mnist.get_config()
-    model = diffusers_unet(config)
-    assert sum(weight.numel() for weight in model.parameters()) == pytest.approx(num_parameters(config), rel=0.001)
+    model = benchmark.diffusers_unet(config)
+    assert sum(weight.numel() for weight in model.parameters()) == pytest.approx(Work.of(config).parameters, rel=0.001)
     with torch.no_grad():
         assert model(torch.zeros(1, 1, 28, 28), torch.ones(1, dtype=torch.long)).sample.shape == (1, 1, 28, 28)

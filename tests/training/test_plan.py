@@ -1,0 +1,89 @@
+"""What a run would cost is counted right, and what saves memory or time does not change the numbers."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from scripts.config import ROOT
+from scripts.errors import UserError
+from scripts.training.plan import Work, plan
+from scripts.training.step import Trainer
+from tests.conftest import tiny_config
+
+CPU = torch.device("cpu")
+
+
+def test_plan_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The paper's CIFAR-10 model: 61.06M parameters, 19.15 GFLOP an image, batches of 128, K = 200."""
+    work = Work(61_060_000, 19_150_000_000, 3 * 19_150_000_000)
+    monkeypatch.setattr(Work, "of", lambda config: work)
+    config = tiny_config(training__batch_size=128, training__n_iters=1_300_001, model__K=200, optim__automatic_mp=True)
+    rows = {int(line.split()[0]): line.split("ms")[0].split()[-1] for line in plan(config, 1000, 0.4).splitlines()[-3:]}
+    assert float(rows[1]) == pytest.approx(1e3 * work.training * 128 / 4e14, abs=0.05)
+    assert float(rows[8]) == pytest.approx(1e3 * work.training * 16 / 4e14, abs=0.05)
+    assert float(rows[64]) == pytest.approx(1e3 * 2 * 63 / 64 * 4 * 61.06e6 / 50e9, abs=0.05), "waiting for gradients"
+    hours = 1_300_001 * work.training * 128 / 4e14 / 3600
+    samples = 50_000 * 200 * work.forward / 4e14 / 3600
+    first = plan(config, 1000, 0.4).splitlines()[-3].split()
+    assert f"{hours:.4g}" in first
+    assert f"{samples:.4g}" == first[-1]
+    assert "64  a batch of 32 cannot be shared out evenly" in plan(tiny_config(training__batch_size=32), 1, 1)
+
+
+def test_recomputing_costs_one_more_forward_pass() -> None:
+    kept, recomputed = (Work.of(tiny_config(training__recompute=recompute)) for recompute in (False, True))
+    assert (kept.training, recomputed.training) == (3 * kept.forward, 4 * kept.forward)
+
+
+def test_plan_needs_neither_data_nor_directory_and_leaves_nothing(tmp_path: Path) -> None:
+    command: list[str | Path] = [sys.executable, ROOT / "train.py", "--config", ROOT / "configs/mnist/small_mnist.py", "--plan"]
+    done = subprocess.run([*command, "--config.data.path=nowhere"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "3.70M parameters" in done.stdout
+    assert "67 TFLOP/s a device" in done.stdout, "an H100 in float32"
+    assert [line.split()[0] for line in done.stdout.splitlines()[-3:]] == ["1", "8", "64"]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("tflops", "utilization", "named"), [(0, 0.4, "plan_tflops=0"), (1, 1.5, "plan_utilization=1.5")])
+def test_impossible_devices(tflops: float, utilization: float, named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        plan(tiny_config(), tflops, utilization)
+
+
+def test_recomputing_gives_the_same_numbers_bit_for_bit() -> None:
+    """Dropout too, whose masks are drawn twice."""
+    gradients = []
+    for recompute in (False, True):
+        network = {"model__channel_mult": (1, 2), "model__attention_levels": (1,), "model__dropout": 0.3}
+        trainer = Trainer(tiny_config(**network, training__recompute=recompute), CPU)
+        nn.init.normal_(trainer.model.get_parameter("out.2.weight"), std=0.1)  # zero would hide other gradients
+        captured: list[torch.Tensor] = []
+        trainer.optimizer.register_step_pre_hook(
+            lambda *_, trainer=trainer, captured=captured: captured.extend(w.grad.clone() for w in trainer.model.parameters())
+        )
+        trainer.train_step(torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
+        gradients.append(captured)
+    assert len(gradients[0]) > 20
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+
+
+def test_compiled_losses_and_names_are_those_of_the_network_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the compiler's front end only: generating code takes minutes here."""
+    modes = []
+    compile_module = nn.Module.compile
+
+    def front_end(self: nn.Module, *, mode: str, dynamic: bool) -> None:
+        modes.append(mode)
+        compile_module(self, backend="eager", dynamic=dynamic)
+
+    monkeypatch.setattr(nn.Module, "compile", front_end)
+    images = torch.rand(3, 4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    trainers = [Trainer(tiny_config(compile=mode), CPU) for mode in ("none", "reduce-overhead")]
+    losses = [[trainer.train_step(batch).losses for batch in images] for trainer in trainers]
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=0)
+    assert modes == ["reduce-overhead"]
+    assert trainers[1].state_dict()["model"].keys() == trainers[0].state_dict()["model"].keys()
