@@ -19,7 +19,7 @@ from scripts.config import ROOT
 from scripts.data.datasets import Split
 from scripts.data.labels import load_labelled
 from scripts.errors import UserError
-from scripts.io import atomic_write, make_directory, read_npz
+from scripts.io import atomic_write, make_directory
 from scripts.progress import progress_bar
 from scripts.randomness import Purpose, stream
 
@@ -103,7 +103,7 @@ def classifier_features(directory: Path, data: ConfigDict, device: torch.device,
             _load(network, file)
         else:
             _train(network.to(device), pixels, labels, steps)
-            with replacing(file) as temporary:
+            with atomic_write(file) as temporary:
                 np.savez(temporary, **{name: value.cpu().numpy() for name, value in network.state_dict().items()})
     return ClassifierFeatures(network, device, _accuracy(network.to(device).eval(), *_read(data, "held_out")))
 

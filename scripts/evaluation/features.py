@@ -12,9 +12,10 @@ import numpy as np
 import torch
 
 from scripts import distributed
-from scripts.data.images import Images, UnreadableImage, channels_first, opened_image
-from scripts.errors import UserError, printable
-from scripts.io import atomic_write, make_directory, read_npz
+from scripts.arrays import read_npz
+from scripts.data.images import UnreadableImage, channels_first, names_crc32, opened_image
+from scripts.errors import UserError
+from scripts.io import atomic_write, make_directory
 from scripts.progress import progress_bar
 
 SECONDS_BETWEEN_FILES = 60

@@ -12,7 +12,6 @@ import torch
 from ml_collections import ConfigDict
 
 from scripts import distributed
-from scripts.checkpoint import TrainedModel
 from scripts.data.images import FolderImages, list_images
 from scripts.errors import UserError
 from scripts.evaluation.classifier import classifier_features
@@ -20,10 +19,10 @@ from scripts.evaluation.features import Extractor, Images, cached_features
 from scripts.evaluation.inception import InceptionFeatures, weights_file
 from scripts.evaluation.metrics import Inputs, Metric
 from scripts.evaluation.references import data_set_images, find_reference, folder_images, reference_features
-from scripts.evaluation.results import Result, common_settings
+from scripts.evaluation.results import Result
 from scripts.evaluation.statistics_files import Reference, custom_files, statistics_folder, write_custom_statistics
 from scripts.io import make_directory, user_path
-from scripts.sampling.fingerprint import sample_settings, weights_checksum
+from scripts.provenance import config_hash
 from scripts.sampling.output import to_uint8
 from scripts.sampling.sampler import Sampler, load_sampler
 
@@ -48,7 +47,7 @@ class SampleEvaluation:
     k: int = 5
     precision: str = "float32"
 
-    def __call__(self, *, checkpoint: int, delta: Any, seed: int | None) -> list[Result]:
+    def __call__(self, *, checkpoint: int, delta: str | float | None, seed: int | None) -> list[Result]:
         """Scores of a checkpoint (0: the newest); none in processes other than 0, which only sample and compute features.
 
         Features are cached in <workdir>/evaluation, so that an interrupted evaluation continues. With the classifier and the
@@ -59,8 +58,9 @@ class SampleEvaluation:
             if self.num_gen < metric.fewest(self.k):
                 raise UserError(f"--num_gen={self.num_gen}: {metric.name} needs at least {metric.fewest(self.k)} samples")
         sampler, trained = load_sampler(
-            self.config, self.workdir, checkpoint, delta=delta, seed=seed, from_data=None, precision=self.precision
+            self.config, self.workdir, checkpoint, delta=delta, seed=seed, precision=self.precision, scoring=True
         )
+        made_by = sampler.settings(self.config, trained)
         directory = self.workdir / "evaluation"
         with distributed.main_first():  # it may download or train
             extractor = self._extractor(directory, sampler.precision.device)
@@ -73,7 +73,7 @@ class SampleEvaluation:
                 stacklevel=2,
             )
         inputs = Inputs(
-            generated=self._generated_features(directory, sampler, trained, extractor),
+            generated=self._generated_features(directory, sampler, made_by, extractor),
             reference=against,
             seed=sampler.seed,
             k=self.k,
@@ -85,14 +85,9 @@ class SampleEvaluation:
             held_out = reference_features(directory, images, extractor, self.batch_size)
         if not distributed.is_main():
             return []
-        common = common_settings(
-            self.config,
-            checkpoint=checkpoint,
-            step=trained.step,
-            delta=delta_label(sampler),
-            seed=sampler.seed,
-            precision=str(sampler.precision),
-        ) | {
+        common = made_by | {
+            "checkpoint": checkpoint,
+            "config_hash": config_hash(self.config),
             "reference": against.description,
             "reference_images": None if against.features is None else len(against.features),
             **{f"features_{key}": value for key, value in extractor.settings.items()},
@@ -110,31 +105,15 @@ class SampleEvaluation:
         print(f"classifier: {classifier.accuracy:.2%} of held-out images right", flush=True)
         return classifier
 
-    def _generated_features(self, directory: Path, sampler: Sampler, trained: TrainedModel, extractor: Extractor) -> np.ndarray:
-        settings = {"images": "generated", **generated_settings(self.config, sampler, trained), **extractor.settings}
+    def _generated_features(
+        self, directory: Path, sampler: Sampler, made_by: dict[str, Any], extractor: Extractor
+    ) -> np.ndarray:
+        settings = {"images": "generated", **made_by, **extractor.settings}
 
         def compute(indices: range) -> np.ndarray:
             return extractor(to_uint8(sampler.independent(indices)))
 
         return cached_features(directory, settings, self.num_gen, self.batch_size, compute, "features of samples")
-
-
-def delta_label(sampler: Sampler) -> float | str:
-    """How sampling noise is recorded: a number, or the name of a rule such as "spectral"."""
-    return getattr(sampler, "delta_label", sampler.delta)
-
-
-def generated_settings(config: ConfigDict, sampler: Sampler, trained: TrainedModel) -> dict[str, Any]:
-    """`sample_settings` of a sampler."""
-    return sample_settings(
-        config,
-        weights=weights_checksum(trained.model),
-        step=trained.step,
-        seed=sampler.seed,
-        delta=delta_label(sampler),
-        precision=str(sampler.precision),
-        prior_images=len(sampler.prior),
-    )
 
 
 def scores(metrics: Sequence[Metric], inputs: Inputs) -> list[Result]:
@@ -154,15 +133,15 @@ def floor_settings(metrics: Sequence[Metric], inputs: Inputs, held_out: np.ndarr
     for of_held_out, of_samples in zip(floor, as_many, strict=True):
         print(
             f"{of_held_out.score}: floor {of_held_out.estimate}, of {count} held-out images; as many samples have "
-            f"{of_samples.value:.4g}",
+            f"{of_samples.estimate.value:.4g}",
             flush=True,
         )
     return {
         of_held_out.score: {
-            "floor": of_held_out.value,
-            "floor_standard_error": of_held_out.standard_error,
+            "floor": of_held_out.estimate.value,
+            "floor_standard_error": of_held_out.estimate.standard_error,
             "floor_images": count,
-            "value_at_floor_images": of_samples.value,
+            "value_at_floor_images": of_samples.estimate.value,
         }
         for of_held_out, of_samples in zip(floor, as_many, strict=True)
     }

@@ -59,14 +59,14 @@ def _fid(inputs: Inputs) -> list[Result]:
     note = ""
     if estimate.value < FEW_TIMES * floor:
         note = f"its standard error is first order and rough here: draws from the reference itself would have about {floor:.3g}"
-    return [Result.of("FID", estimate, {"standard_error_by": "influence functions, first order"}, per_image=influence, note=note)]
+    return [Result("FID", estimate, {"standard_error_by": "influence functions, first order"}, per_image=influence, note=note)]
 
 
 def _kid(inputs: Inputs) -> list[Result]:
     from scripts.evaluation import distances
 
     assert inputs.reference.features is not None
-    return [Result.of("KID", distances.kernel_estimate(inputs.generated, inputs.reference.features, inputs.seed), {})]
+    return [Result("KID", distances.kernel_estimate(inputs.generated, inputs.reference.features, inputs.seed), {})]
 
 
 def _prdc(inputs: Inputs) -> list[Result]:
@@ -74,7 +74,7 @@ def _prdc(inputs: Inputs) -> list[Result]:
 
     def result(score: str, estimate: "Estimate") -> Result:
         settings: dict[str, Any] = {"k": inputs.k}
-        return Result.of(score, estimate, settings, interval=None if score == "Density" else estimate.wilson())
+        return Result(score, estimate, settings, interval=None if score == "Density" else estimate.wilson())
 
     assert inputs.reference.features is not None
     found = distances.prdc_estimates(inputs.generated, inputs.reference.features, inputs.k, inputs.device)

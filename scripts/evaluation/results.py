@@ -9,15 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ml_collections import ConfigDict
-
+from scripts.config import ROOT
 from scripts.estimate import Estimate
 from scripts.io import make_directory, plain_name
-from scripts.provenance import commit, config_hash, now, program_version
+from scripts.provenance import commit, now, program_version
+from scripts.text import printable
 
 if TYPE_CHECKING:
     import numpy as np
 
+RUNS = ROOT / "runs"
+"""Scores of all models are logged below it."""
 RESULTS = Path("evaluation", "results.jsonl")
 """In a run directory: all scores of its model, for scripts/tools/report.py."""
 
@@ -28,47 +30,19 @@ class Result:
 
     score: str
     """Its name as in the log file's, such as "FID"."""
-    value: float
-    standard_error: float | None
-    """None where it is not known."""
-    num_images: int
-    """N, the images that the score was computed on."""
+    estimate: Estimate
     settings: dict[str, Any]
-    """What the value depends on, as plain data: `common_settings` and whatever is particular to the score."""
+    """What the value depends on, as plain data."""
     interval: tuple[float, float] | None = None
     """For proportions, a 95% confidence interval."""
     note: str = ""
     """What a reader must know, in a line."""
     per_image: "np.ndarray | None" = field(default=None, repr=False, compare=False)
-    """Float64 (N,), whose mean is the value to first order, up to a constant: differences between settings are paired by it."""
-
-    @classmethod
-    def of(cls, score: str, estimate: Estimate, settings: dict[str, Any], **more: Any) -> "Result":
-        """From an estimate; `more` are the other fields."""
-        return cls(score, estimate.value, estimate.standard_error, estimate.num_images, settings, **more)
-
-    @property
-    def estimate(self) -> Estimate:
-        """The value with its error, infinite where it is not known."""
-        return Estimate(self.value, math.inf if self.standard_error is None else self.standard_error, self.num_images)
+    """Float64 (N,): the value is their mean to first order, up to a constant. Differences between results are paired by it."""
 
     def __str__(self) -> str:
         interval = "" if self.interval is None else ", 95% interval {:.4f} to {:.4f}".format(*self.interval)
-        return f"{self.score}: {self.estimate} (N = {self.num_images}{interval})" + (f"; {self.note}" if self.note else "")
-
-
-def common_settings(
-    config: ConfigDict, *, checkpoint: int, step: int, delta: float | str, seed: int, precision: str = "float32"
-) -> dict[str, Any]:
-    """What every score depends on. checkpoint: its number as on the command line, 0 the newest; step: training steps in it."""
-    return {
-        "delta": delta,
-        "seed": seed,
-        "checkpoint": checkpoint,
-        "checkpoint_step": step,
-        "precision": precision,
-        "config_hash": config_hash(config),
-    }
+        return f"{self.score}: {self.estimate} (N = {self.estimate.num_images}{interval})" + (self.note and f"; {self.note}")
 
 
 def results_directory(root: Path, dataset_name: str, experiment_name: str) -> Path:
@@ -98,14 +72,13 @@ def append_result(
     be written to. more: further plain data for the JSON. Raises UserError if the directory cannot be written to.
     """
     make_directory(directory, "evaluation results")
-    settings = result.settings
+    settings, estimate = result.settings, result.estimate
     label = ", ".join(f"{name}: {settings[name]}" if name in settings else printable(name) for name in param_name.split(","))
-    known = result.standard_error is not None and math.isfinite(result.standard_error)
     row = {
         "score": result.score,
-        "value": result.value,
-        "standard_error": result.standard_error if known else None,  # JSON has no infinity
-        "num_images": result.num_images,
+        "value": estimate.value,
+        "standard_error": estimate.standard_error if math.isfinite(estimate.standard_error) else None,  # JSON has no infinity
+        "num_images": estimate.num_images,
         "interval_95": result.interval,
         "note": result.note,
         "param_name": param_name,
@@ -116,22 +89,17 @@ def append_result(
         "finished": now(),
     }
     append_line(directory / f"{result.score}_log.jsonl", json.dumps(row))
-    append_line(directory / f"{result.score}_log.txt", f"{label}, {result.score}: {result.value:.8g}")
+    append_line(directory / f"{result.score}_log.txt", f"{label}, {result.score}: {estimate.value:.8g}")
     if workdir is not None and os.access(workdir, os.W_OK):
         append_line(make_directory(workdir / RESULTS.parent, "--workdir") / RESULTS.name, json.dumps(row))
 
 
-def result_of_row(row: Mapping[str, Any]) -> Result:
+def result_of_row(row: Mapping[str, Any], per_image: "np.ndarray | None" = None) -> Result:
     """The result of a line that `append_result` wrote, with all of the line as its settings."""
-    interval = row["interval_95"]
+    error = math.inf if row["standard_error"] is None else row["standard_error"]
+    interval = row["interval_95"] and (row["interval_95"][0], row["interval_95"][1])
     return Result(
-        row["score"],
-        row["value"],
-        row["standard_error"],
-        row["num_images"],
-        dict(row),
-        None if interval is None else (interval[0], interval[1]),
-        row["note"],
+        row["score"], Estimate(row["value"], error, row["num_images"]), dict(row), interval, row["note"], per_image
     )
 
 

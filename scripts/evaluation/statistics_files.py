@@ -10,7 +10,7 @@ import numpy as np
 from scripts.arrays import read_npz
 from scripts.errors import UserError
 from scripts.evaluation.distances import Gaussian
-from scripts.io import atomic_write, make_directory, plain_name, read_npz
+from scripts.io import atomic_write, make_directory, plain_name
 
 
 @dataclass(frozen=True)

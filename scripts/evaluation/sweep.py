@@ -1,7 +1,4 @@
-"""Sweeps: the same evaluation at many settings, with the same random numbers, continued where it was interrupted.
-
-Imports nothing heavy, so that a mistyped sweep is answered at once.
-"""
+"""Sweeps: the same evaluation at many settings, with the same random numbers, continued where it was interrupted."""
 
 import hashlib
 import itertools
@@ -9,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -21,15 +18,19 @@ from scripts.errors import UserError
 from scripts.estimate import Estimate
 from scripts.evaluation.metrics import LOWER_IS_BETTER
 from scripts.evaluation.results import Result, append_result, result_of_row
-from scripts.io import make_directory, read_json_lines, replacing
+from scripts.io import atomic_write, make_directory, read_json_lines
+
+SPECTRAL = "spectral"
+"""A value of delta that is not a number."""
+Value = float | str
 
 
 @dataclass(frozen=True)
 class Point:
     """The settings that can be swept."""
 
-    delta: float
-    """Sampling noise, a standard deviation."""
+    delta: Value
+    """Sampling noise: a standard deviation, or "spectral"."""
     checkpoint: int
     """Its number, 0 for the newest."""
     seed: int
@@ -40,7 +41,7 @@ class Point:
 
 Evaluate = Callable[[Point], list[Result]]
 Scores = Sequence[tuple[Point, list[Result]]]
-Axes = dict[str, list[float]]
+Axes = dict[str, list[Value]]
 """The values of each swept setting, by its name, in the order in which they were given."""
 
 
@@ -60,21 +61,25 @@ def parse_sweeps(texts: Sequence[str]) -> Axes:
     return axes
 
 
-def _values(text: str, values: str, whole: bool) -> list[float]:
+def _values(text: str, values: str, whole: bool) -> list[Value]:
     """The values of one sweep, without repetitions. Decimal arithmetic: 0.010:0.016:0.001 has seven of them, all round."""
     try:
-        numbers = [Decimal(part) for part in values.replace(",", ":").split(":")]
         if ":" in values:
-            first, last, step = numbers
-            if step <= 0 or last < first or "," in values:
+            first, last, step = map(Decimal, values.split(":"))
+            if step <= 0 or last < first:
                 raise ValueError
             numbers = [first + i * step for i in range(int((last - first) / step) + 1)]
+        else:
+            numbers = [Decimal(part) for part in values.split(",") if whole or part != SPECTRAL]
         if any(not number.is_finite() or number < 0 or (whole and number % 1) for number in numbers):
             raise ValueError
     except (ArithmeticError, ValueError):
-        kind = "integers" if whole else "numbers"
+        kind = "integers" if whole else f"{SPECTRAL} or numbers"
         raise UserError(f"--sweep={text}: must be first:last:step or a,b,..., {kind} of at least 0, step above 0") from None
-    return list(dict.fromkeys(int(number) if whole else float(number) for number in numbers))
+    found: list[Value] = [int(number) if whole else float(number) for number in numbers]
+    if not whole and SPECTRAL in values.split(","):
+        found.append(SPECTRAL)
+    return list(dict.fromkeys(found))
 
 
 def sweep_points(base: Point, axes: Axes) -> list[Point]:
@@ -92,22 +97,21 @@ class Runner:
     directory: Path
     """Of the logs."""
     request: Callable[[Point], dict[str, Any]]
-    """What the scores of a point depend on besides the point, as plain data."""
+    """What the scores of a point of a sweep depend on besides the point, as plain data."""
     param_name: str
     workdir: Path | None = None
     """The run directory of the model."""
 
-    def run_point(self, point: Point) -> list[Result]:
-        """Evaluate and log; of several processes only process 0 has scores."""
-        key = self._key(point)
+    def run_point(self, point: Point, key: str = "") -> list[Result]:
+        """Evaluate and log; of several processes only process 0 has scores. key: under which a sweep finds them again."""
         started = time.monotonic()
         results = self.evaluate(point)
         seconds = time.monotonic() - started
-        record = {"evaluation": key, "scores": [result.score for result in results]}
+        record = {"evaluation": key, "scores": [result.score for result in results]} if key else {}
         for result in results:
-            if result.per_image is not None:
+            if key and result.per_image is not None:
                 file = self._per_image_file(key, result.score)
-                with replacing(make_directory(file.parent, "evaluation results") / file.name) as temporary:
+                with atomic_write(make_directory(file.parent, "evaluation results") / file.name) as temporary:
                     np.save(temporary, np.asarray(result.per_image, np.float64))
             append_result(
                 self.directory, result, param_name=self.param_name, seconds=seconds, workdir=self.workdir, more=record
@@ -128,7 +132,7 @@ class Runner:
         for number, (point, key) in enumerate(zip(points, keys, strict=True), 1):
             if not done.get(key):
                 print(f"[{number}/{len(points)}] {point}", flush=True)
-            scores.append((point, done.get(key) or self.run_point(point)))
+            scores.append((point, done.get(key) or self.run_point(point, key)))
         return scores
 
     def _key(self, point: Point) -> str:
@@ -152,7 +156,7 @@ class Runner:
         results = []
         for name in names:
             file = self._per_image_file(key, name)
-            results.append(replace(result_of_row(rows[name]), per_image=np.load(file) if file.exists() else None))
+            results.append(result_of_row(rows[name], np.load(file) if file.exists() else None))
         return results
 
     def _per_image_file(self, key: str, score: str) -> Path:
@@ -163,7 +167,7 @@ def best_of(scores: Scores, kind: str) -> tuple[Point, Result]:
     """The point with the best value of a score."""
     sign = 1 if kind in LOWER_IS_BETTER else -1
     candidates = [(point, result) for point, results in scores for result in results if result.score == kind]
-    return min(candidates, key=lambda pair: sign * pair[1].value)
+    return min(candidates, key=lambda pair: sign * pair[1].estimate.value)
 
 
 def difference(result: Result, best: Result) -> Estimate | None:
@@ -175,7 +179,7 @@ def difference(result: Result, best: Result) -> Estimate | None:
     a, b = result.per_image, best.per_image
     if a is None or b is None or len(a) != len(b) or len(a) < 2:
         return None
-    return Estimate(result.value - best.value, float((a - b).std(ddof=1)) / math.sqrt(len(a)), len(a))
+    return Estimate(result.estimate.value - best.estimate.value, float((a - b).std(ddof=1)) / math.sqrt(len(a)), len(a))
 
 
 def report(scores: Scores, axes: Axes, directory: Path) -> str:
@@ -203,7 +207,7 @@ def report(scores: Scores, axes: Axes, directory: Path) -> str:
         lines.append("  ".join(cells))
     for kind, (point, result) in best.items():
         lines.append(f"best {kind}: {result.estimate} at {', '.join(f'{name} = {getattr(point, name)}' for name in names)}")
-        series: dict[str, list[tuple[float, Estimate]]] = {}
+        series: dict[str, list[tuple[Value, Estimate]]] = {}
         for at, results in scores:
             label = ", ".join(f"{name} {getattr(at, name)}" for name in names[1:])
             estimate = next(r.estimate for r in results if r.score == kind)
