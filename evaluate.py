@@ -42,7 +42,10 @@ PARAM_NAME = flags.DEFINE_string(
 )
 
 NUM_IMAGES = flags.DEFINE_integer(
-    "num_images", None, "elbo: images, spread evenly over the split, 0 for all; by default config.eval.num_images.", lower_bound=0
+    "num_images",
+    None,
+    "elbo: images, spread evenly over the split, 0 for all; by default config.eval.num_images.",
+    lower_bound=0,
 )
 NUM_LEVELS = flags.DEFINE_integer("num_levels_per_image", 10, "elbo: levels drawn for each image.", lower_bound=1)
 EXACT = flags.DEFINE_bool("exact", False, "elbo: all levels for every image.")

@@ -56,7 +56,7 @@ def _error_bars(axes: Axes, x: Sequence[float | str], estimates: Sequence[Estima
     # An unknown error, that of a single image, has no bar.
     errors = [e.standard_error if math.isfinite(e.standard_error) else math.nan for e in estimates]
     values = [estimate.value for estimate in estimates]
-    axes.errorbar(x, values, errors, fmt="o-", ms=3, lw=1, capsize=2, label=label or None)  # type: ignore[arg-type]
+    axes.errorbar(x, values, errors, fmt="o-", ms=3, lw=1, capsize=2, label=label or None)
     axes.grid(alpha=0.3, which="both")
 
 

@@ -98,9 +98,7 @@ def result_of_row(row: Mapping[str, Any], per_image: "np.ndarray | None" = None)
     """The result of a line that `append_result` wrote, with all of the line as its settings."""
     error = math.inf if row["standard_error"] is None else row["standard_error"]
     interval = row["interval_95"] and (row["interval_95"][0], row["interval_95"][1])
-    return Result(
-        row["score"], Estimate(row["value"], error, row["num_images"]), dict(row), interval, row["note"], per_image
-    )
+    return Result(row["score"], Estimate(row["value"], error, row["num_images"]), dict(row), interval, row["note"], per_image)
 
 
 def append_line(path: Path, line: str) -> None:

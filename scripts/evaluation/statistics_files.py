@@ -70,7 +70,8 @@ def _custom_file(name: str, mode: str, image_size: int) -> Path:
     found = sorted(path.stem for path in statistics_folder().glob("*_custom_*.npz") if not path.stem.endswith("_kid"))
     raise UserError(
         f"--dataset_name_cleanfid={name}: {statistics_folder()} has no {prefix}na.npz or {prefix}{image_size}.npz (it has: "
-        f"{', '.join(found) or 'none'}); make it with --save_stats --custom_name={name} --dataset_path=FOLDER --cleanfid_mode={mode}"
+        f"{', '.join(found) or 'none'}); make it with --save_stats --custom_name={name} --cleanfid_mode={mode} "
+        "--dataset_path=FOLDER"
     )
 
 
@@ -80,8 +81,8 @@ def _published(name: str, mode: str, split: str, image_size: int, metric: str) -
     except Exception as error:  # of the network, or of NumPy for a file that was cut short
         raise UserError(
             f"--dataset_name_cleanfid={name} --dataset_split={split}: clean-fid's {metric} statistics for {image_size} pixels "
-            f"cannot be read from {statistics_folder()} or downloaded ({' '.join(str(error).split())}); give a folder of images "
-            "instead, or make custom statistics with --save_stats"
+            f"cannot be read from {statistics_folder()} or downloaded ({' '.join(str(error).split())}); give a folder of "
+            "images instead, or make custom statistics with --save_stats"
         ) from None
     return {"feats": found} if metric == "KID" else {"mu": found[0], "sigma": found[1]}
 

@@ -12,7 +12,7 @@ from scripts.data.datasets import load_labelled
 from scripts.data.images import fingerprint
 from scripts.errors import UserError
 from scripts.evaluation.classifier import classifier_features
-from scripts.evaluation.features import image_set_checksums, image_features, cached_features
+from scripts.evaluation.features import cached_features, image_features, image_set_checksums
 from scripts.evaluation.references import folder_images
 from tests.conftest import tiny_config
 
