@@ -14,12 +14,10 @@ import torch.nn.functional as F
 from ml_collections import ConfigDict
 from torch import nn
 
-from scripts.arrays import read_npz
 from scripts.config import ROOT
-from scripts.data.datasets import Split
-from scripts.data.labels import load_labelled
+from scripts.data.datasets import Split, load_labelled
 from scripts.errors import UserError
-from scripts.io import atomic_write, make_directory
+from scripts.io import atomic_write, make_directory, read_npz
 from scripts.progress import progress_bar
 from scripts.randomness import Purpose, stream
 

@@ -12,10 +12,9 @@ import numpy as np
 import torch
 
 from scripts import distributed
-from scripts.arrays import read_npz
-from scripts.data.images import UnreadableImage, channels_first, names_crc32, opened_image
-from scripts.errors import UserError
-from scripts.io import atomic_write, make_directory
+from scripts.data.images import Images, UnreadableImage, channels_first, opened_image
+from scripts.errors import UserError, printable
+from scripts.io import atomic_write, make_directory, read_npz
 from scripts.progress import progress_bar
 
 SECONDS_BETWEEN_FILES = 60
@@ -70,17 +69,6 @@ def image_features(images: Images, indices: Sequence[int], extractor: Extractor)
         rows |= {row: feature for (row, _), feature in zip(group, features, strict=True)}
     unreadable = np.full_like(next(iter(rows.values())), np.nan)
     return np.stack([rows.get(row, unreadable) for row in range(len(indices))])
-
-
-def image_set_checksums(images: Images) -> dict[str, int]:
-    """What identifies a set of images: how many, their names, and the pixels of up to 64 of them."""
-    pixels = 0
-    for index in np.linspace(0, len(images) - 1, min(len(images), 64)).astype(int):
-        try:
-            pixels = zlib.crc32(images[int(index)].tobytes(), pixels)
-        except UnreadableImage:
-            continue
-    return {"num_images": len(images), "names_crc32": names_crc32(map(images.name, range(len(images)))), "pixels_crc32": pixels}
 
 
 def cached_features(

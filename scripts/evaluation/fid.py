@@ -12,10 +12,10 @@ import torch
 from ml_collections import ConfigDict
 
 from scripts import distributed
-from scripts.data.images import FolderImages, list_images
+from scripts.data.images import FolderImages, Images, list_images
 from scripts.errors import UserError
 from scripts.evaluation.classifier import classifier_features
-from scripts.evaluation.features import Extractor, Images, cached_features
+from scripts.evaluation.features import Extractor, cached_features
 from scripts.evaluation.inception import InceptionFeatures, weights_file
 from scripts.evaluation.metrics import Inputs, Metric
 from scripts.evaluation.references import data_set_images, find_reference, folder_images, reference_features

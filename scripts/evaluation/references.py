@@ -11,7 +11,7 @@ from scripts import distributed
 from scripts.data.datasets import Split, load_images
 from scripts.data.images import Images, fingerprint, list_images
 from scripts.errors import UserError
-from scripts.evaluation.features import Extractor, Images, NativeFolder, cached_features, image_features, image_set_checksums
+from scripts.evaluation.features import Extractor, NativeFolder, cached_features, image_features
 from scripts.evaluation.metrics import Metric
 from scripts.evaluation.statistics_files import Reference, named_statistics, statistics_from_file
 from scripts.io import user_path
@@ -98,7 +98,7 @@ def folder_images(folder: Path) -> NativeFolder:
 
 def reference_features(directory: Path, images: Images, extractor: Extractor, batch_size: int) -> np.ndarray:
     """Features (M, d) of all images that can be read, cached in `directory`."""
-    settings: dict[str, Any] = {"images": "reference", **image_set_checksums(images), **extractor.settings}
+    settings: dict[str, Any] = {"images": "reference", **fingerprint(images), **extractor.settings}
 
     def compute(indices: range) -> np.ndarray:
         return image_features(images, indices, extractor)

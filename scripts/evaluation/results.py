@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scripts.config import ROOT
+from scripts.errors import printable
 from scripts.estimate import Estimate
 from scripts.io import make_directory, plain_name
 from scripts.provenance import commit, now, program_version
-from scripts.text import printable
 
 if TYPE_CHECKING:
     import numpy as np

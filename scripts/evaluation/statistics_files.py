@@ -7,10 +7,9 @@ import cleanfid
 import cleanfid.features
 import numpy as np
 
-from scripts.arrays import read_npz
 from scripts.errors import UserError
 from scripts.evaluation.distances import Gaussian
-from scripts.io import atomic_write, make_directory, plain_name
+from scripts.io import atomic_write, make_directory, plain_name, read_npz
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Distances between features: against clean-fid, written-out sums, known answers and repeated draws."""
 
-
 import numpy as np
 import pytest
 import torch

@@ -12,7 +12,7 @@ from scripts.data.datasets import load_labelled
 from scripts.data.images import fingerprint
 from scripts.errors import UserError
 from scripts.evaluation.classifier import classifier_features
-from scripts.evaluation.features import cached_features, image_features, image_set_checksums
+from scripts.evaluation.features import cached_features, image_features
 from scripts.evaluation.references import folder_images
 from tests.conftest import tiny_config
 
@@ -105,10 +105,10 @@ def test_folders_are_read_at_native_size_and_without_what_is_unreadable(tmp_path
     assert np.isnan(found[2]).all()
     with pytest.warns(UserWarning), pytest.raises(UserError, match="none of 1 images can be read"):  # noqa: PT030
         image_features(images, [2], Means())
-    before = image_set_checksums(images)
+    before = fingerprint(images)
     Image.fromarray(pixels[0]).save(tmp_path / "2.png")
     Image.fromarray(255 - pixels[2]).save(tmp_path / "0.png")
-    assert image_set_checksums(images) != before
+    assert fingerprint(images) != before
 
 
 def test_folders_that_are_not_there_or_empty(tmp_path: Path) -> None:
