@@ -10,24 +10,16 @@ import numpy as np
 import scipy.linalg
 import torch
 
+from scripts.estimate import Estimate
 from scripts.randomness import Purpose, stream
 
-NEIGHBOURS = 5
-"""k of precision, recall, density and coverage."""
 SUBSETS = 100
 SUBSET_SIZE = 1000
+KERNEL_ROWS = 2000
+"""Generated images from which the variance of KID is estimated."""
 JACKKNIFE_GROUPS = 20
 ROWS = 1024
-"""Rows of a distance matrix that are held at once."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure, its standard error and the number of images that it averages over."""
-
-    value: float
-    standard_error: float
-    num_images: int
+"""Rows of a distance matrix in memory at once."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +31,7 @@ class Gaussian:
 
     @classmethod
     def of(cls, features: np.ndarray) -> "Gaussian":
-        """That of features (N, d), N at least 2. N - 1 in the denominator, as clean-fid has it."""
+        """Of features (N, d), N at least 2. N - 1 in the denominator, as in clean-fid."""
         x = features.astype(np.float64)
         return cls(x.mean(0), np.atleast_2d(np.cov(x, rowvar=False)))
 
@@ -47,21 +39,21 @@ class Gaussian:
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """Squared Frechet distance |mu_a - mu_b|^2 + tr(A + B - 2 (A B)^(1/2)) (Heusel et al., 2017).
 
-    (A B)^(1/2) has the trace of the singular values of A^(1/2) B^(1/2), whose symmetric roots also exist where A or B is
-    singular: nothing is added to a diagonal, no root of a matrix that is not symmetric is taken.
+    tr (A B)^(1/2) is the sum of the singular values of A^(1/2) B^(1/2). These symmetric roots exist for singular A and B too:
+    nothing is added to a diagonal, and no root of a matrix that is not symmetric is taken.
     """
-    singular = np.asarray(scipy.linalg.svdvals(_root(a.sigma) @ _root(b.sigma)))
-    return _frechet(a, b, singular)
+    return _frechet(a, b, np.asarray(scipy.linalg.svdvals(_root(a.sigma) @ _root(b.sigma))))
 
 
-def frechet_estimate(generated: np.ndarray, reference: Gaussian) -> Estimate:
-    """Frechet distance of features (N, d) from a reference, with its standard error by the infinitesimal jackknife.
+def frechet_estimate(generated: np.ndarray, reference: Gaussian) -> tuple[Estimate, np.ndarray]:
+    """Frechet distance of features (N, d) from a reference, its standard error, and each image's influence, float64 (N,).
 
-    The distance is a smooth function of the mean and covariance A of the generated features, so that one image's influence
-    on it is 2 (mu - mu_ref)^T y + y^T (I - T) y up to a constant, where y = x - mu and T = B^(1/2) (B^(1/2) A B^(1/2))^(-1/2)
-    B^(1/2) is the optimal transport between the Gaussians. The standard error is the influences' standard deviation over
-    sqrt(N). It says nothing about the distance's bias, which is upwards and of order 1 / N; with N not well above d it comes
-    out somewhat large.
+    The distance is a smooth function of the mean mu and covariance A of the generated features. To first order one image
+    changes it by 1/N times its influence 2 (mu - mu_ref)^T y + y^T (I - T) y minus the average of that, where y = x - mu and
+    T = B^(1/2) (B^(1/2) A B^(1/2))^(-1/2) B^(1/2) is the optimal transport between the Gaussians. The standard error (the
+    infinitesimal jackknife) is the influences' standard deviation over sqrt(N). It leaves out the distance's upward bias of
+    order 1/N, is somewhat too large where N is not well above d, and only rough where the distance is close to
+    `frechet_of_reference`.
     """
     own = Gaussian.of(generated)
     root = _root(reference.sigma)
@@ -70,8 +62,20 @@ def frechet_estimate(generated: np.ndarray, reference: Gaussian) -> Estimate:
     half = (vt[kept] / np.sqrt(singular[kept])[:, None]) @ root  # T = half^T half
     y = generated - own.mu
     influence = 2 * y @ (own.mu - reference.mu) + (y**2).sum(1) - ((y @ half.T) ** 2).sum(1)
+    influence -= influence.mean()
     error = influence.std(ddof=1) / np.sqrt(len(y))
-    return Estimate(_frechet(own, reference, singular), float(error), len(y))
+    return Estimate(_frechet(own, reference, singular), float(error), len(y)), influence
+
+
+def frechet_of_reference(reference: Gaussian, num_images: int) -> float:
+    """The Frechet distance that `num_images` draws from a Gaussian reference itself have on average, to order 1/N.
+
+    tr(B)/N is the mean's part. With eigenvalues b_i of B the covariance's is 1/(2N) sum_ij (1 + [i = j]) b_i b_j / (b_i + b_j).
+    """
+    values = scipy.linalg.eigvalsh(reference.sigma).clip(min=0)
+    sums = np.maximum(values[:, None] + values, np.finfo(np.float64).tiny)
+    covariance = (values[:, None] * values / sums).sum() + values.sum() / 2
+    return float((values.sum() + covariance / 2) / num_images)
 
 
 def _frechet(a: Gaussian, b: Gaussian, singular: np.ndarray) -> float:
@@ -80,7 +84,7 @@ def _frechet(a: Gaussian, b: Gaussian, singular: np.ndarray) -> float:
 
 
 def _root(sigma: np.ndarray) -> np.ndarray:
-    """The symmetric square root of a covariance, what rounding left of its null space set to zero."""
+    """The symmetric square root of a covariance, eigenvalues within rounding of 0 set to 0."""
     values, vectors = scipy.linalg.eigh(sigma)
     values[values < values.max() * len(values) * np.finfo(np.float64).eps] = 0
     return (vectors * np.sqrt(values)) @ vectors.T
@@ -90,22 +94,35 @@ def kernel_estimate(generated: np.ndarray, reference: np.ndarray, seed: int) -> 
     """Kernel distance (KID, Binkowski et al., 2018) between features (N, d) and (M, d), as clean-fid's `kernel_distance`.
 
     The mean over 100 random subsets of (at most) 1000 images on either side of the unbiased squared MMD for the kernel
-    (x.y / d + 1)^3. Its standard error has two parts: that of the influence of single generated images on the MMD, so that it
-    is right where a subset is all there is and all subsets agree, and that of having drawn just these subsets.
+    k(x, y) = (x.y / d + 1)^3. Its variance is that of the U-statistic over generated images plus that of drawing the subsets.
     """
     m = min(len(generated), len(reference), SUBSET_SIZE)
-    values, variances = np.empty(SUBSETS), np.empty(SUBSETS)
+    values = np.empty(SUBSETS)
     for subset in range(SUBSETS):
         rng = stream(seed, Purpose.KID_SUBSET, step=subset)
         x = _subset(generated, m, rng)
         y = _subset(reference, m, rng)
-        xx, yy, xy = _kernel(x, x), _kernel(y, y), _kernel(x, y)
-        among_x = (xx.sum(1) - np.diag(xx)) / (m - 1)
-        among_y = (yy.sum(1) - np.diag(yy)) / (m - 1)
-        values[subset] = among_x.mean() + among_y.mean() - 2 * xy.mean()
-        variances[subset] = 4 * (among_x - xy.mean(1)).var(ddof=1)
-    error = np.sqrt(variances.mean() / len(generated) + values.var(ddof=1) / SUBSETS)
-    return Estimate(float(values.mean()), float(error), len(generated))
+        values[subset] = _off_diagonal_mean(_kernel(x, x)) + _off_diagonal_mean(_kernel(y, y)) - 2 * _kernel(x, y).mean()
+    rows = np.linspace(0, len(generated) - 1, min(len(generated), KERNEL_ROWS)).astype(int)
+    variance = _kernel_variance(generated[rows], reference, len(generated)) + values.var(ddof=1) / SUBSETS
+    return Estimate(float(values.mean()), float(np.sqrt(variance)), len(generated))
+
+
+def _kernel_variance(x: np.ndarray, reference: np.ndarray, num_images: int) -> float:
+    """Variance of the squared MMD of `num_images` images from a fixed reference (M, d), estimated from n of them, x (n, d).
+
+    A U-statistic (Hoeffding, 1948) with h_ij = k(x_i, x_j) - g(x_i) - g(x_j), g(x) the mean of k(x, y) over the reference:
+    4 zeta_1 / N + 2 Var(h) / (N (N - 1)), zeta_1 the variance of E[h_ij | x_i]. Infinite for fewer than 3 images.
+    """
+    n = len(x)
+    if n < 3:
+        return float("inf")
+    g = np.concatenate([_kernel(x[i : i + 256], reference).mean(1, dtype=np.float64) for i in range(0, n, 256)])
+    square = _kernel(x.astype(np.float64), x.astype(np.float64)) - g[:, None] - g
+    h = square[~np.eye(n, dtype=bool)].reshape(n, n - 1)
+    # The variance of row means includes that of the n - 1 terms in each, which is not part of zeta_1.
+    zeta_1 = max(0.0, h.mean(1).var(ddof=1) - h.var(1, ddof=1).mean() / (n - 1))
+    return float(4 * zeta_1 / num_images + 2 * h.var() / (num_images * (num_images - 1)))
 
 
 def _subset(features: np.ndarray, m: int, rng: np.random.Generator) -> np.ndarray:
@@ -116,69 +133,68 @@ def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return (x @ y.T / x.shape[1] + 1) ** 3
 
 
-def prdc_estimates(generated: np.ndarray, reference: np.ndarray, device: torch.device) -> dict[str, Estimate]:
-    """Precision and recall (Kynkaanniemi et al., 2019), density and coverage (Naeem et al., 2020), k = 5.
+def _off_diagonal_mean(square: np.ndarray) -> float:
+    return (square.sum() - np.trace(square)) / (len(square) * (len(square) - 1))
+
+
+def prdc_estimates(generated: np.ndarray, reference: np.ndarray, k: int, device: torch.device) -> dict[str, Estimate]:
+    """Precision and recall (Kynkaanniemi et al., 2019, with k = 3), density and coverage (Naeem et al., 2020, with k = 5).
 
     generated (N, d), reference (M, d), both of more than k images. An image's ball reaches to its k-th nearest neighbour in its
-    own set, itself not counted. Precision: the part of the generated images that is in some reference ball. Recall: of the
-    reference images in some generated ball. Density: reference balls around a generated image, over k, on average. Coverage:
-    the part of the reference balls with a generated image in them. The standard errors of recall and coverage are by leaving
-    out one of 20 groups of generated images at a time, whose part in the others' radii goes with it.
+    own set, itself not counted. Precision: the share of generated images in some reference ball. Recall: of reference images
+    in some generated ball. Density: reference balls around a generated image, over k, on average. Coverage: the share of
+    reference balls with a generated image in them. The standard errors of recall and coverage are by the jackknife over 20
+    groups of generated images.
     """
     x = torch.from_numpy(generated).to(device, torch.float32)
     y = torch.from_numpy(reference).to(device, torch.float32)
-    centre = y.mean(0)  # distances come out of inner products, whose rounding grows with the distance from the origin
+    centre = y.mean(0)  # distances are computed from inner products, whose rounding grows with the distance from the origin
     x, y = x - centre, y - centre
     groups = min(JACKKNIFE_GROUPS, len(x))
-    radius_y = _radii(y, 0)[0]
-    radii_x = _radii(x, groups)
+    radius_y = _radii(y, 0, k)[0]
+    radii_x = _radii(x, groups, k)
     balls = torch.zeros(len(x), device=device)
     # For all generated images, then without each group: reference images in a ball of theirs, with one of theirs in its ball.
     recalled, covered = torch.zeros(2, groups + 1, len(y), dtype=torch.bool, device=device)
+    index = torch.arange(len(x), device=device)
     for start in range(0, len(x), ROWS):
         rows = slice(start, start + ROWS)
         distances = torch.cdist(x[rows], y)
         within = distances < radius_y
         balls[rows] = within.sum(1).float()
-        for without, radius in enumerate(radii_x[:, rows]):
-            recalled[without] |= (distances < radius[:, None]).any(0)
-            covered[without] |= within[radius > 0].any(0)
+        for left_out in range(-1, groups):
+            kept = index[rows] % groups != left_out
+            recalled[left_out + 1] |= (distances < radii_x[left_out + 1, rows, None])[kept].any(0)
+            covered[left_out + 1] |= within[kept].any(0)
     return {
-        "Precision": _mean((balls > 0).double()),
+        "Precision": Estimate.of(balls > 0),
         "Recall": _jackknifed(recalled, len(x)),
-        "Density": _mean(balls.double() / NEIGHBOURS),
+        "Density": Estimate.of(balls / k),
         "Coverage": _jackknifed(covered, len(x)),
     }
 
 
-def _radii(x: torch.Tensor, groups: int) -> torch.Tensor:
+def _radii(x: torch.Tensor, groups: int, k: int) -> torch.Tensor:
     """Distance of each row of x (N, d) from its k-th nearest neighbour among the others: (1 + groups, N).
 
-    The first row is for all of them, row 1 + g without those whose index is g modulo `groups`; these have radius 0 there.
+    The first row is for all of them, row 1 + g without those whose index is g modulo `groups`.
     """
     radii = torch.zeros(1 + groups, len(x), device=x.device)
     for start in range(0, len(x), ROWS):
-        distances = torch.cdist(x[start : start + ROWS], x)
+        rows = slice(start, start + ROWS)
+        distances = torch.cdist(x[rows], x)
         distances.diagonal(start).fill_(torch.inf)
-        # More than k, so that k are left when a group is left out; all but certain, and nearly right where it is not.
-        near, who = distances.topk(min(4 * NEIGHBOURS, len(x) - 1), largest=False)
-        radii[0, start : start + ROWS] = near[:, NEIGHBOURS - 1]
-        own = torch.arange(start, start + len(near), device=x.device)
+        # 4 k of them, so that k are left without a group; where fewer are, which is rare, the last one is nearly right.
+        near, who = distances.topk(min(4 * k, len(x) - 1), largest=False)
+        radii[0, rows] = near[:, k - 1]
         for group in range(groups):
-            left = near.masked_fill(who % groups == group, torch.inf).sort(dim=1).values[:, NEIGHBOURS - 1]
-            radii[1 + group, start : start + ROWS] = torch.where(left.isinf(), near[:, -1], left).where(
-                own % groups != group, 0
-            )
+            left = near.masked_fill(who % groups == group, torch.inf).sort(dim=1).values[:, k - 1]
+            radii[1 + group, rows] = torch.where(left.isinf(), near[:, -1], left)
     return radii
 
 
-def _mean(values: torch.Tensor) -> Estimate:
-    """Of one number per generated image."""
-    return Estimate(float(values.mean()), float(values.std() / len(values) ** 0.5), len(values))
-
-
 def _jackknifed(reached: torch.Tensor, num_images: int) -> Estimate:
-    """The part of the reference images that is reached: bool (1 + groups, M), all images first, then without each group."""
+    """The share of reference images that is reached: bool (1 + groups, M), all images first, then without each group."""
     value, without = reached[0].double().mean(), reached[1:].double().mean(1)
     error = (without.var(correction=0) * (len(without) - 1)) ** 0.5
     return Estimate(float(value), float(error), num_images)

@@ -1,4 +1,4 @@
-"""Features of images, kept in files with the settings that made them: whatever was computed once is not computed again."""
+"""Features of images, cached in files together with the settings that they depend on."""
 
 import hashlib
 import json
@@ -18,14 +18,14 @@ from scripts.io import atomic_write, make_directory, read_npz
 from scripts.progress import progress_bar
 
 SECONDS_BETWEEN_FILES = 60
-"""An evaluation that is cut off loses at most this much work, and one batch."""
+"""An interrupted evaluation loses at most this much work, and one batch."""
 
 
 class Extractor(Protocol):
     """From images to features."""
 
     settings: dict[str, Any]
-    """Plain data that tells it from every other extractor."""
+    """Plain data that identify it."""
     num_features: int
     """d"""
 
@@ -71,7 +71,7 @@ def image_features(images: Images, indices: Sequence[int], extractor: Extractor)
     return np.stack([rows.get(row, unreadable) for row in range(len(indices))])
 
 
-def kept_features(
+def cached_features(
     directory: Path,
     settings: dict[str, Any],
     count: int,
@@ -81,10 +81,10 @@ def kept_features(
 ) -> np.ndarray:
     """Features float32 (count, d) of images 0..count-1.
 
-    Those that files in `directory` have for the same `settings` are read; `compute` gives the rest, for a range of at most
-    `batch_size` images at a time, and they are added to the files about every minute and at the end, also an untimely one.
-    Of several processes each computes its part of every `batch_size` images per process, and process 0 keeps the files: they
-    do not tell how many processes made them, and any number goes on from there.
+    Those that files in `directory` hold for the same `settings` are read. `compute` gives the rest, for a range of at most
+    `batch_size` images at a time; they are added to the files about every minute and at the end, also after an interruption.
+    Of several processes each computes its part of `batch_size` images per process, and process 0 writes the files, which any
+    number of processes can continue.
     Raises UserError for a directory that cannot be written to and for a damaged file.
     """
     store = _Store(directory, settings)

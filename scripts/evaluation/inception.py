@@ -8,7 +8,7 @@ import os
 import warnings
 import zlib
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,22 +22,13 @@ from scripts.downloads import fetch
 from scripts.errors import UserError
 from scripts.io import user_path
 
-Mode = Literal["clean", "legacy_tensorflow", "legacy_pytorch"]
 SIZE = 299
 """Height and width in pixels that Inception sees."""
 PATH_VARIABLE = "IHDM_INCEPTION_PATH"
 
 
-def check_mode(mode: str) -> Mode:
-    """The mode of that name. Raises UserError if there is none."""
-    for known in get_args(Mode):
-        if mode == known:
-            return known
-    raise UserError(f"--cleanfid_mode={mode}: must be one of {', '.join(get_args(Mode))}")
-
-
-def weights_file(mode: Mode, inception_path: str) -> Path:
-    """Where the weights of a mode are, fetched from where clean-fid fetches them if they are not there yet.
+def weights_file(mode: str, inception_path: str) -> Path:
+    """The file with the weights for a mode ("clean", "legacy_tensorflow" or "legacy_pytorch"), downloaded as by clean-fid.
 
     inception_path: the file or the folder that it is in; empty for the environment variable IHDM_INCEPTION_PATH, or else
     PyTorch's folder of downloads. Raises UserError if the file is not there and cannot be fetched.
@@ -59,13 +50,13 @@ class InceptionFeatures:
 
     num_features = 2048
 
-    def __init__(self, mode: Mode, file: Path, device: torch.device) -> None:
+    def __init__(self, mode: str, file: Path, device: torch.device) -> None:
         """file: as `weights_file` gives it. Raises UserError if it cannot be loaded."""
         self.mode, self.device = mode, device
         self.settings: dict[str, Any] = {"extractor": "inception", "mode": mode, "weights_crc32": zlib.crc32(file.read_bytes())}
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about ways of loading that clean-fid and its files are bound to
+                warnings.simplefilter("ignore")  # about ways of loading that are clean-fid's choice
                 self.network = _load(mode, file).to(device).eval()
         except Exception as error:  # PyTorch's loaders have no common class of error for a file that is damaged
             reason = str(error).strip().splitlines()[:1]
@@ -79,11 +70,11 @@ class InceptionFeatures:
         return features.float().cpu().numpy()
 
 
-def _load(mode: Mode, file: Path) -> torch.nn.Module:
+def _load(mode: str, file: Path) -> torch.nn.Module:
     if mode != "legacy_pytorch":
         # download=False: it opens the file of this name in the folder that it is given.
         return InceptionV3W(str(file.parent), download=False, resize_inside=mode == "legacy_tensorflow")
-    # clean-fid can only be told a file by taking its download's place. InceptionV3 draws weights before it loads those.
+    # clean-fid offers no way to name a file, so its download is replaced. InceptionV3 draws random weights first.
     loader = inception_pytorch.load_state_dict_from_url
     inception_pytorch.load_state_dict_from_url = lambda *_, **__: torch.load(file, map_location="cpu", weights_only=True)
     try:
@@ -93,7 +84,7 @@ def _load(mode: Mode, file: Path) -> torch.nn.Module:
         inception_pytorch.load_state_dict_from_url = loader
 
 
-def resized(x: torch.Tensor, mode: Mode) -> torch.Tensor:
+def resized(x: torch.Tensor, mode: str) -> torch.Tensor:
     """What clean-fid's `build_resizer(mode)` does to each image, for a batch x (B, C, H, W) of values 0..255 on any device.
 
     "clean" is Pillow's bicubic filter with anti-aliasing, "legacy_pytorch" bilinear interpolation without; both to 299x299 and

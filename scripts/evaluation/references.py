@@ -1,6 +1,6 @@
 """What generated images are compared with: published or own statistics, a folder of images, or a data set."""
 
-from collections.abc import Collection
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +11,21 @@ from scripts import distributed
 from scripts.data.datasets import Split, load_images
 from scripts.data.images import Images, fingerprint, list_images
 from scripts.errors import UserError
-from scripts.evaluation.distances import NEIGHBOURS
-from scripts.evaluation.features import Extractor, NativeFolder, image_features, kept_features
+from scripts.evaluation.features import Extractor, NativeFolder, cached_features, image_features
+from scripts.evaluation.metrics import Metric
 from scripts.evaluation.statistics_files import Reference, named_statistics, statistics_from_file
 from scripts.io import user_path
 
-FEWEST = {"fid": 2, "kid": 2, "prdc": NEIGHBOURS + 1}
-"""Images that a metric needs on either side."""
 SPLITS: dict[str, Split] = {"train": "train", "held_out": "held_out", "test": "held_out", "val": "held_out"}
+"""Values of --dataset_split for the configuration's own data set."""
 
 
 def find_reference(
     name: str,
     split: str,
     data: ConfigDict,
-    metrics: Collection[str],
+    metrics: Sequence[Metric],
+    k: int,
     extractor: Extractor,
     directory: Path,
     batch_size: int,
@@ -33,12 +33,11 @@ def find_reference(
     """What `--dataset_name_cleanfid=name` stands for, with what the metrics need of it.
 
     name: of clean-fid's statistics or, with split "custom", of custom ones; the path of an .npz or of a folder; or "" for the
-    split of the configuration's own data set. Features of images are kept in `directory`. Raises UserError for whatever is
+    split of the configuration's own data set. Features of images are cached in `directory`. Raises UserError for whatever is
     missing, and if there are fewer images than a metric needs.
     """
-    inception = extractor.settings["extractor"] == "inception"
     images = _images(name, split, data)
-    if name and not inception:
+    if name and extractor.settings["extractor"] != "inception":
         raise UserError(
             f"--dataset_name_cleanfid={name}: the classifier compares with the configuration's own data set only; "
             "leave it empty, or use --feature_extractor=inception"
@@ -47,20 +46,21 @@ def find_reference(
         features = reference_features(directory, images, extractor, batch_size)
         found = Reference.of(name or f"{data.dataset} {split}", features)
     else:
-        needed = {"moments": "fid" in metrics, "features": bool({"kid", "prdc"} & set(metrics))}
+        needs = {metric.needs for metric in metrics}
+        needed = {"moments": "moments" in needs, "features": "features" in needs}
         if _is_file(name):
             found = statistics_from_file(user_path(name, "--dataset_name_cleanfid"), **needed)
         else:
-            with distributed.main_first():  # which fetches them
+            with distributed.main_first():  # it downloads them
                 found = named_statistics(name, extractor.settings["mode"], split, data.image_size, **needed)
     if found.num_features != extractor.num_features:
         raise UserError(
             f"{found.description}: {found.num_features} features an image, where the samples have {extractor.num_features}"
         )
     for metric in metrics:
-        if found.features is not None and len(found.features) < FEWEST[metric]:
+        if found.features is not None and len(found.features) < metric.fewest(k):
             raise UserError(
-                f"{found.description}: {len(found.features)} images, where {metric} needs at least {FEWEST[metric]}"
+                f"{found.description}: {len(found.features)} images, where {metric.name} needs at least {metric.fewest(k)}"
             )
     return found
 
@@ -89,10 +89,7 @@ def data_set_images(data: ConfigDict, split: str) -> Images:
 
 def folder_images(folder: Path) -> NativeFolder:
     """All images below a folder, at their own sizes, as clean-fid takes them. Raises UserError if there are fewer than 2."""
-    try:
-        paths = list_images(folder) if folder.is_dir() else []
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be listed ({error.strerror})") from None
+    paths = list_images(folder) if folder.is_dir() else []
     if len(paths) < 2:
         what = f"{len(paths)} image files in it" if folder.is_dir() else "no such folder"
         raise UserError(f"{folder}: {what}; a reference needs a folder with at least 2 images")
@@ -100,11 +97,11 @@ def folder_images(folder: Path) -> NativeFolder:
 
 
 def reference_features(directory: Path, images: Images, extractor: Extractor, batch_size: int) -> np.ndarray:
-    """Features (M, d) of all images that can be read, kept in `directory`."""
+    """Features (M, d) of all images that can be read, cached in `directory`."""
     settings: dict[str, Any] = {"images": "reference", **fingerprint(images), **extractor.settings}
 
     def compute(indices: range) -> np.ndarray:
         return image_features(images, indices, extractor)
 
-    rows = kept_features(directory, settings, len(images), batch_size, compute, "reference features")
+    rows = cached_features(directory, settings, len(images), batch_size, compute, "reference features")
     return rows[~np.isnan(rows[:, 0])]

@@ -5,16 +5,21 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ml_collections import ConfigDict
-
+from scripts.config import ROOT
 from scripts.errors import printable
+from scripts.estimate import Estimate
 from scripts.io import make_directory, plain_name
-from scripts.provenance import commit, config_hash, now, program_version
+from scripts.provenance import commit, now, program_version
 
+if TYPE_CHECKING:
+    import numpy as np
+
+RUNS = ROOT / "runs"
+"""Scores of all models are logged below it."""
 RESULTS = Path("evaluation", "results.jsonl")
 """In a run directory: all scores of its model, for scripts/tools/report.py."""
 
@@ -25,28 +30,19 @@ class Result:
 
     score: str
     """Its name as in the log file's, such as "FID"."""
-    value: float
-    standard_error: float | None
-    """None where it is not known."""
-    num_images: int
-    """N, the images that the score was computed on."""
+    estimate: Estimate
     settings: dict[str, Any]
-    """What the value depends on, as plain data: `common_settings` and whatever is particular to the score."""
+    """What the value depends on, as plain data."""
+    interval: tuple[float, float] | None = None
+    """For proportions, a 95% confidence interval."""
+    note: str = ""
+    """What a reader must know, in a line."""
+    per_image: "np.ndarray | None" = field(default=None, repr=False, compare=False)
+    """Float64 (N,): the value is their mean to first order, up to a constant. Differences between results are paired by it."""
 
     def __str__(self) -> str:
-        error = "" if self.standard_error is None else f" +- {self.standard_error:.2g}"
-        return f"{self.score}: {self.value:.6g}{error} (N = {self.num_images})"
-
-
-def common_settings(config: ConfigDict, *, checkpoint: int, step: int, delta: float, seed: int) -> dict[str, Any]:
-    """What every score depends on. checkpoint: its number as on the command line, 0 the newest; step: training steps in it."""
-    return {
-        "delta": delta,
-        "seed": seed,
-        "checkpoint": checkpoint,
-        "checkpoint_step": step,
-        "config_hash": config_hash(config),
-    }
+        interval = "" if self.interval is None else ", 95% interval {:.4f} to {:.4f}".format(*self.interval)
+        return f"{self.score}: {self.estimate} (N = {self.estimate.num_images}{interval})" + (self.note and f"; {self.note}")
 
 
 def results_directory(root: Path, dataset_name: str, experiment_name: str) -> Path:
@@ -60,31 +56,49 @@ def results_directory(root: Path, dataset_name: str, experiment_name: str) -> Pa
     return root / dataset_name / "evaluation_results" / experiment_name
 
 
-def append_result(directory: Path, result: Result, *, param_name: str, seconds: float, workdir: Path | None = None) -> None:
+def append_result(
+    directory: Path,
+    result: Result,
+    *,
+    param_name: str,
+    seconds: float,
+    workdir: Path | None = None,
+    more: Mapping[str, Any] | None = None,
+) -> None:
     """Add a line to <directory>/<SCORE>_log.txt and the same value, with everything behind it, to <SCORE>_log.jsonl.
 
     param_name: settings, separated by commas, whose values are then given ("delta: 0.0125, FID: 21.3"), or any label.
     seconds: time taken. workdir: the run directory of the model, whose `evaluation/results.jsonl` gets the line, too, if it can
-    be written to. Raises UserError if the directory cannot be written to.
+    be written to. more: further plain data for the JSON. Raises UserError if the directory cannot be written to.
     """
     make_directory(directory, "evaluation results")
-    settings = result.settings
+    settings, estimate = result.settings, result.estimate
     label = ", ".join(f"{name}: {settings[name]}" if name in settings else printable(name) for name in param_name.split(","))
     row = {
         "score": result.score,
-        "value": result.value,
-        "standard_error": _finite(result.standard_error),
-        "num_images": result.num_images,
+        "value": estimate.value,
+        "standard_error": estimate.standard_error if math.isfinite(estimate.standard_error) else None,  # JSON has no infinity
+        "num_images": estimate.num_images,
+        "interval_95": result.interval,
+        "note": result.note,
         "param_name": param_name,
         **settings,
+        **(more or {}),
         "versions": versions(),
         "seconds": round(seconds, 2),
         "finished": now(),
     }
     append_line(directory / f"{result.score}_log.jsonl", json.dumps(row))
-    append_line(directory / f"{result.score}_log.txt", f"{label}, {result.score}: {result.value:.8g}")
+    append_line(directory / f"{result.score}_log.txt", f"{label}, {result.score}: {estimate.value:.8g}")
     if workdir is not None and os.access(workdir, os.W_OK):
         append_line(make_directory(workdir / RESULTS.parent, "--workdir") / RESULTS.name, json.dumps(row))
+
+
+def result_of_row(row: Mapping[str, Any], per_image: "np.ndarray | None" = None) -> Result:
+    """The result of a line that `append_result` wrote, with all of the line as its settings."""
+    error = math.inf if row["standard_error"] is None else row["standard_error"]
+    interval = row["interval_95"] and (row["interval_95"][0], row["interval_95"][1])
+    return Result(row["score"], Estimate(row["value"], error, row["num_images"]), dict(row), interval, row["note"], per_image)
 
 
 def append_line(path: Path, line: str) -> None:
@@ -103,8 +117,3 @@ def versions() -> Mapping[str, str]:
     at = commit()
     program = program_version() + (f"+{at}" if at else "")
     return {"torch": importlib.metadata.version("torch"), "program": program}
-
-
-def _finite(value: float | None) -> float | None:
-    """JSON has no infinity: an error that is not known is null."""
-    return value if value is not None and math.isfinite(value) else None

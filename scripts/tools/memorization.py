@@ -20,11 +20,10 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 from scipy.stats import binomtest, chisquare
 
-from model_code.elbo import Estimate
 from scripts.config import define_config_flag, finite, run
-from scripts.data.datasets import load_images
+from scripts.data.datasets import has_labels, load_images, load_labelled
 from scripts.data.images import ImageSource
-from scripts.data.labels import has_labels, load_labelled
+from scripts.estimate import Estimate
 from scripts.evaluation.classifier import ClassifierFeatures, classifier_features
 from scripts.evaluation.features import Extractor, image_features
 from scripts.io import atomic_write, make_directory, user_path

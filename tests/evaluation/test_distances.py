@@ -1,13 +1,21 @@
 """Distances between features: against clean-fid, written-out sums, known answers and repeated draws."""
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
 from cleanfid import fid as cleanfid_fid
 
-from scripts.evaluation.distances import Estimate, Gaussian, frechet_distance, frechet_estimate, kernel_estimate, prdc_estimates
+from scripts.estimate import Estimate, wilson_interval
+from scripts.evaluation.distances import (
+    Gaussian,
+    frechet_distance,
+    frechet_estimate,
+    frechet_of_reference,
+    kernel_estimate,
+    prdc_estimates,
+)
+from scripts.evaluation.results import Result
+from scripts.evaluation.sweep import difference
 
 CPU = torch.device("cpu")
 
@@ -22,7 +30,7 @@ def test_frechet_distance_is_clean_fids() -> None:
     a, b = Gaussian.of(features(0, 60)), Gaussian.of(1.3 * features(1, 50) + 0.2)
     expected = cleanfid_fid.frechet_distance(a.mu, a.sigma, b.mu, b.sigma)
     assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
-    assert frechet_estimate(features(0, 60), b).value == pytest.approx(expected, rel=1e-9)
+    assert frechet_estimate(features(0, 60), b)[0].value == pytest.approx(expected, rel=1e-9)
 
 
 def test_frechet_distance_with_a_known_answer() -> None:
@@ -39,7 +47,7 @@ def test_frechet_distance_of_singular_covariances() -> None:
     assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-6)
     assert frechet_distance(a, b) > 1
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
-    assert np.isfinite(frechet_estimate(features(0, 10, 40), b).standard_error)
+    assert np.isfinite(frechet_estimate(features(0, 10, 40), b)[0].standard_error)
 
 
 def test_kernel_distance_is_clean_fids() -> None:
@@ -54,26 +62,94 @@ def test_kernel_distance_is_a_function_of_the_seed() -> None:
     assert kernel_estimate(x, y, 5).value != kernel_estimate(x, y, 6).value
 
 
-@pytest.mark.parametrize("score", ["FID", "KID", "Precision", "Recall", "Density", "Coverage"])
-def test_standard_errors_are_those_of_repeated_draws(score: str) -> None:
-    """The standard deviation over fresh sets of samples; those by jackknife tend to be on the large side."""
+def spread_ratio(found: list[Estimate]) -> float:
+    """Stated standard errors over the standard deviation of the values, for estimates from fresh sets of samples."""
+    stated = np.mean([one.standard_error**2 for one in found])
+    return float(np.sqrt(stated / np.var([one.value for one in found], ddof=1)))
+
+
+def test_frechet_standard_error_is_that_of_repeated_draws() -> None:
+    """A factor of 1.3 would be noticed."""
+    moments = Gaussian.of(features(1000, 100))
+    found = [frechet_estimate(1.3 * features(seed, 400), moments)[0] for seed in range(200)]
+    assert {one.num_images for one in found} == {400}
+    assert 0.83 < spread_ratio(found) < 1.2
+
+
+@pytest.mark.parametrize(("d", "scale", "reference_images", "subsets"), [(60, 1.0, 600, 8), (6, 1.3, 60, 2), (6, 1.3, 150, 8)])
+def test_kernel_standard_error_is_that_of_repeated_draws(
+    d: int, scale: float, reference_images: int, subsets: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A factor of 1.3 would be noticed; first where samples have the reference's distribution."""
+    monkeypatch.setattr("scripts.evaluation.distances.SUBSETS", subsets)
+    reference = features(1000, reference_images, d)
+    found = [kernel_estimate(scale * features(seed, 60, d), reference, seed) for seed in range(150)]
+    assert 0.83 < spread_ratio(found) < 1.2
+
+
+def test_standard_errors_of_shares_are_those_of_repeated_draws() -> None:
+    """Those by jackknife are too large rather than too small."""
     reference = features(1000, 400, 20)
-    moments = Gaussian.of(reference)
-    estimators: dict[str, Callable[[np.ndarray], Estimate]] = {
-        "FID": lambda x: frechet_estimate(x, moments),
-        "KID": lambda x: kernel_estimate(x, reference, 0),
-    }
-    estimate = estimators.get(score, lambda x: prdc_estimates(x, reference, CPU)[score])
-    scale = 0.6 if score in ("Recall", "Coverage") else 1.3  # away from 1, where there is nothing to measure
-    found = [estimate(scale * features(seed, 200, 20)) for seed in range(25 if score == "KID" else 60)]
-    assert {one.num_images for one in found} == {200}
-    ratio = np.mean([one.standard_error for one in found]) / np.std([one.value for one in found], ddof=1)
-    assert 0.7 < ratio < 1.6, (ratio, found[0])
+    for scale, scores in ((0.6, ("Recall", "Coverage")), (1.3, ("Precision", "Density"))):  # away from 1 and from 0
+        found = [prdc_estimates(scale * features(seed, 200, 20), reference, 5, CPU) for seed in range(50)]
+        for score in scores:
+            assert 0.7 < spread_ratio([one[score] for one in found]) < 1.6, score
 
 
-def test_precision_recall_density_coverage_by_brute_force() -> None:
+def test_intervals_hold_the_true_proportion() -> None:
+    """At a precision near 1, where value +- error does not: 95% of the intervals, less chance."""
+    reference = features(1000, 300, 4)
+    found = [prdc_estimates(1.1 * features(seed, 60, 4), reference, 5, CPU)["Precision"] for seed in range(120)]
+    truth = np.mean([one.value for one in found])
+    intervals = [one.wilson() for one in found]
+    assert 0.9 < truth < 0.99
+    assert np.mean([low <= truth <= high for low, high in intervals]) > 0.92
+    low, high = wilson_interval(0, 500)
+    assert (low, high) == pytest.approx((0, 0.00762), abs=1e-5)
+    assert wilson_interval(0.1, 50) == pytest.approx((0.04348, 0.21361), abs=1e-4)
+
+
+def test_frechet_distance_of_draws_from_the_reference() -> None:
+    moments = Gaussian(np.zeros(6), np.diag([4.0, 2, 1, 1, 0.5, 0]))
+    rng = np.random.default_rng(0)
+    found = [frechet_distance(Gaussian.of(rng.standard_normal((300, 6)) @ moments.sigma**0.5), moments) for _ in range(200)]
+    assert frechet_of_reference(moments, 300) == pytest.approx(np.mean(found), rel=0.08)
+
+
+def test_differences_are_paired_by_influence() -> None:
+    """Samples of the same seeds at two settings: the error of their FID's difference, far below those of the values."""
+    moments = Gaussian.of(features(1000, 300))
+    differences, errors, alone = [], [], []
+    for seed in range(100):
+        x = 1.3 * features(seed, 200)
+        y = 1.02 * x + 0.05 * features(10_000 + seed, 200)
+        found = [frechet_estimate(points, moments) for points in (x, y)]
+        one, other = (Result("FID", estimate, {}, per_image=influence) for estimate, influence in found)
+        paired = difference(other, one)
+        assert paired is not None
+        differences.append(paired.value)
+        errors.append(paired.standard_error)
+        alone.append(one.estimate.standard_error)
+    assert 0.8 < np.mean(errors) / np.std(differences, ddof=1) < 1.25
+    assert np.mean(errors) < 0.3 * np.mean(alone)
+
+
+def test_coverage_of_duplicates_is_that_by_brute_force() -> None:
+    """Samples whose ball has no extent are samples: 100 identical and 100 varied ones, and one image 200 times."""
+    y = features(1, 300)
+    for x in (np.concatenate([np.repeat(y[:1], 100, 0), features(2, 100)]), np.repeat(y[:1], 200, 0)):
+        between = np.linalg.norm(y[:, None].astype(float) - y, axis=-1)
+        radius = np.sort(between, axis=1)[:, 5]  # after itself
+        to_samples = np.linalg.norm(y[:, None].astype(float) - x, axis=-1).min(1)
+        found = prdc_estimates(x, y, 5, CPU)["Coverage"]
+        assert found.value == pytest.approx(np.mean(to_samples < radius))
+        assert found.value > 0
+
+
+@pytest.mark.parametrize("k", [3, 5])
+def test_precision_recall_density_coverage_by_brute_force(k: int) -> None:
     """Every distance written out, on sets so small that every ball is of a different size."""
-    x, y, k = features(0, 17), 1.2 * features(1, 23), 5
+    x, y = features(0, 17), 1.2 * features(1, 23)
 
     def distance(a: np.ndarray, b: np.ndarray) -> float:
         return float(np.sqrt(((a.astype(float) - b) ** 2).sum()))
@@ -84,7 +160,7 @@ def test_precision_recall_density_coverage_by_brute_force() -> None:
     radius_x, radius_y = radii(x), radii(y)
     in_real = [[distance(a, b) < radius for b, radius in zip(y, radius_y, strict=True)] for a in x]
     in_generated = [[distance(a, b) < radius for b in y] for a, radius in zip(x, radius_x, strict=True)]
-    found = prdc_estimates(x, y, CPU)
+    found = prdc_estimates(x, y, k, CPU)
     assert found["Precision"].value == pytest.approx(np.mean([any(row) for row in in_real]))
     assert found["Density"].value == pytest.approx(np.mean([sum(row) / k for row in in_real]))
     assert found["Recall"].value == pytest.approx(np.mean([any(column) for column in zip(*in_generated, strict=True)]))
@@ -93,6 +169,6 @@ def test_precision_recall_density_coverage_by_brute_force() -> None:
 
 def test_distances_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = features(0, 50), features(1, 60)
-    whole = prdc_estimates(x, y, CPU)
+    whole = prdc_estimates(x, y, 5, CPU)
     monkeypatch.setattr("scripts.evaluation.distances.ROWS", 7)
-    assert prdc_estimates(x, y, CPU) == whole
+    assert prdc_estimates(x, y, 5, CPU) == whole

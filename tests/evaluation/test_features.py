@@ -12,7 +12,7 @@ from scripts.data.datasets import load_labelled
 from scripts.data.images import fingerprint
 from scripts.errors import UserError
 from scripts.evaluation.classifier import classifier_features
-from scripts.evaluation.features import image_features, kept_features
+from scripts.evaluation.features import cached_features, image_features
 from scripts.evaluation.references import folder_images
 from tests.conftest import tiny_config
 
@@ -39,10 +39,10 @@ EXPECTED = np.array([[i, -i] for i in range(30)], np.float32)
 def test_an_interrupted_computation_continues(tmp_path: Path) -> None:
     first = Counting(stop_at=12)
     with pytest.raises(KeyboardInterrupt):
-        kept_features(tmp_path, {"a": 1}, 20, 4, first, "")
+        cached_features(tmp_path, {"a": 1}, 20, 4, first, "")
     assert first.asked == [(0, 4), (4, 8), (8, 12)]
     second = Counting()
-    np.testing.assert_array_equal(kept_features(tmp_path, {"a": 1}, 20, 5, second, ""), EXPECTED[:20])
+    np.testing.assert_array_equal(cached_features(tmp_path, {"a": 1}, 20, 5, second, ""), EXPECTED[:20])
     assert second.asked == [(12, 17), (17, 20)]
 
 
@@ -56,29 +56,29 @@ def test_a_killed_computation_loses_a_minute_at_most(tmp_path: Path, monkeypatch
         there.append(len(list(tmp_path.iterdir())))
         return compute(indices)
 
-    np.testing.assert_array_equal(kept_features(tmp_path, {}, 12, 4, look, ""), EXPECTED[:12])
+    np.testing.assert_array_equal(cached_features(tmp_path, {}, 12, 4, look, ""), EXPECTED[:12])
     assert there == [0, 1, 2]
 
 
-def test_kept_features_serve_smaller_and_larger_numbers(tmp_path: Path) -> None:
-    kept_features(tmp_path, {"a": 1}, 10, 4, Counting(), "")
+def test_cached_features_serve_smaller_and_larger_numbers(tmp_path: Path) -> None:
+    cached_features(tmp_path, {"a": 1}, 10, 4, Counting(), "")
     for count, expected in ((6, []), (10, []), (13, [(10, 13)]), (11, [])):
         compute = Counting()
-        np.testing.assert_array_equal(kept_features(tmp_path, {"a": 1}, count, 4, compute, ""), EXPECTED[:count])
+        np.testing.assert_array_equal(cached_features(tmp_path, {"a": 1}, count, 4, compute, ""), EXPECTED[:count])
         assert compute.asked == expected
     other = Counting()
-    kept_features(tmp_path, {"a": 2}, 3, 4, other, "")
+    cached_features(tmp_path, {"a": 2}, 3, 4, other, "")
     assert other.asked == [(0, 3)], "other settings, other features"
 
 
 def test_settings_are_in_the_file_and_damage_is_named(tmp_path: Path) -> None:
-    kept_features(tmp_path, {"delta": 0.5}, 4, 4, Counting(), "")
+    cached_features(tmp_path, {"delta": 0.5}, 4, 4, Counting(), "")
     (path,) = tmp_path.glob("features_*.npz")
     with np.load(path, allow_pickle=False) as file:
         assert str(file["settings"]) == '{"delta": 0.5}'
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(UserError, match=f"{path.name}: damaged .* delete it"):
-        kept_features(tmp_path, {"delta": 0.5}, 4, 4, Counting(), "")
+        cached_features(tmp_path, {"delta": 0.5}, 4, 4, Counting(), "")
 
 
 class Means:
@@ -132,13 +132,21 @@ def test_a_data_set_without_labels() -> None:
         load_labelled(data, "train")
 
 
-def test_the_classifier_is_accurate_reproducible_and_kept(tmp_path: Path) -> None:
-    """A quarter of the steps gives 96.6%; all of them, in 12 s on one core, 98.4%."""
-    data = tiny_config(data__image_size=28).data
+def test_the_included_classifier(tmp_path: Path) -> None:
+    """The same weights on every machine, so that scores compare: nothing is trained, nothing written."""
+    classifier = classifier_features(tmp_path, tiny_config(data__image_size=28).data, CPU)
+    assert classifier.settings == {"extractor": "classifier", "weights_crc32": 1323292831}
+    assert classifier.accuracy == pytest.approx(0.976, abs=0.003)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_classifier_of_other_data_is_accurate_reproducible_and_kept(tmp_path: Path) -> None:
+    """Digits at another size; a quarter of the steps."""
+    data = tiny_config(data__image_size=14).data
     generator = torch.get_rng_state()
     classifier = classifier_features(tmp_path / "a", data, CPU, steps=150)
     assert torch.equal(torch.get_rng_state(), generator)
-    assert classifier.accuracy > 0.95
+    assert classifier.accuracy > 0.9
     (file,) = (tmp_path / "a").iterdir()
     written = file.stat().st_mtime_ns
     again = classifier_features(tmp_path / "a", data, CPU, steps=150)
@@ -149,5 +157,5 @@ def test_the_classifier_is_accurate_reproducible_and_kept(tmp_path: Path) -> Non
         classifier_features(tmp_path / "a", data, CPU, steps=150)
     short = [classifier_features(tmp_path / name, data, CPU, steps=3).settings for name in ("b", "c")]
     assert short[0] == short[1]
-    pixels = torch.randint(0, 256, (2, 1, 28, 28), dtype=torch.uint8)
+    pixels = torch.randint(0, 256, (2, 1, 14, 14), dtype=torch.uint8)
     assert again(pixels).shape == (2, 64)

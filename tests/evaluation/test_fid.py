@@ -1,7 +1,7 @@
 """Scores of samples: exactly those asked for, as uint8, kept and continued, against every kind of reference."""
 
+import functools
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +14,18 @@ import torch
 from ml_collections import ConfigDict
 from PIL import Image
 
-from model_code import build_blur, build_model
-from model_code.prior import PriorBank
-from scripts import checkpoint
-from scripts.config import to_json
-from scripts.data.datasets import load_images
 from scripts.errors import UserError
+from scripts.estimate import Estimate
 from scripts.evaluation.classifier import classifier_features
-from scripts.evaluation.distances import Estimate, Gaussian, frechet_distance
-from scripts.evaluation.fid import evaluate_samples, save_statistics
+from scripts.evaluation.distances import Gaussian, frechet_distance
+from scripts.evaluation.fid import SampleEvaluation, save_statistics
+from scripts.evaluation.metrics import MODES, Inputs
 from scripts.evaluation.results import Result
+from scripts.evaluation.statistics_files import Reference
 from scripts.sampling.sampler import Sampler, load_sampler
 from tests.conftest import tiny_config
 from tests.evaluation.inception_stand_in import write_stand_in
-from tests.golden import fill_golden
+from tests.evaluation.made_run import make_run
 
 CPU = torch.device("cpu")
 Evaluate = Callable[..., dict[str, Result]]
@@ -36,19 +34,8 @@ Evaluate = Callable[..., dict[str, Result]]
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run directory with a checkpoint, and Inception's stand-in beside it."""
-    config = tiny_config()
-    model = build_model(config)
-    fill_golden(model)
-    source = load_images(config.data, "train")
-    images = torch.from_numpy(np.stack([source[i] for i in range(100)])) / 255
     workdir = tmp_path_factory.mktemp("run")
-    contents = {
-        "step": 7,
-        "ema": {"shadow": dict(model.named_parameters())},
-        "prior": PriorBank.from_images(images, build_blur(config)).state_dict(),
-        "config": to_json(config),
-    }
-    checkpoint.write_meta(workdir, contents)
+    make_run(tiny_config(), workdir)
     write_stand_in(workdir)
     return workdir
 
@@ -66,25 +53,27 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No network, clean-fid's statistics in a folder of their own, and a classifier that is trained in a moment."""
 
-    def refuse(url: str, timeout: float) -> None:
+    def refuse(url: str, timeout: float = 0) -> None:
         raise OSError("Network is unreachable")
 
     monkeypatch.setattr("urllib.request.urlopen", refuse)
     monkeypatch.setattr(cleanfid, "__file__", str(tmp_path / "cleanfid" / "__init__.py"))
-    monkeypatch.setattr("scripts.evaluation.fid.classifier_features", partial(classifier_features, steps=40))
+    monkeypatch.setattr("scripts.evaluation.fid.classifier_features", functools.partial(classifier_features, steps=40))
 
 
 @pytest.fixture
 def evaluate(run: Path, folder: Path) -> Evaluate:
-    """`evaluate_samples` on that run; whatever is not given is the cheapest there is."""
+    """`SampleEvaluation` on that run; whatever is not given is the cheapest there is."""
 
     def call(config: ConfigDict | None = None, **changes: Any) -> dict[str, Result]:
         options: dict[str, Any] = {
-            "metrics": ("kid",), "delta": None, "seed": None, "batch_size": 8, "num_gen": 11, "reference": str(folder),
-            "dataset_split": "train", "cleanfid_mode": "clean", "feature_extractor": "inception", "inception_path": str(run),
-        }  # fmt: skip
-        results = evaluate_samples(config or tiny_config(), run, 0, **options | changes)
-        return {result.score: result for result in results}
+            "mode": "kid", "batch_size": 8, "num_gen": 11, "reference": str(folder), "dataset_split": "train",
+            "cleanfid_mode": "clean", "feature_extractor": "inception", "inception_path": str(run),
+        } | changes  # fmt: skip
+        point = {name: options.pop(name, None) for name in ("delta", "seed")}
+        metrics = MODES[options.pop("mode")]
+        evaluation = SampleEvaluation(config or tiny_config(), run, metrics=metrics, **options)
+        return {result.score: result for result in evaluation(checkpoint=0, **point)}
 
     return call
 
@@ -107,13 +96,13 @@ class Recorder:
 def test_exactly_the_first_samples_rounded(evaluate: Evaluate, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the extractor sees last are samples 0..num_gen-1 to the nearest of 0..255."""
     recorder = Recorder()
-    monkeypatch.setattr("scripts.evaluation.fid._extractor", lambda *_: recorder)
+    monkeypatch.setattr(SampleEvaluation, "_extractor", lambda *_: recorder)
     result = evaluate(num_gen=11, batch_size=4, reference="", dataset_split="held_out", seed=5, delta=0.03)["KID"]
-    assert (result.num_images, result.settings["seed"], result.settings["delta"]) == (11, 5, 0.03)
+    assert (result.estimate.num_images, result.settings["seed"], result.settings["delta"]) == (11, 5, "0.03")
     assert (result.settings["checkpoint_step"], result.settings["reference_images"]) == (7, 500)
     assert [len(batch) for batch in recorder.batches[-4:]] == [4, 4, 4, 3], "500 reference images end with a batch of 4"
     drawn = torch.cat(recorder.batches[-3:])
-    sampler, _ = load_sampler(tiny_config(), run, 0, seed=5, delta=0.03)
+    sampler, _ = load_sampler(tiny_config(), run, 0, seed=5, delta=0.03, scoring=True)
     exact = sampler.independent(range(11)).clamp(0, 1) * 255
     assert (drawn.dtype, drawn.shape) == (torch.uint8, (11, 1, 8, 8))
     assert (drawn.float() - exact).abs().max() <= 0.5 + 1e-2, "rounded, not cut off"
@@ -130,31 +119,49 @@ def test_another_metric_and_more_samples_reuse_features(evaluate: Evaluate, run:
     monkeypatch.setattr(Sampler, "independent", counting)
     first = evaluate(seed=11)["KID"]
     assert drawn == list(range(11))
-    assert set(evaluate(seed=11, metrics=("prdc",))) == {"Precision", "Recall", "Density", "Coverage"}
+    assert set(evaluate(seed=11, mode="prdc")) == {"Precision", "Recall", "Density", "Coverage"}
     assert drawn == list(range(11))
-    assert evaluate(seed=11, num_gen=15)["KID"].num_images == 15
+    assert evaluate(seed=11, num_gen=15)["KID"].estimate.num_images == 15
     assert drawn == list(range(15))
-    assert evaluate(seed=11)["KID"].value == first.value
+    assert evaluate(seed=11)["KID"].estimate.value == first.estimate.value
+    drawn.clear()
     evaluate(seed=11, delta=0.05)
     evaluate(seed=11, cleanfid_mode="legacy_tensorflow")
-    assert drawn == [*range(15), *range(11), *range(11)]
+    evaluate(seed=11, precision="bfloat16")
+    evaluate(tiny_config(model__protocol="released"), seed=11)
+    assert drawn == [*range(11)] * 4
+    assert evaluate(tiny_config(model__dropout=0.5), seed=11)["KID"].estimate == first.estimate
+    assert drawn == [*range(11)] * 4, "samples do not depend on dropout"
 
 
 def test_classifier_scores_have_their_floor(evaluate: Evaluate, capsys: pytest.CaptureFixture[str]) -> None:
-    results = evaluate(
-        feature_extractor="classifier", reference="", metrics=("fid", "kid", "prdc"), num_gen=200, batch_size=100
-    )
+    results = evaluate(feature_extractor="classifier", reference="", mode="all", num_gen=200, batch_size=100)
     assert list(results) == ["FID", "KID", "Precision", "Recall", "Density", "Coverage"]
     printed = capsys.readouterr().out
     assert "% of held-out images right" in printed
     assert "FID: floor " in printed
     for result in results.values():
-        assert result.standard_error is not None
-        assert (result.num_images, result.settings["floor_images"], result.settings["reference_images"]) == (200, 200, 4500)
-        assert result.settings["value_at_floor_images"] == pytest.approx(result.value, rel=1e-6)
+        settings, estimate = result.settings, result.estimate
+        assert np.isfinite(estimate.standard_error)
+        assert (estimate.num_images, settings["floor_images"], settings["reference_images"]) == (200, 200, 4500)
+        assert settings["value_at_floor_images"] == pytest.approx(estimate.value, rel=1e-6)
     for score in ("FID", "KID"):
-        assert results[score].value > 3 * results[score].settings["floor"], "golden weights are not a good model"
+        assert results[score].estimate.value > 3 * results[score].settings["floor"], "golden weights are not a good model"
     assert results["Precision"].settings["floor"] > 0.5
+    assert results["Precision"].settings["k"] == 5
+    assert results["FID"].per_image is not None
+    assert [score for score, result in results.items() if result.interval] == ["Precision", "Recall", "Coverage"]
+
+
+def test_fid_at_the_floor_says_that_its_error_is_rough() -> None:
+    """Which it does not where the error can be relied upon."""
+    rng = np.random.default_rng(0)
+    x, reference = (rng.standard_normal((count, 6)).astype(np.float32) for count in (200, 4000))
+    for scale, expected in ((1.0, "its standard error is first order and rough here"), (2.0, "")):
+        inputs = Inputs(scale * x, Reference.of("draws", reference), seed=0, k=5, device=CPU)
+        (result,) = MODES["fid"][0].compute(inputs)
+        assert result.note.startswith(expected)
+        assert bool(result.note) == bool(expected)
 
 
 @pytest.mark.filterwarnings("ignore:FID of 11 samples")
@@ -176,69 +183,66 @@ def test_custom_statistics_are_clean_fids(evaluate: Evaluate, run: Path, folder:
     assert sigma.shape == (2048, 2048)
     assert feats.shape == (20, 2048)
 
-    # Roots of 2048 x 2048 matrices take seconds; the first features are enough to tell whether the right ones were compared.
-    monkeypatch.setattr("scripts.evaluation.distances.frechet_estimate", short_estimate)
-    from_folder = evaluate(metrics=("fid", "kid"))
+    use_short_estimate(monkeypatch)
+    from_folder = evaluate(mode="all")
     named = {"reference": "MY_images", "dataset_split": "custom"}
     for changes in (named, {"reference": str(path.with_name("my_images_clean_custom_na_kid.npz"))}):
-        found = evaluate(metrics=("fid", "kid"), **changes)
-        assert found["FID"].value == pytest.approx(from_folder["FID"].value, rel=1e-4)
-        assert found["KID"].value == pytest.approx(from_folder["KID"].value, rel=1e-4)
-    only_moments = evaluate(metrics=("fid",), reference=str(path))["FID"]
-    assert only_moments.value == pytest.approx(from_folder["FID"].value, rel=1e-4)
+        found = evaluate(mode="all", **changes)
+        for score in ("FID", "KID"):
+            assert found[score].estimate.value == pytest.approx(from_folder[score].estimate.value, rel=1e-4)
+    only_moments = evaluate(mode="fid", reference=str(path))["FID"]
+    assert only_moments.estimate.value == pytest.approx(from_folder["FID"].estimate.value, rel=1e-4)
     assert only_moments.settings["reference_images"] is None
 
     with pytest.raises(UserError, match="--custom_name=my_images: there are statistics of that name"):
         save_statistics("my_images", str(folder), **options)
-    with pytest.raises(UserError, match=r"KID and PRDC need reference features .* it has only mu, sigma; use --mode=fid"):
+    with pytest.raises(UserError, match=r"KID and PRDC need reference features .* it has only mu .*; use --mode=fid"):
         evaluate(reference=str(path))
     resized = save_statistics("small", str(folder), **options | {"image_size": 6})
     assert not np.allclose(np.load(resized)["mu"], mu)
+    path.rename(path.with_name("my_images_clean_custom_8.npz"))  # made for a resolution
+    assert evaluate(mode="fid", **named)["FID"].estimate.value == only_moments.estimate.value
 
 
-def short_estimate(generated: np.ndarray, reference: Gaussian) -> Any:
-    """`frechet_estimate` of the first features."""
-    first = Gaussian(reference.mu[:8], reference.sigma[:8, :8])
-    return Estimate(frechet_distance(Gaussian.of(generated[:, :8]), first), 0.0, len(generated))
+def use_short_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Frechet distance of the first features only: roots of 2048 x 2048 matrices take seconds."""
+
+    def short_estimate(generated: np.ndarray, reference: Gaussian) -> tuple[Estimate, None]:
+        first = Gaussian(reference.mu[:8], reference.sigma[:8, :8])
+        return Estimate(frechet_distance(Gaussian.of(generated[:, :8]), first), 0.0, len(generated)), None
+
+    monkeypatch.setattr("scripts.evaluation.distances.frechet_estimate", short_estimate)
+    monkeypatch.setattr("scripts.evaluation.distances.frechet_of_reference", lambda *_: 0.0)
 
 
 def test_published_statistics_by_name(evaluate: Evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Under clean-fid's own file name, with the resolution of the configuration."""
-    monkeypatch.setattr("scripts.evaluation.distances.frechet_estimate", short_estimate)
+    use_short_estimate(monkeypatch)
     stats = tmp_path / "cleanfid" / "stats"
     stats.mkdir(parents=True)
     np.savez(stats / "digits_legacy_tensorflow_test_8.npz", mu=np.zeros(2048), sigma=np.eye(2048))
     with pytest.warns(UserWarning, match="FID of 11 samples in 2048 dimensions is far too high; raise --num_gen"):
-        found = evaluate(metrics=("fid",), reference="Digits", dataset_split="test", cleanfid_mode="legacy_tensorflow")
+        found = evaluate(mode="fid", reference="Digits", dataset_split="test", cleanfid_mode="legacy_tensorflow")
     assert found["FID"].settings["reference"] == "Digits test, clean-fid's statistics"
     with pytest.raises(UserError) as error:
-        evaluate(metrics=("kid",), reference="Digits", dataset_split="test", cleanfid_mode="legacy_tensorflow")
-    for part in ("digits_legacy_tensorflow_test_8_kid.npz", "clean-fid/stats/", "Network is unreachable", "features for KID"):
+        evaluate(mode="kid", reference="Digits", dataset_split="test", cleanfid_mode="legacy_tensorflow")
+    for part in (
+        "--dataset_name_cleanfid=Digits --dataset_split=test",
+        "KID statistics for 8 pixels",
+        "Network is unreachable",
+    ):
         assert part in str(error.value)
 
 
-def test_a_checkpoint_without_a_prior_bank(evaluate: Evaluate, run: Path, tmp_path: Path) -> None:
-    """As the release's are: prior states come from the training images."""
-    _, contents = checkpoint.read_newest(run) or (None, {})
-    del contents["prior"]
-    checkpoint.write_meta(tmp_path, contents)
-    sampler, _ = load_sampler(tiny_config(), tmp_path, 0, from_data=None)
-    assert len(sampler.prior) == 4500
-
-
 ERRORS: dict[str, tuple[dict[str, Any], str]] = {
-    "metric": ({"metrics": ("fld",)}, "--mode=fld: must be one of fid, kid, prdc"),
-    "batch size": ({"batch_size": 0}, "--batch_size=0: must be at least 1"),
     "one sample": ({"num_gen": 1}, "--num_gen=1: kid needs at least 2 samples"),
-    "five samples": ({"num_gen": 5, "metrics": ("prdc",)}, "--num_gen=5: prdc needs at least 6 samples"),
-    "extractor": ({"feature_extractor": "clip"}, "--feature_extractor=clip: must be inception or classifier"),
-    "mode": ({"cleanfid_mode": "dirty"}, "--cleanfid_mode=dirty: must be one of clean"),
+    "five samples": ({"num_gen": 5, "mode": "prdc"}, "--num_gen=5: prdc needs at least 6 samples"),
     "weights": ({"inception_path": "/nowhere"}, "/nowhere/inception-2015-12-05.pt is not there and https://"),
     "split": ({"reference": "", "dataset_split": "dev"}, "--dataset_split=dev: the configuration's own data set has train"),
     "folder": ({"reference": "/nowhere/images"}, "/nowhere/images: no such folder"),
     "file": ({"reference": "/nowhere/stats.npz"}, "--dataset_name_cleanfid=/nowhere/stats.npz: there is no such file"),
-    "name": ({"reference": "imagenot"}, "--dataset_name_cleanfid=imagenot --dataset_split=train at 8 pixels"),
-    "custom name": ({"reference": "mine", "dataset_split": "custom"}, "there are: none); make them with --save_stats"),
+    "name": ({"reference": "imagenot"}, "--dataset_name_cleanfid=imagenot --dataset_split=train: clean-fid's"),
+    "custom name": ({"reference": "mine", "dataset_split": "custom"}, "(it has: none); make it with --save_stats"),
     "classifier with a name": ({"reference": "cifar10", "feature_extractor": "classifier"}, "leave it empty, or use"),
 }  # fmt: skip
 
@@ -256,13 +260,15 @@ def test_too_few_and_foreign_reference_images(evaluate: Evaluate, tmp_path: Path
     for i in range(4):
         Image.new("RGB", (8, 8), (i, 50 * i, 0)).save(tmp_path / f"{i}.png")
     with pytest.raises(UserError, match="4 images, where prdc needs at least 6"):
-        evaluate(metrics=("prdc",), reference=str(tmp_path))
+        evaluate(mode="prdc", reference=str(tmp_path))
     np.savez(tmp_path / "other.npz", feats=np.zeros((9, 5)))
     with pytest.raises(UserError, match="5 features an image, where the samples have 2048"):
         evaluate(reference=str(tmp_path / "other.npz"))
     np.savez(tmp_path / "odd.npz", mu=np.zeros(5), sigma=np.zeros((4, 4)))
-    with pytest.raises(UserError, match=r"must hold mu \(d,\) and sigma \(d, d\), it has mu \(5,\), sigma \(4, 4\)"):
-        evaluate(metrics=("fid",), reference=str(tmp_path / "odd.npz"))
+    with pytest.raises(
+        UserError, match=r"must hold finite mu \(d,\) and sigma \(d, d\), .* it has mu float64 \(5,\), sigma float64 \(4, 4\)"
+    ):
+        evaluate(mode="fid", reference=str(tmp_path / "odd.npz"))
     (tmp_path / "no.npz").write_text("nothing")
     with pytest.raises(UserError, match=r"no\.npz: not an \.npz of arrays"):
         evaluate(reference=str(tmp_path / "no.npz"))

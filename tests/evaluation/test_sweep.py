@@ -1,16 +1,19 @@
 """Sweeps and the record of results: parsing, continuation, best values, log files."""
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from scripts.errors import UserError
+from scripts.estimate import Estimate
 from scripts.evaluation.results import Result, append_line, append_result, results_directory
-from scripts.evaluation.sweep import Point, parse_sweeps, report, run_point, run_sweep, sweep_points
+from scripts.evaluation.sweep import Point, Runner, parse_sweeps, report, sweep_points
 from scripts.io import read_json_lines
 from scripts.provenance import config_hash
 from tests.conftest import tiny_config
@@ -26,10 +29,11 @@ SETTINGS = {"delta": 0.013, "checkpoint": 2, "seed": 1, "checkpoint_step": 600, 
         (["delta=0.010:0.016:0.001"], {"delta": [0.01, 0.011, 0.012, 0.013, 0.014, 0.015, 0.016]}),
         (["delta=0.01:0.0155:0.002"], {"delta": [0.01, 0.012, 0.014]}),
         (["delta=0.02"], {"delta": [0.02]}),
+        (["delta=0.01,spectral"], {"delta": [0.01, "spectral"]}),
         (["checkpoint=1:3:1", "seed=5,3,5"], {"checkpoint": [1, 2, 3], "seed": [5, 3]}),
     ],
 )
-def test_parsing(texts: list[str], expected: dict[str, list[float]]) -> None:
+def test_parsing(texts: list[str], expected: dict[str, list[float | str]]) -> None:
     axes = parse_sweeps(texts)
     assert axes == expected
     assert list(axes) == list(expected)
@@ -39,7 +43,7 @@ def test_parsing(texts: list[str], expected: dict[str, list[float]]) -> None:
     "text",
     [
         "delta", "delta=", "delta=a", "delta=1:2", "delta=0.02:0.01:0.001", "delta=0.01:0.02:0", "delta=0.01:0.02:-1",
-        "delta=-0.01,0.01", "delta=nan", "delta=inf", "delta=0:inf:1", "delta=0:1:1e-9", "delta=1:2:1,3", "seed=0.5",
+        "delta=-0.01,0.01", "delta=nan", "delta=inf", "delta=0:inf:1", "delta=1:2:1,3", "seed=0.5", "seed=spectral",
         "checkpoint=0:2:0.5", "sigma=1,2", "=1",
     ],
 )  # fmt: skip
@@ -48,11 +52,9 @@ def test_what_is_no_sweep(text: str) -> None:
         parse_sweeps([text])
 
 
-def test_too_much() -> None:
+def test_twice_the_same_setting() -> None:
     with pytest.raises(UserError, match="delta is swept already"):
         parse_sweeps(["delta=1,2", "delta=3"])
-    with pytest.raises(UserError, match="more than 10000 points"):
-        parse_sweeps(["seed=1:200:1", "checkpoint=1:200:1"])
 
 
 def test_all_combinations() -> None:
@@ -63,7 +65,10 @@ def test_all_combinations() -> None:
 
 
 class Evaluation:
-    """Stands in for one that takes hours: FID smallest at delta 2, RECALL largest at delta 3; may be interrupted."""
+    """Stands in for one that takes hours: FID smallest at delta 2, Recall largest at delta 3; may be interrupted.
+
+    The values of images vary by 1, all by the same amount from one delta to another.
+    """
 
     def __init__(self, calls_until_interruption: int | None = None) -> None:
         self.asked: list[Point] = []
@@ -73,32 +78,38 @@ class Evaluation:
         if self.left == len(self.asked):
             raise KeyboardInterrupt
         self.asked.append(point)
+        assert not isinstance(point.delta, str)
         settings = {**SETTINGS, "delta": point.delta, "seed": point.seed}
         value = (point.delta - 2) ** 2 + point.seed / 100
-        return [Result("FID", value, 0.5, 10, settings), Result("RECALL", point.delta / 10, None, 10, settings)]
+        rng = np.random.default_rng(0)
+        images = value + rng.standard_normal(10) + 0.1 * point.delta * rng.standard_normal(10)
+        return [
+            Result("FID", Estimate(value, 0.5, 10), settings, per_image=images),
+            Result("Recall", Estimate(point.delta / 10, math.inf, 10), settings, interval=(0.1, 0.4)),
+        ]
 
 
 def sweep(directory: Path, evaluation: Evaluation, texts: list[str], weights: int = 1) -> str:
     axes = parse_sweeps(texts)
-    points = sweep_points(BASE, axes)
-    return report(run_sweep(evaluation, points, directory, lambda point: {"weights": weights}, ",".join(axes)), axes, directory)
+    runner = Runner(evaluation, directory, lambda point: {"weights": weights}, ",".join(axes))
+    return report(runner.run(sweep_points(BASE, axes)), axes, directory)
 
 
 def test_interrupted_sweep_goes_on(tmp_path: Path) -> None:
-    """Finished points are not computed again, unless they were of other weights; a line that was cut short is."""
+    """Finished points are not computed again, unless they were of other weights; one of whose scores some are missing is."""
     texts = ["delta=1:3:0.5"]
-    first = Evaluation(calls_until_interruption=2)
+    first = Evaluation(calls_until_interruption=3)
     with pytest.raises(KeyboardInterrupt):
         sweep(tmp_path, first, texts)
-    with (tmp_path / "sweep.jsonl").open("a") as file:
-        file.write('{"point": {"delta": 2.0, "che')
+    log = tmp_path / "Recall_log.jsonl"
+    log.write_text("\n".join(log.read_text().splitlines()[:2]) + '\n{"score": "Rec')
     second = Evaluation()
     text = sweep(tmp_path, second, texts)
-    assert [p.delta for p in first.asked + second.asked] == [1, 1.5, 2, 2.5, 3]
+    assert [p.delta for p in first.asked + second.asked] == [1, 1.5, 2, 2, 2.5, 3]
     whole = Evaluation()
     assert sweep(tmp_path / "new", whole, texts).splitlines()[:-1] == text.splitlines()[:-1]
     again, other = Evaluation(), Evaluation()
-    sweep(tmp_path, again, texts)
+    assert sweep(tmp_path, again, texts) == text
     assert not again.asked
     sweep(tmp_path, other, texts, weights=2)
     assert len(other.asked) == 5
@@ -109,30 +120,40 @@ def test_interrupted_sweep_goes_on(tmp_path: Path) -> None:
 
 def test_report(tmp_path: Path) -> None:
     text = sweep(tmp_path, Evaluation(), ["delta=1:3:1", "seed=1,2"])
-    assert "best FID: 0.01 +- 0.5 at delta = 2, seed = 1" in text
-    assert "best RECALL: 0.3 at delta = 3, seed = 1" in text
-    assert len(text.splitlines()) == 1 + 6 + 2 + 1
+    assert "best FID: 0.01 +- 0.5 at delta = 2.0, seed = 1" in text
+    assert "best Recall: 0.3 at delta = 3.0, seed = 1" in text
+    assert len(text.splitlines()) == 1 + 6 + 2 + 1 + 1
     assert (tmp_path / "sweep_delta_seed.txt").read_text() in text + "\n"
-    for score in ("FID", "RECALL"):
+    for score in ("FID", "Recall"):
         with Image.open(tmp_path / f"sweep_delta_seed_{score}.png") as picture:
             assert picture.width > 500
     assert (tmp_path / "FID_log.txt").read_text().splitlines()[0] == "delta: 1.0, seed: 1, FID: 1.01"
 
 
-def test_common_random_numbers(tmp_path: Path) -> None:
-    """Every point of a sweep over delta has the same seed."""
-    evaluation = Evaluation()
-    sweep(tmp_path, evaluation, ["delta=1,2"])
-    assert {point.seed for point in evaluation.asked} == {42}
+def test_differences_from_the_best_are_paired(tmp_path: Path) -> None:
+    """The scatter that all points have in common does not count."""
+    (row,) = (line for line in sweep(tmp_path, Evaluation(), ["delta=1:3:1"]).splitlines() if line.split()[0] == "3.0")
+    error = 0.1 * np.random.default_rng(0).standard_normal((2, 10))[1].std(ddof=1) / 10**0.5
+    assert f"1 +- {error:.2g}" in row
+    assert error < 0.1, "0.5 is the error of either value"
+
+
+def test_numbers_and_rules_in_one_sweep(tmp_path: Path) -> None:
+    def evaluate(point: Point) -> list[Result]:
+        return [Result("FID", Estimate(2.0 if point.delta == "spectral" else 3.0, 0.1, 5), {"delta": point.delta})]
+
+    axes = parse_sweeps(["delta=0.01,spectral"])
+    runner = Runner(evaluate, tmp_path, lambda point: {}, "delta")
+    assert "best FID: 2 +- 0.1 at delta = spectral" in report(runner.run(sweep_points(BASE, axes)), axes, tmp_path)
 
 
 def test_log_files(tmp_path: Path) -> None:
     """The release's line and, beside it, everything that the value depends on."""
     directory = results_directory(tmp_path, "cifar10", "mine")
     assert directory == tmp_path / "cifar10" / "evaluation_results" / "mine"
-    result = Result("FID", 18.9612, 0.04, 50000, {**SETTINGS, "reference": "cifar10"})
+    result = Result("FID", Estimate(18.9612, 0.04, 50000), {**SETTINGS, "reference": "cifar10"})
     append_result(directory, result, param_name="delta", seconds=12.345)
-    append_result(directory, Result("FID", 20.0, float("inf"), 1, SETTINGS), param_name="try 2", seconds=1)
+    append_result(directory, Result("FID", Estimate(20.0, math.inf, 1), SETTINGS), param_name="try 2", seconds=1)
     assert (directory / "FID_log.txt").read_text() == "delta: 0.013, FID: 18.9612\ntry 2, FID: 20\n"
     first, second = read_json_lines(directory / "FID_log.jsonl")
     expected: dict[str, Any] = {
@@ -153,10 +174,12 @@ def test_half_a_line_spoils_no_other(tmp_path: Path) -> None:
 
 
 def test_single_evaluation_is_printed_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run_point(Evaluation(), BASE, tmp_path, "delta")
-    assert "FID: 4.37016 +- 0.5 (N = 10)" in capsys.readouterr().out
-    assert not (tmp_path / "sweep.jsonl").exists()
-    assert len(read_json_lines(tmp_path / "RECALL_log.jsonl")) == 1
+    Runner(Evaluation(), tmp_path, lambda point: {}, "delta").run_point(BASE)
+    printed = capsys.readouterr().out
+    assert "FID: 4.37016 +- 0.5 (N = 10)" in printed
+    assert "Recall: 0.00125 (N = 10, 95% interval 0.1000 to 0.4000)" in printed
+    (row,) = read_json_lines(tmp_path / "Recall_log.jsonl")
+    assert (row["standard_error"], row["interval_95"]) == (None, [0.1, 0.4])
 
 
 def test_config_hash() -> None:
