@@ -26,7 +26,7 @@ def save_diagnosis(workdir: Path, trainer: Trainer, batch: Batch, result: StepRe
         "bad_steps_in_a_row": trainer.bad_in_a_row,
         "bad_steps": trainer.bad_steps,
         "learning_rate": trainer.optimizer.param_groups[0]["lr"],
-        "precision": str(trainer.precision),
+        "precision": trainer.precision.name,
         "fallback": None if trainer.fallback is None else str(trainer.fallback),
         "loss_scale": trainer.scaler.get_scale(),
         "gradient_norm": _plain(result.grad_norm),
