@@ -138,7 +138,7 @@ def generated_settings(config: ConfigDict, sampler: Sampler, step: int, weights:
         "K": sampler.K,
         "blur_sigma_min": config.model.blur_sigma_min,
         "blur_sigma_max": config.model.blur_sigma_max,
-        "precision": str(sampler.precision),
+        "precision": sampler.precision.name,
     }
 
 

@@ -244,7 +244,7 @@ def export(directory: Path, sampler: Sampler, trained: TrainedModel, num_samples
         "delta": sampler.delta,
         "prior_delta": sampler.prior_delta,
         "prior_images": len(sampler.prior),
-        "precision": str(sampler.precision),
+        "precision": sampler.precision.name,
     }
     missing: list[int] = []
     if distributed.is_main():
