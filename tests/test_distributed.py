@@ -136,9 +136,11 @@ def test_samples_features_and_bound_are_those_of_one_process(launcher: str, plac
     features = [together.compute_features(place, place / f"{name}-features", together.FEATURES) for name in ("alone", launcher)]
     np.testing.assert_allclose(features[1], features[0], atol=1e-5)
     for score in ("ELBO", "BPD"):
-        (one,), (other,) = (read_json_lines(place / f"{name}-scores" / f"{score}_log.jsonl") for name in ("alone", launcher))
-        assert other["value"] == pytest.approx(one["value"], rel=1e-6)
-        assert other["num_images"] == one["num_images"]
+        (alone,), (several,) = (
+            read_json_lines(place / f"{name}-scores" / f"{score}_log.jsonl") for name in ("alone", launcher)
+        )
+        assert several["value"] == pytest.approx(alone["value"], rel=1e-6)
+        assert several["num_images"] == alone["num_images"]
 
 
 @pytest.mark.parametrize("how", ["kill", "exception", "error"])

@@ -1,9 +1,9 @@
-"""The bound on -log p(u_0) of a checkpoint: the levels to look at, what the network does there, a table and a picture by level."""
+"""The bound on -log p(u_0) of a checkpoint: levels to look at, what the network does there, a table and a picture by level."""
 
 import csv
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +81,9 @@ class Measurement:
 
     def gathered(self) -> "Measurement":
         """With the images of all processes, in the order of ranks."""
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
-        return replace(self, **{name: distributed.gather_rows(value) for name, value in tensors.items()})
+        tensors = (self.levels, self.errors, self.first_errors, self.summary)
+        levels, errors, first_errors, summary = map(distributed.gather_rows, tensors)
+        return Measurement(levels, errors, first_errors, summary, self.num_levels)
 
     def bound(self, process: Process, prior: Prior, noise: SamplingNoise) -> Bound:
         """The bound for this sampling noise."""

@@ -23,7 +23,7 @@ from scripts.config import define_config_flag, run, validate
 from scripts.device import Precision, device_name, resolve_device, to_device
 from scripts.errors import UserError
 from scripts.randomness import Purpose, normal_batch
-from scripts.sampling.reverse import IndependentNoise, reverse_process
+from scripts.sampling.reverse import BLOCK, IndependentNoise, reverse_process
 from scripts.training.plan import Work
 from scripts.training.step import Trainer
 
@@ -86,7 +86,7 @@ def tasks_of(config: ConfigDict, device: torch.device) -> Iterator[Task]:
     images = torch.rand(n, *shape)
     u, k = images.to(device), torch.full((n,), config.model.K, device=device)
     exact = Precision.named(device, "float32")
-    noise = IndependentNoise(0, range(n), shape)
+    noise = IndependentNoise(0, range(n), shape, device)
 
     def sample() -> None:
         trainer.model.eval()
@@ -95,11 +95,11 @@ def tasks_of(config: ConfigDict, device: torch.device) -> Iterator[Task]:
 
     yield matrix_product(trainer.precision)
     yield training_step(trainer, images, gflop)
-    yield Task("noise of a step", lambda: normal_batch(0, Purpose.TRAIN_NOISE, 0, range(n), shape).to(device), n, 0)
-    yield Task("blur of a step", lambda: trainer.blur(u, k), n, n * shape[0] * 8 * size**3 / 1e9)
+    yield Task("noise of a step", lambda: normal_batch(device, 0, Purpose.TRAIN_NOISE, 0, range(n), n, shape), n, 0)
+    yield Task("corruption of a step", lambda: trainer.process.corrupt(u, k, u), n, 0)
     yield Task("U-Net forward", lambda: forward(trainer.model, trainer.precision, u, k), n, n * gflop)
     yield Task("sampling, one level, float32", sample, n, n * gflop)
-    yield Task("noise of one level", lambda: noise(1).to(device), n, 0)
+    yield Task(f"noise of {BLOCK} levels", lambda: [noise(level) for level in range(BLOCK, 2 * BLOCK)], n * BLOCK, 0)
 
 
 def scaling_tasks(config: ConfigDict, device: torch.device) -> Iterator[Task]:

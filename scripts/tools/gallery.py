@@ -10,8 +10,7 @@ import torch
 from absl import flags
 from ml_collections import ConfigDict
 
-from model_code import build_blur
-from scripts.config import define_config_flag, finite, run
+from scripts.config import define_config_flag, run
 from scripts.data.datasets import load_images
 from scripts.io import make_directory, user_path
 from scripts.sampling.output import grid, save_gif, save_png
@@ -22,12 +21,12 @@ GREYS = 32
 """Levels of grey in the clip: with all 256 the faint noise of the process would take megabytes."""
 
 
-def draw(config: ConfigDict, workdir: Path, out: Path, delta: float | None) -> None:
+def draw(config: ConfigDict, workdir: Path, out: Path, delta: str | None) -> None:
     """Write all pictures to `out`, from the newest checkpoint and the configuration's seed; delta None: the configuration's.
 
     Raises UserError if the checkpoint or the data set is missing.
     """
-    sampler, _ = load_sampler(config, workdir, 0, delta=delta, from_data=None)
+    sampler, _ = load_sampler(config, workdir, 0, delta=delta)
     make_directory(out, "--out")
     states: dict[int, torch.Tensor] = {}
 
@@ -48,17 +47,18 @@ def draw(config: ConfigDict, workdir: Path, out: Path, delta: float | None) -> N
     save_png(out / "share_noise.png", torch.cat([states[sampler.K], states[0]]), COLUMNS)
     sampler.interpolate((0, 1), COLUMNS, keep)
     save_png(out / "interpolation.png", torch.cat([states[sampler.K], states[0]]), COLUMNS)
-    # Training images blurred by the forward process.
+    # Training images at the same levels of the forward process, without its noise.
     images = load_images(config.data, "train")
     u = torch.from_numpy(np.stack([images[len(images) * row // ROWS] for row in range(ROWS)])).float() / 255
-    blurred = build_blur(config)(u.repeat_interleave(COLUMNS, 0), torch.tensor(levels).repeat(ROWS))
-    save_png(out / "forward.png", blurred, COLUMNS)
+    u, k = u.repeat_interleave(COLUMNS, 0), torch.tensor(levels).repeat(ROWS)
+    corrupted, _ = sampler.process.cpu().corrupt(u, k.clamp(min=1), torch.zeros_like(u))
+    states_of_training = torch.where((k == 0)[:, None, None, None], u, sampler.process.to_images(corrupted))
+    save_png(out / "forward.png", states_of_training, COLUMNS)
 
 
 def main() -> int:
     """Draw what the flags name."""
     values = flags.FLAGS
-    finite("--delta", values.delta)
     out = user_path(values.out, "--out")
     draw(values.config, user_path(values.workdir, "--workdir"), out, values.delta)
     print(f"pictures in {out}")
@@ -69,5 +69,5 @@ if __name__ == "__main__":
     define_config_flag()
     flags.DEFINE_string("workdir", None, "Run directory that train.py made.", required=True)
     flags.DEFINE_string("out", None, "Directory to write to.", required=True)
-    flags.DEFINE_float("delta", None, "Sampling noise; by default config.model.delta_over_sigma * sigma.", lower_bound=0)
+    flags.DEFINE_string("delta", None, "Sampling noise: a standard deviation, or spectral; by default the configuration's.")
     run(main)

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 from scipy.stats import binomtest, chisquare
 
-from scripts.config import define_config_flag, finite, run
+from scripts.config import define_config_flag, run
 from scripts.data.datasets import has_labels, load_images, load_labelled
 from scripts.data.images import ImageSource
 from scripts.estimate import Estimate
@@ -123,19 +123,19 @@ def classify(
     }
 
 
-def study(config: ConfigDict, workdir: Path, checkpoint: int, delta: float | None, num_gen: int) -> tuple[dict[str, Any], Path]:
+def study(config: ConfigDict, workdir: Path, checkpoint: int, delta: str | None, num_gen: int) -> tuple[dict[str, Any], Path]:
     """Draw samples, compare them, write figures and picture. Returns the figures, plain data, and the picture's path.
 
     Raises UserError if the checkpoint or the data set is missing.
     """
-    sampler, trained = load_sampler(config, workdir, checkpoint, delta=delta, from_data=None)
+    sampler, trained = load_sampler(config, workdir, checkpoint, delta=delta)
     train, held_out = load_images(config.data, "train"), load_images(config.data, "held_out")
     directory = make_directory(workdir / "evaluation", "--workdir")
     extractors: dict[str, Extractor] = {"pixels": Pixels(sampler.shape)}
     if has_labels(config.data):
         extractors["classifier"] = classifier_features(directory, config.data, sampler.precision.device)
     pixels = torch.cat([to_uint8(sampler.independent(batch)) for batch in _batches(num_gen)])
-    figures: dict[str, Any] = {"checkpoint_step": trained.step, "delta": sampler.delta, "seed": sampler.seed}
+    figures: dict[str, Any] = {"checkpoint_step": trained.step, "delta": sampler.noise.label, "seed": sampler.seed}
     found = {}
     for space, extractor in extractors.items():
         ours, theirs = extractor(pixels), np.concatenate(list(_features(held_out, extractor)))
@@ -147,7 +147,7 @@ def study(config: ConfigDict, workdir: Path, checkpoint: int, delta: float | Non
         if isinstance(extractor, ClassifierFeatures):
             class_counts = np.bincount(load_labelled(config.data, "train")[1], minlength=extractor.num_classes)
             figures["classes"] = classify(extractor, ours, theirs, class_counts)
-    path = directory / f"memorization_delta_{sampler.delta:g}.png"
+    path = directory / f"memorization_delta_{sampler.noise.label}.png"
     with atomic_write(path.with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps(figures, indent=2) + "\n")
     plot_memorization(path, pixels, train, found)
@@ -183,7 +183,6 @@ def plot_memorization(
 def main() -> int:
     """Print and write what `study` finds for the flags."""
     values = flags.FLAGS
-    finite("--delta", values.delta)
     workdir = user_path(values.workdir, "--workdir")
     figures, path = study(values.config, workdir, values.checkpoint, values.delta, values.num_gen)
     print(json.dumps(figures, indent=2))
@@ -195,6 +194,6 @@ if __name__ == "__main__":
     define_config_flag()
     flags.DEFINE_string("workdir", None, "Run directory that train.py made.", required=True)
     flags.DEFINE_integer("checkpoint", 0, "n for checkpoints/checkpoint_n.pth, 0 for the newest.", lower_bound=0)
-    flags.DEFINE_float("delta", None, "Sampling noise; by default config.model.delta_over_sigma * sigma.", lower_bound=0)
+    flags.DEFINE_string("delta", None, "Sampling noise: a standard deviation, or spectral; by default the configuration's.")
     flags.DEFINE_integer("num_gen", 500, "Samples to draw.", lower_bound=2)
     run(main)

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from ml_collections import ConfigDict
 
-from model_code import build_process
 from model_code.process import Prior
 from scripts import checkpoint, distributed
 from scripts.config import to_json, validate
@@ -113,7 +112,7 @@ class TrainingRun:
         held_out_images: ImageSource,
     ) -> None:
         self.config, self.workdir, self.guard, self.train_images = config, workdir, guard, train_images
-        self.trainer = Trainer(config, device, build_process(config))
+        self.trainer = Trainer(config, device)
         data, evaluation = config.data, config.eval
         self.held_out = HeldOutBatches(
             held_out_images, config.seed, evaluation.batch_size, evaluation.num_images, data.uniform_dequantization,

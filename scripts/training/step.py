@@ -8,9 +8,8 @@ import torch
 from ml_collections import ConfigDict
 from torch import nn
 
-from model_code import build_model
+from model_code import build_model, build_process
 from model_code.ema import EMA
-from model_code.process import Process
 from scripts import distributed
 from scripts.device import Precision, to_device
 from scripts.losses import process_loss
@@ -54,13 +53,14 @@ class Trainer:
     takes its part of the batch; all end with the same weights.
     """
 
-    def __init__(self, config: ConfigDict, device: torch.device, process: Process) -> None:
-        self.config, self.device, self.process = config, device, process.to(device)
+    def __init__(self, config: ConfigDict, device: torch.device) -> None:
+        """Raises ValueError for a process or a network that cannot be built."""
+        self.config, self.device, self.process = config, device, build_process(config).to(device)
         torch.manual_seed(config.seed)  # initial weights
         self.precision = Precision.of(config, device)
         self.model = to_device(build_model(config), device, config.compile, autocast=self.precision.enabled)
         self.averaging_model = distributed.averaging_gradients(self.model, device)
-        self.level_weights = process.level_weights(config.training.level_weighting).to(device)
+        self.level_weights = self.process.level_weights(config.training.level_weighting).to(device)
         self.ema = EMA(self.model, config.model.ema_rate)
         optim = config.optim
         optimizer_class = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[optim.optimizer]
@@ -106,7 +106,7 @@ class Trainer:
         self.model.train()
         torch.manual_seed(int(stream(seed, Purpose.DROPOUT, step, rank).integers(2**63)))
         self._set_learning_rate()
-        losses = []
+        losses: list[torch.Tensor] = []
         for part in torch.arange(size, device=self.device).chunk(parts):
             with distributed.averaging_after(self.averaging_model, last=len(losses) == parts - 1):
                 with self.precision.autocast():

@@ -178,7 +178,8 @@ def subset(levels: torch.Tensor) -> Measurement:
 @pytest.mark.parametrize("num_draws", [3, 7])
 def test_strata_beat_independent_draws(num_draws: int) -> None:
     """For the same number of network calls the mean over images scatters less, and has no bias."""
-    rng, errors = np.random.default_rng(0), {"stratified": [], "independent": []}
+    rng = np.random.default_rng(0)
+    errors: dict[str, list[float]] = {"stratified": [], "independent": []}
     for seed in range(100):
         drawn = {
             "stratified": torch.tensor([draw_strata(seed, i, PAPER.bound_levels, num_draws) for i in range(len(IMAGES))]),

@@ -13,7 +13,6 @@ import pytest
 import torch
 from ml_collections import ConfigDict
 
-from model_code import build_process
 from scripts.checkpoint import meta_path, numbered_path, read
 from scripts.errors import UserError
 from scripts.io import read_json_lines
@@ -58,7 +57,7 @@ def test_a_nonfinite_step_changes_nothing(precision: str, spoilt: str, monkeypat
     """Weights, averages and moments are those of before, and the next finite step is an ordinary one."""
     mixed = precision != "float32"
     config = tiny_config(optim__automatic_mp=mixed, optim__amp_dtype=precision if mixed else "auto")
-    trainer = Trainer(config, CPU, build_process(config))
+    trainer = Trainer(config, CPU)
     trainer.scaler = torch.amp.GradScaler("cpu", init_scale=1.0, enabled=precision == "float16")
     images = torch.rand(4, 1, 8, 8)
     spoil_steps(monkeypatch, {2, 3}, SPOILT[spoilt])

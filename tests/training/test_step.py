@@ -19,7 +19,7 @@ IMAGES = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 def trainer_of(config: ConfigDict) -> Trainer:
-    return Trainer(config, CPU, build_process(config))
+    return Trainer(config, CPU)
 
 
 def trained(config: ConfigDict, steps: int) -> Trainer:
