@@ -41,6 +41,8 @@ def build_unet(config: ConfigDict) -> UNet:
         attention_levels=tuple(model.attention_levels),
         dropout=model.dropout,
         num_heads=model.num_heads,
+        num_head_channels=model.num_head_channels,
+        conv_resample=model.conv_resample,
         use_new_attention_order=model.use_new_attention_order,
         use_scale_shift_norm=model.use_scale_shift_norm,
         resblock_updown=model.resblock_updown,

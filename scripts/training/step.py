@@ -57,7 +57,9 @@ class Trainer:
         """Raises ValueError for a process or a network that cannot be built."""
         self.config, self.device, self.process = config, device, build_process(config).to(device)
         torch.manual_seed(config.seed)  # initial weights
-        self.precision = Precision.of(config, device)
+        chosen = Precision.of(config, device)
+        # Measured in every process, decided by process 0.
+        self.precision = Precision.named(device, distributed.from_main(chosen.name), chosen.reason)
         self.model = to_device(build_model(config), device, config.compile, autocast=self.precision.enabled)
         self.averaging_model = distributed.averaging_gradients(self.model, device)
         self.level_weights = self.process.level_weights(config.training.level_weighting).to(device)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from ml_collections import ConfigDict
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from scripts.checkpoint import meta_path, numbered_path, read, write_meta
 from scripts.errors import UserError
