@@ -16,14 +16,14 @@ QUICKSTART = ROOT / "configs" / "mnist" / "quickstart.py"
 TINY = [
     "--config.device=cpu", "--config.training.n_iters=2", "--config.training.batch_size=4", "--config.data.image_size=8",
     "--config.model.K=3", "--config.model.blur_sigma_max=4", "--config.model.channel_mult=(1,)",
-    "--config.model.attention_levels=(0,)", "--config.optim.automatic_mp=False",
+    "--config.model.attention_levels=(0,)", "--config.optim.automatic_mp=False", "--config.model.sampling_noise=isotropic",
 ]  # fmt: skip
 
 
-def command(script: str, *args: object, config: Path = QUICKSTART) -> subprocess.CompletedProcess[str]:
+def command(script: str, *args: object, config: Path | str = QUICKSTART) -> subprocess.CompletedProcess[str]:
     """Run an entry script from another directory, as users do."""
     line = [sys.executable, str(ROOT / script), "--config", str(config), *TINY, *map(str, args)]
-    return subprocess.run(line, capture_output=True, text=True, cwd="/", timeout=120, check=False)
+    return subprocess.run(line, capture_output=True, text=True, cwd="/", timeout=240, check=False)
 
 
 def error_line(result: subprocess.CompletedProcess[str]) -> str:
@@ -37,33 +37,35 @@ def error_line(result: subprocess.CompletedProcess[str]) -> str:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run directory made by train.py."""
-    workdir = tmp_path_factory.mktemp("runs") / "mnist" / "tiny"
-    result = command("train.py", "--workdir", workdir)
+    """A run directory made by train.py, with --workdir below the home directory."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(home))
+        result = command("train.py", "--workdir=~/runs/tiny")
     assert result.returncode == 0, result.stderr
     assert "finished at step 2" in result.stdout
-    return workdir
+    assert f"report in {home}/runs/tiny/index.html" in result.stdout
+    return home / "runs" / "tiny"
 
 
 def test_a_run_directory(trained: Path) -> None:
     for name in (
-        "checkpoints-meta/checkpoint.pth",
-        "checkpoints/checkpoint_1.pth",
-        "samples/iter_2/final.png",
-        "samples/iter_2/process.gif",
-        "samples/iter_2/process.mp4",
-        "tensorboard",
-        "metrics.jsonl",
-        "config.json",
+        *("checkpoints-meta/checkpoint.pth", "checkpoints/checkpoint_1.pth", "tensorboard", "metrics.jsonl", "index.html"),
+        *(f"samples/iter_2/{name}" for name in ("final.png", "process.gif", "process.mp4")),
     ):
         assert (trained / name).exists(), name
     assert json.loads((trained / "config.json").read_text())["model"]["blur_sigma_max"] == 4.0
 
 
-def test_training_again_says_that_it_is_done(trained: Path) -> None:
+def test_training_again_says_that_it_is_done_and_a_failing_report_is_a_warning(trained: Path) -> None:
+    page = trained / "index.html"
+    page.unlink()
+    page.mkdir()
     result = command("train.py", "--workdir", trained)
+    page.rmdir()
     assert result.returncode == 0
     assert "already finished at step 2" in result.stdout
+    assert "warning: the report could not be written" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -91,13 +93,17 @@ def test_every_sampling_flag_has_an_effect(trained: Path) -> None:
     """--save_sample_freq, --number, --seed and --prior, through the files that they change."""
     base = trained / "additional_samples" / "checkpoint_0"
     assert command("sample.py", "--workdir", trained, "--batch_size=4", "--save_sample_freq=2", "--seed=3").returncode == 0
-    kept = np.load(base / "delta_0.0125" / "samples.npy")
+    kept = np.load(base / "delta_0.0125_seed_3" / "samples.npy")
     assert kept.shape == (3, 4, 1, 8, 8)  # levels 3, 1 and 0
     result = command("sample.py", "--workdir", trained, "--batch_size=2", "--number=1", "--seed=3", "--prior=data")
     assert result.returncode == 0
-    np.testing.assert_allclose(np.load(base / "delta_0.0125_1" / "final.npy"), kept[-1, 2:], atol=1e-3)
-    assert command("sample.py", "--workdir", trained, "--batch_size=4", "--seed=4").returncode == 0
-    assert not np.allclose(np.load(base / "delta_0.0125" / "final.npy"), kept[-1], atol=1e-3)
+    np.testing.assert_allclose(np.load(base / "delta_0.0125_seed_3_1" / "final.npy"), kept[-1, 2:], atol=1e-3)
+
+
+def test_dead_flags_of_the_release_are_named_in_a_warning(trained: Path) -> None:
+    result = command("sample.py", "--workdir", trained, "--batch_size=1", "--final_noise=0.1", "--eval_folder=eval")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == "warning: --final_noise, --eval_folder: no effect, as in the original release\n"
 
 
 def test_export_continues_where_it_stopped(trained: Path, tmp_path: Path) -> None:
@@ -107,23 +113,18 @@ def test_export_continues_where_it_stopped(trained: Path, tmp_path: Path) -> Non
         return command("sample.py", "--workdir", trained, "--export_dir", directory, "--batch_size=3", *args)
 
     assert export("--num_samples=5").returncode == 0
-    images = {path.name: path.read_bytes() for path in directory.glob("*.png")}
-    assert sorted(images) == [f"{i:06d}.png" for i in range(5)]
-    with Image.open(directory / "000004.png") as image:
-        assert (image.size, image.mode) == ((8, 8), "L")
+    assert sorted(path.name for path in directory.glob("*.png")) == [f"{i:06d}.png" for i in range(5)]
+    before = np.asarray(Image.open(directory / "000002.png")).astype(int)
     (directory / "000002.png").unlink()
     untouched = (directory / "000001.png").stat().st_mtime_ns
     assert export("--num_samples=6").returncode == 0
     assert (directory / "000001.png").stat().st_mtime_ns == untouched
     assert (directory / "000005.png").exists()
-    again = np.asarray(Image.open(directory / "000002.png")).astype(int)
-    (tmp_path / "before.png").write_bytes(images["000002.png"])
-    assert np.abs(again - np.asarray(Image.open(tmp_path / "before.png"))).max() <= 1, "another batch, the same image"
-    assert "it holds samples made otherwise (delta was 0.0125, now 0.02;" in error_line(
+    again = np.asarray(Image.open(directory / "000002.png"))
+    assert np.abs(again - before).max() <= 1, "another batch, the same image"
+    assert "it holds samples made otherwise (delta was 0.0125, now 0.02" in error_line(
         export("--num_samples=6", "--delta=0.02")
     )
-    (directory / "export.json").write_text("{")
-    assert "export.json: damaged; delete this directory" in error_line(export("--num_samples=6"))
 
 
 BAD_TRAINING: dict[str, tuple[list[str], str]] = {
@@ -132,18 +133,12 @@ BAD_TRAINING: dict[str, tuple[list[str], str]] = {
     "not a number": (["--config.model.K=many"], "--config.model.K=many"),
     "unknown flag": (["--worksdir=x"], "worksdir"),
     "not a flag": (["configs"], "'configs' is not a flag"),
+    "home": (["--workdir=~nobody_of_this_name/x"], "--workdir=~nobody_of_this_name/x: not a path"),
     "K = 0": (["--config.model.K=0"], "config.model.K = 0: must be an integer of at least 1"),
-    "sigma_max < sigma_min": (["--config.model.blur_sigma_max=0.1"], "config.model.blur_sigma_max = 0.1: must be at least"),
-    "batch size 0": (["--config.training.batch_size=0"], "config.training.batch_size = 0"),
-    "image size": (["--config.data.image_size=9", "--config.model.channel_mult=(1,2)"], "config.data.image_size = 9: must be"),
-    "attention level": (["--config.model.attention_levels=(1,)"], "config.model.attention_levels = (0, 1): must be levels"),
-    "channels": (["--config.model.model_channels=48"], "config.model.model_channels = 48: must be a multiple of 32"),
-    "infinite": (["--config.model.sigma=inf"], "config.model.sigma=inf: must be a finite number"),
-    "part of a tuple": (["--config.model.channel_mult[5]=1"], "error: "),
     "unknown data set": (["--config.data.dataset=imagenet"], "config.data.dataset = 'imagenet': must be one of mnist5k"),
     "missing data": (["--config.data.dataset=ffhq", "--config.data.path=/nowhere"], "https://github.com/NVlabs/ffhq-dataset"),
     "device": (["--config.device=cuda:77"], "config.device = 'cuda:77'"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BAD_TRAINING)
@@ -154,15 +149,24 @@ def test_bad_input_to_training(case: str, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [], "nothing is written"
 
 
-def test_unknown_and_broken_config_files(tmp_path: Path) -> None:
-    result = command("train.py", "--workdir", tmp_path / "run", config=tmp_path / "none.py")
-    assert "none.py: there is no such file" in error_line(result)
-    broken = tmp_path / "broken.py"
-    broken.write_text("def get_config():\n    return undefined_name\n")
-    assert "broken.py" in error_line(command("train.py", "--workdir", tmp_path / "run", config=broken))
-    broken.write_text("def get_config(:\n")
-    assert "broken.py" in error_line(command("train.py", "--workdir", tmp_path / "run", config=broken))
-    assert list(tmp_path.iterdir()) == [broken]
+def test_configuration_files_that_fail(tmp_path: Path) -> None:
+    line = error_line(command("train.py", "--workdir", tmp_path / "run", config=tmp_path / "none.py"))
+    assert "none.py: there is no such file" in line
+    for broken in ("def get_config():\n    return undefined_name\n", "def get_config(:\n"):
+        (tmp_path / "broken.py").write_text(broken)
+        assert "broken.py" in error_line(command("train.py", "--workdir", tmp_path / "run", config=tmp_path / "broken.py"))
+
+
+def test_argument_of_a_configuration_file(tmp_path: Path) -> None:
+    """FILE:ARGUMENT, as ml_collections has it; overrides apply afterwards."""
+    file = tmp_path / "mine.py"
+    file.write_text("from configs.mnist import quickstart\n\ndef get_config(K):\n    c = quickstart.get_config()\n")
+    file.write_text(file.read_text() + "    c.model.K = int(K)\n    c.training.n_iters = 7\n    return c\n")
+    line = [sys.executable, str(ROOT / "train.py"), f"--config={file}:33", "--plan", "--config.training.n_iters=1234567"]
+    result = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "K = 33" in result.stdout
+    assert "1,234,567" in result.stdout
 
 
 def test_unwritable_workdir(tmp_path: Path) -> None:
@@ -172,27 +176,17 @@ def test_unwritable_workdir(tmp_path: Path) -> None:
     assert str(tmp_path / "file" / "run") in line
 
 
-def test_folder_without_images(tmp_path: Path) -> None:
-    folder = tmp_path / "holiday"
-    folder.mkdir()
-    (folder / "notes.txt").write_text("none yet")
-    line = error_line(
-        command("train.py", "--workdir", tmp_path / "run", "--config.data.dataset=folder", f"--config.data.path={folder}")
-    )
-    assert "holiday" in line
-    assert "image" in line
-
-
 def test_own_images_with_a_truncated_one_among_them(tmp_path: Path) -> None:
-    """Named, skipped and counted; training goes on."""
+    """Named, skipped and counted; training goes on. A folder without images is an error."""
     folder = tmp_path / "mine"
     folder.mkdir()
+    args = ["--config.data.dataset=folder", f"--config.data.path={folder}", "--config.data.num_channels=3"]
+    assert "mine" in error_line(command("train.py", "--workdir", tmp_path / "run", *args))
     rng = np.random.default_rng(0)
     for i in range(30):
         Image.fromarray(rng.integers(0, 256, (12, 10, 3), dtype=np.uint8)).save(folder / f"{i}.png")
     data = (folder / "4.png").read_bytes()
     (folder / "4.png").write_bytes(data[: len(data) // 2])
-    args = ["--config.data.dataset=folder", f"--config.data.path={folder}", "--config.data.num_channels=3"]
     result = command("train.py", "--workdir", tmp_path / "run", *args, "--config.training.n_iters=4")
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("4.png") + result.stderr.count("4.png") == 1
@@ -202,16 +196,12 @@ def test_own_images_with_a_truncated_one_among_them(tmp_path: Path) -> None:
 
 BAD_SAMPLING: dict[str, tuple[Sequence[str], str]] = {
     "negative delta": (["--delta=-0.1"], "--delta=-0.1"),
-    "batch size 0": (["--batch_size=0"], "--batch_size=0"),
+    "delta is not a number": (["--delta=nan"], "--delta=nan"),
     "one point": (["--interpolate", "--num_points=1"], "--num_points=1"),
     "two kinds": (["--same_init", "--interpolate"], "--same_init and --interpolate: choose one"),
-    "two kinds too": (["--same_init", "--share_noise"], "--same_init and --share_noise: choose one"),
-    "delta is not a number": (["--delta=nan"], "--delta=nan: must be a finite number"),
-    "seed too large": ([f"--seed={2**64}"], "--seed"),
     "points without a path": (["--num_points=3"], "--num_points has no meaning without --interpolate"),
     "half an export": (["--num_samples=3"], "--num_samples and --export_dir go together"),
     "missing checkpoint": (["--checkpoint=7"], "has no checkpoints/checkpoint_7.pth; there are 1"),
-    "another architecture": (["--config.model.num_res_blocks=2"], "config.model.num_res_blocks was 1, now 2"),
     "another schedule": (["--config.model.K=4"], "config.model.K was 3, now 4"),
 }
 
@@ -222,11 +212,6 @@ def test_bad_input_to_sampling(case: str, trained: Path) -> None:
     before = sorted(trained.rglob("*"))
     assert expected in error_line(command("sample.py", "--workdir", trained, *args))
     assert sorted(trained.rglob("*")) == before, "nothing is written"
-
-
-def test_sampling_from_nothing(tmp_path: Path) -> None:
-    line = error_line(command("sample.py", "--workdir", tmp_path))
-    assert "there is no checkpoint in it" in line
 
 
 @pytest.mark.parametrize("script", ["train.py", "sample.py", "evaluate.py"])
