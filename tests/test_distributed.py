@@ -187,7 +187,7 @@ def test_commands_share_out_their_work(config: Path, tmp_path: Path, monkeypatch
     assert train(tiny_config(training__n_iters=1), tmp_path / "run") == 0
     common = ("--config", config, "--workdir", tmp_path / "run")
     monkeypatch.chdir(tmp_path)
-    output_of("torchrun", ROOT / "evaluate.py", *common, "--mode=elbo", "--num_images=5", "--delta=0.01")
+    output_of("torchrun", ROOT / "tests" / "evaluate_here.py", *common, "--mode=elbo", "--num_images=5", "--delta=0.01")
     (log,) = tmp_path.rglob("ELBO_log.txt")
     assert len(log.read_text().splitlines()) == 1
     export = ("--export_dir", tmp_path / "images", "--num_samples=5", "--batch_size=2")
