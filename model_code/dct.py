@@ -15,10 +15,12 @@ def dct_matrix(n: int) -> torch.Tensor:
 
 
 def dct2(u: torch.Tensor, D_H: torch.Tensor, D_W: torch.Tensor) -> torch.Tensor:
-    """DCT-II over the last two axes of u (..., H, W), given the matrices of both lengths: (..., H, W)."""
-    return D_H @ u @ D_W.T
+    """DCT-II over the last two axes of u (..., H, W), given the matrices of both lengths: (..., H, W), outside autocast."""
+    with torch.autocast(u.device.type, enabled=False):
+        return D_H @ u @ D_W.T
 
 
 def idct2(u_hat: torch.Tensor, D_H: torch.Tensor, D_W: torch.Tensor) -> torch.Tensor:
     """The inverse of `dct2`: D is orthonormal, so its transpose undoes it."""
-    return D_H.T @ u_hat @ D_W
+    with torch.autocast(u_hat.device.type, enabled=False):
+        return D_H.T @ u_hat @ D_W

@@ -8,7 +8,7 @@ variance is E_1 alone. Frequencies of about the same radius form a ring, in whic
 
 import zlib
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -19,18 +19,23 @@ SMALLEST_VARIANCE = 1e-8
 
 
 class SamplingNoise(Protocol):
-    """What the reverse loop and the bound know of the sampling noise."""
+    """What sampling and evaluation know of the sampling noise. What it means is the process's business."""
 
     label: str
     """Its name in directories and records: "0.0125" or "spectral"."""
     prior_std: float
     """Standard deviation of the components of the prior over u_K."""
 
-    def scaled(self, eps: torch.Tensor, k: int) -> torch.Tensor:
-        """Standard normal eps (B, C, H, W) with the standard deviation of step k, from level k to k - 1."""
-
     def checksum(self) -> int:
         """A number that tells one noise from another of the same label."""
+
+
+@runtime_checkable
+class GaussianNoise(SamplingNoise, Protocol):
+    """Noise with a variance for each level and ring of frequencies."""
+
+    def scaled(self, eps: torch.Tensor, k: int) -> torch.Tensor:
+        """Standard normal eps (B, C, H, W) with the standard deviation of step k, from level k to k - 1."""
 
     def variances(self, k: torch.Tensor, num_rings: int) -> torch.Tensor:
         """The variance in each ring at int64 levels k (B,): float64 (B, num_rings)."""

@@ -16,7 +16,7 @@ from torch import nn
 from model_code import elbo
 from model_code.blur import DCTBlur, blur_schedule
 from model_code.dct import dct2
-from model_code.noise import IsotropicNoise, SamplingNoise, SpectralNoise, ring_sums
+from model_code.noise import GaussianNoise, IsotropicNoise, SamplingNoise, SpectralNoise, ring_sums
 from model_code.prior import PriorBank
 
 Denoiser = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -163,6 +163,7 @@ class HeatDissipation(Process):
     @staticmethod
     def reverse_step(mean: torch.Tensor, k: int, eps: torch.Tensor, noise: SamplingNoise) -> torch.Tensor:
         """mean + delta eps, with the standard deviation that `noise` has at step k (paper, Algorithm 2)."""
+        assert isinstance(noise, GaussianNoise)
         return mean + noise.scaled(eps, k)
 
     def level_weights(self, power: float) -> torch.Tensor:
@@ -203,10 +204,12 @@ class HeatDissipation(Process):
 
     def terms(self, errors: torch.Tensor, k: torch.Tensor, noise: SamplingNoise) -> torch.Tensor:
         """KL(N(A_{k-1} u_0, sigma^2 I) || N(mu, diag(delta_k^2))), diagonal in the cosine basis."""
+        assert isinstance(noise, GaussianNoise)
         return elbo.gaussian_kl(errors, self.sigma**2, noise.variances(k, errors.shape[1]), self._ring_sizes())
 
     def reconstruction(self, errors: torch.Tensor, noise: SamplingNoise) -> torch.Tensor:
         """-log N(u_0; mu, diag(delta_1^2))."""
+        assert isinstance(noise, GaussianNoise)
         first = torch.ones(len(errors), dtype=torch.int64)
         return elbo.negative_log_density(errors, noise.variances(first, errors.shape[1]), self._ring_sizes())
 

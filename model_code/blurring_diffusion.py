@@ -1,0 +1,219 @@
+"""Blurring diffusion (Hoogeboom and Salimans, ICLR 2023, arXiv 2209.05557): heat dissipation and Gaussian diffusion in one.
+
+In the cosine basis z_k = alpha_k x + sigma_k eps, where alpha_k falls fastest at high frequencies and images x are in [-1, 1].
+Every frequency is a variance-preserving diffusion with a schedule of its own, so that posteriors are Gaussian and known. The
+network predicts eps in pixels. Without blur (model.blur_sigma_max = 0) this is DDPM (Ho et al., 2020) with a cosine schedule.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+
+import torch
+from ml_collections import ConfigDict
+
+from model_code.dct import dct2, dct_matrix, idct2
+from model_code.noise import SamplingNoise
+from model_code.process import Denoiser, Prior, Process
+
+HALF_BIN = 1 / 255
+"""Half the distance of neighbouring 8-bit values in [-1, 1]."""
+
+
+class StandardNormal:
+    """The prior N(0, I): one mean, zero."""
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        """shape: (C, H, W) of an image."""
+        self.shape = shape
+
+    def __len__(self) -> int:
+        return 1
+
+    def means(self, indices: torch.Tensor) -> torch.Tensor:
+        """Zeros (B, C, H, W)."""
+        return torch.zeros(len(indices), *self.shape)
+
+    def dequantized(self) -> "StandardNormal":
+        """Itself: it does not depend on images."""
+        return self
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Nothing to store."""
+        return {}
+
+
+class PosteriorNoise:
+    """Stands for the standard deviation of the posterior q(z_{k-1} | z_k, x), which the process knows itself."""
+
+    label = "posterior"
+    prior_std = 1.0
+
+    def checksum(self) -> int:
+        """0: the label says it all."""
+        return 0
+
+
+class BlurringDiffusion(Process):
+    """Levels k = 1..K are the times t = k / K; level 0 is the image itself (alpha_0 = 1, sigma_0 = 0)."""
+
+    MIN_SCALE = 0.001
+    """d_min: what blur leaves of the highest frequencies, so that they can be divided by alpha."""
+    LOG_SNR_MAX, LOG_SNR_MIN = 10.0, -10.0
+    """log(a_t^2 / sigma_t^2) at t = 0 and t = 1."""
+    discrete = True
+
+    def __init__(self, K: int, blur_sigma_max: float, num_channels: int, image_size: int) -> None:
+        """blur_sigma_max: the blur's length scale at level K, in pixels."""
+        super().__init__()
+        self.K, self.shape = K, (num_channels, image_size, image_size)
+        t = torch.arange(K + 1, dtype=torch.float64) / K
+        first, last = (math.atan(math.exp(-log_snr / 2)) for log_snr in (self.LOG_SNR_MAX, self.LOG_SNR_MIN))
+        angle = first + (last - first) * t  # log SNR = -2 log tan(angle), so that a^2 = sigmoid(log SNR) = cos^2(angle)
+        angle[0] = 0
+        sigma_B = blur_sigma_max * (math.pi * t / 2).sin() ** 2
+        squares = (math.pi * torch.arange(image_size, dtype=torch.float64) / image_size) ** 2
+        # Derived tables, not weights: they stay out of the state dict.
+        for name, table in {
+            "a": angle.cos(),
+            "sigma": angle.sin(),
+            "dissipation_time": sigma_B**2 / 2,
+            "eigenvalues": squares[:, None] + squares,
+            "D": dct_matrix(image_size).float(),
+        }.items():
+            self.register_buffer(name, table, persistent=False)
+
+    a: torch.Tensor
+    sigma: torch.Tensor
+    dissipation_time: torch.Tensor
+    eigenvalues: torch.Tensor
+    D: torch.Tensor
+
+    @classmethod
+    def from_config(cls, config: ConfigDict) -> "BlurringDiffusion":
+        """As config.model.K, config.model.blur_sigma_max and config.data say. Raises ValueError for a negative blur."""
+        if config.model.blur_sigma_max < 0:
+            raise ValueError(f"config.model.blur_sigma_max = {config.model.blur_sigma_max}: must be at least 0")
+        return cls(config.model.K, config.model.blur_sigma_max, config.data.num_channels, config.data.image_size)
+
+    def scaling(self, k: torch.Tensor) -> torch.Tensor:
+        """d_k, what the corruption does to each frequency apart from noise, for int64 levels k (B,): float64 (B, 1, H, W).
+
+        1 at k = 0, positive and falling in k.
+        """
+        decay = torch.exp(-self.dissipation_time[k][:, None, None, None] * self.eigenvalues)
+        return (1 - self.MIN_SCALE) * decay + self.MIN_SCALE
+
+    def alpha_sigma(self, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """alpha_k = a_k d_k, float64 (B, 1, H, W), and sigma_k, float64 (B, 1, 1, 1)."""
+        a, sigma = (table[k][:, None, None, None] for table in (self.a, self.sigma))
+        return a * self.scaling(k), sigma
+
+    def step_coefficients(self, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(1 / alpha_{t|s}, sigma_{t|s}^2 / (alpha_{t|s} sigma_t), posterior variance) of the step from t = k to s = k - 1.
+
+        With the estimate x = (z_t - sigma_t eps) / alpha_t, the mean of q(z_s | z_t, x) is the first of them times z_t minus
+        the second times eps. That equals the paper's expression, but divides by nothing small. The variance, in the paper
+        (1 / sigma_s^2 + alpha_{t|s}^2 / sigma_{t|s}^2)^-1, is sigma_s^2 sigma_{t|s}^2 / sigma_t^2. At k = 1 mean and variance
+        are x and 0. Float64 (B, 1, H, W) each, by frequency.
+        """
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = self.alpha_sigma(k), self.alpha_sigma(k - 1)
+        alpha_ts = alpha_t / alpha_s
+        variance_ts = sigma_t**2 - alpha_ts**2 * sigma_s**2
+        return 1 / alpha_ts, variance_ts / (alpha_ts * sigma_t), sigma_s**2 * variance_ts / sigma_t**2
+
+    def corrupt(self, u0: torch.Tensor, k: torch.Tensor, eps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """z_k = alpha_k x + sigma_k eps, alpha_k acting on frequencies, and the target eps."""
+        alpha, sigma = self.alpha_sigma(k)
+        x = 2 * u0.float() - 1
+        return self._from_frequencies(alpha.float() * self._to_frequencies(x)) + sigma.float() * eps, eps
+
+    def predict(self, model: Denoiser, u_k: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        """The network's estimate of eps."""
+        return model(u_k, k).float()
+
+    def mean(self, model: Denoiser, u_k: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        """The posterior mean with the network's estimate of the image in place of the image; at k = 1 that estimate."""
+        of_z, of_eps, _ = self.step_coefficients(k)
+        eps = self._to_frequencies(self.predict(model, u_k, k))
+        return self._from_frequencies(of_z.float() * self._to_frequencies(u_k) - of_eps.float() * eps)
+
+    def reverse_step(self, mean: torch.Tensor, k: int, eps: torch.Tensor, noise: SamplingNoise) -> torch.Tensor:
+        """mean plus eps with the posterior's standard deviation in each frequency."""
+        _, _, variance = self.step_coefficients(torch.tensor([k], device=mean.device))
+        return mean + self._from_frequencies(variance.sqrt().float() * self._to_frequencies(eps))
+
+    def to_images(self, state: torch.Tensor) -> torch.Tensor:
+        """From [-1, 1] to [0, 1]."""
+        return (state + 1) / 2
+
+    def build_prior(self, batches: Iterable[torch.Tensor]) -> StandardNormal:
+        """N(0, I), whatever the images."""
+        return StandardNormal(self.shape)
+
+    def prior_from_state(self, state: Mapping[str, torch.Tensor]) -> StandardNormal:
+        """N(0, I)."""
+        return StandardNormal(self.shape)
+
+    def sampling_noise(self, kind: float | str, measured: Mapping[str, torch.Tensor] | None) -> SamplingNoise:
+        """The posterior's. Raises ValueError for any other."""
+        if kind != PosteriorNoise.label:
+            raise ValueError("this process's sampling noise is that of its posterior: leave --delta out")
+        return PosteriorNoise()
+
+    def errors(self, model: Denoiser, u0: torch.Tensor, k: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+        """The bound's terms themselves, as there is only one sampling noise: nats, float64 (B, 1).
+
+        For k > 1 both posteriors have the same variance, and their divergence is (SNR_s / SNR_t - 1) / 2 times the squared
+        error of eps, summed over frequencies. For k = 1 see `reconstruction`.
+        """
+        z, _ = self.corrupt(u0, k, eps)
+        error = self._to_frequencies(self.predict(model, z, k) - eps).double()
+        of_z, _, _ = self.step_coefficients(k)
+        (_, sigma_t), (_, sigma_s) = self.alpha_sigma(k), self.alpha_sigma(k - 1)
+        divergence = 0.5 * ((of_z * sigma_t / sigma_s) ** 2 - 1) * error**2
+        # At k = 1 of_z is 1 / alpha_1 and the estimate of x is off by sigma_1 / alpha_1 times the error of eps.
+        x = 2 * u0.double() - 1
+        estimate = x - self._from_frequencies((of_z * sigma_t * error).float())
+        likelihood = log_discretized_gaussian(x, estimate, sigma_t / self.a[k][:, None, None, None])
+        return torch.where((k == 1)[:, None], -likelihood.sum((1, 2, 3))[:, None], divergence.sum((1, 2, 3))[:, None])
+
+    def terms(self, errors: torch.Tensor, k: torch.Tensor, noise: SamplingNoise) -> torch.Tensor:
+        """KL(q(z_{k-1} | z_k, x) || p(z_{k-1} | z_k))."""
+        return errors[:, 0]
+
+    def reconstruction(self, errors: torch.Tensor, noise: SamplingNoise) -> torch.Tensor:
+        """-log p(x | z_1): a normal around the estimate of x with standard deviation sigma_1 / a_1, integrated over each of the
+        256 values as in DDPM (Ho et al., 2020, equation 13).
+        """
+        return errors[:, 0]
+
+    def prior_summary(self, u0: torch.Tensor, prior: Prior) -> torch.Tensor:
+        """KL(q(z_K | x) || N(0, I)) in nats: float64 (B,)."""
+        alpha, sigma = self.alpha_sigma(torch.tensor([self.K], device=self.D.device))
+        mean = alpha * self._to_frequencies(2 * u0.to(self.D.device).float() - 1)
+        return 0.5 * (mean**2 + sigma**2 - 1 - 2 * sigma.log()).sum((1, 2, 3))
+
+    def prior_term(self, summary: torch.Tensor, prior: Prior, noise: SamplingNoise) -> torch.Tensor:
+        """That divergence, exactly."""
+        return summary
+
+    def _to_frequencies(self, u: torch.Tensor) -> torch.Tensor:
+        return dct2(u, self.D, self.D)
+
+    def _from_frequencies(self, u_hat: torch.Tensor) -> torch.Tensor:
+        return idct2(u_hat, self.D, self.D)
+
+
+def log_discretized_gaussian(x: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+    """log P(x) of 8-bit values scaled to [-1, 1] for a normal rounded to the nearest of them: float64, the shape of x.
+
+    The outermost of the 256 values take the rest of the line, so that probabilities sum to 1.
+    """
+    lower, upper = (x - HALF_BIN - mean) / std, (x + HALF_BIN - mean) / std
+    lower = torch.where(x < HALF_BIN - 1, -math.inf, lower)
+    upper = torch.where(x > 1 - HALF_BIN, math.inf, upper)
+    # By symmetry move the interval to the negative side, where the logarithm of the distribution function is accurate.
+    flip = lower + upper > 0
+    lower, upper = torch.where(flip, -upper, lower), torch.where(flip, -lower, upper)
+    log_upper, log_lower = torch.special.log_ndtr(upper), torch.special.log_ndtr(lower)
+    return log_upper + torch.log1p(-torch.exp(log_lower - log_upper))

@@ -1,0 +1,255 @@
+"""Blurring diffusion: schedule, posterior, and samples and bound where they are known; without blur, DDPM."""
+
+import math
+
+import pytest
+import torch
+
+from model_code.blurring_diffusion import BlurringDiffusion, PosteriorNoise, log_discretized_gaussian
+from model_code.dct import dct2, dct_matrix, idct2
+from scripts.sampling.reverse import reverse_process
+
+SIZE, K = 8, 40
+D = dct_matrix(SIZE)
+NOISE = PosteriorNoise()
+
+
+class GaussianData:
+    """Images in [-1, 1] (nominally) whose DCT coefficients are independent normals, and the best possible network for them."""
+
+    def __init__(self, process: BlurringDiffusion) -> None:
+        self.process = process
+        n = torch.arange(SIZE, dtype=torch.float64)
+        self.mean = torch.zeros(SIZE, SIZE, dtype=torch.float64)
+        self.mean[0, 0], self.mean[1, 2] = -2.0, 0.7
+        self.variance = 1 / (1 + n[:, None] ** 2 + n**2) ** 1.2  # most of it in low frequencies, as in images
+
+    def draw(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        """Images u_0 (count, 1, H, W), that is, (x + 1) / 2."""
+        eps = torch.randn(count, 1, SIZE, SIZE, generator=generator, dtype=torch.float64)
+        return ((idct2(self.mean + self.variance.sqrt() * eps, D, D) + 1) / 2).float()
+
+    def marginal_variance(self, k: int) -> torch.Tensor:
+        """Of z_k's coefficients (H, W)."""
+        alpha, sigma = self.alpha_sigma(k)
+        return alpha**2 * self.variance + sigma**2
+
+    def alpha_sigma(self, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        alpha, sigma = self.process.alpha_sigma(torch.tensor([k]))
+        return alpha[0, 0], sigma[0, 0]
+
+    def __call__(self, z: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        """E[eps | z_k]."""
+        alpha, sigma = self.process.alpha_sigma(k)
+        z_hat = dct2(z.double(), D, D)
+        eps_hat = sigma * (z_hat - alpha * self.mean) / (alpha**2 * self.variance + sigma**2)
+        return idct2(eps_hat, D, D).float()
+
+
+@pytest.fixture
+def process() -> BlurringDiffusion:
+    return BlurringDiffusion(K, blur_sigma_max=4.0, num_channels=1, image_size=SIZE)
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def within_errors(values: torch.Tensor, expected: torch.Tensor, sigmas: float = 5.0) -> bool:
+    """Whether the mean over the first axis is what is expected, within `sigmas` standard errors everywhere."""
+    error = values.std(0) / math.sqrt(len(values))
+    return bool(((values.mean(0) - expected).abs() <= sigmas * error).all())
+
+
+@pytest.mark.parametrize("k", [1, 7, 20, 40])
+def test_schedule_is_the_papers(k: int, process: BlurringDiffusion) -> None:
+    """Log SNR -2 log tan(...) from 10 to -10; d = (1 - d_min) exp(-lambda tau) + d_min with sigma_B = max sin^2(pi t / 2)."""
+    t = k / K
+    first, last = math.atan(math.exp(-5)), math.atan(math.exp(5))
+    log_snr = torch.tensor(-2 * math.log(math.tan(first + (last - first) * t)), dtype=torch.float64)
+    tau = (4.0 * math.sin(math.pi * t / 2) ** 2) ** 2 / 2
+    for n, m in ((0, 0), (1, 0), (3, 7)):
+        d = 0.999 * math.exp(-(math.pi**2) * (n**2 + m**2) / SIZE**2 * tau) + 0.001
+        alpha, sigma = process.alpha_sigma(torch.tensor([k]))
+        assert alpha[0, 0, n, m] == pytest.approx(d * log_snr.sigmoid().sqrt().item(), rel=1e-9)
+        assert sigma.item() == pytest.approx((-log_snr).sigmoid().sqrt().item(), rel=1e-9)
+
+
+def test_corruption_has_the_marginals_of_the_schedule(process: BlurringDiffusion) -> None:
+    """Mean alpha m and variance alpha^2 s^2 + sigma^2 in every frequency."""
+    data = GaussianData(process)
+    count = 20_000
+    u0 = data.draw(count, torch.Generator().manual_seed(1))
+    for k in (1, K // 2, K):
+        eps = normal(count, 1, SIZE, SIZE, seed=k)
+        z, target = process.corrupt(u0, torch.full((count,), k), eps)
+        assert target is eps
+        z_hat = dct2(z.double(), D, D)[:, 0]
+        alpha, _ = data.alpha_sigma(k)
+        assert within_errors(z_hat, alpha * data.mean)
+        assert within_errors((z_hat - alpha * data.mean) ** 2, data.marginal_variance(k))
+
+
+@pytest.mark.parametrize("blur_sigma_max", [0.0, 4.0, 20.0])
+@pytest.mark.parametrize("steps", [10, 1000])
+def test_reverse_step_is_the_posterior_of_the_image(blur_sigma_max: float, steps: int) -> None:
+    """Given the true eps, mean and standard deviation are those of z_{k-1} given z_k and x, by conditioning of normals."""
+    process = BlurringDiffusion(steps, blur_sigma_max, 1, SIZE)
+    u0, eps = normal(1, 1, SIZE, SIZE).sigmoid(), normal(1, 1, SIZE, SIZE, seed=1)
+    x = dct2(2 * u0.double() - 1, D, D)
+    for k in {2, 3, steps // 2, steps - 1, steps}:
+        z, _ = process.corrupt(u0, torch.tensor([k]), eps)
+        mean = process.mean(lambda z, k: eps, z, torch.tensor([k]))
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = (process.alpha_sigma(torch.tensor([level])) for level in (k, k - 1))
+        covariance = alpha_t / alpha_s * sigma_s**2  # of z_s and z_t = alpha_{t|s} z_s + noise, given x
+        z_hat = dct2(z.double(), D, D)
+        expected = alpha_s * x + covariance / sigma_t**2 * (z_hat - alpha_t * x)
+        torch.testing.assert_close(dct2(mean.double(), D, D), expected, atol=1e-4, rtol=1e-3)  # few steps amplify rounding
+        std = (sigma_s**2 - covariance**2 / sigma_t**2).sqrt()
+        noise = process.reverse_step(mean, k, eps, NOISE) - mean
+        torch.testing.assert_close(dct2(noise.double(), D, D), std * dct2(eps.double(), D, D), atol=2e-6, rtol=1e-4)
+
+
+def test_last_mean_is_the_image(process: BlurringDiffusion) -> None:
+    """At k = 1 the mean is the estimate of x itself, without noise."""
+    u0, eps = normal(2, 1, SIZE, SIZE).sigmoid(), normal(2, 1, SIZE, SIZE, seed=1)
+    k = torch.ones(2, dtype=torch.int64)
+    z, _ = process.corrupt(u0, k, eps)
+    mean = process.mean(lambda z, k: eps, z, k)
+    torch.testing.assert_close(process.to_images(mean), u0, atol=1e-5, rtol=0)
+    assert torch.equal(process.reverse_step(mean, 1, eps, NOISE), mean)
+
+
+def test_without_blur_it_is_ddpm() -> None:
+    """Posterior mean and variance of Ho et al. (2020), equations 7 and 11, in terms of beta."""
+    process = BlurringDiffusion(K, 0.0, 1, SIZE)
+    u0, eps = normal(1, 1, SIZE, SIZE).sigmoid(), normal(1, 1, SIZE, SIZE, seed=1)
+    x = 2 * u0 - 1
+    for t in (2, 10, K):
+        bar, bar_before = process.a[t] ** 2, process.a[t - 1] ** 2
+        beta = 1 - bar / bar_before
+        z, _ = process.corrupt(u0, torch.tensor([t]), eps)
+        torch.testing.assert_close(z, (bar.sqrt() * x + (1 - bar).sqrt() * eps).float(), atol=1e-5, rtol=0)
+        mean = process.mean(lambda z, k: eps, z, torch.tensor([t]))
+        by_eps = (z - beta / (1 - bar).sqrt() * eps) / (1 - beta).sqrt()
+        torch.testing.assert_close(mean, by_eps.float(), atol=2e-5, rtol=1e-4)
+        by_x = bar_before.sqrt() * beta / (1 - bar) * x + (1 - beta).sqrt() * (1 - bar_before) / (1 - bar) * z
+        torch.testing.assert_close(mean, by_x.float(), atol=2e-5, rtol=1e-4)
+        variance = (1 - bar_before) / (1 - bar) * beta
+        noise = process.reverse_step(mean, t, eps, NOISE) - mean
+        torch.testing.assert_close(noise, (variance.sqrt() * eps).float(), atol=2e-6, rtol=1e-4)
+
+
+def sampled_moments(data: GaussianData) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and variance of the samples' coefficients with the best network: every step is linear in each frequency."""
+    mean, variance = torch.zeros(SIZE, SIZE, dtype=torch.float64), torch.ones(SIZE, SIZE, dtype=torch.float64)
+    for k in range(data.process.K, 0, -1):
+        of_z, of_eps, added = (c[0, 0] for c in data.process.step_coefficients(torch.tensor([k])))
+        alpha, sigma = data.alpha_sigma(k)
+        slope = sigma / data.marginal_variance(k)  # of E[eps | z]
+        mean = of_z * mean - of_eps * slope * (mean - alpha * data.mean)
+        variance = (of_z - of_eps * slope) ** 2 * variance + added
+    return mean, variance
+
+
+def test_samples_have_the_spectrum_of_the_data(process: BlurringDiffusion) -> None:
+    """Samples have the moments that so many steps give, and many steps give those of the data."""
+    data, count = GaussianData(process), 2000
+    generator = torch.Generator().manual_seed(3)
+    z_K = torch.randn(count, 1, SIZE, SIZE, generator=generator)
+    samples = reverse_process(data, z_K, K, NOISE, lambda k: torch.randn(z_K.shape, generator=generator), process=process)
+    mean, variance = sampled_moments(data)
+    coefficients = dct2(samples.double(), D, D)[:, 0]
+    assert within_errors(coefficients, mean)
+    assert within_errors((coefficients - mean) ** 2, variance)
+
+    many = GaussianData(BlurringDiffusion(1000, 4.0, 1, SIZE))
+    mean, variance = sampled_moments(many)
+    torch.testing.assert_close(mean, many.mean, atol=0.02, rtol=0)
+    torch.testing.assert_close(variance, many.variance, rtol=0.07, atol=0)
+
+
+def expected_terms(data: GaussianData, k: torch.Tensor) -> torch.Tensor:
+    """The expectation of L_{k-1}: means differ by the error of eps, whose variance given z is alpha^2 s^2 / var(z). (B,)."""
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = data.process.alpha_sigma(k), data.process.alpha_sigma(k - 1)
+    snr_ratio = (alpha_s / sigma_s * sigma_t / alpha_t) ** 2
+    signal = alpha_t**2 * data.variance
+    return (0.5 * (snr_ratio - 1) * signal / (signal + sigma_t**2)).sum((1, 2, 3))
+
+
+def expected_prior_term(data: GaussianData) -> torch.Tensor:
+    alpha, sigma = data.alpha_sigma(data.process.K)
+    return 0.5 * (alpha**2 * (data.variance + data.mean**2) + sigma**2 - 1 - 2 * sigma.log()).sum()
+
+
+def test_bound_of_gaussian_data_is_the_closed_form(process: BlurringDiffusion) -> None:
+    """Diffusion and prior terms, measured and expected."""
+    data, count = GaussianData(process), 4000
+    u0, prior = data.draw(count, torch.Generator().manual_seed(4)), process.build_prior([])
+    summary = process.prior_summary(u0, prior)
+    assert within_errors(process.prior_term(summary, prior, NOISE)[:, None], expected_prior_term(data))
+    for k in (2, K // 2, K):
+        levels = torch.full((count,), k)
+        terms = process.terms(process.errors(data, u0, levels, normal(count, 1, SIZE, SIZE, seed=k)), levels, NOISE)
+        assert within_errors(terms[:, None], expected_terms(data, levels[:1]))
+
+
+def density_bound(steps: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The expected bound with the best network and the best reconstruction of a density, and the entropy of the data: nats."""
+    data = GaussianData(BlurringDiffusion(steps, 4.0, 1, SIZE))
+    _, sigma = data.alpha_sigma(1)
+    left = data.variance * sigma**2 / data.marginal_variance(1)  # variance of x given z_1
+    reconstruction, entropy = (0.5 * (2 * math.pi * math.e * variance).log().sum() for variance in (left, data.variance))
+    diffusion = expected_terms(data, torch.arange(2, steps + 1)).sum()
+    return expected_prior_term(data) + diffusion + reconstruction, entropy
+
+
+def test_bound_becomes_tight_with_many_steps() -> None:
+    """What it exceeds the entropy of the data by halves when steps double: there is nothing else in it."""
+    (coarse, entropy), (fine, _) = density_bound(2000), density_bound(4000)
+    assert entropy < fine < coarse
+    assert 2 * fine - coarse == pytest.approx(entropy, abs=0.5)
+
+
+def test_reconstruction_is_a_distribution_over_256_values(process: BlurringDiffusion) -> None:
+    """Probabilities sum to 1, whatever the estimate; far from it they are tiny, but not 0."""
+    x = torch.linspace(-1, 1, 256, dtype=torch.float64)
+    for mean in (-1.2, -1.0, 0.0013, 0.7, 1.0):
+        log_p = log_discretized_gaussian(x, torch.tensor(mean), torch.tensor(0.02, dtype=torch.float64))
+        assert log_p.exp().sum().item() == pytest.approx(1, abs=1e-12)
+        assert log_p.isfinite().all()
+    u0, eps = torch.full((1, 1, SIZE, SIZE), 100 / 255), normal(1, 1, SIZE, SIZE)
+    errors = process.errors(lambda z, k: eps, u0, torch.tensor([1]), eps)
+    std = (process.sigma[1] / process.a[1]).item()
+    nearest = math.erf(1 / 255 / (std * math.sqrt(2)))
+    assert process.reconstruction(errors, NOISE).item() == pytest.approx(-(SIZE**2) * math.log(nearest), rel=1e-3)
+
+
+def test_levels_may_be_mixed_in_a_batch(process: BlurringDiffusion) -> None:
+    """Errors of an image do not depend on the levels of the others, k = 1 among them."""
+    data = GaussianData(process)
+    u0, eps = data.draw(3, torch.Generator().manual_seed(5)).clamp(0, 1), normal(3, 1, SIZE, SIZE)
+    k = torch.tensor([1, 2, K])
+    together = process.errors(data, u0, k, eps)
+    alone = torch.cat([process.errors(data, u0[i : i + 1], k[i : i + 1], eps[i : i + 1]) for i in range(3)])
+    assert together.isfinite().all()
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_transforms_are_exact_under_autocast(process: BlurringDiffusion) -> None:
+    """Mixed precision is the network's affair: in bfloat16 the transforms would lose the image."""
+    u0, eps = normal(2, 1, SIZE, SIZE).sigmoid(), normal(2, 1, SIZE, SIZE, seed=1)
+    k = torch.tensor([1, K])
+    z, _ = process.corrupt(u0, k, eps)
+    mean = process.mean(lambda z, k: eps, z, k)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(process.corrupt(u0, k, eps)[0], z)
+        assert torch.equal(process.mean(lambda z, k: eps, z, k), mean)
+
+
+def test_another_sampling_noise_is_refused(process: BlurringDiffusion) -> None:
+    """--delta has no meaning here."""
+    assert process.sampling_noise("posterior", None).prior_std == 1
+    for kind in (0.01, "spectral"):
+        with pytest.raises(ValueError, match="leave --delta out"):
+            process.sampling_noise(kind, None)
