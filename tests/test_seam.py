@@ -1,0 +1,101 @@
+"""The process is a seam: one that the program has never heard of trains, is sampled from and evaluated."""
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ml_collections import ConfigDict
+
+import model_code
+from model_code.blurring_diffusion import PosteriorNoise, StandardNormal
+from model_code.noise import SamplingNoise
+from model_code.process import Denoiser, Prior, Process
+from scripts.evaluation.bound import BoundEvaluation
+from scripts.sampling.sampler import load_sampler
+from scripts.training.loop import train
+from tests.conftest import tiny_config
+
+NAME = "additive_noise"
+
+
+class AdditiveNoise(Process):
+    """u_k = u_0 + s_k eps with s_k = k / K, and no blur: the network predicts u_0, and steps are by the posterior."""
+
+    def __init__(self, config: ConfigDict) -> None:
+        super().__init__()
+        self.K, self.shape = config.model.K, (config.data.num_channels, config.data.image_size, config.data.image_size)
+
+    def variance(self, k: torch.Tensor) -> torch.Tensor:
+        return (k[:, None, None, None] / self.K) ** 2
+
+    def corrupt(self, u0: torch.Tensor, k: torch.Tensor, eps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return u0 + self.variance(k).sqrt() * eps, u0
+
+    def predict(self, model: Denoiser, u_k: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        return model(u_k, k).float()
+
+    def mean(self, model: Denoiser, u_k: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        return torch.lerp(self.predict(model, u_k, k), u_k, self.variance(k - 1) / self.variance(k))
+
+    def reverse_step(self, mean: torch.Tensor, k: int, eps: torch.Tensor, noise: SamplingNoise) -> torch.Tensor:
+        after, before = (k / self.K) ** 2, ((k - 1) / self.K) ** 2
+        return mean + math.sqrt(before * (after - before) / after) * eps
+
+    def build_prior(self, batches: Iterable[torch.Tensor]) -> Prior:
+        return StandardNormal(self.shape)
+
+    def prior_from_state(self, state: Mapping[str, torch.Tensor]) -> Prior:
+        return StandardNormal(self.shape)
+
+    def sampling_noise(self, kind: float | str, measured: Mapping[str, torch.Tensor] | None) -> SamplingNoise:
+        return PosteriorNoise()
+
+    def errors(self, model: Denoiser, u0: torch.Tensor, k: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+        u_k, target = self.corrupt(u0, k, eps)
+        return (self.predict(model, u_k, k) - target).double().square().sum((1, 2, 3))[:, None]
+
+    def terms(self, errors: torch.Tensor, k: torch.Tensor, noise: SamplingNoise) -> torch.Tensor:
+        return errors[:, 0] / 2 * (1 / self.variance(k - 1) - 1 / self.variance(k)).flatten()
+
+    def reconstruction(self, errors: torch.Tensor, noise: SamplingNoise) -> torch.Tensor:
+        return errors[:, 0] / 2 * self.K**2 + math.prod(self.shape) * math.log(math.sqrt(2 * math.pi) / self.K)
+
+    def prior_summary(self, u0: torch.Tensor, prior: Prior) -> torch.Tensor:
+        return u0.double().square().sum((1, 2, 3)) / 2
+
+    def prior_term(self, summary: torch.Tensor, prior: Prior, noise: SamplingNoise) -> torch.Tensor:
+        return summary
+
+
+@pytest.mark.parametrize("name", [NAME, "blurring_diffusion"])
+def test_another_process_trains_is_sampled_and_evaluated(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training with pictures, a restart, the four kinds of samples and the bound, for a process of this file and a real one."""
+    monkeypatch.setitem(model_code.PROCESSES, NAME, AdditiveNoise)
+    config = tiny_config(
+        model__process=name,
+        model__sampling_noise="posterior",
+        data__uniform_dequantization=name == NAME,
+        training__sampling_freq=3,
+    )
+    assert train(config, tmp_path) == 0
+    assert any((tmp_path / "samples").rglob("*.png"))
+    config.training.n_iters += 2
+    assert train(config, tmp_path) == 0
+
+    sampler, _ = load_sampler(config, tmp_path, 0)
+    samples = sampler.independent([0, 1])
+    assert samples.shape == (2, 1, 8, 8)
+    assert samples.isfinite().all()
+    torch.testing.assert_close(sampler.interpolate((0, 1), 3)[[0, 2]], samples, atol=1e-4, rtol=1e-4)
+    for kind in (sampler.same_init, sampler.share_noise):
+        torch.testing.assert_close(kind([0, 1])[0], samples[0], atol=1e-4, rtol=1e-4)
+
+    evaluation = BoundEvaluation(config, tmp_path, split="test", num_images=4, num_levels_per_image=2, exact=True, batch_size=8)
+    nats, bits = evaluation(checkpoint=0, delta=None, seed=0, directory=tmp_path)
+    assert nats.per_image is not None
+    assert np.isfinite(nats.per_image).all()
+    offset = 8 if name == NAME else 0  # densities and probabilities of 8-bit images
+    assert bits.estimate.value == pytest.approx(nats.estimate.value / (64 * math.log(2)) + offset)
