@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ import torch
 from ml_collections import ConfigDict
 
 import model_code
-from model_code.blurring_diffusion import PosteriorNoise, StandardNormal
+from model_code.blurring_diffusion import BlurringDiffusion, PosteriorNoise, StandardNormal
 from model_code.noise import SamplingNoise
 from model_code.process import Denoiser, Prior, Process
+from scripts.config import ROOT
 from scripts.evaluation.bound import BoundEvaluation
 from scripts.sampling.sampler import load_sampler
 from scripts.training.loop import train
@@ -99,3 +101,17 @@ def test_another_process_trains_is_sampled_and_evaluated(name: str, tmp_path: Pa
     assert np.isfinite(nats.per_image).all()
     offset = 8 if name == NAME else 0  # densities and probabilities of 8-bit images
     assert bits.estimate.value == pytest.approx(nats.estimate.value / (64 * math.log(2)) + offset)
+
+
+def test_example_of_the_documentation_works() -> None:
+    """The five lines of docs/your_own_process.md are a process: given the true noise, its last mean is the image."""
+    text = (ROOT / "docs" / "your_own_process.md").read_text()
+    names: dict[str, Any] = {"torch": torch, "BlurringDiffusion": BlurringDiffusion}
+    exec(text.split("```python\n")[1].split("```")[0], names)
+    process = names["PoissonBlur"].from_config(tiny_config())
+    u0, eps, k = torch.rand(2, 1, 8, 8), torch.randn(2, 1, 8, 8), torch.tensor([1, 3])
+    z, _ = process.corrupt(u0, k, eps)
+    mean = process.to_images(process.mean(lambda z, k: eps, z, k))
+    torch.testing.assert_close(mean[0], u0[0], atol=1e-4, rtol=0)
+    heat = BlurringDiffusion.from_config(tiny_config())
+    assert (process.scaling(k)[:, 0, -1, -1] > heat.scaling(k)[:, 0, -1, -1]).all()
