@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from model_code.dct import dct2, dct_matrix, idct2
 from model_code.noise import SamplingNoise
-from model_code.process import Denoiser, Prior, Process
+from model_code.process import Denoiser, Prior, Process, require_sampling_noise
 
 HALF_BIN = 1 / 255
 """Half the distance of neighbouring 8-bit values in [-1, 1]."""
@@ -90,7 +90,8 @@ class BlurringDiffusion(Process):
 
     @classmethod
     def from_config(cls, config: ConfigDict) -> "BlurringDiffusion":
-        """As config.model.K, config.model.blur_sigma_max and config.data say. Raises ValueError for a negative blur."""
+        """As config.model and config.data say. Raises ValueError for settings that cannot be."""
+        require_sampling_noise(config, PosteriorNoise.label)
         if config.model.blur_sigma_max < 0:
             raise ValueError(f"config.model.blur_sigma_max = {config.model.blur_sigma_max}: must be at least 0")
         return cls(config.model.K, config.model.blur_sigma_max, config.data.num_channels, config.data.image_size)

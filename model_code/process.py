@@ -134,6 +134,12 @@ class Process(nn.Module, ABC):
         return None
 
 
+def require_sampling_noise(config: ConfigDict, *known: str) -> None:
+    """Raise ValueError if config.model.sampling_noise is none of a process's own."""
+    if config.model.sampling_noise not in known:
+        raise ValueError(f"config.model.sampling_noise = {config.model.sampling_noise!r}: must be {' or '.join(known)}")
+
+
 class HeatDissipation(Process):
     """Images lose detail as heat spreads: q(u_k | u_0) = N(A_k u_0, sigma^2 I), mu(u_k, k) = u_k + f(u_k, k)."""
 
@@ -145,8 +151,12 @@ class HeatDissipation(Process):
 
     @classmethod
     def from_config(cls, config: ConfigDict) -> "HeatDissipation":
-        """As config.model and config.data say. Raises ValueError for a schedule that cannot be."""
+        """As config.model and config.data say. Raises ValueError for settings that cannot be."""
         model, data = config.model, config.data
+        require_sampling_noise(config, "isotropic", "spectral")
+        if not 0 < model.blur_sigma_min <= model.blur_sigma_max:
+            least = f"must be at least config.model.blur_sigma_min = {model.blur_sigma_min}"
+            raise ValueError(f"config.model.blur_sigma_max = {model.blur_sigma_max}: {least}")
         schedule = blur_schedule(model.K, model.blur_sigma_min, model.blur_sigma_max)
         return cls(DCTBlur(schedule, data.image_size, data.image_size), model.sigma, data.num_channels, model.protocol)
 
