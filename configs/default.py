@@ -56,7 +56,8 @@ def get_config() -> ConfigDict:
     model.blur_sigma_max = 20.0  # length scale of the last one
     model.sigma = 0.01  # training noise: standard deviation, images in [0, 1]
     model.delta_over_sigma = 1.25  # sampling noise delta, as a multiple of sigma, unless --delta is given
-    # "isotropic": noise of standard deviation delta; "spectral": measured per level and frequency from the trained model
+    # "isotropic": noise of standard deviation delta; "spectral": measured per level and frequency from the trained model;
+    # blurring diffusion has "posterior" instead
     model.sampling_noise = "isotropic"
     model.ema_rate = 0.999  # decay of the moving average of weights, reached after a warm-up
     model.model_channels = 128  # channels of the first level; a multiple of 32

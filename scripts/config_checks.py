@@ -1,4 +1,4 @@
-"""Which values the keys of a configuration may have, beyond their types."""
+"""Which values the keys of a configuration may have, beyond their types. What only one process reads, it checks itself."""
 
 from collections.abc import Iterator
 from typing import Any

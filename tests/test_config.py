@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from configs import default
-from model_code import build_blur, build_model
+from model_code import build_model, build_process
 from scripts.config import ROOT, differences, flatten, load, refuse_differences, sampling_delta, to_json, validate
 from scripts.device import Precision
 from scripts.errors import UserError, one_line
@@ -56,7 +56,7 @@ def test_every_config_is_valid_and_builds(name: str) -> None:
     validate(config)
     with torch.device("meta"):
         build_model(config)
-    assert len(build_blur(config).schedule) == config.model.K + 1
+    assert build_process(config).K == config.model.K
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -1,10 +1,13 @@
 """Blurring diffusion: schedule, posterior, and samples and bound where they are known; without blur, DDPM."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
+from ml_collections import ConfigDict
 
+from model_code import build_process
 from model_code.blurring_diffusion import BlurringDiffusion, PosteriorNoise, log_discretized_gaussian
 from model_code.dct import dct2, dct_matrix, idct2
 from scripts.sampling.reverse import reverse_process
@@ -253,3 +256,22 @@ def test_another_sampling_noise_is_refused(process: BlurringDiffusion) -> None:
     for kind in (0.01, "spectral"):
         with pytest.raises(ValueError, match="leave --delta out"):
             process.sampling_noise(kind, None)
+
+
+@pytest.mark.parametrize(
+    ("process", "key", "value"),
+    [
+        ("heat", "blur_sigma_max", 0.1),
+        ("heat", "sampling_noise", "posterior"),
+        ("blurring_diffusion", "blur_sigma_max", -1.0),
+        ("blurring_diffusion", "sampling_noise", "isotropic"),
+        ("melting", "process", "melting"),
+    ],
+)
+def test_processes_check_their_settings(process: str, key: str, value: object, make_config: Callable[..., ConfigDict]) -> None:
+    """Each its own; the message names the key."""
+    noise = "isotropic" if process == "heat" else "posterior"
+    config = make_config(model__process=process, model__sampling_noise=noise)
+    config.model[key] = value
+    with pytest.raises(ValueError, match=rf"config\.model\.{key} = '?{value}'?: must be"):
+        build_process(config)
