@@ -108,10 +108,10 @@ def test_example_of_the_documentation_works() -> None:
     text = (ROOT / "docs" / "your_own_process.md").read_text()
     names: dict[str, Any] = {"torch": torch, "BlurringDiffusion": BlurringDiffusion}
     exec(text.split("```python\n")[1].split("```")[0], names)
-    process = names["PoissonBlur"].from_config(tiny_config())
+    config = tiny_config(model__sampling_noise="posterior")
+    process, heat = names["PoissonBlur"].from_config(config), BlurringDiffusion.from_config(config)
     u0, eps, k = torch.rand(2, 1, 8, 8), torch.randn(2, 1, 8, 8), torch.tensor([1, 3])
     z, _ = process.corrupt(u0, k, eps)
     mean = process.to_images(process.mean(lambda z, k: eps, z, k))
     torch.testing.assert_close(mean[0], u0[0], atol=1e-4, rtol=0)
-    heat = BlurringDiffusion.from_config(tiny_config())
     assert (process.scaling(k)[:, 0, -1, -1] > heat.scaling(k)[:, 0, -1, -1]).all()

@@ -38,14 +38,15 @@ SPECTRAL = "spectral"
 
 
 def parse_delta(text: str | float | None, config: ConfigDict) -> float | str:
-    """What --delta, or without it the configuration, asks for: a standard deviation of at least 0, or "spectral".
+    """What --delta, or without it the configuration, asks for: a standard deviation of at least 0, or the name of a noise.
 
-    Raises UserError for anything else.
+    Names are "spectral" and config.model.sampling_noise. Raises UserError for anything else.
     """
+    kind = config.model.sampling_noise
     if text is None:
-        return SPECTRAL if config.model.sampling_noise == SPECTRAL else sampling_delta(config)
-    if text == SPECTRAL:
-        return SPECTRAL
+        return sampling_delta(config) if kind == "isotropic" else kind
+    if text == SPECTRAL or (text == kind and kind != "isotropic"):
+        return text
     try:
         delta = float(text)
         if not math.isfinite(delta) or delta < 0:
