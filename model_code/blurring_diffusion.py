@@ -65,7 +65,7 @@ class BlurringDiffusion(Process):
     def __init__(self, K: int, blur_sigma_max: float, num_channels: int, image_size: int) -> None:
         """blur_sigma_max: the blur's length scale at level K, in pixels."""
         super().__init__()
-        self.K, self.shape = K, (num_channels, image_size, image_size)
+        self.K, self.blur_sigma_max, self.shape = K, blur_sigma_max, (num_channels, image_size, image_size)
         t = torch.arange(K + 1, dtype=torch.float64) / K
         first, last = (math.atan(math.exp(-log_snr / 2)) for log_snr in (self.LOG_SNR_MAX, self.LOG_SNR_MIN))
         angle = first + (last - first) * t  # log SNR = -2 log tan(angle), so that a^2 = sigmoid(log SNR) = cos^2(angle)
@@ -95,6 +95,10 @@ class BlurringDiffusion(Process):
         if config.model.blur_sigma_max < 0:
             raise ValueError(f"config.model.blur_sigma_max = {config.model.blur_sigma_max}: must be at least 0")
         return cls(config.model.K, config.model.blur_sigma_max, config.data.num_channels, config.data.image_size)
+
+    def extra_repr(self) -> str:
+        """Levels and blur."""
+        return f"{super().extra_repr()}, sigma_B up to {self.blur_sigma_max:g} pixels, cosine schedule"
 
     def scaling(self, k: torch.Tensor) -> torch.Tensor:
         """d_k, what the corruption does to each frequency apart from noise, for int64 levels k (B,): float64 (B, 1, H, W).

@@ -70,6 +70,10 @@ class Process(nn.Module, ABC):
         """What the loss compares with the target of `corrupt`: the mean, unless the network predicts something else."""
         return self.mean(model, u_k, k)
 
+    def extra_repr(self) -> str:
+        """Its settings in a line, for a person."""
+        return f"K = {self.K} levels"
+
     def to_images(self, state: torch.Tensor) -> torch.Tensor:
         """A state in the range of images, about [0, 1]."""
         return state
@@ -160,6 +164,11 @@ class HeatDissipation(Process):
         schedule = blur_schedule(model.K, model.blur_sigma_min, model.blur_sigma_max)
         return cls(DCTBlur(schedule, data.image_size, data.image_size), model.sigma, data.num_channels, model.protocol)
 
+    def extra_repr(self) -> str:
+        """Levels, blur, noise."""
+        least, most = self.blur.schedule[1], self.blur.schedule[-1]
+        return f"{super().extra_repr()}, sigma_B {least:g} to {most:g} pixels, sigma {self.sigma:g}, protocol {self.protocol}"
+
     def corrupt(self, u0: torch.Tensor, k: torch.Tensor, eps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """u_k = A_k u_0 + sigma eps and the target A_{k-1} u_0 (paper, Algorithm 1)."""
         target, mean = self.blur.at_levels(u0, k - 1, k)
@@ -194,7 +203,7 @@ class HeatDissipation(Process):
             raise ValueError(f"its prior bank is of images {found}, where this configuration's are {self.shape}")
         return bank
 
-    def sampling_noise(self, kind: float | str, measured: Mapping[str, torch.Tensor] | None) -> SamplingNoise:
+    def sampling_noise(self, kind: float | str, measured: Mapping[str, torch.Tensor] | None) -> GaussianNoise:
         """The paper's isotropic noise, or that of the measured spectrum."""
         if not isinstance(kind, str):
             return IsotropicNoise(kind)

@@ -198,11 +198,6 @@ def refuse_differences(saved: str, config: ConfigDict, free: set[str], where: st
         raise UserError(f"{where} was made with another configuration: {listed}")
 
 
-def sampling_delta(config: ConfigDict) -> float:
-    """Default standard deviation of the sampling noise; the original release's is 0.01 whatever sigma is."""
-    return 0.01 if config.model.protocol == "released" else config.model.delta_over_sigma * config.model.sigma
-
-
 def validate(config: ConfigDict) -> None:
     """Check the whole configuration before anything is built. Raises UserError naming key, value and what would be right."""
     known, given = _known(), dict(flatten(config))

@@ -11,7 +11,7 @@ import torch
 
 from configs import default
 from model_code import build_model, build_process
-from scripts.config import ROOT, differences, flatten, load, refuse_differences, sampling_delta, to_json, validate
+from scripts.config import ROOT, differences, flatten, load, refuse_differences, to_json, validate
 from scripts.device import Precision
 from scripts.errors import UserError, one_line
 from scripts.training.plan import Work, describe
@@ -248,12 +248,6 @@ def test_the_release_finds_its_names() -> None:
         if "default" in name:
             module = importlib.import_module(f"configs.{name}")
             assert module.get_default_configs().to_dict() == module.get_config().to_dict()
-
-
-def test_default_sampling_noise() -> None:
-    """The paper's is 1.25 sigma; the release's flag defaults to 0.01 whatever sigma is."""
-    assert sampling_delta(tiny_config(model__sigma=0.02)) == pytest.approx(0.025)
-    assert sampling_delta(tiny_config(model__sigma=0.02, model__protocol="released")) == 0.01
 
 
 def test_changed_keys_are_named() -> None:

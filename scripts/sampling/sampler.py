@@ -16,7 +16,7 @@ from model_code.noise import SamplingNoise
 from model_code.process import Denoiser, Prior, Process
 from scripts import distributed
 from scripts.checkpoint import TrainedModel, load_trained
-from scripts.config import sampling_delta, validate
+from scripts.config import validate
 from scripts.data.datasets import load_images
 from scripts.data.images import ImageSource
 from scripts.data.loader import first_readable, to_unit_range
@@ -42,9 +42,11 @@ def parse_delta(text: str | float | None, config: ConfigDict) -> float | str:
 
     Names are "spectral" and config.model.sampling_noise. Raises UserError for anything else.
     """
-    kind = config.model.sampling_noise
+    model, kind = config.model, config.model.sampling_noise
+    if text is None and kind == "isotropic":  # the original release's is 0.01 whatever sigma is
+        return 0.01 if model.protocol == "released" else model.delta_over_sigma * model.sigma
     if text is None:
-        return sampling_delta(config) if kind == "isotropic" else kind
+        return kind
     if text == SPECTRAL or (text == kind and kind != "isotropic"):
         return text
     try:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from ml_collections import ConfigDict
 
+from model_code import build_process
 from model_code.process import Prior
 from scripts import checkpoint, distributed
 from scripts.config import to_json, validate
@@ -39,6 +40,10 @@ def train(config: ConfigDict, workdir: Path) -> int:
     Raises UserError, before anything is written, for a configuration or data that cannot be trained on.
     """
     validate(config)
+    try:
+        build_process(config)
+    except ValueError as error:  # about a setting that only the process can judge
+        raise UserError(str(error)) from None
     _check_shares(config)
     device = distributed.device(config.device)
     train_images, held_out_images = (load_images(config.data, split) for split in ("train", "held_out"))

@@ -6,7 +6,7 @@ import torch
 from ml_collections import ConfigDict
 from torch.utils.flop_counter import FlopCounterMode
 
-from model_code import build_model
+from model_code import build_model, build_process
 from scripts.config import validate
 from scripts.device import Precision, device_name
 from scripts.errors import UserError
@@ -42,7 +42,7 @@ class Work:
 
 def describe(config: ConfigDict, precision: Precision, num_train: int, num_held_out: int, first_step: int) -> str:
     """A few lines for a person: network, data, work per step, device and precision, and how often things happen."""
-    training, data, model = config.training, config.data, config.model
+    training, data = config.training, config.data
     work = Work.of(config)
     split = f" in {training.accumulation_steps} parts" if training.accumulation_steps > 1 else ""
     compiled = f", torch.compile {config.compile}" if config.compile != "none" else ""
@@ -50,8 +50,7 @@ def describe(config: ConfigDict, precision: Precision, num_train: int, num_held_
         f"network      {work.parameters / 1e6:.2f}M parameters, {work.forward / 1e9:.2f} GFLOP forward per image",
         f"data         {data.dataset}, {data.image_size}x{data.image_size}x{data.num_channels}: {num_train} training images, "
         f"{num_held_out} held out",
-        f"blur         K = {model.K} levels, sigma_B {model.blur_sigma_min:g} to {model.blur_sigma_max:g} pixels, "
-        f"sigma {model.sigma:g}, delta {model.delta_over_sigma:g} sigma, protocol {model.protocol}",
+        f"process      {config.model.process}: {build_process(config).extra_repr()}",
         f"steps        {first_step} to {training.n_iters}, batches of {training.batch_size}{split}, "
         f"{work.training * training.batch_size / 1e9:.0f} GFLOP each",
         f"device       {device_name(precision.device)}, {precision}{compiled}",

@@ -211,6 +211,8 @@ def test_delta_is_the_configurations_unless_given() -> None:
     assert parse_delta("spectral", config) == "spectral"
     assert parse_delta(None, tiny_config(model__protocol="released")) == 0.01
     assert parse_delta(None, tiny_config(model__sampling_noise="spectral")) == "spectral"
+    own = tiny_config(model__sampling_noise="posterior")
+    assert parse_delta(None, own) == parse_delta("posterior", own) == "posterior"
     for wrong in ("-1", "nan", "isotropic"):
         with pytest.raises(UserError, match=f"--delta={wrong}: must be a number of at least 0, or spectral"):
             parse_delta(wrong, config)
