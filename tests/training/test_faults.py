@@ -78,7 +78,7 @@ def test_other_files_on_a_full_disk_are_named(tmp_path: Path) -> None:
         ):
             temporary.write_text("x" * 100)
         with MetricsWriter(tmp_path, 0) as metrics, pytest.raises(UserError, match=r"metrics\.jsonl: cannot be written \(File"):
-            metrics.write(1, loss=1.0)
+            metrics.event(1, "resumed")
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
