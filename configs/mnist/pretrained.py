@@ -1,6 +1,6 @@
 """What the weights in runs/mnist/pretrained were trained with: the quickstart's network, for hours instead of minutes.
 
-Under two hours of one processor core in bfloat16. Dropout, because 4,500 digits are soon known by heart.
+About three hours on processors with AMX, in bfloat16; the weights' card has the stages and the scores.
 """
 
 from ml_collections import ConfigDict
@@ -9,19 +9,19 @@ from configs.mnist import quickstart
 
 
 def get_config() -> ConfigDict:
-    """1.1M parameters, K = 100 as in the paper, 15,000 steps."""
+    """1.1M parameters, K = 100 as in the paper, 43,000 steps."""
     config = quickstart.get_config()
-    config.training.n_iters = 15000
+    config.training.n_iters = 43000
     config.training.log_freq = 50
     config.training.level_weighting = 1.0  # samples fail at the last levels, whose losses are the smallest
     config.training.eval_freq = 500
-    config.training.sampling_freq = 2000
+    config.training.sampling_freq = 4000
     config.training.snapshot_freq = 2000
     config.training.snapshot_freq_for_preemption = 250
     config.eval.num_images = 0
     config.model.K = 100
     config.model.ema_rate = 0.999
-    config.model.dropout = 0.05
-    config.optim.lr = 1e-3
+    config.model.dropout = 0.0
+    config.optim.lr = 1.2e-3
     config.optim.warmup = 200
     return config
