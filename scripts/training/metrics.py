@@ -46,9 +46,9 @@ class MetricsWriter:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._writes:
-            with suppress(OSError):  # a full disk was reported when the row was written
-                self._file.close()
-            self._tensorboard.close()
+            for stream in (self._file, self._tensorboard):
+                with suppress(OSError):  # a full disk was reported when the row was written
+                    stream.close()
 
     def write(self, step: int, **values: float) -> None:
         """One row: the step and named numbers, to the eight digits that a float32 has."""

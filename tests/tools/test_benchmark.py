@@ -32,8 +32,8 @@ def test_rows() -> None:
     assert "float32" in lines[0]
     assert torch.__version__ in lines[1]
     assert [line.split(",")[0].split("  ")[0] for line in lines[3:]] == [
-        "matrix product 2048x2048", "training step", "noise of a step", "blur of a step", "U-Net forward", "sampling",
-        "noise of one level",
+        "matrix product 2048x2048", "training step", "noise of a step", "corruption of a step", "U-Net forward",
+        "sampling", "noise of 16 levels",
     ]  # fmt: skip
     assert [line.split()[-2] for line in lines[3:5]] == ["-", "100.0%"]
 

@@ -79,7 +79,7 @@ def test_other_files_on_a_full_disk_are_named(tmp_path: Path) -> None:
             temporary.write_text("x" * 100)
         with MetricsWriter(tmp_path, 0) as metrics, pytest.raises(UserError, match=r"metrics\.jsonl: cannot be written \(File"):
             metrics.event(1, "resumed")
-    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "tensorboard"]
 
 
 def folder_config(folder: Path, **overrides: object) -> ConfigDict:
@@ -140,4 +140,4 @@ def test_a_directory_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pyte
     (tmp_path / ".lock").mkdir()  # whoever runs the tests, this cannot be opened for writing
     with pytest.raises(UserError, match=r"--workdir=.*cannot write there \(Is a directory\)"):
         train(tiny_config(), tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock"]
