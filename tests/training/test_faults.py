@@ -76,9 +76,9 @@ def test_other_files_on_a_full_disk_are_named(tmp_path: Path) -> None:
         atomic_write(tmp_path / "config.json") as temporary,
     ):
         temporary.write_text("x" * 100)
-    with MetricsWriter(tmp_path, 0) as metrics, file_size_limit(10):
-        with pytest.raises(UserError, match=r"metrics\.jsonl: cannot be written \(File"):
-            metrics.event(1, "resumed")
+    full = pytest.raises(UserError, match=r"metrics\.jsonl: cannot be written \(File")
+    with MetricsWriter(tmp_path, 0) as metrics, file_size_limit(10), full:
+        metrics.event(1, "resumed")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "tensorboard"]
 
 
