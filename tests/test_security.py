@@ -77,7 +77,7 @@ READERS: dict[str, tuple[Callable[[Path, Path], None], Callable[[Path], object]]
     "npz": (arrays, lambda d: read_npz(d / "a.npz")),
     "npy": (arrays, lambda d: load_images(data_config("npy", d / "a.npy"), "train")),
     "cifar10": (cifar_files, lambda d: load_images(data_config("cifar10", d), "train")),
-    "Inception": (torchscript, lambda d: InceptionFeatures("clean", d / "inception-2015-12-05.pt", CPU)),
+    "Inception": (torchscript, lambda d: InceptionFeatures("clean", str(d), CPU)),
 }
 
 

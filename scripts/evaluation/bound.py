@@ -1,9 +1,8 @@
 """The bound on -log p(u_0) of a checkpoint: levels to look at, what the network does there, a table and a picture by level."""
 
 import csv
-import json
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,48 +14,17 @@ from model_code.elbo import bits_per_dim
 from model_code.noise import SamplingNoise
 from model_code.process import Denoiser, Prior, Process
 from scripts import distributed
-from scripts.data.datasets import Split, load_images
 from scripts.data.loader import Batch, HeldOutBatches, clean_batches, none_readable
 from scripts.device import Precision
 from scripts.errors import UserError
 from scripts.estimate import Estimate
+from scripts.evaluation.features import data_set_images
 from scripts.evaluation.plots import plot_by_level
 from scripts.evaluation.results import Result
 from scripts.io import atomic_write, make_directory
 from scripts.progress import progress_bar
 from scripts.randomness import Purpose, normal_by_index, stream
 from scripts.sampling.sampler import DataPrior, Sampler, load_sampler
-
-SPLITS: dict[str, Split] = {"test": "held_out", "train": "train"}
-
-
-@dataclass(frozen=True)
-class Bound:
-    """The bound on -log p(u_0) for B images, term by term, in nats: L_K + sum_k L_{k-1} + L_0, each float64 (B,).
-
-    The sum over levels may be an estimate from some of them: `intermediate` then has its expectation.
-    """
-
-    prior: torch.Tensor
-    terms: torch.Tensor
-    """L_{k-1} at the levels k that were looked at: float64 (B, n)."""
-    weight: float
-    """How many of the levels each of `terms` stands for: 1 if they are all there."""
-    reconstruction: torch.Tensor
-
-    @property
-    def intermediate(self) -> torch.Tensor:
-        """The sum of L_{k-1} over levels."""
-        return self.terms.sum(1) * self.weight
-
-    @property
-    def total(self) -> torch.Tensor:
-        """The bound."""
-        return self.prior + self.intermediate + self.reconstruction
-
-    def parts(self) -> dict[str, Estimate]:
-        """The parts and their sum, as means over images."""
-        return {name: Estimate.of(getattr(self, name)) for name in ("prior", "intermediate", "reconstruction", "total")}
 
 
 @dataclass(frozen=True)
@@ -85,15 +53,19 @@ class Measurement:
         levels, errors, first_errors, summary = map(distributed.gather_rows, tensors)
         return Measurement(levels, errors, first_errors, summary, self.num_levels)
 
-    def bound(self, process: Process, prior: Prior, noise: SamplingNoise) -> Bound:
-        """The bound for this sampling noise."""
+    def bound(self, process: Process, prior: Prior, noise: SamplingNoise) -> dict[str, torch.Tensor]:
+        """The bound on -log p(u_0) for this sampling noise, "total" and its parts, in nats: each float64 (B,).
+
+        Parts are "prior" L_K, "intermediate" sum_k L_{k-1}, where the levels looked at stand for all, and "reconstruction" L_0.
+        """
         B, n = self.levels.shape
-        return Bound(
-            prior=process.prior_term(self.summary, prior, noise),
-            terms=process.terms(self.errors.flatten(0, 1), self.levels.flatten(), noise).view(B, n),
-            weight=self.num_levels / max(1, n),
-            reconstruction=process.reconstruction(self.first_errors, noise),
-        )
+        terms = process.terms(self.errors.flatten(0, 1), self.levels.flatten(), noise).view(B, n)
+        parts = {
+            "prior": process.prior_term(self.summary, prior, noise),
+            "intermediate": terms.sum(1) * (self.num_levels / max(1, n)),
+            "reconstruction": process.reconstruction(self.first_errors, noise),
+        }
+        return parts | {"total": parts["prior"] + parts["intermediate"] + parts["reconstruction"]}
 
 
 def draw_strata(seed: int, index: int, levels: range, num_draws: int) -> list[int]:
@@ -124,9 +96,14 @@ class BoundEstimator:
 
     @torch.no_grad()
     def measure(
-        self, batches: Iterable[Batch], prior: Prior, seed: int, num_levels_per_image: int | None = None
+        self,
+        batches: Iterable[Batch],
+        prior: Prior,
+        seed: int,
+        num_levels_per_image: int | None = None,
+        on_images: Callable[[int], object] = lambda count: None,
     ) -> Measurement:
-        """All images at `num_levels_per_image` levels drawn in strata, or at all levels."""
+        """All images at `num_levels_per_image` levels drawn in strata, or at all levels; `on_images` tells of progress."""
         levels = self.process.bound_levels
         num_draws = len(levels) if num_levels_per_image is None else min(num_levels_per_image, len(levels))
         parts = []
@@ -135,6 +112,7 @@ class BoundEstimator:
             chosen = torch.tensor(drawn, dtype=torch.int64).view(len(drawn), num_draws)
             errors = self._errors(batch, seed, torch.cat([torch.ones(len(drawn), 1, dtype=torch.int64), chosen], dim=1))
             parts.append((chosen, errors[:, 1:], errors[:, 0], self.process.prior_summary(batch.images, prior).cpu()))
+            on_images(len(batch.images))
         chosen, errors, first_errors, summary = (torch.cat(part) for part in zip(*parts, strict=True))
         return Measurement(chosen, errors, first_errors, summary, len(levels))
 
@@ -183,32 +161,24 @@ def level_table(measurement: Measurement, process: Process, noise: SamplingNoise
     return rows
 
 
+@dataclass
 class BoundEvaluation:
     """Evaluates the bound at one setting after another; the network runs again only if checkpoint or seed change."""
 
-    def __init__(
-        self,
-        config: ConfigDict,
-        workdir: Path,
-        *,
-        split: str,
-        num_images: int,
-        num_levels_per_image: int,
-        exact: bool,
-        batch_size: int,
-        dequantize: bool = True,
-        precision: str = "float32",
-    ) -> None:
-        """split: "test" or "train"; num_images: spread evenly over it, 0 for all; exact: all levels, not so many per image.
-
-        dequantize: add uniform noise to the 8-bit values, without which images have no density, and no bits/dim.
-        """
-        if split not in SPLITS:
-            raise UserError(f"--dataset_split={split}: the bound is computed on one of {', '.join(SPLITS)}")
-        self.config, self.workdir, self.split, self.num_images = config, workdir, split, num_images
-        self.num_levels = None if exact else num_levels_per_image
-        self.batch_size, self.dequantize, self.precision = batch_size, dequantize, precision
-        self._measured: tuple[tuple[int, int], Prior, Measurement] | None = None
+    config: ConfigDict
+    workdir: Path
+    split: str
+    """A value of --dataset_split, see `features.SPLITS`."""
+    num_images: int
+    """Spread evenly over the split, 0 for all."""
+    num_levels_per_image: int
+    exact: bool
+    """All levels, not `num_levels_per_image`."""
+    batch_size: int
+    dequantize: bool = True
+    """Add uniform noise to the 8-bit values, without which images have no density, and no bits/dim."""
+    precision: str = "float32"
+    _measured: tuple[tuple[int, int], Prior, Measurement] | None = field(default=None, init=False)
 
     def __call__(self, *, checkpoint: int, delta: str | float | None, seed: int, directory: Path) -> list[Result]:
         """The bound in nats ("ELBO") and in bits per dimension ("BPD"), each with its value for every image.
@@ -219,10 +189,10 @@ class BoundEvaluation:
         sampler, trained = load_sampler(
             self.config, self.workdir, checkpoint, delta=delta, seed=seed, precision=self.precision, scoring=True
         )
-        process, noise = sampler.process, sampler.noise
+        noise = sampler.noise
         if noise.prior_std == 0:
             raise UserError("--delta=0: the bound is infinite without sampling noise; delta must be greater than 0")
-        dequantize = self.dequantize and not process.discrete
+        dequantize = self.dequantize and not sampler.process.discrete
         if self._measured is None or self._measured[0] != (checkpoint, seed):
             prior = self._prior(sampler, trained.dequantized, dequantize)
             self._measured = ((checkpoint, seed), prior, self._measure(sampler, prior, seed, dequantize))
@@ -238,38 +208,34 @@ class BoundEvaluation:
             "dequantized": dequantize,
             "num_levels_per_image": measurement.levels.shape[1],
             "exact": measurement.exact,
+            "nats": {name: asdict(Estimate.of(part)) for name, part in bound.items()},
         }
         eps = torch.randn(measurement.summary.shape, generator=torch.Generator().manual_seed(seed % 2**63))
         monte_carlo = process.prior_monte_carlo(measurement.summary, prior, noise, eps)
         print(describe(bound, monte_carlo, settings, measurement.num_levels))
         suffix = ("" if self.split == "test" else f"_{self.split}") + ("_exact" if measurement.exact else "")
         folder = directory / f"bound_step_{trained.step}_delta_{noise.label}_seed_{seed}{suffix}"
-        write_by_level(folder, bound, level_table(measurement, process, noise), settings)
+        title = f"step {trained.step}, delta {noise.label}, {len(bound['total'])} images"
+        write_by_level(folder, level_table(measurement, process, noise), title)
         print(f"by level: {folder / 'bound_by_level.png'}")
-        scores = {"ELBO": (bound.total, "nats")}
+        scores = {"ELBO": (bound["total"], "nats")}
         if dequantize or process.discrete:
             num_pixels = self.config.data.num_channels * self.config.data.image_size**2
-            scores["BPD"] = bits_per_dim(bound.total, num_pixels, process.discrete), "bits/dim"
+            scores["BPD"] = bits_per_dim(bound["total"], num_pixels, process.discrete), "bits/dim"
         return [
             Result(score, Estimate.of(values), {**settings, "unit": unit}, per_image=values.numpy())
             for score, (values, unit) in scores.items()
         ]
 
     def _measure(self, sampler: Sampler, prior: Prior, seed: int, dequantize: bool) -> Measurement:
-        estimator = BoundEstimator(sampler.model, sampler.process, sampler.precision, self.batch_size)
-        images = load_images(self.config.data, SPLITS[self.split])
-        K = sampler.process.K
-        calls_per_image = K if self.num_levels is None else min(K, self.num_levels + 1)
+        images, K = data_set_images(self.config.data, self.split), sampler.process.K
+        num_levels = None if self.exact else self.num_levels_per_image
+        calls_per_image = K if num_levels is None else min(K, num_levels + 1)
         at_a_time = max(1, self.batch_size // calls_per_image)  # images that make about one batch for the network
         batches = HeldOutBatches(images, seed, at_a_time, self.num_images, dequantize, self.config.data.num_workers)
-
-        def with_progress() -> Iterator[Batch]:
-            with progress_bar(len(batches.chosen), "image", "likelihood bound") as bar:
-                for batch in batches:
-                    yield batch
-                    bar.update(len(batch.images))
-
-        measurement = estimator.measure(with_progress(), prior, seed, self.num_levels).gathered()
+        estimator = BoundEstimator(sampler.model, sampler.process, sampler.precision, self.batch_size)
+        with progress_bar(len(batches.chosen), "image", "likelihood bound") as bar:
+            measurement = estimator.measure(batches, prior, seed, num_levels, bar.update).gathered()
         if len(measurement.levels) == 0:
             raise none_readable([images.name(0)])
         return measurement
@@ -285,31 +251,28 @@ class BoundEvaluation:
         return sampler.prior.dequantized() if dequantize and not is_dequantized else sampler.prior
 
 
-def describe(bound: Bound, monte_carlo: torch.Tensor | None, settings: dict[str, Any], num_levels: int) -> str:
+def describe(
+    bound: dict[str, torch.Tensor], monte_carlo: torch.Tensor | None, settings: dict[str, Any], num_levels: int
+) -> str:
     """A few lines for a person: the parts of the bound with their standard errors."""
     looked_at = "all" if settings["exact"] else str(settings["num_levels_per_image"])
     lines = [
         f"bound on -log p(u_0): step {settings['checkpoint_step']}, delta {settings['delta']}, seed {settings['seed']}, "
-        f"{len(bound.total)} images ({settings['dataset_split']}), {looked_at} of {num_levels} levels for each"
+        f"{len(bound['total'])} images ({settings['dataset_split']}), {looked_at} of {num_levels} levels for each"
     ]
-    lines += [f"  {name:<15}{part.value:>14.4f} +- {part.standard_error:.2g} nats" for name, part in bound.parts().items()]
+    lines += [f"  {name:<15}{Estimate.of(part)!s:>24} nats" for name, part in bound.items()]
     if monte_carlo is not None:
-        estimate = Estimate.of(monte_carlo)
-        lines.append(f"  (the prior term itself, by Monte Carlo: {estimate.value:.4f} +- {estimate.standard_error:.2g} nats)")
+        lines.append(f"  (the prior term itself, by Monte Carlo: {Estimate.of(monte_carlo)} nats)")
     return "\n".join(lines)
 
 
-def write_by_level(folder: Path, bound: Bound, rows: list[LevelRow], settings: dict[str, Any]) -> None:
-    """Write `bound.json` with the parts, `bound_by_level.csv` and `bound_by_level.png` with a row and a point per level."""
+def write_by_level(folder: Path, rows: list[LevelRow], title: str) -> None:
+    """Write `bound_by_level.csv` and `bound_by_level.png`, with a row and a point per level."""
     make_directory(folder, "evaluation results")
-    parts = {name: asdict(part) for name, part in bound.parts().items()}
-    with atomic_write(folder / "bound.json") as temporary:
-        temporary.write_text(json.dumps({**settings, "num_images": len(bound.total), "nats": parts}, indent=2) + "\n")
     with atomic_write(folder / "bound_by_level.csv") as temporary, temporary.open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["k", "num_images", "squared_error", "squared_error_se", "term_nats", "term_se", "term_without_errors"])
         for row in rows:
             estimates = (row.error.value, row.error.standard_error, row.term.value, row.term.standard_error)
             table.writerow([row.k, row.error.num_images, *estimates, row.floor])
-    title = f"step {settings['checkpoint_step']}, delta {settings['delta']}, {len(bound.total)} images"
     plot_by_level(folder / "bound_by_level.png", rows, title)

@@ -16,7 +16,6 @@ from torch import nn
 
 from scripts.config import ROOT
 from scripts.data.datasets import Split, load_labelled
-from scripts.errors import UserError
 from scripts.io import atomic_write, make_directory, read_npz
 from scripts.progress import progress_bar
 from scripts.randomness import Purpose, stream
@@ -61,10 +60,8 @@ class ClassifierFeatures:
     def __init__(self, network: Network, device: torch.device, accuracy: float) -> None:
         """accuracy: of the network on held-out images, a part of 1."""
         self.network, self.device, self.accuracy = network.to(device).eval(), device, accuracy
-        checksum = 0
-        for value in network.state_dict().values():
-            checksum = zlib.crc32(value.cpu().numpy().tobytes(), checksum)
-        self.settings: dict[str, Any] = {"extractor": "classifier", "weights_crc32": checksum}
+        weights = b"".join(value.cpu().numpy().tobytes() for value in network.state_dict().values())
+        self.settings: dict[str, Any] = {"extractor": "classifier", "weights_crc32": zlib.crc32(weights)}
 
     @torch.no_grad()
     def __call__(self, pixels: torch.Tensor) -> np.ndarray:
@@ -91,18 +88,16 @@ def classifier_features(directory: Path, data: ConfigDict, device: torch.device,
     """
     pixels, labels = _read(data, "train")
     network = _new_network(pixels.shape[1], int(labels.max()) + 1)
-    key = zlib.crc32(pixels.numpy().tobytes(), zlib.crc32(labels.numpy().tobytes()))
-    if read_npz(INCLUDED)["data_crc32"] == key:
-        _load(network, INCLUDED)
-    else:
+    file, key = INCLUDED, zlib.crc32(pixels.numpy().tobytes(), zlib.crc32(labels.numpy().tobytes()))
+    if read_npz(INCLUDED)["data_crc32"] != key:
         key = zlib.crc32(f"{steps} {BATCH_SIZE} {LEARNING_RATE} {SHIFT}".encode(), key)
         file = make_directory(directory, "classifier") / f"classifier_{key:08x}.npz"
-        if file.exists():
-            _load(network, file)
-        else:
-            _train(network.to(device), pixels, labels, steps)
-            with atomic_write(file) as temporary:
-                np.savez(temporary, **{name: value.cpu().numpy() for name, value in network.state_dict().items()})
+    if file.exists():
+        _load(network, file)
+    else:
+        _train(network.to(device), pixels, labels, steps)
+        with atomic_write(file) as temporary:
+            np.savez(temporary, **{name: value.cpu().numpy() for name, value in network.state_dict().items()})
     return ClassifierFeatures(network, device, _accuracy(network.to(device).eval(), *_read(data, "held_out")))
 
 
@@ -119,12 +114,9 @@ def _new_network(num_channels: int, num_classes: int) -> Network:
 
 
 def _load(network: Network, file: Path) -> None:
-    try:
-        arrays = read_npz(file)
-        arrays.pop("data_crc32", None)
-        network.load_state_dict({name: torch.from_numpy(value) for name, value in arrays.items()})
-    except Exception as error:  # zip, NumPy and PyTorch each have their own errors
-        raise UserError(f"{file}: damaged ({' '.join(str(error).split())}); delete it, and it is trained again") from None
+    arrays = read_npz(file)
+    arrays.pop("data_crc32", None)
+    network.load_state_dict({name: torch.from_numpy(value) for name, value in arrays.items()})
 
 
 def _train(network: Network, pixels: torch.Tensor, labels: torch.Tensor, steps: int) -> None:
@@ -157,8 +149,5 @@ def _shifted(u: torch.Tensor, offsets: np.ndarray) -> torch.Tensor:
 @torch.no_grad()
 def _accuracy(network: Network, pixels: torch.Tensor, labels: torch.Tensor) -> float:
     device = next(network.parameters()).device
-    right = [
-        network(batch.to(device).float() / 255).argmax(1).cpu() == truth
-        for batch, truth in zip(pixels.split(1000), labels.split(1000), strict=True)
-    ]
-    return float(torch.cat(right).double().mean())
+    found = [network(batch.to(device).float() / 255).argmax(1).cpu() for batch in pixels.split(1000)]
+    return float((torch.cat(found) == labels).double().mean())

@@ -4,6 +4,7 @@ Everything here is arithmetic on arrays: features (N, d), one row per image. Sta
 with the reference held fixed.
 """
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,35 +37,46 @@ class Gaussian:
         return cls(x.mean(0), np.atleast_2d(np.cov(x, rowvar=False)))
 
 
-def frechet_distance(a: Gaussian, b: Gaussian) -> float:
-    """Squared Frechet distance |mu_a - mu_b|^2 + tr(A + B - 2 (A B)^(1/2)) (Heusel et al., 2017).
+@dataclass(frozen=True)
+class Reference:
+    """What is known of a reference set: mean and covariance of its features, the features (M, d), or both."""
 
-    tr (A B)^(1/2) is the sum of the singular values of A^(1/2) B^(1/2). These symmetric roots exist for singular A and B too:
-    nothing is added to a diagonal, and no root of a matrix that is not symmetric is taken.
-    """
-    return _frechet(a, b, np.asarray(scipy.linalg.svdvals(_root(a.sigma) @ _root(b.sigma))))
+    description: str
+    features: np.ndarray | None
+    moments: Gaussian | None = None
+
+    @functools.cached_property
+    def gaussian(self) -> Gaussian:
+        """Mean and covariance, from the features where they are not known."""
+        if self.moments is not None:
+            return self.moments
+        assert self.features is not None
+        return Gaussian.of(self.features)
 
 
 def frechet_estimate(generated: np.ndarray, reference: Gaussian) -> tuple[Estimate, np.ndarray]:
-    """Frechet distance of features (N, d) from a reference, its standard error, and each image's influence, float64 (N,).
+    """Squared Frechet distance |mu_a - mu_b|^2 + tr(A + B - 2 (A B)^(1/2)) (Heusel et al., 2017) of features (N, d).
 
-    The distance is a smooth function of the mean mu and covariance A of the generated features. To first order one image
-    changes it by 1/N times its influence 2 (mu - mu_ref)^T y + y^T (I - T) y minus the average of that, where y = x - mu and
-    T = B^(1/2) (B^(1/2) A B^(1/2))^(-1/2) B^(1/2) is the optimal transport between the Gaussians. The standard error (the
-    infinitesimal jackknife) is the influences' standard deviation over sqrt(N). It leaves out the distance's upward bias of
-    order 1/N, is somewhat too large where N is not well above d, and only rough where the distance is close to
-    `frechet_of_reference`.
+    Returns it with its standard error, and each image's influence, float64 (N,). tr (A B)^(1/2) is the sum of the singular
+    values of A^(1/2) B^(1/2); these symmetric roots exist for singular A and B too.
+
+    To first order one image changes the distance by 1/N times its influence 2 (mu_a - mu_b)^T y + y^T (I - T) y minus the
+    average of that, where y = x - mu_a and T = B^(1/2) (B^(1/2) A B^(1/2))^(-1/2) B^(1/2) is the optimal transport between the
+    Gaussians. The standard error (the infinitesimal jackknife) is the influences' standard deviation over sqrt(N). It leaves
+    out the distance's upward bias of order 1/N, is somewhat too large where N is not well above d, and only rough where the
+    distance is close to `frechet_of_reference`.
     """
     own = Gaussian.of(generated)
-    root = _root(reference.sigma)
+    root, difference = _root(reference.sigma), own.mu - reference.mu
     _, singular, vt = scipy.linalg.svd(_root(own.sigma) @ root)
+    distance = (difference**2).sum() + np.trace(own.sigma) + np.trace(reference.sigma) - 2 * singular.sum()
     kept = singular > singular.max(initial=0.0) * len(singular) * np.finfo(np.float64).eps
     half = (vt[kept] / np.sqrt(singular[kept])[:, None]) @ root  # T = half^T half
     y = generated - own.mu
-    influence = 2 * y @ (own.mu - reference.mu) + (y**2).sum(1) - ((y @ half.T) ** 2).sum(1)
+    influence = 2 * y @ difference + (y**2).sum(1) - ((y @ half.T) ** 2).sum(1)
     influence -= influence.mean()
     error = influence.std(ddof=1) / np.sqrt(len(y))
-    return Estimate(_frechet(own, reference, singular), float(error), len(y)), influence
+    return Estimate(float(distance), float(error), len(y)), influence
 
 
 def frechet_of_reference(reference: Gaussian, num_images: int) -> float:
@@ -76,11 +88,6 @@ def frechet_of_reference(reference: Gaussian, num_images: int) -> float:
     sums = np.maximum(values[:, None] + values, np.finfo(np.float64).tiny)
     covariance = (values[:, None] * values / sums).sum() + values.sum() / 2
     return float((values.sum() + covariance / 2) / num_images)
-
-
-def _frechet(a: Gaussian, b: Gaussian, singular: np.ndarray) -> float:
-    distance = ((a.mu - b.mu) ** 2).sum() + np.trace(a.sigma) + np.trace(b.sigma) - 2 * singular.sum()
-    return float(distance)
 
 
 def _root(sigma: np.ndarray) -> np.ndarray:
@@ -100,8 +107,7 @@ def kernel_estimate(generated: np.ndarray, reference: np.ndarray, seed: int) -> 
     values = np.empty(SUBSETS)
     for subset in range(SUBSETS):
         rng = stream(seed, Purpose.KID_SUBSET, step=subset)
-        x = _subset(generated, m, rng)
-        y = _subset(reference, m, rng)
+        x, y = (f[rng.choice(len(f), m, replace=False)].astype(np.float64) for f in (generated, reference))
         values[subset] = _off_diagonal_mean(_kernel(x, x)) + _off_diagonal_mean(_kernel(y, y)) - 2 * _kernel(x, y).mean()
     rows = np.linspace(0, len(generated) - 1, min(len(generated), KERNEL_ROWS)).astype(int)
     variance = _kernel_variance(generated[rows], reference, len(generated)) + values.var(ddof=1) / SUBSETS
@@ -123,10 +129,6 @@ def _kernel_variance(x: np.ndarray, reference: np.ndarray, num_images: int) -> f
     # The variance of row means includes that of the n - 1 terms in each, which is not part of zeta_1.
     zeta_1 = max(0.0, h.mean(1).var(ddof=1) - h.var(1, ddof=1).mean() / (n - 1))
     return float(4 * zeta_1 / num_images + 2 * h.var() / (num_images * (num_images - 1)))
-
-
-def _subset(features: np.ndarray, m: int, rng: np.random.Generator) -> np.ndarray:
-    return features[rng.choice(len(features), m, replace=False)].astype(np.float64)
 
 
 def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Features of images, cached in files together with the settings that they depend on."""
+"""Features of images, cached in files named by a checksum of everything that they depend on."""
 
 import hashlib
 import json
@@ -10,15 +10,19 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from ml_collections import ConfigDict
 
 from scripts import distributed
-from scripts.data.images import Images, UnreadableImage, channels_first, opened_image
+from scripts.data.datasets import Split, load_images
+from scripts.data.images import Images, ImageSource, UnreadableImage, channels_first, opened_image
 from scripts.errors import UserError, printable
-from scripts.io import atomic_write, make_directory, read_npz
+from scripts.io import atomic_write, make_directory
 from scripts.progress import progress_bar
 
 SECONDS_BETWEEN_FILES = 60
 """An interrupted evaluation loses at most this much work, and one batch."""
+SPLITS: dict[str, Split] = {"train": "train", "test": "held_out", "val": "held_out", "held_out": "held_out"}
+"""Values of --dataset_split for the configuration's own data set."""
 
 
 class Extractor(Protocol):
@@ -31,6 +35,13 @@ class Extractor(Protocol):
 
     def __call__(self, pixels: torch.Tensor) -> np.ndarray:
         """Images uint8 (B, C, H, W) to features float32 (B, d)."""
+
+
+def data_set_images(data: ConfigDict, split: str) -> ImageSource:
+    """The configuration's own images, at its size. Raises UserError for a split that does not exist."""
+    if split not in SPLITS:
+        raise UserError(f"--dataset_split={split}: the configuration's own data set has {', '.join(SPLITS)}")
+    return load_images(data, SPLITS[split])
 
 
 class NativeFolder:
@@ -53,22 +64,17 @@ class NativeFolder:
 
 def image_features(images: Images, indices: Sequence[int], extractor: Extractor) -> np.ndarray:
     """Features float32 (len(indices), d), rows of NaN for images that cannot be read, with a warning naming each."""
-    by_shape: dict[tuple[int, ...], list[tuple[int, np.ndarray]]] = {}
+    pixels: dict[int, np.ndarray] = {}
     for row, index in enumerate(indices):
         try:
-            pixels = images[index]
+            pixels[row] = images[index]
         except UnreadableImage as error:
             warnings.warn(f"{error.name} cannot be read and is left out", stacklevel=2)
-        else:
-            by_shape.setdefault(pixels.shape, []).append((row, pixels))
-    if not by_shape:
-        raise UserError(f"none of {len(indices)} images can be read, such as {images.name(indices[0])}")
-    rows: dict[int, np.ndarray] = {}
-    for group in by_shape.values():
-        features = extractor(torch.from_numpy(np.stack([pixels for _, pixels in group])))
-        rows |= {row: feature for (row, _), feature in zip(group, features, strict=True)}
-    unreadable = np.full_like(next(iter(rows.values())), np.nan)
-    return np.stack([rows.get(row, unreadable) for row in range(len(indices))])
+    features = np.full((len(indices), extractor.num_features), np.nan, np.float32)
+    for shape in {image.shape for image in pixels.values()}:
+        rows = [row for row, image in pixels.items() if image.shape == shape]
+        features[rows] = extractor(torch.from_numpy(np.stack([pixels[row] for row in rows])))
+    return features
 
 
 def cached_features(
@@ -79,77 +85,30 @@ def cached_features(
     compute: Callable[[range], np.ndarray],
     description: str,
 ) -> np.ndarray:
-    """Features float32 (count, d) of images 0..count-1.
+    """Features float32 (count, d) of images 0..count-1, read from files in `directory` as far as they are there.
 
-    Those that files in `directory` hold for the same `settings` are read. `compute` gives the rest, for a range of at most
-    `batch_size` images at a time; they are added to the files about every minute and at the end, also after an interruption.
-    Of several processes each computes its part of `batch_size` images per process, and process 0 writes the files, which any
-    number of processes can continue.
-    Raises UserError for a directory that cannot be written to and for a damaged file.
+    `compute` gives the rest, for a range of at most `batch_size` images at a time, shared out to all processes. Process 0 adds
+    them about every minute as files `features_KEY_FIRST.npy` with the rows from FIRST on, KEY a checksum of the `settings`.
+    Raises UserError for a directory that cannot be written to.
     """
-    store = _Store(directory, settings)
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+    have, blocks = 0, []
     with distributed.main_first():
-        if distributed.is_main():
-            make_directory(directory, "features")
-        blocks = store.read(count)
-    have = sum(map(len, blocks))
-    at_a_time = batch_size * distributed.world_size()
+        make_directory(directory, "features")
+        while have < count and (file := directory / f"features_{key}_{have:07d}.npy").exists():
+            blocks.append(np.load(file, allow_pickle=False))
+            have += len(blocks[-1])
     pending: list[np.ndarray] = []
-    written = time.monotonic()
-    with progress_bar(count, "image", description, initial=have) as bar:
-        try:
-            for start in range(have, count, at_a_time):
-                wanted = range(start, min(start + at_a_time, count))
-                pending.append(distributed.compute_rows(wanted, lambda mine: torch.from_numpy(compute(mine))).numpy())
-                bar.update(len(pending[-1]))
-                if time.monotonic() - written > SECONDS_BETWEEN_FILES:
-                    if distributed.is_main():
-                        store.write(have, pending)
-                    have += sum(map(len, pending))
-                    blocks += pending
-                    pending, written = [], time.monotonic()
-        finally:
-            if distributed.is_main():
-                store.write(have, pending)
-    return np.concatenate([*blocks, *pending])
-
-
-class _Store:
-    """Files `features_KEY_FIRST-END.npz`, each with rows FIRST..END-1 and the settings that KEY is a checksum of."""
-
-    def __init__(self, directory: Path, settings: dict[str, Any]) -> None:
-        self.directory = directory
-        self.settings = json.dumps(settings, sort_keys=True)
-        self.key = hashlib.sha256(self.settings.encode()).hexdigest()[:12]
-
-    def read(self, count: int) -> list[np.ndarray]:
-        """The rows from 0 on that are there without a gap, `count` at most."""
-        blocks: list[np.ndarray] = []
-        have = 0
-        for path in sorted(self.directory.glob(f"features_{self.key}_*.npz")):
-            first, end = map(int, path.stem.rsplit("_", 1)[1].split("-"))
-            if first <= have < min(end, count):
-                blocks.append(self._rows(path, end - first)[have - first : count - first])
-                have += len(blocks[-1])
-        return blocks
-
-    def _rows(self, path: Path, count: int) -> np.ndarray:
-        try:
-            rows = read_npz(path).get("features", np.empty(0))
-            if rows.dtype != np.float32 or rows.ndim != 2 or len(rows) != count:
-                raise ValueError(f"features {rows.dtype} {rows.shape}")
-        except (ValueError, OSError) as error:
-            raise UserError(f"{path}: damaged ({error}); delete it, and its features are computed again") from None
-        return rows
-
-    def write(self, first: int, blocks: Sequence[np.ndarray]) -> None:
-        """Add rows from `first` on."""
-        if not blocks:
-            return
-        rows = np.concatenate(blocks)
-        path = self.directory / f"features_{self.key}_{first:07d}-{first + len(rows):07d}.npz"
-        try:
-            with atomic_write(path) as temporary:
-                np.savez(temporary, features=rows, settings=np.array(self.settings))
-        except OSError as error:
-            raise UserError(f"{path}: the features could not be written ({error.strerror}); earlier ones are kept") from None
+    saved, written = have, time.monotonic()
+    at_a_time = batch_size * distributed.world_size()
+    with progress_bar(count, "image", description, initial=min(have, count)) as bar:
+        for start in range(have, count, at_a_time):
+            wanted = range(start, min(start + at_a_time, count))
+            blocks.append(distributed.compute_rows(wanted, lambda mine: torch.from_numpy(compute(mine))).numpy())
+            pending.append(blocks[-1])
+            bar.update(len(wanted))
+            if distributed.is_main() and (time.monotonic() - written > SECONDS_BETWEEN_FILES or wanted.stop == count):
+                with atomic_write(directory / f"features_{key}_{saved:07d}.npy") as temporary:
+                    np.save(temporary, np.concatenate(pending))
+                pending, saved, written = [], wanted.stop, time.monotonic()
+    return np.concatenate(blocks)[:count]

@@ -1,6 +1,5 @@
 """FID, KID and precision, recall, density and coverage of a trained model's samples."""
 
-import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,16 +11,13 @@ import torch
 from ml_collections import ConfigDict
 
 from scripts import distributed
-from scripts.data.images import FolderImages, Images, list_images
 from scripts.errors import UserError
 from scripts.evaluation.classifier import classifier_features
-from scripts.evaluation.features import Extractor, cached_features
-from scripts.evaluation.inception import InceptionFeatures, weights_file
+from scripts.evaluation.features import Extractor, cached_features, data_set_images
+from scripts.evaluation.inception import InceptionFeatures
 from scripts.evaluation.metrics import Inputs, Metric
-from scripts.evaluation.references import data_set_images, find_reference, folder_images, reference_features
+from scripts.evaluation.references import find_reference, reference_features
 from scripts.evaluation.results import Result
-from scripts.evaluation.statistics_files import Reference, custom_files, statistics_folder, write_custom_statistics
-from scripts.io import make_directory, user_path
 from scripts.provenance import config_hash
 from scripts.sampling.output import to_uint8
 from scripts.sampling.sampler import Sampler, load_sampler
@@ -61,28 +57,22 @@ class SampleEvaluation:
             self.config, self.workdir, checkpoint, delta=delta, seed=seed, precision=self.precision, scoring=True
         )
         made_by = sampler.settings(self.config, trained)
-        directory = self.workdir / "evaluation"
+        device, directory = sampler.precision.device, self.workdir / "evaluation"
         with distributed.main_first():  # it may download or train
-            extractor = self._extractor(directory, sampler.precision.device)
+            extractor = self._extractor(directory, device)
         against = find_reference(
             self.reference, self.dataset_split, self.config.data, self.metrics, self.k, extractor, directory, self.batch_size
         )
-        if any(metric.needs == "moments" for metric in self.metrics) and self.num_gen <= extractor.num_features:
-            warnings.warn(
-                f"FID of {self.num_gen} samples in {extractor.num_features} dimensions is far too high; raise --num_gen",
-                stacklevel=2,
-            )
-        inputs = Inputs(
-            generated=self._generated_features(directory, sampler, made_by, extractor),
-            reference=against,
-            seed=sampler.seed,
-            k=self.k,
-            device=sampler.precision.device,
-        )
-        held_out = None
+        if any(metric.name == "fid" for metric in self.metrics) and self.num_gen <= extractor.num_features:
+            text = f"FID of {self.num_gen} samples in {extractor.num_features} dimensions is far too high; raise --num_gen"
+            warnings.warn(text, stacklevel=2)
+        generated = self._generated_features(directory, sampler, made_by, extractor)
+        inputs = Inputs(generated, against, sampler.seed, self.k, device)
+        floor: dict[str, dict[str, Any]] = {}
         if self.feature_extractor == "classifier" and self.dataset_split == "train":
             images = data_set_images(self.config.data, "held_out")
             held_out = reference_features(directory, images, extractor, self.batch_size)
+            floor = floor_settings(self.metrics, inputs, held_out) if distributed.is_main() else {}
         if not distributed.is_main():
             return []
         common = made_by | {
@@ -92,7 +82,6 @@ class SampleEvaluation:
             "reference_images": None if against.features is None else len(against.features),
             **{f"features_{key}": value for key, value in extractor.settings.items()},
         }
-        floor = {} if held_out is None else floor_settings(self.metrics, inputs, held_out)
         return [
             replace(result, settings=common | result.settings | floor.get(result.score, {}))
             for result in scores(self.metrics, inputs)
@@ -100,7 +89,7 @@ class SampleEvaluation:
 
     def _extractor(self, directory: Path, device: torch.device) -> Extractor:
         if self.feature_extractor == "inception":
-            return InceptionFeatures(self.cleanfid_mode, weights_file(self.cleanfid_mode, self.inception_path), device)
+            return InceptionFeatures(self.cleanfid_mode, self.inception_path, device)
         classifier = classifier_features(directory, self.config.data, device)
         print(f"classifier: {classifier.accuracy:.2%} of held-out images right", flush=True)
         return classifier
@@ -128,48 +117,20 @@ def floor_settings(metrics: Sequence[Metric], inputs: Inputs, held_out: np.ndarr
     """
     count = min(len(inputs.generated), len(held_out))
     evenly = np.linspace(0, len(held_out) - 1, count).astype(int)  # data sets may be sorted by class
-    floor = scores(metrics, replace(inputs, generated=held_out[evenly]))
-    as_many = scores(metrics, replace(inputs, generated=inputs.generated[:count]))
-    for of_held_out, of_samples in zip(floor, as_many, strict=True):
+    settings = {}
+    for floor, samples in zip(
+        scores(metrics, replace(inputs, generated=held_out[evenly])),
+        scores(metrics, replace(inputs, generated=inputs.generated[:count])),
+        strict=True,
+    ):
+        value = samples.estimate.value
         print(
-            f"{of_held_out.score}: floor {of_held_out.estimate}, of {count} held-out images; as many samples have "
-            f"{of_samples.estimate.value:.4g}",
-            flush=True,
+            f"{floor.score}: floor {floor.estimate}, of {count} held-out images; as many samples have {value:.4g}", flush=True
         )
-    return {
-        of_held_out.score: {
-            "floor": of_held_out.estimate.value,
-            "floor_standard_error": of_held_out.estimate.standard_error,
+        settings[floor.score] = {
+            "floor": floor.estimate.value,
+            "floor_standard_error": floor.estimate.standard_error,
             "floor_images": count,
-            "value_at_floor_images": of_samples.estimate.value,
+            "value_at_floor_images": value,
         }
-        for of_held_out, of_samples in zip(floor, as_many, strict=True)
-    }
-
-
-def save_statistics(
-    custom_name: str,
-    dataset_path: str,
-    *,
-    image_size: int | None,
-    cleanfid_mode: str,
-    batch_size: int,
-    inception_path: str,
-    device: torch.device,
-) -> Path:
-    """Make statistics of a folder of images, for `--dataset_name_cleanfid=<custom_name> --dataset_split=custom`.
-
-    They are stored where clean-fid keeps its own and under its naming scheme, so that it finds them too. image_size: scale and
-    crop images to that many pixels first; None takes them as they are. Returns the file with mean and covariance; features are
-    beside it. Raises UserError for whatever is missing, does not fit or exists already.
-    """
-    custom_files(custom_name, cleanfid_mode)
-    folder = user_path(dataset_path, "--dataset_path")
-    images: Images = folder_images(folder)
-    if image_size is not None:
-        images = FolderImages(folder, list_images(folder), image_size, 3)
-    extractor = InceptionFeatures(cleanfid_mode, weights_file(cleanfid_mode, inception_path), device)
-    directory = make_directory(statistics_folder(), "clean-fid's statistics")
-    with tempfile.TemporaryDirectory(prefix=".features-", dir=directory) as temporary:
-        features = reference_features(Path(temporary), images, extractor, batch_size)
-    return write_custom_statistics(custom_name, cleanfid_mode, Reference.of(str(folder), features))
+    return settings

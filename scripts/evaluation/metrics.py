@@ -5,7 +5,7 @@ Imports nothing heavy: arithmetic is imported where it is called.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from scripts.evaluation.results import Result
 
@@ -13,8 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from scripts.estimate import Estimate
-    from scripts.evaluation.statistics_files import Reference
+    from scripts.evaluation.distances import Reference
 
 FEW_TIMES = 3.0
 """FID below so many times the value for draws from the reference itself: its standard error is only rough."""
@@ -53,7 +52,6 @@ class Metric:
 def _fid(inputs: Inputs) -> list[Result]:
     from scripts.evaluation import distances
 
-    assert inputs.reference.gaussian is not None
     estimate, influence = distances.frechet_estimate(inputs.generated, inputs.reference.gaussian)
     floor = distances.frechet_of_reference(inputs.reference.gaussian, len(inputs.generated))
     note = ""
@@ -72,13 +70,12 @@ def _kid(inputs: Inputs) -> list[Result]:
 def _prdc(inputs: Inputs) -> list[Result]:
     from scripts.evaluation import distances
 
-    def result(score: str, estimate: "Estimate") -> Result:
-        settings: dict[str, Any] = {"k": inputs.k}
-        return Result(score, estimate, settings, interval=None if score == "Density" else estimate.wilson())
-
     assert inputs.reference.features is not None
     found = distances.prdc_estimates(inputs.generated, inputs.reference.features, inputs.k, inputs.device)
-    return [result(score, estimate) for score, estimate in found.items()]
+    return [
+        Result(score, estimate, {"k": inputs.k}, interval=None if score == "Density" else estimate.wilson())
+        for score, estimate in found.items()
+    ]
 
 
 METRICS = (

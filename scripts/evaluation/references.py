@@ -1,23 +1,24 @@
-"""What generated images are compared with: published or own statistics, a folder of images, or a data set."""
+"""What generated images are compared with: clean-fid's statistics, an .npz, a folder of images, or a data set."""
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+import cleanfid
+import cleanfid.features
 import numpy as np
 from ml_collections import ConfigDict
 
 from scripts import distributed
-from scripts.data.datasets import Split, load_images
 from scripts.data.images import Images, fingerprint, list_images
 from scripts.errors import UserError
-from scripts.evaluation.features import Extractor, NativeFolder, cached_features, image_features
+from scripts.evaluation.distances import Gaussian, Reference
+from scripts.evaluation.features import Extractor, NativeFolder, cached_features, data_set_images, image_features
 from scripts.evaluation.metrics import Metric
-from scripts.evaluation.statistics_files import Reference, named_statistics, statistics_from_file
-from scripts.io import user_path
+from scripts.io import atomic_write, make_directory, plain_name, read_npz, user_path
 
-SPLITS: dict[str, Split] = {"train": "train", "held_out": "held_out", "test": "held_out", "val": "held_out"}
-"""Values of --dataset_split for the configuration's own data set."""
+Arrays = dict[str, np.ndarray]
+"""Mean and covariance of features, `mu` (d,) and `sigma` (d, d), the features `feats` (M, d), or all three."""
 
 
 def find_reference(
@@ -36,72 +37,128 @@ def find_reference(
     split of the configuration's own data set. Features of images are cached in `directory`. Raises UserError for whatever is
     missing, and if there are fewer images than a metric needs.
     """
-    images = _images(name, split, data)
     if name and extractor.settings["extractor"] != "inception":
         raise UserError(
             f"--dataset_name_cleanfid={name}: the classifier compares with the configuration's own data set only; "
             "leave it empty, or use --feature_extractor=inception"
         )
-    if images is not None:
-        features = reference_features(directory, images, extractor, batch_size)
-        found = Reference.of(name or f"{data.dataset} {split}", features)
+    path = user_path(name, "--dataset_name_cleanfid")
+    if name == "":
+        images = data_set_images(data, split)
+        found = Reference(f"{data.dataset} {split}", reference_features(directory, images, extractor, batch_size))
+    elif path.suffix == ".npz":
+        found = _reference(name, _read(path), extractor.num_features, metrics)
+    elif "/" in name or (path.is_dir() and split != "custom"):
+        found = Reference(name, reference_features(directory, folder_images(path), extractor, batch_size))
     else:
-        needs = {metric.needs for metric in metrics}
-        needed = {"moments": "moments" in needs, "features": "features" in needs}
-        if _is_file(name):
-            found = statistics_from_file(user_path(name, "--dataset_name_cleanfid"), **needed)
-        else:
-            with distributed.main_first():  # it downloads them
-                found = named_statistics(name, extractor.settings["mode"], split, data.image_size, **needed)
-    if found.num_features != extractor.num_features:
-        raise UserError(
-            f"{found.description}: {found.num_features} features an image, where the samples have {extractor.num_features}"
-        )
+        arrays = named_statistics(name, extractor.settings["mode"], split, data.image_size, metrics)
+        found = _reference(f"{name} {split}, clean-fid's statistics", arrays, extractor.num_features, metrics)
     for metric in metrics:
         if found.features is not None and len(found.features) < metric.fewest(k):
-            raise UserError(
-                f"{found.description}: {len(found.features)} images, where {metric.name} needs at least {metric.fewest(k)}"
-            )
+            fewest = metric.fewest(k)
+            raise UserError(f"{found.description}: {len(found.features)} images, where {metric.name} needs at least {fewest}")
     return found
 
 
-def _is_file(name: str) -> bool:
-    return name.lower().endswith(".npz")
-
-
-def _images(name: str, split: str, data: ConfigDict) -> Images | None:
-    """None where `name` is that of statistics. A bare word may also be a folder, unless custom statistics are asked for."""
-    if name == "":
-        return data_set_images(data, split)
-    folder = user_path(name, "--dataset_name_cleanfid")
-    bare = len(folder.parts) == 1 and name != "."
-    if _is_file(name) or (bare and (split == "custom" or not folder.is_dir())):
-        return None
-    return folder_images(folder)
-
-
-def data_set_images(data: ConfigDict, split: str) -> Images:
-    """The configuration's own images, at its size. Raises UserError for a split that does not exist."""
-    if split not in SPLITS:
-        raise UserError(f"--dataset_split={split}: the configuration's own data set has {', '.join(SPLITS)}")
-    return load_images(data, SPLITS[split])
-
-
 def folder_images(folder: Path) -> NativeFolder:
-    """All images below a folder, at their own sizes, as clean-fid takes them. Raises UserError if there are fewer than 2."""
+    """All images below a folder, at their own sizes, as clean-fid takes them. Raises UserError if there are none."""
     paths = list_images(folder) if folder.is_dir() else []
-    if len(paths) < 2:
-        what = f"{len(paths)} image files in it" if folder.is_dir() else "no such folder"
-        raise UserError(f"{folder}: {what}; a reference needs a folder with at least 2 images")
+    if not paths:
+        raise UserError(f"{folder}: {'no image files in it' if folder.is_dir() else 'no such folder'}")
     return NativeFolder(folder, paths)
 
 
 def reference_features(directory: Path, images: Images, extractor: Extractor, batch_size: int) -> np.ndarray:
     """Features (M, d) of all images that can be read, cached in `directory`."""
-    settings: dict[str, Any] = {"images": "reference", **fingerprint(images), **extractor.settings}
+    settings = {"images": "reference", **fingerprint(images), **extractor.settings}
 
     def compute(indices: range) -> np.ndarray:
         return image_features(images, indices, extractor)
 
     rows = cached_features(directory, settings, len(images), batch_size, compute, "reference features")
     return rows[~np.isnan(rows[:, 0])]
+
+
+# --- files of statistics ---
+
+
+def statistics_folder() -> Path:
+    """Where clean-fid keeps its statistics; custom ones go there too."""
+    return Path(cleanfid.__file__).parent / "stats"
+
+
+def named_statistics(name: str, mode: str, split: str, image_size: int, metrics: Sequence[Metric]) -> Arrays:
+    """What the metrics need of clean-fid's statistics of a data set, downloaded if necessary.
+
+    With split "custom" those that `--save_stats` or clean-fid made, possibly with a resolution in the file's name. Raises
+    UserError if they do not exist.
+    """
+    plain_name("--dataset_name_cleanfid", name)
+    plain_name("--dataset_split", split)
+    needs = {metric.needs for metric in metrics}
+    arrays: Arrays = {}
+    if split == "custom":
+        files = [statistics_folder() / f"{name}_{mode}_custom_{size}.npz".lower() for size in ("na", image_size)]
+        file = next((file for file in files if file.is_file()), None)
+        if file is None:
+            raise UserError(
+                f"--dataset_name_cleanfid={name}: there is no {files[0]}; "
+                f"make it with --save_stats --custom_name={name} --cleanfid_mode={mode} --dataset_path=FOLDER"
+            )
+        return _read(file) | (_read(file.with_name(f"{file.stem}_kid.npz")) if "features" in needs else {})
+    try:
+        with distributed.main_first():
+            options = {"mode": mode, "split": split}
+            if "moments" in needs:
+                found = cleanfid.features.get_reference_statistics(name, image_size, metric="FID", **options)
+                arrays |= dict(zip(("mu", "sigma"), found, strict=True))
+            if "features" in needs:
+                arrays["feats"] = cleanfid.features.get_reference_statistics(name, image_size, metric="KID", **options)
+    except (OSError, ValueError) as error:  # ValueError: a download that was cut short
+        raise UserError(
+            f"--dataset_name_cleanfid={name} --dataset_split={split}: clean-fid's statistics for {image_size} pixels cannot be "
+            f"read from {statistics_folder()} or downloaded ({error}); give a folder of images, or make custom statistics with "
+            "--save_stats"
+        ) from None
+    return arrays
+
+
+def _read(file: Path) -> Arrays:
+    try:
+        return read_npz(file)
+    except (ValueError, OSError) as error:
+        raise UserError(f"{file}: cannot be read as an .npz of arrays ({error})") from None
+
+
+def _reference(where: str, arrays: Arrays, d: int, metrics: Sequence[Metric]) -> Reference:
+    """Raises UserError if there is not what the metrics need, or if it is not of d features."""
+    shapes = {name: array.shape for name, array in arrays.items()}
+    has_moments = shapes.get("mu") == (d,) and shapes.get("sigma") == (d, d)
+    has_features = len(shapes.get("feats", ())) == 2 and shapes["feats"][1] == d
+    if not has_features and (not has_moments or any(metric.needs == "features" for metric in metrics)):
+        right = f"feats (M, {d}) or, for --mode=fid alone, mu ({d},) and sigma ({d}, {d})"
+        raise UserError(f"{where}: must hold {right}; it has {shapes}")
+    moments = Gaussian(arrays["mu"], arrays["sigma"]) if has_moments else None
+    return Reference(where, arrays["feats"] if has_features else None, moments)
+
+
+def save_statistics(name: str, folder: Path, extractor: Extractor, mode: str, batch_size: int) -> Path:
+    """Make statistics of a folder of images, for `--dataset_name_cleanfid=<name> --dataset_split=custom`.
+
+    They are stored where clean-fid keeps its own and under its naming scheme, so that it finds them too. Returns the file with
+    mean and covariance; features are beside it. Raises UserError for whatever is missing or exists already.
+    """
+    stem = f"{plain_name('--custom_name', name)}_{mode}_custom_na".lower()
+    directory = make_directory(statistics_folder(), "clean-fid's statistics")
+    file = directory / f"{stem}.npz"
+    if file.exists():
+        raise UserError(f"--custom_name={name}: there are statistics of that name; choose another, or delete {file}")
+    images = folder_images(folder)
+    with tempfile.TemporaryDirectory() as temporary_directory:
+        features = reference_features(Path(temporary_directory), images, extractor, batch_size)
+    gaussian = Gaussian.of(features)
+    with atomic_write(directory / f"{stem}_kid.npz") as temporary:
+        np.savez_compressed(temporary, feats=features)
+    with atomic_write(file) as temporary:
+        np.savez_compressed(temporary, mu=gaussian.mu, sigma=gaussian.sigma)
+    return file

@@ -4,7 +4,6 @@ import importlib.metadata
 import json
 import math
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,24 +55,17 @@ def results_directory(root: Path, dataset_name: str, experiment_name: str) -> Pa
     return root / dataset_name / "evaluation_results" / experiment_name
 
 
-def append_result(
-    directory: Path,
-    result: Result,
-    *,
-    param_name: str,
-    seconds: float,
-    workdir: Path | None = None,
-    more: Mapping[str, Any] | None = None,
-) -> None:
+def append_result(directory: Path, result: Result, *, param_name: str, seconds: float, workdir: Path | None = None) -> None:
     """Add a line to <directory>/<SCORE>_log.txt and the same value, with everything behind it, to <SCORE>_log.jsonl.
 
     param_name: settings, separated by commas, whose values are then given ("delta: 0.0125, FID: 21.3"), or any label.
     seconds: time taken. workdir: the run directory of the model, whose `evaluation/results.jsonl` gets the line, too, if it can
-    be written to. more: further plain data for the JSON. Raises UserError if the directory cannot be written to.
+    be written to. Raises UserError if the directory cannot be written to.
     """
     make_directory(directory, "evaluation results")
     settings, estimate = result.settings, result.estimate
     label = ", ".join(f"{name}: {settings[name]}" if name in settings else printable(name) for name in param_name.split(","))
+    at = commit()
     row = {
         "score": result.score,
         "value": estimate.value,
@@ -83,37 +75,16 @@ def append_result(
         "note": result.note,
         "param_name": param_name,
         **settings,
-        **(more or {}),
-        "versions": versions(),
+        "versions": {"torch": importlib.metadata.version("torch"), "program": program_version() + (f"+{at}" if at else "")},
         "seconds": round(seconds, 2),
         "finished": now(),
     }
-    append_line(directory / f"{result.score}_log.jsonl", json.dumps(row))
-    append_line(directory / f"{result.score}_log.txt", f"{label}, {result.score}: {estimate.value:.8g}")
+    _append_line(directory / f"{result.score}_log.jsonl", json.dumps(row))
+    _append_line(directory / f"{result.score}_log.txt", f"{label}, {result.score}: {estimate.value:.8g}")
     if workdir is not None and os.access(workdir, os.W_OK):
-        append_line(make_directory(workdir / RESULTS.parent, "--workdir") / RESULTS.name, json.dumps(row))
+        _append_line(make_directory(workdir / RESULTS.parent, "--workdir") / RESULTS.name, json.dumps(row))
 
 
-def result_of_row(row: Mapping[str, Any], per_image: "np.ndarray | None" = None) -> Result:
-    """The result of a line that `append_result` wrote, with all of the line as its settings."""
-    error = math.inf if row["standard_error"] is None else row["standard_error"]
-    interval = row["interval_95"] and (row["interval_95"][0], row["interval_95"][1])
-    return Result(row["score"], Estimate(row["value"], error, row["num_images"]), dict(row), interval, row["note"], per_image)
-
-
-def append_line(path: Path, line: str) -> None:
-    """Add one line to a file, in one piece and on disk when this returns; half a line left by a killed process stays alone."""
-    with path.open("ab+") as file:
-        if file.tell() > 0:
-            file.seek(-1, os.SEEK_END)
-            line = line if file.read() == b"\n" else "\n" + line
-        file.write(line.encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def versions() -> Mapping[str, str]:
-    """Of PyTorch and of this program: the project's version, and the commit where git knows one."""
-    at = commit()
-    program = program_version() + (f"+{at}" if at else "")
-    return {"torch": importlib.metadata.version("torch"), "program": program}
+def _append_line(path: Path, line: str) -> None:
+    with path.open("a") as file:
+        file.write(line + "\n")

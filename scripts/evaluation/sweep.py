@@ -6,8 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from decimal import Decimal
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,11 @@ from scripts import distributed
 from scripts.errors import UserError
 from scripts.estimate import Estimate
 from scripts.evaluation.metrics import LOWER_IS_BETTER
-from scripts.evaluation.results import Result, append_result, result_of_row
-from scripts.io import atomic_write, make_directory, read_json_lines
+from scripts.evaluation.plots import plot_sweep
+from scripts.evaluation.results import Result, append_result
+from scripts.io import atomic_write, make_directory, read_npz
+from scripts.sampling.sampler import SPECTRAL
 
-SPECTRAL = "spectral"
-"""A value of delta that is not a number."""
 Value = float | str
 
 
@@ -35,9 +34,6 @@ class Point:
     """Its number, 0 for the newest."""
     seed: int
 
-    def __str__(self) -> str:
-        return f"delta {self.delta}, checkpoint {self.checkpoint}, seed {self.seed}"
-
 
 Evaluate = Callable[[Point], list[Result]]
 Scores = Sequence[tuple[Point, list[Result]]]
@@ -48,126 +44,101 @@ Axes = dict[str, list[Value]]
 def parse_sweeps(texts: Sequence[str]) -> Axes:
     """Each "name=first:last:step" (both ends included) or "name=a,b,..." as values: {"delta": [0.01, 0.011]}.
 
-    Raises UserError for a name that cannot be swept or is given twice, and for values that it cannot have.
+    Raises UserError for names and values that cannot be.
     """
     axes: Axes = {}
     for text in texts:
         name, _, values = text.partition("=")
-        if name not in Point.__annotations__:
-            raise UserError(f"--sweep={text}: must be {', '.join(Point.__annotations__)} =first:last:step or =a,b,...")
-        if name in axes:
-            raise UserError(f"--sweep={text}: {name} is swept already; give all its values at once")
-        axes[name] = _values(text, values, whole=name != "delta")
+        try:
+            if name not in Point.__annotations__ or name in axes:
+                raise ValueError
+            axes[name] = _values(values, float if name == "delta" else int)
+        except (ValueError, ArithmeticError):
+            raise UserError(
+                f"--sweep={text}: must be delta, checkpoint or seed, each once, =first:last:step or =a,b,..., of at least 0; "
+                f"delta may be {SPECTRAL}, the others are integers"
+            ) from None
     return axes
 
 
-def _values(text: str, values: str, whole: bool) -> list[Value]:
-    """The values of one sweep, without repetitions. Decimal arithmetic: 0.010:0.016:0.001 has seven of them, all round."""
-    try:
-        if ":" in values:
-            first, last, step = map(Decimal, values.split(":"))
-            if step <= 0 or last < first:
-                raise ValueError
-            numbers = [first + i * step for i in range(int((last - first) / step) + 1)]
-        else:
-            numbers = [Decimal(part) for part in values.split(",") if whole or part != SPECTRAL]
-        if any(not number.is_finite() or number < 0 or (whole and number % 1) for number in numbers):
-            raise ValueError
-    except (ArithmeticError, ValueError):
-        kind = "integers" if whole else f"{SPECTRAL} or numbers"
-        raise UserError(f"--sweep={text}: must be first:last:step or a,b,..., {kind} of at least 0, step above 0") from None
-    found: list[Value] = [int(number) if whole else float(number) for number in numbers]
-    if not whole and SPECTRAL in values.split(","):
-        found.append(SPECTRAL)
-    return list(dict.fromkeys(found))
+def _values(text: str, number: type[float] | type[int]) -> list[Value]:
+    values: list[Value]
+    if ":" in text:
+        first, last, step = map(number, text.split(":"))
+        count = math.floor((last - first) / step + 1e-9) + 1
+        values = [number(round(first + i * step, 12)) for i in range(count)]  # rounded to what one would type
+    else:
+        values = [part if part == SPECTRAL and number is float else number(part) for part in text.split(",")]
+    if not values or any(value != SPECTRAL and not 0 <= float(value) < math.inf for value in values):
+        raise ValueError
+    return list(dict.fromkeys(values))
 
 
 def sweep_points(base: Point, axes: Axes) -> list[Point]:
     """All combinations, `base` giving what is not swept. Delta changes fastest: a bound needs no new network calls."""
     names = sorted(axes, key=lambda name: name == "delta")
     combinations = itertools.product(*(axes[name] for name in names))
-    return [Point(**{**asdict(base), **dict(zip(names, values, strict=True))}) for values in combinations]
+    return [replace(base, **dict(zip(names, values, strict=True))) for values in combinations]  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
 class Runner:
-    """Evaluates points and appends their scores to logs, from which finished points are read instead."""
+    """Evaluates points and appends their scores to logs. Finished points of a sweep are read from files instead."""
 
     evaluate: Evaluate
     directory: Path
-    """Of the logs."""
+    """Of the logs; the points of sweeps are in `points` below it."""
     request: Callable[[Point], dict[str, Any]]
-    """What the scores of a point of a sweep depend on besides the point, as plain data."""
+    """All that the scores of a point depend on, as plain data."""
     param_name: str
     workdir: Path | None = None
     """The run directory of the model."""
 
-    def run_point(self, point: Point, key: str = "") -> list[Result]:
-        """Evaluate and log; of several processes only process 0 has scores. key: under which a sweep finds them again."""
+    def run_point(self, point: Point) -> list[Result]:
+        """Evaluate and log; of several processes only process 0 has scores."""
         started = time.monotonic()
         results = self.evaluate(point)
         seconds = time.monotonic() - started
-        record = {"evaluation": key, "scores": [result.score for result in results]} if key else {}
         for result in results:
-            if key and result.per_image is not None:
-                file = self._per_image_file(key, result.score)
-                with atomic_write(make_directory(file.parent, "evaluation results") / file.name) as temporary:
-                    np.save(temporary, np.asarray(result.per_image, np.float64))
-            append_result(
-                self.directory, result, param_name=self.param_name, seconds=seconds, workdir=self.workdir, more=record
-            )
+            append_result(self.directory, result, param_name=self.param_name, seconds=seconds, workdir=self.workdir)
             print(result, flush=True)
         return results
 
     def run(self, points: Sequence[Point]) -> Scores:
-        """The scores of all points; those that the logs have are not computed again. Only process 0 has scores.
-
-        All requests are made first, so that an error in one of them shows at once.
-        """
-        keys = distributed.from_main([self._key(point) for point in points])
-        done = distributed.from_main({key: self._logged(key, rows) for key, rows in self._rows().items()})
-        found = sum(bool(done.get(key)) for key in keys)
-        print(f"sweep of {len(points)} points" + (f", {found} of them in {self.directory}" if found else ""), flush=True)
-        scores = []
-        for number, (point, key) in enumerate(zip(points, keys, strict=True), 1):
-            if not done.get(key):
-                print(f"[{number}/{len(points)}] {point}", flush=True)
-            scores.append((point, done.get(key) or self.run_point(point, key)))
+        """The scores of all points. All requests are made first, so that an error in one of them shows at once."""
+        files = distributed.from_main([self._file(point) for point in points])
+        done = distributed.from_main([file.exists() for file in files])
+        print(f"sweep of {len(points)} points, {sum(done)} of them in {self.directory}", flush=True)
+        scores: list[tuple[Point, list[Result]]] = []
+        for point, file, is_done in zip(points, files, done, strict=True):
+            if is_done:
+                results = _read_point(file) if distributed.is_main() else []
+            else:
+                print(f"[{len(scores) + 1}/{len(points)}] {point}", flush=True)
+                results = self.run_point(point)
+                if distributed.is_main():
+                    _write_point(file, results)
+            scores.append((point, results))
         return scores
 
-    def _key(self, point: Point) -> str:
+    def _file(self, point: Point) -> Path:
         text = json.dumps({"point": asdict(point), "request": self.request(point)}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-    def _rows(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """Rows of the logs by evaluation and score."""
-        rows: dict[str, dict[str, dict[str, Any]]] = {}
-        for path in sorted(self.directory.glob("*_log.jsonl")):
-            for row in read_json_lines(path):
-                if "evaluation" in row:
-                    rows.setdefault(row["evaluation"], {})[row["score"]] = row
-        return rows
-
-    def _logged(self, key: str, rows: dict[str, dict[str, Any]]) -> list[Result]:
-        """The results of an evaluation; none if it was interrupted before all of them were written."""
-        names = next(iter(rows.values()))["scores"]
-        if not rows.keys() >= set(names):
-            return []
-        results = []
-        for name in names:
-            file = self._per_image_file(key, name)
-            results.append(result_of_row(rows[name], np.load(file) if file.exists() else None))
-        return results
-
-    def _per_image_file(self, key: str, score: str) -> Path:
-        return self.directory / "per_image" / f"{score}_{key}.npy"
+        return self.directory / "points" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz"
 
 
-def best_of(scores: Scores, kind: str) -> tuple[Point, Result]:
-    """The point with the best value of a score."""
-    sign = 1 if kind in LOWER_IS_BETTER else -1
-    candidates = [(point, result) for point, results in scores for result in results if result.score == kind]
-    return min(candidates, key=lambda pair: sign * pair[1].estimate.value)
+def _write_point(file: Path, results: list[Result]) -> None:
+    """All results of a point in one file, their values by image as arrays."""
+    make_directory(file.parent, "evaluation results")
+    arrays: dict[str, Any] = {result.score: result.per_image for result in results if result.per_image is not None}
+    text = json.dumps([asdict(replace(result, per_image=None)) for result in results])
+    with atomic_write(file) as temporary:
+        np.savez(temporary, results=np.array(text), **arrays)
+
+
+def _read_point(file: Path) -> list[Result]:
+    arrays = read_npz(file)
+    rows = json.loads(str(arrays["results"]))
+    return [Result(**row | {"estimate": Estimate(**row["estimate"]), "per_image": arrays.get(row["score"])}) for row in rows]
 
 
 def difference(result: Result, best: Result) -> Estimate | None:
@@ -187,35 +158,29 @@ def report(scores: Scores, axes: Axes, directory: Path) -> str:
 
     Each score has a plot beside it. Returns the text.
     """
-    from scripts.evaluation.plots import plot_sweep
-
-    make_directory(directory, "evaluation results")
     names = list(axes)
-    stem = f"sweep_{'_'.join(names)}"
-    kinds = [result.score for result in scores[0][1]]
-    best = {kind: best_of(scores, kind) for kind in kinds}
-    paired = [kind for kind in kinds if best[kind][1].per_image is not None]
-    heads = [f"{head:>22}" for kind in kinds for head in [kind, *(["from the best"] if kind in paired else [])]]
-    lines = ["  ".join([f"{name:>10}" for name in names] + heads)]
-    for point, results in scores:
-        cells = [f"{getattr(point, name)!s:>10}" for name in names]
-        for result in results:
-            cells.append(f"{result.estimate!s:>22}")
-            if result.score in paired:
-                away = difference(result, best[result.score][1])
-                cells.append(f"{'-' if away is None or point == best[result.score][0] else away!s:>22}")
-        lines.append("  ".join(cells))
-    for kind, (point, result) in best.items():
-        lines.append(f"best {kind}: {result.estimate} at {', '.join(f'{name} = {getattr(point, name)}' for name in names)}")
+    path = make_directory(directory, "evaluation results") / f"sweep_{'_'.join(names)}.txt"
+    best = {}
+    for i, score in enumerate(result.score for result in scores[0][1]):
+        found = [(point, results[i]) for point, results in scores]
+        sign = 1 if score in LOWER_IS_BETTER else -1
+        best[score] = min(found, key=lambda pair: sign * pair[1].estimate.value)
         series: dict[str, list[tuple[Value, Estimate]]] = {}
-        for at, results in scores:
-            label = ", ".join(f"{name} {getattr(at, name)}" for name in names[1:])
-            estimate = next(r.estimate for r in results if r.score == kind)
-            series.setdefault(label, []).append((getattr(at, names[0]), estimate))
-        plot_sweep(directory / f"{stem}_{kind}.png", names[0], kind, series)
-    if paired:
-        lines.append("from the best: differences with errors paired by image")
+        for point, result in found:
+            label = ", ".join(f"{name} {getattr(point, name)}" for name in names[1:])
+            series.setdefault(label, []).append((getattr(point, names[0]), result.estimate))
+        plot_sweep(path.with_name(f"{path.stem}_{score}.png"), names[0], score, series)
+    lines = ["".join(f"{name:>12}" for name in names) + "".join(f"{score:>24}{'from the best':>24}" for score in best)]
+    for point, results in scores:
+        line = "".join(f"{getattr(point, name)!s:>12}" for name in names)
+        for result in results:
+            away = None if point == best[result.score][0] else difference(result, best[result.score][1])
+            line += f"{result.estimate!s:>24}{'-' if away is None else str(away):>24}"
+        lines.append(line)
+    for score, (point, result) in best.items():
+        lines.append(f"best {score}: {result.estimate} at {', '.join(f'{name} = {getattr(point, name)}' for name in names)}")
+    lines.append("from the best: differences with errors paired by image")
     text = "\n".join(lines)
-    with atomic_write(directory / f"{stem}.txt") as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text + "\n")
-    return f"{text}\ntable and plots: {directory / stem}*"
+    return f"{text}\ntable and plots: {path.with_suffix('')}*"

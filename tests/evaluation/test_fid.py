@@ -17,11 +17,12 @@ from PIL import Image
 from scripts.errors import UserError
 from scripts.estimate import Estimate
 from scripts.evaluation.classifier import classifier_features
-from scripts.evaluation.distances import Gaussian, frechet_distance
-from scripts.evaluation.fid import SampleEvaluation, save_statistics
+from scripts.evaluation.distances import Gaussian, Reference, frechet_estimate
+from scripts.evaluation.fid import SampleEvaluation
+from scripts.evaluation.inception import InceptionFeatures
 from scripts.evaluation.metrics import MODES, Inputs
+from scripts.evaluation.references import save_statistics
 from scripts.evaluation.results import Result
-from scripts.evaluation.statistics_files import Reference
 from scripts.sampling.sampler import Sampler, load_sampler
 from tests.conftest import tiny_config
 from tests.evaluation.inception_stand_in import write_stand_in
@@ -53,10 +54,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No network, clean-fid's statistics in a folder of their own, and a classifier that is trained in a moment."""
 
-    def refuse(url: str, timeout: float = 0) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise OSError("Network is unreachable")
 
     monkeypatch.setattr("urllib.request.urlopen", refuse)
+    monkeypatch.setattr("torch.hub.urlopen", refuse)
     monkeypatch.setattr(cleanfid, "__file__", str(tmp_path / "cleanfid" / "__init__.py"))
     monkeypatch.setattr("scripts.evaluation.fid.classifier_features", functools.partial(classifier_features, steps=40))
 
@@ -158,7 +160,7 @@ def test_fid_at_the_floor_says_that_its_error_is_rough() -> None:
     rng = np.random.default_rng(0)
     x, reference = (rng.standard_normal((count, 6)).astype(np.float32) for count in (200, 4000))
     for scale, expected in ((1.0, "its standard error is first order and rough here"), (2.0, "")):
-        inputs = Inputs(scale * x, Reference.of("draws", reference), seed=0, k=5, device=CPU)
+        inputs = Inputs(scale * x, Reference("draws", reference), seed=0, k=5, device=CPU)
         (result,) = MODES["fid"][0].compute(inputs)
         assert result.note.startswith(expected)
         assert bool(result.note) == bool(expected)
@@ -167,14 +169,8 @@ def test_fid_at_the_floor_says_that_its_error_is_rough() -> None:
 @pytest.mark.filterwarnings("ignore:FID of 11 samples")
 def test_custom_statistics_are_clean_fids(evaluate: Evaluate, run: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Made here, found by clean-fid and by us in any letter case; the same scores as from the folder itself."""
-    options: dict[str, Any] = {
-        "image_size": None,
-        "cleanfid_mode": "clean",
-        "batch_size": 8,
-        "inception_path": str(run),
-        "device": CPU,
-    }
-    path = save_statistics("My_Images", str(folder), **options)
+    extractor = InceptionFeatures("clean", str(run), CPU)
+    path = save_statistics("My_Images", folder, extractor, "clean", 8)
     assert path.name == "my_images_clean_custom_na.npz"
     assert sorted(file.name for file in path.parent.iterdir()) == [path.name, "my_images_clean_custom_na_kid.npz"]
     mu, sigma = cleanfid.features.get_reference_statistics("My_Images", "na", split="custom")
@@ -194,12 +190,11 @@ def test_custom_statistics_are_clean_fids(evaluate: Evaluate, run: Path, folder:
     assert only_moments.estimate.value == pytest.approx(from_folder["FID"].estimate.value, rel=1e-4)
     assert only_moments.settings["reference_images"] is None
 
-    with pytest.raises(UserError, match="--custom_name=my_images: there are statistics of that name"):
-        save_statistics("my_images", str(folder), **options)
-    with pytest.raises(UserError, match=r"KID and PRDC need reference features .* it has only mu .*; use --mode=fid"):
+    for name, expected in (("my_images", "there are statistics of that name"), ("../x", "must be a plain name")):
+        with pytest.raises(UserError, match=f"--custom_name={name}: {expected}"):
+            save_statistics(name, folder, extractor, "clean", 8)
+    with pytest.raises(UserError, match=r"must hold feats .*; it has {'mu': \(2048,\), 'sigma': \(2048, 2048\)}"):
         evaluate(reference=str(path))
-    resized = save_statistics("small", str(folder), **options | {"image_size": 6})
-    assert not np.allclose(np.load(resized)["mu"], mu)
     path.rename(path.with_name("my_images_clean_custom_8.npz"))  # made for a resolution
     assert evaluate(mode="fid", **named)["FID"].estimate.value == only_moments.estimate.value
 
@@ -207,9 +202,8 @@ def test_custom_statistics_are_clean_fids(evaluate: Evaluate, run: Path, folder:
 def use_short_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
     """The Frechet distance of the first features only: roots of 2048 x 2048 matrices take seconds."""
 
-    def short_estimate(generated: np.ndarray, reference: Gaussian) -> tuple[Estimate, None]:
-        first = Gaussian(reference.mu[:8], reference.sigma[:8, :8])
-        return Estimate(frechet_distance(Gaussian.of(generated[:, :8]), first), 0.0, len(generated)), None
+    def short_estimate(generated: np.ndarray, reference: Gaussian) -> tuple[Estimate, np.ndarray]:
+        return frechet_estimate(generated[:, :8], Gaussian(reference.mu[:8], reference.sigma[:8, :8]))
 
     monkeypatch.setattr("scripts.evaluation.distances.frechet_estimate", short_estimate)
     monkeypatch.setattr("scripts.evaluation.distances.frechet_of_reference", lambda *_: 0.0)
@@ -226,11 +220,7 @@ def test_published_statistics_by_name(evaluate: Evaluate, tmp_path: Path, monkey
     assert found["FID"].settings["reference"] == "Digits test, clean-fid's statistics"
     with pytest.raises(UserError) as error:
         evaluate(mode="kid", reference="Digits", dataset_split="test", cleanfid_mode="legacy_tensorflow")
-    for part in (
-        "--dataset_name_cleanfid=Digits --dataset_split=test",
-        "KID statistics for 8 pixels",
-        "Network is unreachable",
-    ):
+    for part in ("--dataset_name_cleanfid=Digits --dataset_split=test", "8 pixels", "Network is unreachable"):
         assert part in str(error.value)
 
 
@@ -240,9 +230,9 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "weights": ({"inception_path": "/nowhere"}, "/nowhere/inception-2015-12-05.pt is not there and https://"),
     "split": ({"reference": "", "dataset_split": "dev"}, "--dataset_split=dev: the configuration's own data set has train"),
     "folder": ({"reference": "/nowhere/images"}, "/nowhere/images: no such folder"),
-    "file": ({"reference": "/nowhere/stats.npz"}, "--dataset_name_cleanfid=/nowhere/stats.npz: there is no such file"),
+    "file": ({"reference": "/nowhere/stats.npz"}, "/nowhere/stats.npz: cannot be read as an .npz of arrays"),
     "name": ({"reference": "imagenot"}, "--dataset_name_cleanfid=imagenot --dataset_split=train: clean-fid's"),
-    "custom name": ({"reference": "mine", "dataset_split": "custom"}, "(it has: none); make it with --save_stats"),
+    "custom name": ({"reference": "mine", "dataset_split": "custom"}, "make it with --save_stats"),
     "classifier with a name": ({"reference": "cifar10", "feature_extractor": "classifier"}, "leave it empty, or use"),
 }  # fmt: skip
 
@@ -262,20 +252,7 @@ def test_too_few_and_foreign_reference_images(evaluate: Evaluate, tmp_path: Path
     with pytest.raises(UserError, match="4 images, where prdc needs at least 6"):
         evaluate(mode="prdc", reference=str(tmp_path))
     np.savez(tmp_path / "other.npz", feats=np.zeros((9, 5)))
-    with pytest.raises(UserError, match="5 features an image, where the samples have 2048"):
-        evaluate(reference=str(tmp_path / "other.npz"))
-    np.savez(tmp_path / "odd.npz", mu=np.zeros(5), sigma=np.zeros((4, 4)))
-    with pytest.raises(
-        UserError, match=r"must hold finite mu \(d,\) and sigma \(d, d\), .* it has mu float64 \(5,\), sigma float64 \(4, 4\)"
-    ):
-        evaluate(mode="fid", reference=str(tmp_path / "odd.npz"))
-    (tmp_path / "no.npz").write_text("nothing")
-    with pytest.raises(UserError, match=r"no\.npz: not an \.npz of arrays"):
-        evaluate(reference=str(tmp_path / "no.npz"))
-
-
-def test_a_name_for_custom_statistics_is_no_path(folder: Path, run: Path) -> None:
-    with pytest.raises(UserError, match=r"--custom_name=\.\./x: must be a plain name"):
-        save_statistics(
-            "../x", str(folder), image_size=None, cleanfid_mode="clean", batch_size=8, inception_path=str(run), device=CPU
-        )
+    np.savez(tmp_path / "odd.npz", mu=np.zeros(2048), sigma=np.zeros((4, 4)))
+    for name in ("other", "odd"):
+        with pytest.raises(UserError, match=r"must hold feats \(M, 2048\) or, .*; it has {'(feats': \(9, 5\)|mu')"):
+            evaluate(mode="fid", reference=str(tmp_path / f"{name}.npz"))

@@ -1,7 +1,5 @@
-"""Inception features, FID and KID are clean-fid's own, computed faster."""
+"""Inception features, FID and KID are clean-fid's own."""
 
-import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +10,12 @@ import torch
 from cleanfid import fid as cleanfid_fid
 from cleanfid import inception_pytorch
 from cleanfid.inception_torchscript import InceptionV3W
-from cleanfid.resize import build_resizer
 from PIL import Image
 
 from scripts.errors import UserError
 from scripts.evaluation.distances import Gaussian, frechet_estimate, kernel_estimate
 from scripts.evaluation.features import image_features
-from scripts.evaluation.inception import InceptionFeatures, resized, weights_file
+from scripts.evaluation.inception import InceptionFeatures, weights_file
 from scripts.evaluation.references import folder_images
 from tests.evaluation.inception_stand_in import write_stand_in
 
@@ -56,24 +53,13 @@ def clean_fid(weights: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return {"device": CPU, "num_workers": 0, "verbose": False, "use_dataparallel": False, "batch_size": 1}
 
 
-@pytest.mark.parametrize("mode", ["clean", "legacy_tensorflow", "legacy_pytorch"])
-@pytest.mark.parametrize("shape", [(28, 28), (64, 48), (299, 299), (320, 400)])
-def test_resizing_is_clean_fids(mode: str, shape: tuple[int, int]) -> None:
-    """Measured: 6.1e-5 of 255 at most, two units in the last place."""
-    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, *shape), dtype=np.uint8)
-    resizer: Callable[[np.ndarray], np.ndarray] = build_resizer(mode)
-    expected = np.stack([resizer(image.transpose(1, 2, 0)).transpose(2, 0, 1) for image in pixels])
-    found = resized(torch.from_numpy(pixels).float(), mode).numpy()
-    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-4)
-
-
 @pytest.mark.parametrize("mode", ["clean", "legacy_tensorflow"])
 def test_fid_and_kid_are_clean_fids(mode: str, weights: Path, folders: tuple[Path, Path], clean_fid: dict[str, Any]) -> None:
     """On two folders, through clean-fid's `compute_fid` and `compute_kid`.
 
     Its root of a 2048 x 2048 matrix takes 15 s, so that FID is of the first 30 features.
     """
-    extractor = InceptionFeatures(mode, weights, CPU)
+    extractor = InceptionFeatures(mode, str(weights), CPU)
     reference, generated = (image_features(images, range(len(images)), extractor) for images in map(folder_images, folders))
     whole = cleanfid.features.build_feature_extractor(mode, CPU, use_dataparallel=False)
     expected = cleanfid_fid.compute_fid(
@@ -88,62 +74,46 @@ def test_fid_and_kid_are_clean_fids(mode: str, weights: Path, folders: tuple[Pat
 def test_legacy_pytorch_features_are_clean_fids(
     folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The whole network, with weights that are its initial ones."""
-    file = tmp_path / inception_pytorch.FID_WEIGHTS_URL.rsplit("/", 1)[-1]
+    """The whole network, from PyTorch's folder of downloads, with weights that are its initial ones."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    file = tmp_path / "checkpoints" / inception_pytorch.FID_WEIGHTS_URL.rsplit("/", 1)[-1]
+    file.parent.mkdir()
     with monkeypatch.context() as patch, torch.random.fork_rng():
         patch.setattr(inception_pytorch, "load_state_dict_from_url", lambda *_, **__: {})
         patch.setattr(torch.nn.Module, "load_state_dict", lambda *_: None)
         torch.save(inception_pytorch.fid_inception_v3().state_dict(), file)
-    before = torch.get_rng_state()
-    extractor = InceptionFeatures("legacy_pytorch", weights_file("legacy_pytorch", str(tmp_path)), CPU)
-    assert torch.equal(torch.get_rng_state(), before)
-    loader = functools.partial(torch.load, file, weights_only=True)
-    monkeypatch.setattr(inception_pytorch, "load_state_dict_from_url", lambda *_, **__: loader())
     model = cleanfid.features.build_feature_extractor("legacy_pytorch", CPU, use_dataparallel=False)
     files = [str(folders[0] / name) for name in ("0.png", "3.png")]
     expected = cleanfid_fid.get_files_features(files, model, 0, 2, CPU, "legacy_pytorch", verbose=False)
     pixels = np.stack([np.asarray(Image.open(name)).transpose(2, 0, 1) for name in files])
-    np.testing.assert_allclose(extractor(torch.from_numpy(pixels)), expected, rtol=1e-3, atol=1e-5)
+    found = InceptionFeatures("legacy_pytorch", "", CPU)(torch.from_numpy(pixels))
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
 
 
 def test_grey_images_are_repeated(weights: Path) -> None:
-    extractor = InceptionFeatures("clean", weights, CPU)
+    extractor = InceptionFeatures("clean", str(weights), CPU)
     grey = torch.randint(0, 256, (3, 1, 28, 28), dtype=torch.uint8)
     np.testing.assert_allclose(extractor(grey), extractor(grey.expand(-1, 3, -1, -1)), atol=1e-5)
 
 
 def test_where_weights_are_looked_for(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert weights_file("clean", str(weights)) == weights
-    assert weights_file("legacy_tensorflow", str(weights.parent)) == weights
+    assert weights_file(str(weights)) == weights_file(str(weights.parent)) == weights
     monkeypatch.setenv("IHDM_INCEPTION_PATH", str(weights))
-    assert weights_file("clean", "") == weights
+    assert weights_file() == weights
 
 
-def test_weights_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One line: which file, from where, to which place, and how to say so. Nothing half-written."""
+def test_weights_that_are_not_there_or_damaged(tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line: which file, from where, and how to say where it is. Nothing half-written."""
 
-    def offline(url: str, timeout: float) -> None:
+    def offline(*_: object, **__: object) -> None:
         raise OSError("Network is unreachable")
 
-    monkeypatch.setattr("urllib.request.urlopen", offline)
+    monkeypatch.setattr("torch.hub.urlopen", offline)
     with pytest.raises(UserError) as error:
-        weights_file("clean", str(tmp_path))
-    for part in (
-        str(tmp_path / "inception-2015-12-05.pt"),
-        "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt",
-        "Network is unreachable",
-        "--inception_path",
-        "IHDM_INCEPTION_PATH",
-    ):
+        weights_file(str(tmp_path))
+    for part in (str(tmp_path / weights.name), "https://nvlabs-fi-cdn", "Network is unreachable", "--inception_path"):
         assert part in str(error.value)
-    assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_weights_of_another_kind(tmp_path: Path, weights: Path) -> None:
-    with pytest.raises(UserError, match=r"--cleanfid_mode=legacy_pytorch needs the file pt_inception-2015-12-05-6726825d.pth"):
-        weights_file("legacy_pytorch", str(weights))
-    damaged = tmp_path / weights.name
-    damaged.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(UserError, match="not the weights that --cleanfid_mode=clean needs"):
-        InceptionFeatures("clean", damaged, CPU)
+    (tmp_path / weights.name).write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UserError, match=f"{weights.name}: cannot be loaded for --cleanfid_mode=clean"):
+        InceptionFeatures("clean", str(tmp_path), CPU)
