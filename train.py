@@ -18,8 +18,8 @@ from scripts.errors import UserError
 CONFIG = define_config_flag()
 WORKDIR = define_path_flag("workdir", "Run directory; a run that is already there is continued.")
 PLAN = flags.DEFINE_bool("plan", False, "Print what training and sampling would cost on 1, 8 and 64 GPUs, and do nothing.")
-PLAN_TFLOPS = flags.DEFINE_float("plan_tflops", None, "With --plan: 10^12 operations a second at most; by default an H100's.")
-PLAN_UTILIZATION = flags.DEFINE_float("plan_utilization", 0.4, "With --plan: the part of that which is reached.")
+PLAN_TFLOPS = flags.DEFINE_float("plan_tflops", None, "With --plan: 10^12 operations a second; by default an H100's.", 1e-3)
+PLAN_UTILIZATION = flags.DEFINE_float("plan_utilization", 0.4, "With --plan: the part of that which is reached.", 0.01, 1.0)
 
 
 def main() -> int:

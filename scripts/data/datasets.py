@@ -1,19 +1,18 @@
 """From the name of a data set to its images, their labels, and which of them are held out."""
 
-import contextlib
 import fcntl
 from collections.abc import Callable, Sequence
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import lmdb
 import numpy as np
 from ml_collections import ConfigDict
 
 from scripts.data.images import ArrayImages, FolderImages, ImageSource, LsunImages, bilinear, list_images
-from scripts.errors import UserError
+from scripts.errors import UserError, one_line
 from scripts.io import read_npz, user_path
 
 Split = Literal["train", "held_out"]
@@ -42,20 +41,13 @@ def load_images(data: ConfigDict, split: Split) -> ImageSource:
     if data_set is None:
         raise UserError(f"config.data.dataset = {data.dataset!r}: must be one of {', '.join(DATA_SETS)}")
     value = f"config.data.dataset = {data.dataset!r}" + (f", config.data.path = {data.path!r}" if data.path else "")
-    if data.path:
-        place = user_path(data.path, "config.data.path")
-    elif data_set.place is not None:
-        place = DATA / data_set.place
-    else:
+    if not data.path and data_set.place is None:
         raise UserError(f"{value}: config.data.path is empty; set it to {data_set.right}")
+    place = user_path(data.path, "config.data.path") if data.path else DATA / str(data_set.place)
     try:
-        source = data_set.open(place, split, data.image_size, data.num_channels)
-        if len(source) == 0:
-            raise Unusable(f"{place} has no images in this split")
+        return data_set.open(place, split, data.image_size, data.num_channels)
     except (Unusable, OSError) as error:
-        right = data_set.right.format(place=place)
-        raise UserError(f"{value}: {' '.join(str(error).split())}; what would be right: {right}") from error
-    return source
+        raise UserError(f"{value}: {one_line(error)}; what would be right: {data_set.right.format(place=place)}") from error
 
 
 def has_labels(data: ConfigDict) -> bool:
@@ -94,14 +86,10 @@ def split_indices(keys: Sequence[bytes], split: Split) -> np.ndarray:
 def _open_mnist5k(path: Path, split: Split, size: int, channels: int) -> ArrayImages:
     try:
         arrays = read_npz(path)
-    except ValueError as error:
+        indices = np.flatnonzero(arrays["held_out"] == (split == "held_out"))
+        return ArrayImages(arrays["images"], size, channels, indices, labels=arrays["labels"])
+    except (ValueError, KeyError) as error:
         raise Unusable(f"{path} cannot be read: {error}") from error
-    images, labels, held_out = (arrays.get(name, np.empty(0)) for name in ("images", "labels", "held_out"))
-    suitable = [array.dtype for array in (images, labels, held_out)] == [np.uint8, np.uint8, np.bool_]
-    if not suitable or images.ndim != 3 or not labels.shape == held_out.shape == images.shape[:1]:
-        found = (f"{name} {array.dtype} {array.shape}" for name, array in arrays.items())
-        raise Unusable(f"{path} holds {', '.join(found)}, not images, labels and held_out")
-    return ArrayImages(images, size, channels, np.flatnonzero(held_out == (split == "held_out")), labels=labels)
 
 
 def _open_torchvision(name: str, root: Path, split: Split, size: int, channels: int) -> ArrayImages:
@@ -110,38 +98,32 @@ def _open_torchvision(name: str, root: Path, split: Split, size: int, channels: 
     from torchvision import datasets  # takes two seconds to import
 
     def read(download: bool = False) -> ArrayImages:
-        found: Any = getattr(datasets, name)(root, train=split == "train", download=download)
-        images, labels = np.asarray(found.data), np.asarray(found.targets)
-        if images.dtype != np.uint8 or labels.shape != images.shape[:1]:
-            raise ValueError(f"{len(images)} images {images.dtype} and labels {labels.shape}")
-        return ArrayImages(images, size, channels, resize=bilinear, labels=labels)
+        found = getattr(datasets, name)(root, train=split == "train", download=download)
+        return ArrayImages(np.asarray(found.data), size, channels, resize=bilinear, labels=np.asarray(found.targets))
 
     try:
-        return read()
+        try:
+            return read()
+        except RuntimeError:  # not there, or damaged
+            with (root / f".{name}.lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # torchvision writes in place, and all processes of a job start with this
+                return read(download=True)
     except OSError:
         raise
-    except Exception as error:  # torchvision's readers raise all kinds of errors for missing and damaged files
-        found = error
-    try:
-        with (root / f".{name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # torchvision writes in place, and the processes of a job all start with this
-            with contextlib.suppress(Exception):
-                return read()  # another process has downloaded it meanwhile
-            # torchvision compares checksums of archives and of CIFAR-10's files, but asks only whether MNIST's files exist.
-            for damaged in root.glob(f"{name}/raw/{'train' if split == 'train' else 't10k'}-*-ubyte"):
-                damaged.unlink()
-            return read(download=True)
-    except Exception as error:  # errors of network, archives and disk have no common class
-        raise Unusable(f"{root} does not hold {name} ({found}) and downloading it failed ({error})") from error
+    except Exception as error:  # torchvision's readers have no common class of errors for damaged files
+        raise Unusable(f"{root} does not hold {name}: {error}") from error
 
 
 def _open_lsun_church(path: Path, split: Split, size: int, channels: int) -> LsunImages:
     folder = path / f"church_outdoor_{'train' if split == 'train' else 'val'}_lmdb"
     _require_folder(folder)
     try:
-        return LsunImages(folder, size, channels)
+        source = LsunImages(folder, size, channels)
     except lmdb.Error as error:
         raise Unusable(f"{folder} is not an LMDB: {error}") from error
+    if len(source) == 0:
+        raise Unusable(f"{folder} has no images")
+    return source
 
 
 def _open_afhq(path: Path, split: Split, size: int, channels: int) -> FolderImages:
@@ -173,7 +155,7 @@ def _open_npy(path: Path, split: Split, size: int, channels: int) -> ArrayImages
     if not isinstance(array, np.ndarray):
         raise Unusable(f"{path} is an archive of arrays (.npz), not one array")
     is_images = array.ndim == 3 or (array.ndim == 4 and array.shape[-1] in (1, 3))
-    if array.dtype != np.uint8 or not is_images or len(array) < 2 or 0 in array.shape:
+    if array.dtype != np.uint8 or not is_images or len(array) < 2:
         raise Unusable(f"{path} holds {array.dtype} {array.shape}")
     return ArrayImages(array, size, channels, split_indices([str(i).encode() for i in range(len(array))], split))
 
@@ -188,7 +170,7 @@ DATA_SETS = {
     "mnist": DataSet(
         partial(_open_torchvision, "MNIST"),
         "",
-        "the four files train-images-idx3-ubyte.gz, ... of https://ossci-datasets.s3.amazonaws.com/mnist/ in {place}/MNIST/raw",
+        "the four .gz files of https://ossci-datasets.s3.amazonaws.com/mnist/ in {place}/MNIST/raw, and nothing else there",
         labelled=True,
     ),
     "cifar10": DataSet(
@@ -200,8 +182,7 @@ DATA_SETS = {
     "lsun_church": DataSet(
         _open_lsun_church,
         "lsun",
-        "church_outdoor_train_lmdb and church_outdoor_val_lmdb, from the download script of https://github.com/fyu/lsun, "
-        "unpacked in {place}",
+        "church_outdoor_train_lmdb and church_outdoor_val_lmdb, by the script of https://github.com/fyu/lsun, in {place}",
     ),
     "ffhq": DataSet(
         _open_folder,

@@ -19,12 +19,11 @@ from scripts.errors import printable
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Formats that are decoded, whatever the suffix. Others of Pillow's are unsafe: it would run an EPS file in Ghostscript."""
-MAX_ASPECT_RATIO = 100  # scaling the shorter side of a very elongated image would fill the memory
 FINGERPRINT_IMAGES = 64
 
 
 class UnreadableImage(Exception):
-    """One image that cannot be decoded: missing, truncated, not an image, or suspiciously large."""
+    """One image that cannot be decoded: missing, truncated, not an image, or so large that Pillow refuses it."""
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"{name}: {reason}")
@@ -144,8 +143,7 @@ class FolderImages:
 class LsunImages:
     """One class of LSUN, such as `church_outdoor_train_lmdb`: an LMDB of encoded images, in the order of their keys.
 
-    Not by torchvision.datasets.LSUN, which unpickles, so runs, a file `_cache_...` that it finds in the working directory.
-
+    torchvision.datasets.LSUN would unpickle, and so execute, a file `_cache_...` in the working directory.
     Raises lmdb.Error if `folder` is not an LMDB.
     """
 
@@ -159,11 +157,8 @@ class LsunImages:
         return len(self._keys)
 
     def __getitem__(self, i: int) -> np.ndarray:
-        try:
-            with _lmdb_environment(self._folder).begin() as transaction:
-                encoded = transaction.get(self._keys[i], b"")
-        except lmdb.Error as error:
-            raise UnreadableImage(self.name(i), str(error)) from error
+        with _lmdb_environment(self._folder).begin() as transaction:
+            encoded = transaction.get(self._keys[i], b"")
         return _decode(io.BytesIO(encoded), self.name(i), self.shape, bilinear)
 
     def name(self, i: int) -> str:
@@ -179,22 +174,15 @@ def _lmdb_environment(folder: str) -> lmdb.Environment:
 def list_images(root: Path) -> list[str]:
     """Paths of all image files below `root`, relative to it with forward slashes, sorted; hidden names are left out.
 
-    Linked folders are followed, each folder once, so that circular links end. Raises OSError if a folder cannot be listed.
+    Linked folders are followed. Raises OSError if a folder cannot be listed.
     """
     found: list[str] = []
-    visited: set[str] = set()
 
     def stop(error: OSError) -> None:
-        raise error  # os.walk would leave the folder out silently, which changes the data set
+        raise error  # by default os.walk leaves the folder out silently, which changes the data set
 
     for folder, subfolders, files in os.walk(root, onerror=stop, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in visited:
-            subfolders.clear()
-            continue
-        visited.add(real)
-        # Sorted, so that which of two links to a folder counts does not depend on the file system's order.
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         # Hidden files are mostly not images, whatever their suffix: macOS leaves "._photo.jpg" beside each photo.jpg.
         images = (name for name in files if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES)
         found += [(Path(folder) / name).relative_to(root).as_posix() for name in images]
@@ -209,10 +197,6 @@ def opened_image(file: BinaryIO | Path, name: str) -> Iterator[Image.Image]:
     """The first image in an encoded file. Raises UnreadableImage for whatever goes wrong, also in the context's body."""
     try:
         with Image.open(file, formats=IMAGE_FORMATS) as image:
-            # Pillow refuses images of more than twice its limit against decompression bombs, and only warns below.
-            limit = Image.MAX_IMAGE_PIXELS
-            if limit is not None and image.width * image.height > limit:
-                raise ValueError(f"{image.width} x {image.height} pixels, over the limit of {limit}")
             yield image
     except MemoryError:
         raise  # no fault of the image: skipping it would change the data from run to run
@@ -228,10 +212,8 @@ def _decode(file: BinaryIO | Path, name: str, shape: tuple[int, int, int], resiz
 def fit_image(image: Image.Image, shape: tuple[int, int, int], resize: Resize = box_bicubic) -> np.ndarray:
     """Any Pillow image as uint8 (C, S, S) = `shape`: transparency over white, grey or RGB, resized and cropped to a square.
 
-    Raises ValueError for pixels without a known range (floating point, 32-bit integers) and for very elongated images.
+    Raises ValueError for pixels without a known range: floating point and 32-bit integers.
     """
-    if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
-        raise ValueError(f"{image.width} x {image.height} pixels: one side is over {MAX_ASPECT_RATIO} times the other")
     image = _eight_bit(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -241,13 +223,11 @@ def fit_image(image: Image.Image, shape: tuple[int, int, int], resize: Resize = 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
     """16-bit grey scaled to 8 bits; Pillow's own conversion clips all values above 255."""
-    if image.mode == "F":
-        raise ValueError("floating-point pixels, whose range is not known")
-    if image.mode != "I" and not image.mode.startswith("I;16"):
+    if image.mode != "F" and not image.mode.startswith("I"):
         return image
     values = np.asarray(image).astype(np.int64)  # mode I: Pillow's 32-bit mode for 16-bit PGM, and PNG before Pillow 11
-    if values.min() < 0 or values.max() > 65535:
-        raise ValueError(f"integer pixels from {values.min()} to {values.max()}, not 8 or 16 bits")
+    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+        raise ValueError("pixels of floating point or 32 bits, whose range is not known")
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))
 
 

@@ -24,15 +24,14 @@ class ReadingFailed(UserError):
 
 @dataclass(frozen=True)
 class Batch:
-    """Images with where they come from.
-
-    images: float32 (B, C, H, W) in [0, 1]; indices: int64 (B,), their positions in the source; unreadable: names of images that
-    could not be decoded.
-    """
+    """Images with where they come from."""
 
     images: torch.Tensor
+    """float32 (B, C, H, W) in [0, 1]."""
     indices: torch.Tensor
+    """int64 (B,): their positions in the source."""
     unreadable: tuple[str, ...]
+    """Names of images that could not be decoded."""
 
 
 def to_unit_range(pixels: np.ndarray, noise: np.ndarray | float | None = None) -> torch.Tensor:
@@ -70,14 +69,11 @@ def none_readable(names: Sequence[str]) -> ReadingFailed:
     )
 
 
-# --- training ---
-
-
 class TrainBatches:
     """`batches[step]` is the whole batch of optimizer step `step` = 0, 1, ..., whatever was asked for before.
 
     Every epoch is a permutation of all images; a batch may straddle epochs. An unreadable image is replaced by the next
-    readable one of the source. Raises UserError if there is none.
+    readable one of the source. Raises ReadingFailed if there is none.
     """
 
     def __init__(
@@ -130,14 +126,11 @@ def train_loader(
     return _read_ahead(read, range(first_step, n_iters), num_workers)
 
 
-# --- all images in order ---
-
-
 class HeldOutBatches:
     """Batches to evaluate on: `num_images` images (0: all) spread evenly over the source, in order, unreadable ones left out.
 
     Evenly, because many data sets are sorted by class. An image's noise belongs to (seed, index): always the same, whatever the
-    batch size. Can be iterated over again and again, as `_ordered_batches`.
+    batch size. Can be iterated over again and again. Of several processes each reads its part, `chosen`; a batch may be empty.
     """
 
     def __init__(
@@ -155,27 +148,25 @@ class HeldOutBatches:
         self.chosen = distributed.shard([i * len(source) // wanted for i in range(wanted)])
 
     def __iter__(self) -> Iterator[Batch]:
-        noise = self._noise if self.uniform_dequantization else lambda indices: None
+        noise = self._noise if self.uniform_dequantization else lambda index: None
         return _ordered_batches(self.source, self.chosen, self.batch_size, self.num_workers, noise)
 
-    def _noise(self, indices: list[int]) -> np.ndarray:
-        noise = np.empty((len(indices), *self.source.shape), np.float32)
-        for row, index in zip(noise, indices, strict=True):
-            row[:] = _uniform_noise(stream(self.seed, Purpose.HELD_OUT_DEQUANTIZE, position=index), row.shape)
-        return noise
+    def _noise(self, index: int) -> np.ndarray:
+        return _uniform_noise(stream(self.seed, Purpose.HELD_OUT_DEQUANTIZE, position=index), self.source.shape)
 
 
 def clean_batches(
     source: ImageSource, batch_size: int, num_workers: int, uniform_dequantization: bool, mirrored: bool = False
 ) -> Iterator[Batch]:
-    """All readable images in order, as `_ordered_batches`, without noise: v / 255, or dequantised by its mean (v + 0.5) / 256.
+    """All readable images in order, without noise: v / 255, or dequantised by its mean (v + 0.5) / 256.
 
     mirrored: each image is followed by its mirror image (left and right exchanged), with the same index. Batches are then twice
-    as large, and of all rows number 2i + 1 is the mirror image of number 2i.
+    as large, and of all rows number 2i + 1 is the mirror image of number 2i. Of several processes each reads its part; a batch
+    may be empty.
     """
     mean = 0.5 if uniform_dequantization else None
     chosen = distributed.shard(range(len(source)))
-    for batch in _ordered_batches(source, chosen, batch_size, num_workers, lambda indices: mean):
+    for batch in _ordered_batches(source, chosen, batch_size, num_workers, lambda index: mean):
         if mirrored:
             images = torch.stack([batch.images, batch.images.flip(-1)], dim=1).flatten(0, 1)
             batch = replace(batch, images=images, indices=batch.indices.repeat_interleave(2))
@@ -187,38 +178,28 @@ def _ordered_batches(
     chosen: Sequence[int],
     batch_size: int,
     num_workers: int,
-    noise: Callable[[list[int]], np.ndarray | float | None],
+    noise: Callable[[int], np.ndarray | float | None],
 ) -> Iterator[Batch]:
-    """The images `chosen`, this process's part, in batches, dequantised by `noise(indices)`; unreadable ones are named.
+    """The images `chosen` in at least one batch, image i dequantised by `noise(i)`; unreadable ones are only named."""
 
-    A batch may be empty: all its images are unreadable or, with more processes than images, none was chosen. A single process
-    raises UserError after the last one if no image could be read; several must find out together.
-    """
-
-    def read(number: int) -> Batch:
-        images, indices, unreadable = [], [], []
-        for index in chosen[number * batch_size : (number + 1) * batch_size]:
+    def read(start: int) -> Batch:
+        images, indices, unreadable = [torch.empty(0, *source.shape)], [], []
+        for index in chosen[start : start + batch_size]:
             try:
-                images.append(source[index])
+                images.append(to_unit_range(source[index], noise(index))[None])
                 indices.append(index)
             except UnreadableImage as error:
                 unreadable.append(error.name)
-        pixels = np.stack(images) if images else np.empty((0, *source.shape), np.uint8)
-        return Batch(to_unit_range(pixels, noise(indices)), torch.tensor(indices, dtype=torch.int64), tuple(unreadable))
+        return Batch(torch.cat(images), torch.tensor(indices, dtype=torch.int64), tuple(unreadable))
 
-    num_read = 0
-    for batch in _read_ahead(read, range(max(1, -(-len(chosen) // batch_size))), num_workers):
-        yield batch
-        num_read += len(batch.indices)
-    if num_read == 0 and distributed.world_size() == 1:
-        raise none_readable([source.name(index) for index in chosen])
+    return _read_ahead(read, range(0, max(1, len(chosen)), batch_size), num_workers)
 
 
 def _read_ahead(read: Callable[[int], Batch], numbers: range, num_workers: int) -> Generator[Batch, None, None]:
     """read(n) for n in `numbers`, in order, read ahead by `num_workers` threads.
 
-    Threads, not DataLoader's processes: decoding and copying release the interpreter's lock, and threads need no shared memory,
-    no fork beside CUDA and MPI, and no care for signals and for workers that die.
+    Threads rather than DataLoader's processes: decoding and copying release the interpreter's lock, and threads need no shared
+    memory, no fork beside CUDA and MPI, and no care for signals and for workers that die.
     """
     if num_workers == 0:
         yield from map(read, numbers)

@@ -244,7 +244,7 @@ class BoundEvaluation:
         """The prior over training images, dequantised as the images are."""
         data = self.config.data
         if isinstance(sampler.prior, DataPrior):
-            batches = clean_batches(sampler.prior.source, self.batch_size, data.num_workers, dequantize)
+            batches = clean_batches(sampler.prior.source, self.batch_size, data.num_workers, dequantize, sampler.prior.mirrored)
             return sampler.process.build_prior(batch.images for batch in batches)
         if is_dequantized and not dequantize and not sampler.process.discrete:
             raise UserError("--nodequantize: the model was trained on dequantised images; leave it out")

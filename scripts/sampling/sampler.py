@@ -59,13 +59,17 @@ def parse_delta(text: str | float | None, config: ConfigDict) -> float | str:
 
 
 class DataPrior:
-    """Prior states made from the training images when asked for, where a checkpoint holds no prior."""
+    """Prior states made from the training images when asked for, where a checkpoint holds no prior.
 
-    def __init__(self, source: ImageSource, process: Process, uniform_dequantization: bool) -> None:
-        self.source, self.process, self.uniform_dequantization = source, process, uniform_dequantization
+    mirrored: as in `clean_batches`, state 2i is of image i and state 2i + 1 of its mirror image.
+    """
+
+    def __init__(self, source: ImageSource, process: Process, uniform_dequantization: bool, mirrored: bool = False) -> None:
+        self.source, self.process = source, process
+        self.uniform_dequantization, self.mirrored = uniform_dequantization, mirrored
 
     def __len__(self) -> int:
-        return len(self.source)
+        return len(self.source) * (2 if self.mirrored else 1)
 
     def means(self, indices: torch.Tensor) -> torch.Tensor:
         """Means of u_K for int64 indices (B,): float32 (B, C, H, W).
@@ -73,7 +77,9 @@ class DataPrior:
         An unreadable image is replaced by the next readable one, with a warning. Raises UserError if there is none.
         """
         unreadable: list[str] = []
-        pixels = np.stack([first_readable(self.source, int(i), unreadable)[1] for i in indices])
+        states = [divmod(i, 2) if self.mirrored else (i, 0) for i in indices.tolist()]
+        found = [(first_readable(self.source, i, unreadable)[1], flip) for i, flip in states]
+        pixels = np.stack([image[..., ::-1] if flip else image for image, flip in found])
         if unreadable:
             warnings.warn(f"prior: skipped unreadable images {', '.join(dict.fromkeys(unreadable))}", stacklevel=2)
         images = to_unit_range(pixels, 0.5 if self.uniform_dequantization else None)
@@ -81,7 +87,7 @@ class DataPrior:
 
     def dequantized(self) -> "DataPrior":
         """The same images, dequantised."""
-        return DataPrior(self.source, self.process, True)
+        return DataPrior(self.source, self.process, True, self.mirrored)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Nothing: it is the data set's."""
@@ -224,7 +230,8 @@ def load_sampler(
     if prior is None or from_data:
         if not from_data:
             print(f"{trained.path} holds no prior: initial states are made from the images of {config.data.dataset}")
-        prior = DataPrior(load_images(config.data, "train"), process, config.data.uniform_dequantization)
+        data = config.data
+        prior = DataPrior(load_images(data, "train"), process, data.uniform_dequantization, mirrored=data.random_flip)
     computed_in = Precision.named(device, precision)
     model = to_device(trained.model, device, config.compile, autocast=computed_in.enabled)
     sampler = make_sampler(

@@ -36,32 +36,33 @@ def draw(config: ConfigDict, workdir: Path, out: Path, delta: str | None) -> Non
     levels = np.linspace(0, sampler.K, COLUMNS).round().astype(int).tolist()
     sampler.independent(range(ROWS * COLUMNS), keep)
     save_png(out / "samples.png", states[0], COLUMNS)
-    strips = [states[k][row * COLUMNS] for row in range(ROWS) for k in reversed(levels)]
-    save_png(out / "process.png", torch.stack(strips), COLUMNS)
+    save_png(
+        out / "process.png", torch.stack([states[k][row * COLUMNS] for row in range(ROWS) for k in reversed(levels)]), COLUMNS
+    )
     clip = [states[k][:COLUMNS] for k in np.linspace(sampler.K, 0, min(sampler.K + 1, 30)).round().astype(int).tolist()]
     save_gif(out / "process.gif", [grid((u * (GREYS - 1)).round() / (GREYS - 1), COLUMNS) for u in clip])
-    # Initial states above the samples that they led to.
-    sampler.same_init(range(COLUMNS), keep)
-    save_png(out / "same_init.png", torch.cat([states[sampler.K], states[0]]), COLUMNS)
-    sampler.share_noise(range(COLUMNS), keep)
-    save_png(out / "share_noise.png", torch.cat([states[sampler.K], states[0]]), COLUMNS)
-    sampler.interpolate((0, 1), COLUMNS, keep)
-    save_png(out / "interpolation.png", torch.cat([states[sampler.K], states[0]]), COLUMNS)
+
+    for name, draw_kind in (
+        ("same_init", lambda: sampler.same_init(range(COLUMNS), keep)),
+        ("share_noise", lambda: sampler.share_noise(range(COLUMNS), keep)),
+        ("interpolation", lambda: sampler.interpolate((0, 1), COLUMNS, keep)),
+    ):
+        draw_kind()
+        save_png(out / f"{name}.png", torch.cat([states[sampler.K], states[0]]), COLUMNS)  # initial states above their samples
+
     # Training images at the same levels of the forward process, without its noise.
     images = load_images(config.data, "train")
     u = torch.from_numpy(np.stack([images[len(images) * row // ROWS] for row in range(ROWS)])).float() / 255
     u, k = u.repeat_interleave(COLUMNS, 0), torch.tensor(levels).repeat(ROWS)
     corrupted, _ = sampler.process.cpu().corrupt(u, k.clamp(min=1), torch.zeros_like(u))
-    states_of_training = torch.where((k == 0)[:, None, None, None], u, sampler.process.to_images(corrupted))
-    save_png(out / "forward.png", states_of_training, COLUMNS)
+    save_png(out / "forward.png", torch.where((k == 0)[:, None, None, None], u, sampler.process.to_images(corrupted)), COLUMNS)
 
 
 def main() -> int:
     """Draw what the flags name."""
     values = flags.FLAGS
-    out = user_path(values.out, "--out")
-    draw(values.config, user_path(values.workdir, "--workdir"), out, values.delta)
-    print(f"pictures in {out}")
+    draw(values.config, user_path(values.workdir, "--workdir"), user_path(values.out, "--out"), values.delta)
+    print(f"pictures in {values.out}")
     return 0
 
 

@@ -3,12 +3,12 @@
 python -m scripts.tools.memorization --config C --workdir W [--checkpoint 0] [--delta D] [--num_gen 500]
 
 Distances are Euclidean, between pixels and, where images have classes, between features of a classifier, which then also says
-what it takes the samples for. Writes `memorization_delta_D.json` and `.png` to <workdir>/evaluation.
+which class it sees in each sample. Writes `memorization_delta_D.json` and `.png` to <workdir>/evaluation.
 """
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,14 @@ import torch
 from absl import flags
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
-from scipy.stats import binomtest, chisquare
+from scipy.stats import chisquare
 
 from scripts.config import define_config_flag, run
 from scripts.data.datasets import has_labels, load_images, load_labelled
 from scripts.data.images import ImageSource
-from scripts.estimate import Estimate
+from scripts.data.loader import clean_batches
+from scripts.estimate import Estimate, wilson_interval
 from scripts.evaluation.classifier import ClassifierFeatures, classifier_features
-from scripts.evaluation.features import Extractor, image_features
 from scripts.io import atomic_write, make_directory, user_path
 from scripts.sampling.output import grid, to_uint8
 from scripts.sampling.sampler import load_sampler
@@ -37,43 +37,41 @@ NEAR = 0.01
 """Samples are compared with the distance that this fraction of held-out images is below."""
 CONFIDENT = 0.9
 DRAWS = 10_000
+COLUMNS = 12
+
+Block = tuple[np.ndarray, np.ndarray]
+"""Indices of images int64 (n,) and their features float32 (n, d)."""
+Extract = Callable[[torch.Tensor], np.ndarray]
+"""From images uint8 (B, C, H, W) to features float32 (B, d)."""
 
 
-class Pixels:
-    """Images themselves as features float32 (B, C H W), with values in [0, 1]."""
-
-    def __init__(self, shape: tuple[int, int, int]) -> None:
-        self.settings: dict[str, Any] = {"extractor": "pixels"}
-        self.num_features = math.prod(shape)
-
-    def __call__(self, pixels: torch.Tensor) -> np.ndarray:
-        return (pixels.flatten(1).float() / 255).numpy()
+def pixels(images: torch.Tensor) -> np.ndarray:
+    """Images themselves as features, with values in [0, 1]."""
+    return (images.flatten(1).float() / 255).numpy()
 
 
-def nearest(points: np.ndarray, blocks: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """The two nearest of all rows of `blocks`, (n_i, d) each, to each of `points` (N, d): index int64 (N, 2), distance (N, 2).
+def features(images: ImageSource, extract: Extract) -> Iterator[Block]:
+    """Features of all readable images, in blocks."""
+    for batch in clean_batches(images, BATCH_SIZE, num_workers=0, uniform_dequantization=False):
+        yield batch.indices.numpy(), extract(to_uint8(batch.images))
 
-    The distance is infinite where there is no such row. Rows of NaN, unreadable images, are skipped.
-    """
+
+def nearest(points: np.ndarray, blocks: Iterable[Block]) -> tuple[np.ndarray, np.ndarray]:
+    """The two nearest of all images of `blocks` to each of `points` (N, d): index int64 (N, 2), distance float64 (N, 2)."""
     x = torch.from_numpy(points).double()
-    distance = torch.full((len(x), 2), math.inf, dtype=torch.float64)
-    index = torch.full((len(x), 2), -1)
-    first = 0
-    for block in blocks:
-        y = torch.from_numpy(block).double()
+    distance, index = torch.full((len(x), 2), math.inf, dtype=torch.float64), torch.full((len(x), 2), -1)
+    for indices, rows in blocks:
         # Not by a matrix product, which would not give exactly 0 between equal images.
-        d = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").nan_to_num(nan=math.inf)
+        d = torch.cdist(x, torch.from_numpy(rows).double(), compute_mode="donot_use_mm_for_euclid_dist")
         distance, order = torch.cat([distance, d], 1).topk(2, largest=False)
-        ids = torch.arange(first, first + len(y)).expand(len(x), -1)
-        index = torch.cat([index, ids], 1).gather(1, order)
-        first += len(y)
+        index = torch.cat([index, torch.from_numpy(indices).expand(len(x), -1)], 1).gather(1, order)
     return index.numpy(), distance.numpy()
 
 
 def proportion(hits: np.ndarray) -> dict[str, float]:
     """How often a bool array (N,) is True, with the 95% Wilson interval."""
-    interval = binomtest(int(hits.sum()), len(hits)).proportion_ci(method="wilson")
-    return {"value": float(hits.mean()), "low": interval.low, "high": interval.high, "num_images": len(hits)}
+    low, high = wilson_interval(float(hits.mean()), len(hits))
+    return {"value": float(hits.mean()), "low": low, "high": high, "num_images": len(hits)}
 
 
 def nearer_than_held_out(samples: np.ndarray, held_out: np.ndarray) -> dict[str, float]:
@@ -106,7 +104,7 @@ def compare(samples: np.ndarray, held_out: np.ndarray) -> dict[str, Any]:
 def classify(
     classifier: ClassifierFeatures, samples: np.ndarray, held_out: np.ndarray, class_counts: np.ndarray
 ) -> dict[str, Any]:
-    """What the classifier takes samples with features (N, d) for, and how sure it is; held-out images (M, d) for comparison.
+    """The classes that the classifier sees in samples with features (N, d), and how sure it is; held-out images (M, d) too.
 
     class_counts: training images of each class, int64 (classes,). The chi-squared test is of samples having these frequencies.
     """
@@ -131,53 +129,32 @@ def study(config: ConfigDict, workdir: Path, checkpoint: int, delta: str | None,
     sampler, trained = load_sampler(config, workdir, checkpoint, delta=delta)
     train, held_out = load_images(config.data, "train"), load_images(config.data, "held_out")
     directory = make_directory(workdir / "evaluation", "--workdir")
-    extractors: dict[str, Extractor] = {"pixels": Pixels(sampler.shape)}
+    extractors: dict[str, Extract] = {"pixels": pixels}
     if has_labels(config.data):
         extractors["classifier"] = classifier_features(directory, config.data, sampler.precision.device)
-    pixels = torch.cat([to_uint8(sampler.independent(batch)) for batch in _batches(num_gen)])
+    batches = [range(start, min(start + BATCH_SIZE, num_gen)) for start in range(0, num_gen, BATCH_SIZE)]
+    samples = torch.cat([to_uint8(sampler.independent(batch)) for batch in batches])
     figures: dict[str, Any] = {"checkpoint_step": trained.step, "delta": sampler.noise.label, "seed": sampler.seed}
-    found = {}
-    for space, extractor in extractors.items():
-        ours, theirs = extractor(pixels), np.concatenate(list(_features(held_out, extractor)))
-        theirs = theirs[~np.isnan(theirs[:, 0])]  # unreadable images
-        index, distance = nearest(np.concatenate([ours, theirs]), _features(train, extractor))
+    picture = Figure(figsize=(9, 2.2 * len(extractors)), layout="constrained")
+    axes = picture.subplots(len(extractors), squeeze=False)[:, 0]
+    for ax, (space, extract) in zip(axes, extractors.items(), strict=True):
+        ours, theirs = extract(samples), np.concatenate([rows for _, rows in features(held_out, extract)])
+        index, distance = nearest(np.concatenate([ours, theirs]), features(train, extract))
         figures[space] = compare(distance[:num_gen], distance[num_gen:])
-        nearest_first = distance[:num_gen, 0].argsort()
-        found[space] = (nearest_first, index[nearest_first, 0])
-        if isinstance(extractor, ClassifierFeatures):
-            class_counts = np.bincount(load_labelled(config.data, "train")[1], minlength=extractor.num_classes)
-            figures["classes"] = classify(extractor, ours, theirs, class_counts)
+        if isinstance(extract, ClassifierFeatures):
+            class_counts = np.bincount(load_labelled(config.data, "train")[1], minlength=extract.num_classes)
+            figures["classes"] = classify(extract, ours, theirs, class_counts)
+        first = distance[:num_gen, 0].argsort()[:COLUMNS]
+        originals = torch.from_numpy(np.stack([train[int(i)] for i in index[first, 0]]))
+        ax.imshow(grid(torch.cat([samples[first], originals]) / 255, len(first)))
+        ax.set_title(f"Samples nearest to a training image by {space}, and below each that image", fontsize=9)
+        ax.axis("off")
     path = directory / f"memorization_delta_{sampler.noise.label}.png"
+    with atomic_write(path) as temporary:
+        picture.savefig(temporary, dpi=150)
     with atomic_write(path.with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps(figures, indent=2) + "\n")
-    plot_memorization(path, pixels, train, found)
     return figures, path
-
-
-def _batches(num_images: int) -> list[range]:
-    return [range(start, min(start + BATCH_SIZE, num_images)) for start in range(0, num_images, BATCH_SIZE)]
-
-
-def _features(images: ImageSource, extractor: Extractor) -> Iterable[np.ndarray]:
-    return (image_features(images, batch, extractor) for batch in _batches(len(images)))
-
-
-def plot_memorization(
-    path: Path, samples: torch.Tensor, train: ImageSource, found: dict[str, tuple[np.ndarray, np.ndarray]], columns: int = 12
-) -> None:
-    """Write a picture: for each space the samples nearest to a training image, above those images.
-
-    samples: uint8 (N, C, H, W). found: indices of samples, the nearest first, and of their nearest training images, (N,) each.
-    """
-    columns = min(columns, len(samples))
-    figure = Figure(figsize=(9, 2.2 * len(found)), layout="constrained")
-    for axes, (space, (ours, theirs)) in zip(figure.subplots(len(found), squeeze=False)[:, 0], found.items(), strict=True):
-        originals = torch.from_numpy(np.stack([train[int(i)] for i in theirs[:columns]]))
-        axes.imshow(grid(torch.cat([samples[ours[:columns]], originals]) / 255, columns))
-        axes.set_title(f"Samples nearest to a training image by {space}, and below each that image", fontsize=9)
-        axes.axis("off")
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=150)
 
 
 def main() -> int:

@@ -4,7 +4,6 @@ import json
 import math
 import time
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import torch
 from ml_collections import ConfigDict
 
 from model_code import build_process
-from model_code.process import Prior
 from scripts import checkpoint, distributed
 from scripts.config import to_json, validate
 from scripts.data.datasets import load_images
@@ -20,13 +18,13 @@ from scripts.data.images import ImageSource, fingerprint
 from scripts.data.loader import Batch, HeldOutBatches, ReadingFailed, TrainBatches, none_readable, train_loader
 from scripts.device import device_name
 from scripts.errors import UserError
+from scripts.estimate import Estimate
 from scripts.io import atomic_write, make_directory
 from scripts.progress import TrainingProgress, warn
 from scripts.provenance import provenance
 from scripts.sampling.output import sample_set
 from scripts.sampling.sampler import SPECTRAL, make_sampler
 from scripts.sampling.spectrum import ENOUGH_IMAGES, images_to_measure, measure_noise
-from scripts.training.diagnosis import save_diagnosis
 from scripts.training.interruption import Interrupted, InterruptionGuard
 from scripts.training.metrics import LossWindow, MetricsWriter, UnreadableImages
 from scripts.training.plan import describe
@@ -39,45 +37,44 @@ def train(config: ConfigDict, workdir: Path) -> int:
 
     Raises UserError, before anything is written, for a configuration or data that cannot be trained on.
     """
-    validate(config)
-    try:
-        build_process(config)
-    except ValueError as error:  # about a setting that only the process can judge
-        raise UserError(str(error)) from None
-    _check_shares(config)
+    _check(config)
     device = distributed.device(config.device)
     train_images, held_out_images = (load_images(config.data, split) for split in ("train", "held_out"))
     distributed.barrier()  # nothing is written before all processes have found the data
     make_directory(workdir, "--workdir")
     with exclusive(workdir), InterruptionGuard() as guard:
-        run = TrainingRun(config, workdir, device, guard, train_images, held_out_images)
         try:
-            run.prepare()
-            first_step = run.trainer.step
-            print(describe(config, run.trainer.precision, len(train_images), len(held_out_images), first_step), flush=True)
-            print_processes(config, device)
+            run = TrainingRun(config, workdir, device, guard, train_images, held_out_images)
+        except Interrupted as interruption:
+            print(f"{interruption}: stopped before there was anything to save")
+            return interruption.exit_code
+        trainer, first_step = run.trainer, run.trainer.step
+        print(describe(config, trainer.precision, len(train_images), len(held_out_images), first_step), flush=True)
+        try:
             run.loop()
         except Interrupted as interruption:
-            if run.prior is None:
-                print(f"{interruption}: stopped before there was anything to save")
-            else:
-                run.save()
-                print(f"{interruption}: saved at step {run.trainer.step}; the same command goes on from there")
+            run.save()
+            print(f"{interruption}: saved at step {trainer.step}; the same command goes on from there")
             return interruption.exit_code
         except ReadingFailed as error:
-            if run.prior is None or not distributed.is_main():
+            if not distributed.is_main():
                 raise
             run.save()
-            raise UserError(f"{error}. Saved at step {run.trainer.step}; the same command goes on from there") from None
-    if run.trainer.step > first_step:
-        print(f"finished at step {run.trainer.step}: {workdir}")
+            raise UserError(f"{error}. Saved at step {trainer.step}; the same command goes on from there") from None
+    if trainer.step > first_step:
+        print(f"finished at step {trainer.step}: {workdir}")
     else:
         print(f"already finished at step {first_step}; a larger --config.training.n_iters would go on: {workdir}")
     return 0
 
 
-def _check_shares(config: ConfigDict) -> None:
-    """Raise UserError if a batch cannot be shared out evenly."""
+def _check(config: ConfigDict) -> None:
+    """Raise UserError for settings that cannot be trained with."""
+    validate(config)
+    try:
+        build_process(config)
+    except ValueError as error:  # about a setting that only the process can judge
+        raise UserError(str(error)) from None
     training, processes = config.training, distributed.world_size()
     if training.batch_size % (processes * training.accumulation_steps):
         raise UserError(
@@ -87,22 +84,9 @@ def _check_shares(config: ConfigDict) -> None:
         )
 
 
-def print_processes(config: ConfigDict, device: torch.device) -> None:
-    """Say how many processes there are, or that one GPU of several is used."""
-    processes, gpus = distributed.world_size(), torch.cuda.device_count()
-    if processes > 1:
-        print(f"processes    {processes}, with {config.training.batch_size // processes} images of a batch each", flush=True)
-    elif device.type == "cuda" and config.device in ("auto", "cuda") and gpus > 1:
-        print(f"GPUs         1 of {gpus}; to train on all: torchrun --nproc_per_node={gpus} train.py ...", flush=True)
-
-
 class TrainingRun:
-    """A training in one run directory. `prepare`, then `loop`."""
+    """A training in one run directory: made from the newest checkpoint, or anew with a prior; then `loop`."""
 
-    prior: Prior | None = None
-    """Set by `prepare`; before that there is nothing to save."""
-    overdue = False
-    """A save was due at a non-finite step, and waits for a finite one."""
     noise: dict[str, torch.Tensor] | None = None
     """The spectrum of the sampling noise, as measured at step `noise_step`."""
     noise_step = -1
@@ -116,8 +100,9 @@ class TrainingRun:
         train_images: ImageSource,
         held_out_images: ImageSource,
     ) -> None:
+        """Raises Interrupted, and UserError for a checkpoint or images that cannot be trained on."""
         self.config, self.workdir, self.guard, self.train_images = config, workdir, guard, train_images
-        self.trainer = Trainer(config, device)
+        self.trainer, self.unreadable = Trainer(config, device), UnreadableImages()
         data, evaluation = config.data, config.eval
         self.held_out = HeldOutBatches(
             held_out_images, config.seed, evaluation.batch_size, evaluation.num_images, data.uniform_dequantization,
@@ -125,21 +110,17 @@ class TrainingRun:
         )  # fmt: skip
         self.data = fingerprint(train_images)
         self.provenance = provenance(config, device=device_name(device), world_size=distributed.world_size())
-        self.start: dict[str, Any] = {"event": "started"}
-        self.unreadable = UnreadableImages()
-
-    def prepare(self) -> None:
-        """Continue from the newest checkpoint, or build the prior and start."""
         with distributed.main_first():  # process 0 may set a damaged checkpoint aside
-            saved = checkpoint.read_to_resume(self.workdir)
+            saved = checkpoint.read_to_resume(workdir)
         if saved is None:
-            self.prior = build_prior(self.trainer.process, self.train_images, self.config, self.guard, self.unreadable)
+            self.prior = build_prior(self.trainer, train_images, guard, self.unreadable)
+            self.start: dict[str, Any] = {"event": "started"}
         else:
-            self.prior, changes = resume(self.trainer, saved, self.data, self.workdir)
+            self.prior, changes = resume(self.trainer, saved, self.data, workdir)
             self.start = {"event": "resumed", "changed_config": changes}
         if distributed.is_main():
-            with atomic_write(self.workdir / "config.json") as temporary:
-                temporary.write_text(json.dumps({**self.config.to_dict(), "provenance": self.provenance}, indent=2) + "\n")
+            with atomic_write(workdir / "config.json") as temporary:
+                temporary.write_text(json.dumps({**config.to_dict(), "provenance": self.provenance}, indent=2) + "\n")
 
     def loop(self) -> None:
         """Steps until n_iters, with everything that is due on the way."""
@@ -165,8 +146,7 @@ class TrainingRun:
                 result = trainer.train_step(batch.images)
                 window.add(result, seconds=time.monotonic() - started)
                 self.progress.step_done(result.losses.mean().item())
-                if not result.finite:
-                    self._note_nonfinite(batch, result)
+                self._note_nonfinite(batch, result)
                 if self._due(training.log_freq):
                     self._log(window)
                 self._save_what_is_due()
@@ -188,23 +168,33 @@ class TrainingRun:
         self.progress.report(trainer.step, row.get("loss", math.nan))
 
     def _note_nonfinite(self, batch: Batch, result: StepResult) -> None:
-        """Say that a step was skipped. Raises UserError, with the diagnosis on disk, if there were too many in a row."""
+        """Say that a step was skipped. Raises UserError after too many in a row, with the batch's facts in metrics.jsonl."""
         trainer, most = self.trainer, self.config.training.max_nonfinite_steps
+        if result.finite or trainer.nonfinite_in_a_row == 0:  # float16 has not found its loss scale yet
+            return
         what = f"step {trainer.step}: loss {result.losses.mean().item():g}, gradient {result.grad_norm:g}"
         if trainer.nonfinite_in_a_row < most:
             warn(f"{what}: skipped ({trainer.nonfinite_in_a_row} in a row)")
             return
-        whole = replace(batch, images=distributed.gather_rows(batch.images), indices=distributed.gather_rows(batch.indices))
-        path = save_diagnosis(self.workdir, trainer, whole, result, self.train_images.name)
-        distributed.barrier()
+        names = distributed.gather([self.train_images.name(i) for i in batch.indices.tolist()])
+        self.metrics.event(
+            trainer.step,
+            "stopped",
+            precision=trainer.precision.name,
+            images=[name for part in names for name in part],
+            levels=result.levels.tolist(),
+            losses=[str(loss) for loss in result.losses.tolist()],  # as text: JSON has no NaN
+            weights_not_finite=[key for key, weight in trainer.model.named_parameters() if not weight.isfinite().all()],
+        )
         raise UserError(
             f"{what}, the last of {trainer.nonfinite_in_a_row} non-finite steps in a row "
-            f"(config.training.max_nonfinite_steps = {most}); the last checkpoint is from before them, and {path} says more. "
+            f"(config.training.max_nonfinite_steps = {most}); the last checkpoint is from before them, and the last row of "
+            f"{self.workdir / 'metrics.jsonl'} says more. "
             f"The same command with a lower config.optim.lr = {self.config.optim.lr:g} may help"
         )
 
     def _save_what_is_due(self) -> None:
-        """The numbered checkpoint on time; the one to resume from not at a non-finite step: the weights may be the reason."""
+        """The numbered checkpoint, and the one to resume from unless the step was non-finite: the weights may be the reason."""
         training, step = self.config.training, self.trainer.step
         if self._due(training.snapshot_freq):
             self._measure_noise()
@@ -212,19 +202,17 @@ class TrainingRun:
                 # Rounded up: a last step between two snapshots has a number of its own, and never 0, which means "newest".
                 path = checkpoint.numbered_path(self.workdir, math.ceil(step / training.snapshot_freq))
                 checkpoint.write(path, self._contents())
-        self.overdue |= self._due(training.snapshot_freq) or self._due(training.snapshot_freq_for_preemption)
-        if self.overdue and (self.trainer.nonfinite_in_a_row == 0 or step == training.n_iters):
+        save_due = self._due(training.snapshot_freq) or self._due(training.snapshot_freq_for_preemption)
+        if save_due and (self.trainer.nonfinite_in_a_row == 0 or step == training.n_iters):
             self.save()
 
     def save(self) -> None:
         """Write the checkpoint to resume from. Raises UserError if that fails, or if the weights are not finite."""
         if distributed.is_main():
             checkpoint.write_meta(self.workdir, self._contents())
-        self.overdue = False
 
     def _contents(self) -> checkpoint.Contents:
         """All that is in a checkpoint, as plain data."""
-        assert self.prior is not None
         if not self.trainer.all_finite():
             raise UserError(
                 f"step {self.trainer.step}: weights or averages are not finite, and not saved; the last checkpoint is intact. "
@@ -257,9 +245,8 @@ class TrainingRun:
         if self._due(training.eval_freq) and not (only_missing and step in self.metrics.evaluated_steps):
             self.evaluate()
         directory = self.workdir / "samples" / f"iter_{step}"
-        if self._due(training.sampling_freq) and not (
-            only_missing and distributed.from_main((directory / "process.mp4").exists())
-        ):
+        sampled = only_missing and distributed.from_main((directory / "process.mp4").exists())
+        if self._due(training.sampling_freq) and not sampled:
             self.sample(directory)
 
     def evaluate(self) -> None:
@@ -275,15 +262,15 @@ class TrainingRun:
         loss = distributed.gather_rows(torch.cat(losses))
         if len(loss) == 0:
             raise none_readable(sorted(self.unreadable))
-        row = {"eval_loss": loss.mean().item(), "eval_num_images": len(loss)}
-        if len(loss) > 1:
-            row["eval_loss_standard_error"] = loss.std().item() / math.sqrt(len(loss))
+        estimate = Estimate.of(loss)
+        row = {"eval_loss": estimate.value, "eval_num_images": estimate.num_images}
+        if math.isfinite(estimate.standard_error):
+            row["eval_loss_standard_error"] = estimate.standard_error
         self.metrics.write(self.trainer.step, **row)
 
     def sample(self, directory: Path) -> None:
         """Pictures of samples from the averaged weights, drawn by process 0, in `directory` and in TensorBoard."""
         config, trainer = self.config, self.trainer
-        assert self.prior is not None
         if config.model.sampling_noise == SPECTRAL:
             self._measure_noise()
         with self.guard.until_interrupted(), trainer.ema.swapped_in(trainer.model):

@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
+from itertools import pairwise
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from scripts.training.step import StepResult
 NUM_BANDS = 4
 
 
-class MetricsWriter:
+class MetricsWriter(AbstractContextManager["MetricsWriter"]):
     """Appends rows to `metrics.jsonl` and the same numbers to `tensorboard/`; of several processes only process 0 does."""
 
     def __init__(self, workdir: Path, first_step: int) -> None:
@@ -41,10 +41,7 @@ class MetricsWriter:
             self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
         self.evaluated_steps = set(distributed.from_main([row.get("step") for row in rows if "eval_loss" in row]))
 
-    def __enter__(self) -> "MetricsWriter":
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._writes:
             for stream in (self._file, self._tensorboard):
                 with suppress(OSError):  # a full disk was reported when the row was written
@@ -116,13 +113,12 @@ class LossWindow:
         row = {"images_per_second": sum(len(result.losses) for result in self.results) / self.seconds}
         finite = [result for result in self.results if result.finite]
         self.results, self.seconds = [], 0.0
-        if not finite:
-            return row
-        losses, levels = torch.cat([result.losses.cpu() for result in finite]), torch.cat([result.levels for result in finite])
-        row["loss"] = losses.mean().item()
-        row["grad_norm"] = sum(result.grad_norm for result in finite) / len(finite)
-        for low, high in zip(self.edges[:-1], self.edges[1:], strict=True):
-            in_band = losses[(levels > low) & (levels <= high)]
-            if len(in_band):
-                row[f"loss_levels_{low + 1}_to_{high}"] = in_band.mean().item()
+        if finite:
+            losses, levels = torch.cat([r.losses.cpu() for r in finite]), torch.cat([r.levels for r in finite])
+            row["loss"] = losses.mean().item()
+            row["grad_norm"] = sum(result.grad_norm for result in finite) / len(finite)
+            for low, high in pairwise(self.edges):
+                in_band = losses[(levels > low) & (levels <= high)]
+                if len(in_band):
+                    row[f"loss_levels_{low + 1}_to_{high}"] = in_band.mean().item()
         return row

@@ -7,9 +7,9 @@ from ml_collections import ConfigDict
 from torch.utils.flop_counter import FlopCounterMode
 
 from model_code import build_model, build_process
+from scripts import distributed
 from scripts.config import validate
 from scripts.device import Precision, device_name
-from scripts.errors import UserError
 from scripts.progress import duration
 
 NUM_SAMPLES = 50_000
@@ -42,8 +42,8 @@ class Work:
 
 def describe(config: ConfigDict, precision: Precision, num_train: int, num_held_out: int, first_step: int) -> str:
     """A few lines for a person: network, data, work per step, device and precision, and how often things happen."""
-    training, data = config.training, config.data
-    work = Work.of(config)
+    training, data, work = config.training, config.data, Work.of(config)
+    processes, gpus = distributed.world_size(), torch.cuda.device_count()
     split = f" in {training.accumulation_steps} parts" if training.accumulation_steps > 1 else ""
     compiled = f", torch.compile {config.compile}" if config.compile != "none" else ""
     lines = [
@@ -58,6 +58,10 @@ def describe(config: ConfigDict, precision: Precision, num_train: int, num_held_
         f"{training.sampling_freq} samples, {training.snapshot_freq_for_preemption} a save, "
         f"{training.snapshot_freq} a numbered checkpoint",
     ]
+    if processes > 1:
+        lines.append(f"processes    {processes}, with {training.batch_size // processes} images of a batch each")
+    elif precision.device.type == "cuda" and config.device in ("auto", "cuda") and gpus > 1:
+        lines.append(f"GPUs         1 of {gpus}; to train on all: torchrun --nproc_per_node={gpus} train.py ...")
     return "\n".join(lines)
 
 
@@ -65,16 +69,11 @@ def plan(config: ConfigDict, tflops: float | None, utilization: float) -> str:
     """Time and device-hours of training with `config` and of sampling, as a table: operations are counted, speed is assumed.
 
     tflops: 10^12 operations a second of one device, by default an H100's in the configured precision; utilization: the part of
-    that which is reached. Raises UserError for values that no device has.
+    that which is reached. Raises UserError for an invalid configuration.
     """
     validate(config)
-    precision = Precision.of(config, torch.device("cuda"))
-    tflops = H100_TFLOPS[precision.name] if tflops is None else tflops
-    if not tflops > 0:
-        raise UserError(f"--plan_tflops={tflops:g}: must be greater than 0, such as 989 for an H100 in bfloat16")
-    if not 0 < utilization <= 1:
-        raise UserError(f"--plan_utilization={utilization:g}: must be greater than 0 and at most 1, such as 0.4")
-    work, training, K = Work.of(config), config.training, config.model.K
+    precision, work, training, K = Precision.of(config, torch.device("cuda")), Work.of(config), config.training, config.model.K
+    tflops = tflops or H100_TFLOPS[precision.name]
     batch_work, sample_work, speed = training.batch_size * work.training, K * work.forward, tflops * 1e12 * utilization
     lines = [
         "An estimate, not a measurement: operations are counted, speeds are assumed.",
@@ -89,15 +88,12 @@ def plan(config: ConfigDict, tflops: float | None, utilization: float) -> str:
         f"devices  images each      step     training  device-hours{f'{NUM_SAMPLES:,} samples':>17}  device-hours",
     ]
     for devices in (1, 8, 64):
-        if training.batch_size % devices:
-            lines.append(f"{devices:>7}  a batch of {training.batch_size} cannot be shared out evenly")
-            continue
         # Every device sends and receives the float32 gradients about twice (a ring), while the backward pass goes on.
         exchange = 2 * (devices - 1) / devices * 4 * work.parameters / (LINK if devices <= MACHINE else NETWORK)
         step = max(batch_work / devices / speed, exchange)
         whole, sampling = training.n_iters * step, NUM_SAMPLES * sample_work / devices / speed
         lines.append(
-            f"{devices:>7}{training.batch_size // devices:>13}{1e3 * step:>7.1f} ms{duration(whole):>13}"
+            f"{devices:>7}{training.batch_size / devices:>13g}{1e3 * step:>7.1f} ms{duration(whole):>13}"
             f"{whole * devices / 3600:>14.4g}{duration(sampling):>17}{sampling * devices / 3600:>14.4g}"
         )
     return "\n".join(lines)

@@ -7,18 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from ml_collections import ConfigDict
 
 from model_code.prior import PriorBank
-from model_code.process import Prior, Process
+from model_code.process import Prior
 from scripts import distributed
 from scripts.checkpoint import Contents
 from scripts.config import FREE_ON_RESUME, differences, refuse_differences
 from scripts.data.images import ImageSource
 from scripts.data.loader import clean_batches, none_readable
 from scripts.device import Precision
-from scripts.errors import UserError
-from scripts.io import cannot_write
+from scripts.errors import UserError, one_line
 from scripts.progress import progress_bar
 from scripts.training.interruption import InterruptionGuard
 from scripts.training.metrics import UnreadableImages
@@ -27,53 +25,39 @@ from scripts.training.step import Trainer
 
 @contextmanager
 def exclusive(workdir: Path) -> Iterator[None]:
-    """Refuse a second training in the same directory. Process 0 holds a lock, which ends with it, however that comes about."""
-    if not distributed.is_main():
-        yield
-        return
-    try:
-        lock = (workdir / ".lock").open("w")
-    except OSError as error:
-        raise cannot_write(workdir, "--workdir", error) from None
-    with lock:
+    """Refuse a second training in the same directory, by a lock that ends with process 0, however that comes about."""
+    with (workdir / ".lock").open("w") as lock:
         try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if distributed.is_main():
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             raise UserError(f"--workdir={workdir}: another training is running there; choose another, or wait") from None
         yield
 
 
-def build_prior(
-    process: Process, images: ImageSource, config: ConfigDict, guard: InterruptionGuard, unreadable: UnreadableImages
-) -> Prior:
+def build_prior(trainer: Trainer, images: ImageSource, guard: InterruptionGuard, unreadable: UnreadableImages) -> Prior:
     """The prior of all training images, and of their mirror images if training mirrors them.
 
-    Raises Interrupted, and UserError if no image can be read.
+    Raises Interrupted, and ReadingFailed if no image can be read.
     """
-    data = config.data
+    data, batch_size = trainer.config.data, trainer.config.eval.batch_size
 
     def batches() -> Iterator[torch.Tensor]:
         with progress_bar(len(distributed.shard(range(len(images)))), "image", "reading images for the prior") as bar:
-            for batch in clean_batches(
-                images, config.eval.batch_size, data.num_workers, data.uniform_dequantization, mirrored=data.random_flip
-            ):
+            for batch in clean_batches(images, batch_size, data.num_workers, data.uniform_dequantization, data.random_flip):
                 guard.check()
                 unreadable.note(batch.unreadable)
                 bar.update(len(batch.indices.unique()))
                 yield batch.images
 
     with guard.until_interrupted():
-        prior = process.build_prior(batches())
-    prior = gathered(prior)
+        prior = trainer.process.build_prior(batches())
     unreadable.share()
+    if isinstance(prior, PriorBank):  # so far of this process's images
+        prior = replace(prior, coefficients=distributed.gather_rows(prior.coefficients))
     if len(prior) == 0:
         raise none_readable(sorted(unreadable))
     return prior
-
-
-def gathered(prior: Prior) -> Prior:
-    """The prior of all processes' images, from that of this process's."""
-    return replace(prior, coefficients=distributed.gather_rows(prior.coefficients)) if isinstance(prior, PriorBank) else prior
 
 
 def resume(trainer: Trainer, saved: Contents, data: dict[str, int], workdir: Path) -> tuple[Prior, dict[str, str]]:
@@ -90,17 +74,17 @@ def resume(trainer: Trainer, saved: Contents, data: dict[str, int], workdir: Pat
             f"{data['num_images']} now): restore them, or choose another --workdir"
         )
     changes = differences(saved["config"], config)
+    precision = saved.get("precision", trainer.precision.name)
     # What "auto" chose when the run began stays, on whatever processor it goes on.
     asked_for = config.optim.amp_dtype != "auto" or changes.keys() & {"optim.automatic_mp", "optim.amp_dtype"}
-    precision = trainer.precision.name if asked_for else saved.get("precision", trainer.precision.name)
-    if precision != trainer.precision.name:
-        print(f"computing in {precision} as before, not {trainer.precision.name}, which config.optim.amp_dtype would ask for")
-        trainer.precision = Precision.named(trainer.device, precision)
+    if precision != trainer.precision.name and not asked_for:
+        reason = f"as before; config.optim.amp_dtype = 'auto' would choose {trainer.precision.name} here"
+        trainer.compute_in(Precision.named(trainer.device, precision, reason))
     try:
         trainer.load_state_dict(saved)
         prior = trainer.process.prior_from_state(saved["prior"])
     except (KeyError, ValueError, RuntimeError) as error:
-        raise UserError(f"{where} does not fit its own configuration: {' '.join(str(error).split())}") from None
+        raise UserError(f"{where} does not fit its own configuration: {one_line(error)}") from None
     print(f"continuing from step {trainer.step}")
     for key, change in changes.items():
         print(f"config.{key} was {change}")

@@ -59,33 +59,23 @@ class Trainer:
         torch.manual_seed(config.seed)  # initial weights
         chosen = Precision.of(config, device)
         # Measured in every process, decided by process 0.
-        self.precision = Precision.named(device, distributed.from_main(chosen.name), chosen.reason)
+        self.compute_in(Precision.named(device, distributed.from_main(chosen.name), chosen.reason))
         self.model = to_device(build_model(config), device, config.compile, autocast=self.precision.enabled)
         self.averaging_model = distributed.averaging_gradients(self.model, device)
         self.level_weights = self.process.level_weights(config.training.level_weighting).to(device)
         self.ema = EMA(self.model, config.model.ema_rate)
         optim = config.optim
-        optimizer_class = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[optim.optimizer]
-        self.optimizer = optimizer_class(
-            self.model.parameters(),
-            lr=optim.lr,
-            betas=(optim.beta1, optim.beta2),
-            eps=optim.eps,
-            weight_decay=optim.weight_decay,
-            fused=True,
+        settings = {"betas": (optim.beta1, optim.beta2), "eps": optim.eps, "weight_decay": optim.weight_decay, "fused": True}
+        self.optimizer = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[optim.optimizer](
+            self.model.parameters(), lr=optim.lr, **settings
         )
         self.step = 0  # steps done, skipped ones included
         self.nonfinite_steps = 0  # skipped ones
         self.nonfinite_in_a_row = 0
 
-    @property
-    def precision(self) -> Precision:
-        """What forward passes are computed in; setting it sets the loss scaling, too."""
-        return self._precision
-
-    @precision.setter
-    def precision(self, precision: Precision) -> None:
-        self._precision, self.scaler = precision, precision.grad_scaler()
+    def compute_in(self, precision: Precision) -> None:
+        """Set the precision of forward passes, and with it the loss scaling."""
+        self.precision, self.scaler = precision, precision.grad_scaler()
 
     def train_step(self, images: torch.Tensor) -> StepResult:
         """One optimizer step on images u_0 (B, C, H, W) in [0, 1], on any device; of several processes each has B of its own.
@@ -176,10 +166,8 @@ def held_out_losses(trainer: Trainer, images: torch.Tensor, indices: torch.Tenso
     """
     trainer.model.eval()
     seed, allowed, positions = trainer.config.seed, trainer.process.training_levels, indices.tolist()
-    k = torch.tensor(
-        [int(stream(seed, Purpose.EVAL_LEVEL, position=i).integers(allowed.start, allowed.stop)) for i in positions]
-    ).to(trainer.device)
-    places = [(0, i) for i in positions]
-    eps = normal_by_index(trainer.device, seed, Purpose.EVAL_NOISE, places, tuple(images.shape[1:]))
+    levels = [int(stream(seed, Purpose.EVAL_LEVEL, position=i).integers(allowed.start, allowed.stop)) for i in positions]
+    k, u0 = torch.tensor(levels).to(trainer.device), images.to(trainer.device)
+    eps = normal_by_index(trainer.device, seed, Purpose.EVAL_NOISE, [(0, i) for i in positions], tuple(images.shape[1:]))
     with trainer.precision.autocast():
-        return process_loss(trainer.process, trainer.model, images.to(trainer.device), k, eps).cpu()
+        return process_loss(trainer.process, trainer.model, u0, k, eps).cpu()

@@ -39,8 +39,7 @@ def test_own_images_need_a_path(name: str) -> None:
     [
         ("ffhq", ("no folder", "ffhq-dataset/images1024x1024", "NVlabs/ffhq-dataset")),
         ("afhq", ("no folder", "afhq/val", "stargan-v2")),
-        ("lsun_church", ("no folder", "lsun/church_outdoor_val_lmdb", "download script")),
-        ("mnist5k", ("mnist5k.npz", "No such file")),
+        ("lsun_church", ("no folder", "lsun/church_outdoor_val_lmdb", "github.com/fyu/lsun")),
     ],
 )
 def test_missing_data_set_says_where_to_get_it_and_where_it_goes(

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from model_code import build_model, build_process
+from scripts.data.loader import clean_batches
 from scripts.device import Precision
 from scripts.errors import UserError
 from scripts.sampling.output import frame_levels, interpolation_set, sample_set
@@ -153,6 +154,15 @@ def test_stored_prior_and_data_give_the_same_states(dequantized: bool) -> None:
     assert len(stored) == len(data)
     chosen = torch.tensor([3, 29, 3])
     torch.testing.assert_close(stored.means(chosen), data.means(chosen), atol=2e-6, rtol=0)
+
+
+def test_mirror_images_are_in_the_prior_from_data_as_in_the_stored_one() -> None:
+    process, source = build_process(tiny_config()), ArraySource(PIXELS)
+    stored = process.build_prior(batch.images for batch in clean_batches(source, 4, 0, False, mirrored=True))
+    data, chosen = DataPrior(source, process, False, mirrored=True), torch.tensor([6, 7, 59])
+    assert len(stored) == len(data) == 60
+    torch.testing.assert_close(stored.means(chosen), data.means(chosen), atol=2e-6, rtol=0)
+    torch.testing.assert_close(data.means(chosen)[1], data.means(chosen)[0].flip(-1), atol=2e-6, rtol=0)
 
 
 def test_frame_levels() -> None:

@@ -12,16 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ml_collections import ConfigDict
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from scripts.checkpoint import meta_path, numbered_path, read, write_meta
+from scripts.device import Precision
 from scripts.errors import UserError
 from scripts.io import read_json_lines
-from scripts.training.loop import print_processes, train
+from scripts.training.loop import train
 from scripts.training.metrics import LossWindow, MetricsWriter
+from scripts.training.plan import describe
 from scripts.training.start import exclusive
 from scripts.training.step import StepResult
+from tests.conftest import tiny_config
 from tests.training.runs import array_config, before_step, differing, final_state
 
 
@@ -169,7 +171,7 @@ def test_precision_of_the_checkpoint_is_kept(tiny_array: Path, tmp_path: Path, c
     other = "float32" if here == "bfloat16" else "bfloat16"
     write_meta(tmp_path, read(meta_path(tmp_path)) | {"precision": other})
     assert run(2, "auto") == other
-    assert f"computing in {other} as before" in capsys.readouterr().out
+    assert f"{other if other == 'float32' else 'bfloat16 autocast'} (as before; " in capsys.readouterr().out
     assert run(3, "float16") == "float16"
     assert run(4, "auto") == here
 
@@ -254,19 +256,18 @@ def test_evaluation_does_not_depend_on_its_batches(tiny_array: Path, tmp_path: P
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
 
 
-def test_all_gpus_are_pointed_out(
-    tiny_array: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_all_gpus_are_pointed_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a machine with several, to one process that did not choose among them."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "GPU")
+    precision = Precision.named(torch.device("cuda"), "float32")
     for device, expected in (("auto", True), ("cuda:1", False)):
-        print_processes(array_config(tiny_array, device=device), torch.device("cuda"))
-        assert ("torchrun --nproc_per_node=4" in capsys.readouterr().out) == expected
+        assert ("torchrun --nproc_per_node=4" in describe(tiny_config(device=device), precision, 9, 1, 0)) == expected
 
 
-def test_nothing_is_written_for_bad_input(tmp_path: Path, make_config: Callable[..., ConfigDict]) -> None:
+def test_nothing_is_written_for_bad_input(tmp_path: Path) -> None:
     workdir = tmp_path / "run"
     for overrides in ({"model__K": 0}, {"data__dataset": "imagenet"}, {"device": "cuda:99"}, {"device": "tpu"}):
         with pytest.raises(UserError):
-            train(make_config(**overrides), workdir)
+            train(tiny_config(**overrides), workdir)
     assert not workdir.exists()

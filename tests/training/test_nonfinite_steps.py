@@ -1,14 +1,12 @@
-"""A loss or gradient that is not finite: never reaches weights or averages, is skipped, counted, and in the end diagnosed."""
+"""A loss or gradient that is not finite: never reaches the weights, is skipped and counted, and in the end stops the run."""
 
 import copy
-import json
 import math
 import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from ml_collections import ConfigDict
@@ -100,6 +98,17 @@ def test_nonfinite_steps_are_skipped_counted_and_survived(
     assert "already finished at step 6" in capsys.readouterr().out
 
 
+def test_finding_the_loss_scale_is_no_cause_for_warnings(
+    config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """float16 begins with a scale that overflows: such steps are skipped, not reported and not limited."""
+    config.optim.automatic_mp, config.optim.amp_dtype = True, "float16"
+    spoil_steps(monkeypatch, {0, 1, 2, 3}, SPOILT["inf"])
+    assert train(config, tmp_path) == 0
+    assert "skipped" not in capsys.readouterr().err
+    assert read(meta_path(tmp_path))["nonfinite_steps"] >= 4
+
+
 def test_interrupted_amid_nonfinite_steps_is_undisturbed(
     config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,7 +125,7 @@ def test_interrupted_amid_nonfinite_steps_is_undisturbed(
 
 
 def test_too_many_stop_the_run(config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One line; the checkpoint from before the first of them, bit for bit; a diagnosis; and the same command goes on."""
+    """One line; the checkpoint from before the first of them, bit for bit; the batch in the metrics; the command goes on."""
     config.training.n_iters = 2
     assert train(config, tmp_path) == 0
     config.training.n_iters = 8
@@ -130,15 +139,10 @@ def test_too_many_stop_the_run(config: ConfigDict, tmp_path: Path, monkeypatch: 
     assert "\n" not in str(error.value)
     assert meta_path(tmp_path).read_bytes() == before
     assert read(numbered_path(tmp_path, 2))["step"] == 4, "numbered ones replace nothing, and come on time"
-    facts = json.loads((tmp_path / "diagnosis" / "step_5.json").read_text())
-    assert (facts["step"], facts["nonfinite_steps_in_a_row"], facts["precision"]) == (5, 3, "float32")
-    assert (facts["gradient_norm"], facts["weights_not_finite"]) == ("nan", [])
-    assert facts["learning_rate"] == config.optim.lr
-    assert [example["loss"] == "nan" for example in facts["examples"]] == [False, False, True, False]
-    with np.load(tmp_path / "diagnosis" / "step_5.npz") as batch:
-        assert batch["images"].shape == (4, 1, 8, 8)
-        assert batch["indices"].tolist() == [example["index"] for example in facts["examples"]]
-        assert batch["levels"].tolist() == [example["level"] for example in facts["examples"]]
+    facts = read_json_lines(tmp_path / "metrics.jsonl")[-1]
+    assert (facts["step"], facts["event"], facts["precision"], facts["weights_not_finite"]) == (5, "stopped", "float32", [])
+    assert [loss == "nan" for loss in facts["losses"]] == [False, False, True, False]
+    assert len(facts["images"]) == len(facts["levels"]) == 4
     config.optim.lr /= 2
     assert train(config, tmp_path) == 0
     assert read(meta_path(tmp_path))["step"] == 8
