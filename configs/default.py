@@ -27,6 +27,7 @@ def get_config() -> ConfigDict:
     training.eval_freq = 100  # steps between evaluations of the loss on held-out images
     training.sampling_freq = 10000  # steps between pictures in samples/
     training.num_samples = 16  # images in each of those pictures
+    training.noise_images = 48  # training images from which the spectrum of the sampling noise is measured, each at all levels
     training.snapshot_freq = 50000  # steps between numbered checkpoints: checkpoint_n is step n * snapshot_freq
     training.snapshot_freq_for_preemption = 10000  # steps between saves of the checkpoint that a restart continues from
     training.max_nonfinite_steps = 10  # successive steps skipped for a non-finite loss or gradient, at which the run stops

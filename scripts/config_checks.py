@@ -6,7 +6,7 @@ from typing import Any
 AT_LEAST_1 = (
     *("training.batch_size", "training.accumulation_steps", "training.n_iters", "training.log_freq", "training.eval_freq"),
     *("training.sampling_freq", "training.num_samples", "training.snapshot_freq", "training.snapshot_freq_for_preemption"),
-    *("training.max_nonfinite_steps", "eval.batch_size", "data.image_size"),
+    *("training.max_nonfinite_steps", "training.noise_images", "eval.batch_size", "data.image_size"),
     *("model.K", "model.model_channels", "model.num_res_blocks", "model.num_heads"),
 )
 AT_LEAST_0 = (

@@ -24,7 +24,7 @@ from scripts.progress import TrainingProgress, warn
 from scripts.provenance import provenance
 from scripts.sampling.output import sample_set
 from scripts.sampling.sampler import SPECTRAL, make_sampler
-from scripts.sampling.spectrum import ENOUGH_IMAGES, images_to_measure, measure_noise
+from scripts.sampling.spectrum import images_to_measure, measure_noise
 from scripts.training.interruption import Interrupted, InterruptionGuard
 from scripts.training.metrics import LossWindow, MetricsWriter, UnreadableImages
 from scripts.training.plan import describe
@@ -232,7 +232,7 @@ class TrainingRun:
         config, trainer = self.config, self.trainer
         if self.noise_step == trainer.step:
             return
-        images = images_to_measure(self.train_images, ENOUGH_IMAGES, config.data.uniform_dequantization)
+        images = images_to_measure(self.train_images, config.training.noise_images, config.data.uniform_dequantization)
         with trainer.ema.swapped_in(trainer.model):
             model = trainer.model.eval()
             noise = measure_noise(trainer.process, model, trainer.precision, images, config.seed, config.eval.batch_size)

@@ -69,7 +69,8 @@ def test_a_full_disk_while_saving(tiny_array: Path, tmp_path: Path, monkeypatch:
 
 def test_other_files_on_a_full_disk_are_named(tmp_path: Path) -> None:
     with (
-        file_size_limit(10), pytest.raises(OSError, match=r"File too large: '.*config\.json'"),
+        file_size_limit(10),
+        pytest.raises(OSError, match=r"File too large: '.*config\.json'"),
         atomic_write(tmp_path / "config.json") as temporary,
     ):
         temporary.write_text("x" * 100)
