@@ -61,6 +61,7 @@ def get_config() -> ConfigDict:
     # blurring diffusion has "posterior" instead
     model.sampling_noise = "isotropic"
     model.ema_rate = 0.999  # decay of the moving average of weights, reached after a warm-up
+    model.patch_size = 1  # the network works on squares of so many pixels a side, as channels: 2 is 4 times fewer points
     model.model_channels = 128  # channels of the first level; a multiple of 32
     model.channel_mult = (1, 2, 2)  # channels of each level, as multiples of model_channels; each level halves the image
     model.num_res_blocks = 4  # residual blocks per level

@@ -43,6 +43,7 @@ def build_unet(config: ConfigDict) -> UNet:
         channel_mult=tuple(model.channel_mult),
         num_res_blocks=model.num_res_blocks,
         attention_levels=tuple(model.attention_levels),
+        patch_size=model.patch_size,
         dropout=model.dropout,
         num_heads=model.num_heads,
         num_head_channels=model.num_head_channels,

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -40,6 +41,7 @@ class UNet(nn.Module):
         channel_mult: tuple[int, ...],
         num_res_blocks: int,
         attention_levels: tuple[int, ...],
+        patch_size: int = 1,
         dropout: float = 0.0,
         num_heads: int = 1,
         num_head_channels: int = -1,
@@ -49,19 +51,24 @@ class UNet(nn.Module):
         conv_resample: bool = True,
         recompute: bool = False,
     ) -> None:
-        """image_size in pixels, divisible by 2^(len(channel_mult) - 1); model_channels a multiple of 32.
+        """image_size in pixels, divisible by patch_size * 2^(len(channel_mult) - 1); model_channels a multiple of 32.
 
-        Level i works with model_channels * channel_mult[i] channels at image_size / 2^i pixels; `attention_levels` are such i.
+        The pixels of a square of patch_size^2 become channels before the first convolution, and pixels again after the last.
+        Level i works with model_channels * channel_mult[i] channels at image_size / patch_size / 2^i points a side;
+        `attention_levels` are such i.
         Attention has `num_heads` heads or, unless num_head_channels is -1, heads of `num_head_channels` channels. Resolution
         changes in residual blocks (`resblock_updown`), by a convolution (`conv_resample`), or by averaging 2x2 pixels and
         repeating them. With `recompute` the backward pass recomputes activations: the same numbers, less memory, a third more
         time. Raises ValueError for an image size that cannot be halved that often, and channels that heads do not divide.
         """
         super().__init__()
-        halvings = len(channel_mult) - 1
-        if image_size % 2**halvings:
-            raise ValueError(f"image_size {image_size} must be divisible by {2**halvings} for {halvings + 1} levels")
+        factor = patch_size * 2 ** (len(channel_mult) - 1)
+        if image_size % factor:
+            levels = f"{len(channel_mult)} levels" + (f" of patches of {patch_size}x{patch_size}" if patch_size > 1 else "")
+            raise ValueError(f"image_size {image_size} must be divisible by {factor} for {levels}")
         self.model_channels = model_channels
+        self.patch_size = patch_size
+        patch_channels = num_channels * patch_size**2
         self.recompute = recompute
         emb_channels = 4 * model_channels
         widths = [model_channels * mult for mult in channel_mult]
@@ -83,7 +90,7 @@ class UNet(nn.Module):
         self.time_embed = nn.Sequential(
             nn.Linear(model_channels, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels)
         )
-        self.input_blocks = nn.ModuleList([Stage(InputConv(num_channels, widths[0]))])
+        self.input_blocks = nn.ModuleList([Stage(InputConv(patch_channels, widths[0]))])
         skip_channels = [widths[0]]
         for stage, channels in _encoder(widths, num_res_blocks, blocks, resample):
             self.input_blocks.append(stage)
@@ -91,19 +98,20 @@ class UNet(nn.Module):
         bottom = widths[-1]
         self.middle_block = Stage(res_block(bottom, bottom), attention(bottom), res_block(bottom, bottom))
         self.output_blocks = nn.ModuleList(_decoder(widths, skip_channels, num_res_blocks, blocks, resample))
-        self.out = nn.Sequential(GroupNorm32(widths[0]), nn.SiLU(), zero_init(nn.Conv2d(widths[0], num_channels, 3, padding=1)))
+        output_conv = zero_init(nn.Conv2d(widths[0], patch_channels, 3, padding=1))
+        self.out = nn.Sequential(GroupNorm32(widths[0]), nn.SiLU(), output_conv)
 
     def forward(self, u: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         """f(u, k): images u (B, C, H, W) at int64 blur levels k (B,), to (B, C, H, W)."""
         emb = self.time_embed(level_embedding(k, self.model_channels))
-        h, skips = u, []
+        h, skips = F.pixel_unshuffle(u, self.patch_size), []
         for stage in self.input_blocks:
             h = self._through(stage, h, emb)
             skips.append(h)
         h = self._through(self.middle_block, h, emb)
         for stage in self.output_blocks:
             h = self._through(stage, torch.cat([h, skips.pop()], dim=1), emb)
-        return self.out(h)
+        return F.pixel_shuffle(self.out(h), self.patch_size)
 
     def _through(self, stage: nn.Module, h: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
         if self.recompute and torch.is_grad_enabled():

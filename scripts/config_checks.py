@@ -7,7 +7,7 @@ AT_LEAST_1 = (
     *("training.batch_size", "training.accumulation_steps", "training.n_iters", "training.log_freq", "training.eval_freq"),
     *("training.sampling_freq", "training.num_samples", "training.snapshot_freq", "training.snapshot_freq_for_preemption"),
     *("training.max_nonfinite_steps", "training.noise_images", "eval.batch_size", "data.image_size"),
-    *("model.K", "model.model_channels", "model.num_res_blocks", "model.num_heads"),
+    *("model.K", "model.model_channels", "model.num_res_blocks", "model.num_heads", "model.patch_size"),
 )
 AT_LEAST_0 = (
     *("seed", "eval.num_images", "data.num_workers", "model.delta_over_sigma"),
@@ -50,9 +50,11 @@ def _network_checks(given: dict[str, Any]) -> Iterator[tuple[str, str, bool]]:
     levels = len(mult)
     yield "model.channel_mult", "a positive integer per level, such as (1, 2, 2)", levels > 0 and min(mult) > 0
     yield "model.model_channels", "a multiple of 32, the number of groups in GroupNorm", channels % 32 == 0
-    factor = 2 ** (levels - 1)
+    patch_size = given["model.patch_size"]
+    factor = patch_size * 2 ** (levels - 1)
     divides = given["data.image_size"] % factor == 0
-    yield "data.image_size", f"divisible by {factor}, for {levels} levels in model.channel_mult", divides
+    patches = f" and model.patch_size = {patch_size}" if patch_size > 1 else ""
+    yield "data.image_size", f"divisible by {factor}, for {levels} levels in model.channel_mult{patches}", divides
     in_range = all(0 <= level < levels for level in attention)
     yield "model.attention_levels", f"levels from 0 to {levels - 1}, as model.channel_mult has {levels}", in_range
     attended = [channels * mult[level] for level in (*attention, levels - 1)]

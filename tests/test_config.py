@@ -138,6 +138,8 @@ def test_every_flag_is_read(script: str) -> None:
         ("model__dropout", 1.0, r"in \[0, 1\)"),
         ("model__model_channels", 48, "multiple of 32"),
         ("model__attention_levels", (1,), "levels from 0 to 0"),
+        ("model__patch_size", 0, "at least 1"),
+        ("model__patch_size", 16, "divisible by 16, for 1 levels in model.channel_mult and model.patch_size = 16"),
         ("model__channel_mult", (), "a positive integer per level"),
         ("model__channel_mult", (1, 0), "a positive integer per level"),
         ("model__channel_mult", (1, 1, 1, 1, 1), "divisible by 16, for 5 levels"),

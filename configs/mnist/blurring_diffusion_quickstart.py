@@ -1,4 +1,4 @@
-"""The 5,000 embedded MNIST digits by blurring diffusion (Hoogeboom and Salimans, 2023), as quick as quickstart.py.
+"""The 5,000 embedded MNIST digits by blurring diffusion (Hoogeboom and Salimans, 2023), trained as quickstart.py.
 
 python train.py --config configs/mnist/blurring_diffusion_quickstart.py --workdir runs/mnist/blurring_diffusion_quickstart
 """

@@ -198,3 +198,23 @@ def test_ema_of_another_architecture_is_refused() -> None:
     state = EMA(torch.nn.Linear(2, 3), 0.9).state_dict()
     with pytest.raises(ValueError, match="another architecture"):
         EMA(torch.nn.Linear(3, 2), 0.9).load_state_dict(state)
+
+
+def test_patches() -> None:
+    """The pixels of a patch are channels inside: names stay, shapes differ at both ends only; patches of 1 change nothing."""
+    plain, same, patched = UNet(**SMALL), UNet(**SMALL, patch_size=1), UNet(**SMALL, patch_size=2)
+    shapes, same_shapes, patched_shapes = (
+        {name: tuple(w.shape) for name, w in model.named_parameters()} for model in (plain, same, patched)
+    )
+    assert same_shapes == shapes
+    both_ends = {"input_blocks.0.0.weight": (32, 12, 3, 3), "out.2.weight": (12, 32, 3, 3), "out.2.bias": (12,)}
+    assert patched_shapes == shapes | both_ends
+    assert list(patched_shapes) == list(shapes)
+    sizes: list[int] = []
+    patched.input_blocks[0].register_forward_hook(lambda module, inputs, output: sizes.append(output.shape[-1]))
+    fill_golden(patched)
+    u = torch.rand(2, 3, 8, 8)
+    output = patched(u, torch.tensor([1, 5]))
+    assert (output.shape, sizes) == (u.shape, [4])
+    with pytest.raises(ValueError, match="image_size 8 must be divisible by 16 for 3 levels of patches of 4x4"):
+        UNet(**{**SMALL, "channel_mult": (1, 1, 1)}, patch_size=4)
