@@ -10,7 +10,7 @@ SAMPLE := $(RUN) sample.py $(QUICKSTART)
 .PHONY: help quickstart gallery test lint types clean
 
 help:
-	@echo "make quickstart   install, train on the embedded digits, sample in all four ways (about six minutes on two cores)"
+	@echo "make quickstart   install, sample from the included weights, train on the embedded digits, sample in all four ways (about six minutes on two cores)"
 	@echo "make gallery      install, draw the README's pictures from the included weights again (about two minutes)"
 	@echo "make test         install, lint, types, test suite"
 	@echo "make clean        remove the environment and the quickstart run"

@@ -30,7 +30,18 @@ class Stage(nn.Sequential):
 
 
 class UNet(nn.Module):
-    """Predicts the change of an image over one reverse step, at the image's own resolution."""
+    """Predicts the change of an image over one reverse step, at the image's own resolution.
+
+    image_size in pixels, divisible by patch_size * 2^(len(channel_mult) - 1); model_channels a multiple of 32.
+
+    The pixels of a square of patch_size^2 become channels before the first convolution, and pixels again after the last.
+    Level i works with model_channels * channel_mult[i] channels at image_size / patch_size / 2^i points a side;
+    `attention_levels` are such i.
+    Attention has `num_heads` heads or, unless num_head_channels is -1, heads of `num_head_channels` channels. Resolution
+    changes in residual blocks (`resblock_updown`), by a convolution (`conv_resample`), or by averaging 2x2 pixels and
+    repeating them. With `recompute` the backward pass recomputes activations: the same numbers, less memory, a third more
+    time.
+    """
 
     def __init__(
         self,
@@ -51,16 +62,7 @@ class UNet(nn.Module):
         conv_resample: bool = True,
         recompute: bool = False,
     ) -> None:
-        """image_size in pixels, divisible by patch_size * 2^(len(channel_mult) - 1); model_channels a multiple of 32.
-
-        The pixels of a square of patch_size^2 become channels before the first convolution, and pixels again after the last.
-        Level i works with model_channels * channel_mult[i] channels at image_size / patch_size / 2^i points a side;
-        `attention_levels` are such i.
-        Attention has `num_heads` heads or, unless num_head_channels is -1, heads of `num_head_channels` channels. Resolution
-        changes in residual blocks (`resblock_updown`), by a convolution (`conv_resample`), or by averaging 2x2 pixels and
-        repeating them. With `recompute` the backward pass recomputes activations: the same numbers, less memory, a third more
-        time. Raises ValueError for an image size that cannot be halved that often, and channels that heads do not divide.
-        """
+        """Raises ValueError for an image size that cannot be halved that often, and channels that heads do not divide."""
         super().__init__()
         factor = patch_size * 2 ** (len(channel_mult) - 1)
         if image_size % factor:

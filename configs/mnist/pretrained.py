@@ -1,4 +1,4 @@
-"""What the weights in runs/mnist/pretrained were trained with: a network of the quickstart's size at full resolution, for hours.
+"""What the weights in runs/mnist/pretrained were trained with: a network like the quickstart's, at full resolution, for hours.
 
 About three hours on processors with AMX, in bfloat16; the weights' card has the stages and the scores.
 """

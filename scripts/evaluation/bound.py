@@ -19,7 +19,7 @@ from scripts.device import Precision
 from scripts.errors import UserError
 from scripts.estimate import Estimate
 from scripts.evaluation.features import data_set_images
-from scripts.evaluation.plots import plot_by_level
+from scripts.evaluation.plots import LevelRow, plot_by_level
 from scripts.evaluation.results import Result
 from scripts.io import atomic_write, make_directory
 from scripts.progress import progress_bar
@@ -126,19 +126,6 @@ class BoundEstimator:
             with self.precision.autocast():
                 errors.append(self.process.errors(self.model, batch.images[row].to(device), k.to(device), eps).cpu())
         return torch.cat(errors).view(*levels.shape, -1) if errors else torch.empty(0)
-
-
-@dataclass(frozen=True)
-class LevelRow:
-    """One row of the per-level table: means over the images that were looked at at level k."""
-
-    k: int
-    error: Estimate
-    """`Process.errors`, summed; for heat dissipation ||A_{k-1} u_0 - mu(u_k, k)||^2."""
-    term: Estimate
-    """L_{k-1} in nats, for k = 1 the reconstruction term L_0."""
-    floor: float
-    """What the term would be without errors: the part of the sampling noise alone."""
 
 
 def level_table(measurement: Measurement, process: Process, noise: SamplingNoise) -> list[LevelRow]:

@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,13 +12,23 @@ from matplotlib.ticker import MaxNLocator
 from scripts.estimate import Estimate
 from scripts.io import atomic_write
 
-if TYPE_CHECKING:
-    from scripts.evaluation.bound import LevelRow
-
 DPI = 150
 
 
-def plot_by_level(path: Path, rows: "Sequence[LevelRow]", title: str) -> None:
+@dataclass(frozen=True)
+class LevelRow:
+    """One row of the per-level table: means over the images that were looked at at level k."""
+
+    k: int
+    error: Estimate
+    """`Process.errors`, summed; for heat dissipation ||A_{k-1} u_0 - mu(u_k, k)||^2."""
+    term: Estimate
+    """L_{k-1} in nats, for k = 1 the reconstruction term L_0."""
+    floor: float
+    """What the term would be without errors: the part of the sampling noise alone."""
+
+
+def plot_by_level(path: Path, rows: Sequence[LevelRow], title: str) -> None:
     """Write a picture of two panels over the blur level k: terms of the bound for k > 1, and squared errors for all k.
 
     Both are logarithmic. A line shows what the terms would be if the network made no errors, where that is above 0.
