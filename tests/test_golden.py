@@ -10,7 +10,8 @@ import torch
 from model_code import build_model
 from model_code.elbo import prior_kl_bound
 from model_code.prior import PriorBank
-from scripts.losses import deblurring_loss
+from model_code.process import HeatDissipation
+from scripts.losses import deblurring_loss, process_loss
 from scripts.sampling.reverse import reverse_process
 from tests.golden import DATA, PARAM_COUNTS, Golden
 
@@ -37,6 +38,20 @@ def test_unet(golden: Golden) -> None:
 def test_loss_per_example(golden: Golden) -> None:
     loss = deblurring_loss(golden.model, golden.blur, golden["u0"], golden["k"], golden["eps"], golden.settings["sigma"])
     torch.testing.assert_close(loss, golden["loss_per_example"], rtol=1e-4, atol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("protocol", ["paper", "released"])
+def test_both_protocols(golden: Golden, protocol: str) -> None:
+    """They differ in levels, prior noise and defaults, not in the loss at a level nor in the prior's term."""
+    settings = golden.settings
+    process = HeatDissipation(golden.blur, settings["sigma"], settings["num_channels"], protocol)
+    loss = process_loss(process, golden.model, golden["u0"], golden["k"], golden["eps"])
+    torch.testing.assert_close(loss, golden["loss_per_example"], rtol=1e-4, atol=0)
+    bank = process.build_prior([golden["prior_train"]])
+    noise = process.sampling_noise(settings["delta"], None)
+    term = process.prior_term(process.prior_summary(golden["prior_test"], bank), bank, noise)
+    torch.testing.assert_close(term, golden["L_K_upbound"].double(), rtol=3e-4, atol=0)
 
 
 def test_sampling_trajectory(golden: Golden) -> None:
