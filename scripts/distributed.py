@@ -1,8 +1,8 @@
 """Several processes as one run: rank and number of processes, sharing out work, gathering results.
 
-A process on its own is process 0 of 1: sharing out and gathering then do nothing. Collective functions (barrier, main_first,
-from_main, gather, gather_rows, compute_rows) must be called by all processes in the same order. The launcher (torchrun, mpirun,
-or srun with --kill-on-bad-exit=1) ends a job in which one process died.
+A process on its own is process 0 of 1: sharing out and gathering then do nothing. All processes must call the collective
+functions (from `barrier` to `compute_rows`) in the same order. The launcher (torchrun, mpirun, or srun with
+--kill-on-bad-exit=1) ends a job in which one process died.
 """
 
 import contextlib
@@ -23,11 +23,7 @@ from torch import nn
 from scripts.device import resolve_device
 from scripts.errors import USAGE_ERROR, UserError, error_line
 
-TIMEOUT_MINUTES = 120.0
-"""How long a collective waits for the other processes, for example while process 0 samples; then the job ends in an error."""
-
 Part = TypeVar("Part", bound=Sequence[int])
-_local_rank = 0
 
 
 def rank() -> int:
@@ -53,7 +49,7 @@ def shard(indices: Part) -> Part:
 
 def barrier() -> None:
     """Wait until all processes are here."""
-    gather(None)
+    gather(None)  # unlike dist.barrier, also right before a process has chosen its GPU
 
 
 @contextlib.contextmanager
@@ -112,62 +108,51 @@ def averaging_after(model: nn.Module, last: bool) -> contextlib.AbstractContextM
 
 def device(name: str) -> torch.device:
     """What config.device names; the i-th process of a machine gets its i-th GPU. Raises UserError if there is none."""
-    return resolve_device(name, _local_rank)
+    return resolve_device(name, int(os.environ["LOCAL_RANK"]) if dist.is_initialized() else 0)
 
 
 @contextlib.contextmanager
-def processes(timeout_minutes: float = TIMEOUT_MINUTES) -> Iterator[None]:
+def processes(timeout_minutes: float = 120.0) -> Iterator[None]:
     """Join the other processes of this job, if there are any, while the context lasts; only process 0 prints to stdout.
 
+    timeout_minutes: how long a collective function waits for the others, for example while process 0 samples, before it fails.
     An exception in one process ends the whole job: this process says why and exits, and the launcher ends the others.
     """
-    launcher = _launcher()
-    if launcher is None:
+    os.environ.update(_torchrun_variables())
+    if "RANK" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
         yield
         return
     try:
-        _join(launcher, timedelta(minutes=timeout_minutes))
-        with contextlib.ExitStack() as stack:
-            if not is_main():
-                stack.enter_context(contextlib.redirect_stdout(stack.enter_context(Path(os.devnull).open("w"))))
+        if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # one machine, whatever its name resolves to
+        # Objects and tensors on the CPU go through Gloo, gradients on GPUs through NCCL.
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+        with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(sys.stdout if is_main() else nowhere):
             yield
         dist.destroy_process_group()
     except BaseException as error:
-        _end_job(launcher, error)
+        _end_job(error)
 
 
-def _launcher() -> str | None:
-    """What started this process as one of several, by the variables that it sets; None for a process on its own."""
+def _torchrun_variables() -> dict[str, str]:
+    """What torchrun would have set, where mpirun or srun started this process as one of several; nothing otherwise."""
     env = os.environ
-    sizes = {
-        "torchrun": env.get("WORLD_SIZE") if "RANK" in env else None,
-        # MPICH's mpirun sets MPI_LOCALNRANKS; srun does not, but may set PMI_SIZE.
-        "mpirun": env.get("PMI_SIZE" if "MPI_LOCALNRANKS" in env else "OMPI_COMM_WORLD_SIZE"),
-        # Only a step that srun started has a number of tasks: a job script or a shell in an allocation is one process.
-        "srun": env.get("SLURM_STEP_NUM_TASKS") if "SLURM_PROCID" in env else None,
-    }
-    return next((name for name, size in sizes.items() if size and int(size) > 1), None)
-
-
-def _join(launcher: str, timeout: timedelta) -> None:
-    """Set torchrun's environment variables where another launcher was used, and meet the others where they say."""
-    global _local_rank
-    if launcher == "mpirun":
-        variables = _mpi_variables()
-    elif launcher == "srun":
-        variables = _slurm_variables()
+    if "RANK" in env:
+        return {}
+    # MPICH's mpirun sets MPI_LOCALNRANKS; srun does not, but may set PMI_SIZE.
+    if int(env.get("PMI_SIZE" if "MPI_LOCALNRANKS" in env else "OMPI_COMM_WORLD_SIZE", 1)) > 1:
+        values = _meet_by_mpi()
+    # Only a step that srun started has a number of tasks: a job script or a shell in an allocation is one process.
+    elif int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        values = _meet_by_slurm()
     else:
-        variables = dict(os.environ)
-    os.environ.update(variables)
-    _local_rank = int(variables["LOCAL_RANK"])
-    if variables.get("LOCAL_WORLD_SIZE") == variables["WORLD_SIZE"]:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # one machine, whatever its name resolves to
-    # Objects and tensors on the CPU go through Gloo, gradients on GPUs through NCCL.
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
-    dist.init_process_group(backend, timeout=timeout)
+        return {}
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    return dict(zip(names, map(str, values), strict=True))
 
 
-def _mpi_variables() -> dict[str, str]:
+def _meet_by_mpi() -> tuple[object, ...]:
     from mpi4py import MPI
 
     world = MPI.COMM_WORLD
@@ -175,26 +160,21 @@ def _mpi_variables() -> dict[str, str]:
     with socket.socket() as free:
         free.bind(("", 0))
         host = "127.0.0.1" if local.size == world.size else socket.gethostname()
-        host, port = world.bcast((host, free.getsockname()[1]))  # process 0's
-    return _variables(world.rank, world.size, local.rank, local.size, host, port)
+        meeting_point = world.bcast((host, free.getsockname()[1]))  # process 0's
+    return world.rank, world.size, local.rank, local.size, *meeting_point
 
 
-def _slurm_variables() -> dict[str, str]:
+def _meet_by_slurm() -> tuple[object, ...]:
     rank, size, local_rank = (int(os.environ[f"SLURM_{name}"]) for name in ("PROCID", "STEP_NUM_TASKS", "LOCALID"))
     one_machine = os.environ.get("SLURM_STEP_NUM_NODES") == "1"
     host = os.environ.get("MASTER_ADDR", "127.0.0.1" if one_machine else None)
     if host is None:
         raise UserError("srun on several machines: set MASTER_ADDR to the name of the first, see docs/cluster.md")
     port = os.environ.get("MASTER_PORT", 20000 + int(os.environ["SLURM_JOB_ID"]) % 12000)
-    return _variables(rank, size, local_rank, size if one_machine else 0, host, port)
+    return rank, size, local_rank, size if one_machine else 0, host, port
 
 
-def _variables(*values: int | str) -> dict[str, str]:
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    return dict(zip(names, map(str, values), strict=True))
-
-
-def _end_job(launcher: str, error: BaseException) -> NoReturn:
+def _end_job(error: BaseException) -> NoReturn:
     """Print the error and exit at once, without clean-up, which could wait for the other processes."""
     if rank() > 0:
         time.sleep(2)  # an error that all processes have is printed by process 0 only: the launcher then ends this one
@@ -202,8 +182,7 @@ def _end_job(launcher: str, error: BaseException) -> NoReturn:
     print(error_line(error) if expected else f"process {rank()}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
     sys.stdout.flush()
     code = USAGE_ERROR if expected else 1
-    if launcher == "mpirun":
-        from mpi4py import MPI
-
-        MPI.COMM_WORLD.Abort(code)
+    if "mpi4py.MPI" in sys.modules:  # started by mpirun, which takes an exit alone for the normal end of one process
+        time.sleep(0.5)  # Abort may overtake the line on its way through mpirun
+        sys.modules["mpi4py.MPI"].COMM_WORLD.Abort(code)
     os._exit(code)
