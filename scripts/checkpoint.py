@@ -9,7 +9,6 @@ A run directory holds `checkpoints-meta/checkpoint.pth`, from which a restart co
 """
 
 import json
-import pickle
 import warnings
 import zipfile
 from dataclasses import dataclass
@@ -50,11 +49,6 @@ def meta_path(workdir: Path) -> Path:
     return workdir / "checkpoints-meta" / "checkpoint.pth"
 
 
-def previous_path(workdir: Path) -> Path:
-    """The one before `meta_path`, in case that is unreadable."""
-    return workdir / "checkpoints-meta" / "checkpoint_previous.pth"
-
-
 def numbered_path(workdir: Path, number: int) -> Path:
     """The number-th snapshot of a run, from 1."""
     return workdir / "checkpoints" / f"checkpoint_{number}.pth"
@@ -63,6 +57,11 @@ def numbered_path(workdir: Path, number: int) -> Path:
 def noise_path(path: Path) -> Path:
     """Where the spectrum of the sampling noise is that was measured for a checkpoint without one."""
     return path.with_suffix(".noise.pth")
+
+
+def previous_path(workdir: Path) -> Path:
+    """The one before `meta_path`, in case that is unreadable."""
+    return workdir / "checkpoints-meta" / "checkpoint_previous.pth"
 
 
 def write(path: Path, contents: Contents, previous: Path | None = None) -> None:
@@ -75,8 +74,7 @@ def write(path: Path, contents: Contents, previous: Path | None = None) -> None:
                 sync(temporary)  # nothing moves before the new one is safe
                 path.replace(previous)
     except (OSError, RuntimeError) as error:  # torch's zip writer reports a full disk as RuntimeError
-        reason = str(error) if isinstance(error, OSError) else f"is the disk full? {error}"
-        raise UserError(f"{path}: the checkpoint could not be written ({reason}); earlier ones are intact") from None
+        raise UserError(f"{path}: the checkpoint could not be written (is the disk full? {error}); earlier ones are intact") from None
 
 
 def write_meta(workdir: Path, contents: Contents) -> None:
@@ -89,10 +87,9 @@ def read(path: Path) -> Contents:
     if not path.is_file():
         raise UserError(f"{path}: there is no such checkpoint")
     contents = _load(path)
-    if not isinstance(contents, dict) or not (contents.get("format") == FORMAT or is_release(contents)):
+    ours = isinstance(contents, dict) and contents.get("format") == FORMAT and contents.keys() >= REQUIRED
+    if not (ours or is_release(contents)):
         raise UserError(f"{path}: not a checkpoint of this program or of the original release")
-    if missing := set() if is_release(contents) else REQUIRED - contents.keys():
-        raise UserError(f"{path}: not a whole checkpoint, {', '.join(sorted(missing))} missing")
     if name := _first_not_finite({key: contents.get(key) for key in ("ema", "model", "optimizer")}):
         raise UserError(f"{path}: {name} holds NaN or infinity; use an earlier checkpoint")
     return contents
@@ -108,12 +105,9 @@ def _load(path: Path) -> Any:
         with torch.serialization.safe_globals(_NUMPY_SCALARS), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols of old files
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).split("\n")[0].split(". ")[0]
-        raise UserError(f"{path}: refused, not a checkpoint of plain tensors and numbers ({reason})") from None
-    except Exception as error:  # zipfile, torch and their C++ parts each have their own ways to say "damaged"
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path}: the checkpoint is damaged ({reason})") from None
+    except Exception as error:  # zipfile, pickle, torch and their C++ parts each have their own ways to say "damaged"
+        reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
+        raise UserError(f"{path}: damaged, or not a checkpoint of plain tensors and numbers only ({reason})") from None
 
 
 def _first_not_finite(contents: Any, where: str = "") -> str | None:
@@ -125,10 +119,9 @@ def _first_not_finite(contents: Any, where: str = "") -> str | None:
     return next(filter(None, names), None)
 
 
-def is_release(contents: Contents) -> bool:
+def is_release(contents: Any) -> bool:
     """Whether this is a file of the original release rather than ours."""
-    average = contents.get("ema")
-    return {"model", "step"} <= contents.keys() and isinstance(average, dict) and "shadow_params" in average
+    return isinstance(contents, dict) and {"ema", "model", "step"} <= contents.keys() and "shadow_params" in contents["ema"]
 
 
 def read_newest(workdir: Path) -> tuple[Path, Contents] | None:
@@ -137,7 +130,7 @@ def read_newest(workdir: Path) -> tuple[Path, Contents] | None:
     In this order: the one that a restart continues from, its predecessor, numbered ones from the highest down.
     Raises UserError if there are checkpoints and none can be read.
     """
-    numbered = sorted((workdir / "checkpoints").glob("checkpoint_*.pth"), key=_number, reverse=True)
+    numbered = [numbered_path(workdir, number) for number in reversed(_numbers(workdir))]
     paths = [path for path in (meta_path(workdir), previous_path(workdir), *numbered) if path.is_file()]
     for path in paths:
         try:
@@ -150,26 +143,17 @@ def read_newest(workdir: Path) -> tuple[Path, Contents] | None:
 
 
 def read_to_resume(workdir: Path) -> Contents | None:
-    """As `read_newest`, for a run that continues: an unreadable newest one is renamed, so that it is not overwritten."""
-    newest = read_newest(workdir)
-    if newest is None:
-        return None
-    path, contents = newest
-    if is_release(contents):
-        raise UserError(f"{path}: a checkpoint of the original release can be sampled from, but not trained further")
-    if missing := REQUIRED_TO_RESUME - contents.keys():
-        raise UserError(
-            f"{path}: can be sampled from, but not trained further, as it has no {', '.join(sorted(missing))}; "
-            "choose another --workdir to train"
-        )
-    if path != meta_path(workdir) and meta_path(workdir).exists():
-        meta_path(workdir).replace(meta_path(workdir).with_suffix(".unreadable"))
+    """As `read_newest`, for a run that continues. Raises UserError for the release's and published checkpoints."""
+    path, contents = read_newest(workdir) or (None, None)
+    if contents and (missing := REQUIRED_TO_RESUME - contents.keys()):
+        lacks = ", ".join(sorted(missing))
+        raise UserError(f"{path}: can be sampled from, but not trained further, as it has no {lacks}; choose another --workdir")
     return contents
 
 
-def _number(path: Path) -> int:
-    digits = path.stem.removeprefix("checkpoint_")
-    return int(digits) if digits.isdecimal() else 0
+def _numbers(workdir: Path) -> list[int]:
+    stems = (path.stem.removeprefix("checkpoint_") for path in numbered_path(workdir, 0).parent.glob("checkpoint_*.pth"))
+    return sorted(int(number) for number in stems if number.isdecimal())
 
 
 @dataclass(frozen=True)
@@ -236,9 +220,8 @@ def _find(workdir: Path, checkpoint: int) -> tuple[Path, Contents]:
         return newest
     path = numbered_path(workdir, checkpoint)
     if not path.is_file():
-        numbers = sorted(map(_number, path.parent.glob("checkpoint_*.pth")))
-        there = f"there are {', '.join(map(str, numbers))}" if numbers else "it has no numbered checkpoints"
-        raise UserError(f"--checkpoint={checkpoint}: {workdir} has no {path.relative_to(workdir)}; {there}")
+        there = ", ".join(map(str, _numbers(workdir))) or "none"
+        raise UserError(f"--checkpoint={checkpoint}: {workdir} has no {path.relative_to(workdir)}; there are {there}")
     return path, read(path)
 
 

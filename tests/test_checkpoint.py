@@ -141,7 +141,7 @@ def test_numpy_1_names_of_the_releases_learning_rate(tmp_path: Path, monkeypatch
 def test_a_release_file_cannot_be_resumed(tmp_path: Path) -> None:
     meta_path(tmp_path).parent.mkdir()
     torch.save(release_contents(torch.nn.Linear(1, 1)), meta_path(tmp_path))
-    with pytest.raises(UserError, match="can be sampled from, but not trained further"):
+    with pytest.raises(UserError, match="can be sampled from, but not trained further, as it has no data, prior, scaler"):
         checkpoint.read_to_resume(tmp_path)
 
 
@@ -171,7 +171,7 @@ def test_damaged_files_are_one_clear_line(kind: str, whole: bytes, tmp_path: Pat
         "empty": b"",
         "text": b"not a checkpoint at all",
     }[kind])  # fmt: skip
-    with pytest.raises(UserError, match=rf"{kind}\.pth: (the checkpoint is damaged|refused)") as error:
+    with pytest.raises(UserError, match=rf"{kind}\.pth: damaged, or not a checkpoint") as error:
         read(path)
     assert "\n" not in str(error.value)
 
@@ -195,7 +195,7 @@ def test_foreign_and_incomplete_files(tmp_path: Path) -> None:
     for file, problem in (
         ({"state_dict": {"weight": torch.ones(1)}}, "not a checkpoint of this program"),
         (torch.ones(1), "not a checkpoint of this program"),
-        ({"format": checkpoint.FORMAT, "step": 1}, "not a whole checkpoint, config, ema missing"),
+        ({"format": checkpoint.FORMAT, "step": 1}, "not a checkpoint of this program"),
     ):
         torch.save(file, tmp_path / "a.pth")
         with pytest.raises(UserError, match=rf"a\.pth: {problem}"):

@@ -110,8 +110,7 @@ class TrainingRun:
         )  # fmt: skip
         self.data = fingerprint(train_images)
         self.provenance = provenance(config, device=device_name(device), world_size=distributed.world_size())
-        with distributed.main_first():  # process 0 may set a damaged checkpoint aside
-            saved = checkpoint.read_to_resume(workdir)
+        saved = checkpoint.read_to_resume(workdir)
         if saved is None:
             self.prior = build_prior(self.trainer, train_images, guard, self.unreadable)
             self.start: dict[str, Any] = {"event": "started"}
