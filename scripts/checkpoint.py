@@ -74,7 +74,9 @@ def write(path: Path, contents: Contents, previous: Path | None = None) -> None:
                 sync(temporary)  # nothing moves before the new one is safe
                 path.replace(previous)
     except (OSError, RuntimeError) as error:  # torch's zip writer reports a full disk as RuntimeError
-        raise UserError(f"{path}: the checkpoint could not be written (is the disk full? {error}); earlier ones are intact") from None
+        raise UserError(
+            f"{path}: the checkpoint could not be written (is the disk full? {error}); earlier ones are intact"
+        ) from None
 
 
 def write_meta(workdir: Path, contents: Contents) -> None:

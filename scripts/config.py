@@ -21,12 +21,12 @@ from ml_collections import ConfigDict, config_flags
 from configs import default
 from scripts import release
 from scripts.config_checks import checks
-from scripts.errors import USAGE_ERROR, UserError, error_line, has_control_characters, one_line
+from scripts.errors import USAGE_ERROR, UserError, error_line, one_line
 from scripts.io import user_path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-KINDS = {bool: "True or False", int: "an integer", float: "a number", str: "text in one line", tuple: "a tuple of integers"}
+KINDS = {bool: "True or False", int: "an integer", float: "a finite number", str: "text", tuple: "a tuple of integers"}
 # Keys of model and data that trained weights do not depend on; optim and training are always free.
 FREE_ON_RESUME = {"model.delta_over_sigma", "model.sampling_noise", "data.num_workers", "data.path"}
 FREE_IN_INFERENCE = FREE_ON_RESUME | {
@@ -92,11 +92,13 @@ def _parse_flags(argv: list[str]) -> list[str]:
         return flags.FLAGS(argv)
     except flags.Error as error:
         fail(error.__context__ if isinstance(error.__context__, UserError) else error)
-    except (AttributeError, KeyError, IndexError, TypeError):  # ml_collections' ways to say that there is no such key
-        known = {f"config.{key}" for key in _known()}
-        overrides = [name for name in (arg.lstrip("-").split("=")[0] for arg in argv) if name.startswith("config.")]
-        unknown = next((name for name in overrides if name not in known), None)
-        fail(f"--{unknown}: there is no such key; did you mean --{_nearest(unknown, known)}?" if unknown else f"{overrides}")
+    except (AttributeError, KeyError, IndexError, TypeError) as error:  # ml_collections' ways to say that there is no such key
+        names = (arg.lstrip("-").partition("=")[0] for arg in argv)
+        try:
+            _refuse_unknown(name.removeprefix("config.") for name in names if name.startswith("config."))
+        except UserError as unknown:
+            fail(unknown)
+        fail(error)
 
 
 def load(text: str) -> ConfigDict:
@@ -107,8 +109,7 @@ def load(text: str) -> ConfigDict:
     name, colon, argument = text.partition(":")
     path = user_path(name, "--config")
     if not path.is_file():
-        known = ", ".join(sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").glob("*/*.py")))
-        raise UserError(f"--config={text}: there is no such file; the project's own are {known}")
+        raise UserError(f"--config={text}: there is no such file; the project's own are in {ROOT / 'configs'}")
     try:
         given = runpy.run_path(str(path))["get_config"](*[argument] * bool(colon))
     except Exception as error:
@@ -117,21 +118,13 @@ def load(text: str) -> ConfigDict:
         raise UserError(f"--config={text}: {type(error).__name__}: {error}{where}") from error
     if not isinstance(given, ConfigDict | dict):
         raise UserError(f"--config={text}: its get_config() returns {type(given).__name__}, not a ConfigDict")
-    return complete(given)
-
-
-def complete(given: ConfigDict | dict) -> ConfigDict:
-    """The defaults, updated by `given`: by a file of the original release, for instance, which lacks newer keys."""
-    config = default.get_config()
-    known, unknown = _known(), {}
+    config, known = default.get_config(), _known()
+    values = dict(flatten(given))
+    _refuse_unknown(values.keys() - release.KEYS)
     with config.ignore_type():  # `validate` tells wrong types
-        for key, value in flatten(given):
-            if key in known:
-                config.update_from_flattened_dict({key: _converted(value, known[key])})
-            else:
-                unknown[key] = value
-    _refuse_unknown(unknown.keys() - release.KEYS)
-    release.check_release_keys(unknown, config.model)
+        for key in values.keys() & known.keys():
+            config.update_from_flattened_dict({key: _converted(values[key], known[key])})
+    release.check_release_keys({key: values[key] for key in values.keys() - known.keys()}, config.model)
     return config
 
 
@@ -148,14 +141,12 @@ def _known() -> dict[str, Any]:
     return dict(flatten(default.get_config()))
 
 
-def _nearest(key: str, known: Iterable[str]) -> str:
-    return difflib.get_close_matches(key, known, n=1, cutoff=0)[0]
-
-
 def _refuse_unknown(keys: Iterable[str]) -> None:
+    known = _known()
     for key in sorted(keys):
-        near = _nearest(key, _known())
-        raise UserError(f"config.{key}: there is no such key in configs/default.py; did you mean config.{near}?")
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0)[0]
+            raise UserError(f"config.{key}: there is no such key in configs/default.py; did you mean config.{near}?")
 
 
 def flatten(config: ConfigDict | dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -201,13 +192,13 @@ def refuse_differences(saved: str, config: ConfigDict, free: set[str], where: st
 def validate(config: ConfigDict) -> None:
     """Check the whole configuration before anything is built. Raises UserError naming key, value and what would be right."""
     known, given = _known(), dict(flatten(config))
-    _refuse_unknown(given.keys() - known.keys())
-    for key in known.keys() - given.keys():
-        raise UserError(f"config.{key} is missing: start from configs/default.py's get_config()")
-    for key, value in given.items():
-        finite(f"config.{key}", value)
-        if not _is_like(value, known[key]):
-            raise UserError(f"config.{key} = {value!r}: must be {KINDS[type(known[key])]}, such as {known[key]!r}")
+    _refuse_unknown(given)
+    for key, default_value in known.items():
+        if key not in given:
+            raise UserError(f"config.{key} is missing: start from configs/default.py's get_config()")
+        if not _is_like(given[key], default_value):
+            right = f"{KINDS[type(default_value)]}, such as {default_value!r}"
+            raise UserError(f"config.{key} = {given[key]!r}: must be {right}")
     for key, right, ok in checks(given):
         if not ok:
             raise UserError(f"config.{key} = {given[key]!r}: must be {right}")
@@ -217,12 +208,6 @@ def _is_like(value: object, default_value: object) -> bool:
     """Whether a value has the type of its default; integers do for floats, True does not for 1."""
     if isinstance(default_value, tuple):
         return isinstance(value, tuple | list) and all(type(item) is int for item in value)
-    if isinstance(default_value, str):
-        return isinstance(value, str) and not has_control_characters(value)
-    return type(value) is type(default_value) or (type(value) is int and type(default_value) is float)
-
-
-def finite(name: str, value: object) -> None:
-    """Raise UserError if `value` is an infinite float or not a number."""
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{name}={value}: must be a finite number")
+    if isinstance(default_value, float):
+        return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+    return type(value) is type(default_value)

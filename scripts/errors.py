@@ -25,8 +25,3 @@ def printable(text: object) -> str:
 def one_line(text: object) -> str:
     """The same text, `printable`, with every run of white space as one space."""
     return printable(" ".join(str(text).split()))
-
-
-def has_control_characters(text: str) -> bool:
-    """Whether the text has line breaks, escapes or other ASCII control characters."""
-    return any(ord(c) < 32 for c in text)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from scripts.errors import UserError, has_control_characters, one_line
+from scripts.errors import UserError, one_line
 
 
 @contextmanager
@@ -53,14 +53,14 @@ def make_directory(path: Path, flag: str) -> Path:
         if not os.access(path, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
-        raise cannot_write(path, flag, error) from None
+        raise UserError(f"{flag}={path}: cannot write there ({error.strerror}); choose a writable directory") from None
     return path
 
 
 def user_path(text: str, flag: str) -> Path:
     """A path as a user wrote it, with ~ expanded. Raises UserError naming `flag` for one that cannot be a path."""
     try:
-        if has_control_characters(text):
+        if any(ord(c) < 32 for c in text):
             raise ValueError("it has control characters")
         return Path(text).expanduser()
     except (RuntimeError, ValueError) as error:  # ~somebody who has no home here
@@ -72,11 +72,6 @@ def plain_name(flag: str, name: str) -> str:
     if not name or name in (".", "..") or "/" in name or not name.isprintable():
         raise UserError(f"{flag}={name}: must be a plain name, such as my_images")
     return name
-
-
-def cannot_write(path: Path, flag: str, error: OSError) -> UserError:
-    """What to tell the user of a directory, the value of `flag`, that cannot be written to."""
-    return UserError(f"{flag}={path}: cannot write there ({error.strerror}); choose a writable directory")
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:

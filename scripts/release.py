@@ -1,9 +1,10 @@
 """What configuration files and command lines written for the original release have that this program does not need."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
@@ -51,11 +52,10 @@ def check_release_keys(given: dict[str, Any], model: ConfigDict) -> None:
         warnings.warn(f"{listed}: ignored, keys of the original release that are not needed here", stacklevel=2)
 
 
-def _is_implied(schedule: Iterable[float], model: ConfigDict) -> bool:
+def _is_implied(schedule: Sequence[float], model: ConfigDict) -> bool:
     """Whether a table of blur levels is the one that K and both ends give."""
-    ratio = model.blur_sigma_max / model.blur_sigma_min
-    expected = [0.0, *(model.blur_sigma_min * ratio ** (k / max(model.K - 1, 1)) for k in range(model.K))]
-    found = [float(level) for level in schedule]
-    if len(found) > 1 and found[-1] == 0:  # the release's AFHQ-64 file overwrites its largest blur with 0, by mistake
+    expected = np.append(0.0, np.geomspace(model.blur_sigma_min, model.blur_sigma_max, model.K))
+    found = np.array(schedule, float)
+    if found[-1] == 0:  # the release's AFHQ-64 file overwrites its largest blur with 0, by mistake
         found[-1] = expected[-1]
-    return len(found) == len(expected) and all(abs(a - b) <= 1e-5 * b for a, b in zip(found, expected, strict=True))
+    return found.shape == expected.shape and np.allclose(found, expected, rtol=1e-5)

@@ -2,7 +2,6 @@
 
 import ast
 import importlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,38 +75,18 @@ def test_work_per_forward_pass(name: str, gflop: float) -> None:
     assert Work.of(importlib.import_module(f"configs.{name}").get_config()).forward / 1e9 == pytest.approx(gflop, abs=0.05)
 
 
-def attribute_chains(tree: ast.AST) -> Iterator[tuple[str, ...]]:
-    """The names of every a.b.c in a module, aliases such as `training = config.training` resolved."""
-    aliases: dict[str, str] = {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Assign):
-            targets, values = node.targets[0], node.value
-            pairs = zip(targets.elts, values.elts, strict=True) if isinstance(targets, ast.Tuple) and isinstance(
-                values, ast.Tuple
-            ) and len(targets.elts) == len(values.elts) else [(targets, values)]  # fmt: skip
-            for target, value in pairs:
-                if isinstance(target, ast.Name) and isinstance(value, ast.Attribute):
-                    aliases[target.id] = value.attr
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute):
-            owner = node.value
-            if isinstance(owner, ast.Attribute):
-                yield owner.attr, node.attr
-            elif isinstance(owner, ast.Name):
-                yield aliases.get(owner.id, owner.id), node.attr
-
-
 def test_every_key_is_read_somewhere() -> None:
     """Outside its definition and its check: a key that nothing uses is a lie to the user."""
-    files = [*ROOT.glob("*.py"), *(ROOT / "scripts").rglob("*.py"), *(ROOT / "model_code").rglob("*.py")]
-    used: set[tuple[str, ...]] = set()
-    for file in files:
+    used: set[tuple[str, str]] = set()
+    for file in [*ROOT.glob("*.py"), *(ROOT / "scripts").rglob("*.py"), *(ROOT / "model_code").rglob("*.py")]:
         if file.name not in ("config.py", "config_checks.py", "release.py"):
-            used |= set(attribute_chains(ast.parse(file.read_text())))
-    in_value = {("config", name) for owner, name in used if owner == "value"}  # CONFIG.value.seed
-    keys = [key for key, _ in flatten(default.get_config())]
-    unread = {key for key in keys if tuple(f"config.{key}".split(".")[-2:]) not in used | in_value}
-    assert not unread
+            attributes = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Attribute)]
+            used |= {(ast.unparse(node.value).split(".")[-1], node.attr) for node in attributes}
+    # Sections are read as config.optim.lr, optim.lr or evaluation.batch_size, keys without one as CONFIG.value.seed.
+    names = {"config": ("config", "value"), "eval": ("eval", "evaluation")}
+    for key, _ in flatten(default.get_config()):
+        section, name = f"config.{key}".split(".")[-2:]
+        assert used & {(alias, name) for alias in names.get(section, (section,))}, key
 
 
 @pytest.mark.parametrize("script", ["train.py", "sample.py", "evaluate.py", "scripts/tools/benchmark.py"])
@@ -133,32 +112,24 @@ def test_every_flag_is_read(script: str) -> None:
         ("model__K", 0, "at least 1"),
         ("model__K", True, "an integer, such as 100"),
         ("model__blur_sigma_min", 0.0, "greater than 0"),
-        ("model__sigma", "a", "a number, such as 0.01"),
+        ("model__sigma", "a", "a finite number, such as 0.01"),
         ("model__protocol", "papers", "one of 'paper', 'released'"),
         ("model__dropout", 1.0, r"in \[0, 1\)"),
         ("model__model_channels", 48, "multiple of 32"),
         ("model__attention_levels", (1,), "levels from 0 to 0"),
         ("model__patch_size", 0, "at least 1"),
         ("model__patch_size", 16, "divisible by 16, for 1 levels in model.channel_mult and model.patch_size = 16"),
-        ("model__channel_mult", (), "a positive integer per level"),
         ("model__channel_mult", (1, 0), "a positive integer per level"),
         ("model__channel_mult", (1, 1, 1, 1, 1), "divisible by 16, for 5 levels"),
         ("model__channel_mult", "12", "a tuple of integers"),
         ("model__num_heads", 5, "divisor of the channels"),
-        ("model__num_head_channels", 0, "-1 or greater than 0"),
         ("model__num_head_channels", 12, "divisor of the channels"),
-        ("training__batch_size", 0, "at least 1"),
         ("training__accumulation_steps", 3, "divisor of training.batch_size = 4"),
-        ("training__max_nonfinite_steps", 0, "at least 1"),
         ("eval__num_images", -1, "at least 0"),
         ("data__num_channels", 2, "one of 1, 3"),
         ("data__random_flip", 1, "True or False"),
-        ("data__path", "a\x1b[2Jb", "text in one line"),
-        ("optim__lr", 0.0, "greater than 0"),
-        ("optim__lr", float("inf"), "must be a finite number"),
-        ("seed", -1, "at least 0"),
+        ("optim__lr", float("inf"), "a finite number, such as"),
         ("seed", 2**64, "from 0 to 2"),
-        ("distributed_timeout_minutes", 0.0, "greater than 0"),
     ],
 )
 def test_bad_values(key: str, value: object, right: str) -> None:
@@ -188,7 +159,7 @@ def release_file(tmp_path: Path, *changes: str) -> str:
     path = tmp_path / "release.py"
     lines = [
         "import ml_collections", "import numpy as np", "import torch",
-        "def get_config(argument=None):",
+        "def get_config():",
         "config = ml_collections.ConfigDict()",
         *(f"config.{name} = ml_collections.ConfigDict()" for name in ("training", "sampling", "eval", "data", "model")),
         "model = config.model",
@@ -237,13 +208,6 @@ def test_files_that_would_give_another_model(change: str, message: str, tmp_path
     assert "\n" not in one_line(error.value)
 
 
-def test_argument_of_a_configuration_file(tmp_path: Path) -> None:
-    """FILE:ARGUMENT gives get_config the argument, as ml_collections does."""
-    with pytest.warns(UserWarning, match="ignored"):
-        config = load(release_file(tmp_path, "config.training.batch_size = int(argument)") + ":64")
-    assert config.training.batch_size == 64
-
-
 def test_the_release_finds_its_names() -> None:
     """Its files import each other's get_default_configs."""
     for name in TABLE:
@@ -265,29 +229,3 @@ def test_plan_says_what_is_to_come() -> None:
     text = describe(tiny_config(training__accumulation_steps=2), Precision.named(torch.device("cpu"), "float32"), 4500, 500, 0)
     for part in ("4500 training images", "500 held out", "batches of 4 in 2 parts", "float32", "K = 3"):
         assert part in text
-
-
-def layer(module: str) -> int:
-    """The height of a module's room; a module imports from its own and lower ones only."""
-    rooms = ("model_code", "scripts", "scripts.data", "scripts.sampling", "scripts.training", "scripts.tools")
-    room = module.replace("scripts.evaluation", "scripts.training")
-    return max((i for i, name in enumerate(rooms) if room == name or room.startswith(f"{name}.")), default=-1)
-
-
-def test_imports_point_down() -> None:
-    """tools, entry scripts -> training, evaluation -> sampling -> data -> files directly in scripts -> model_code."""
-    heavy = {"torch", "torchvision", "scipy", "matplotlib", "cleanfid", "mpi4py"}
-    for file in [*(ROOT / "scripts").rglob("*.py"), *(ROOT / "model_code").rglob("*.py")]:
-        importer = ".".join(file.relative_to(ROOT).with_suffix("").parts)
-        for node in ast.walk(ast.parse(file.read_text())):
-            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            for module in modules:
-                if module.startswith(("scripts.", "model_code")):
-                    assert layer(module) <= layer(importer), f"{importer} imports {module}"
-                rooms = {name.split(".")[1] for name in (importer, module) if name.startswith("scripts.")}
-                assert rooms != {"training", "evaluation"}, f"{importer} imports {module}"
-                assert module.split(".")[0] not in ("train", "sample", "evaluate", "tests"), importer
-                assert not (importer.startswith("model_code") and module.split(".")[0] in ("absl", "configs", "PIL")), importer
-                if importer in ("scripts.config", "scripts.config_checks", "scripts.release", "scripts.errors"):
-                    assert module.split(".")[0] not in heavy, importer

@@ -42,7 +42,7 @@ def test_the_releases_checkpoint(tmp_path: Path) -> None:
 
 def test_anything_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no checkpoint")
-    for name, part in ((".", "there is no checkpoint"), ("no", "there is no such"), ("notes.txt", "refused")):
+    for name, part in ((".", "there is no checkpoint"), ("no", "there is no such"), ("notes.txt", "damaged, or not")):
         with pytest.raises(UserError, match=part):
             list(describe(tmp_path / name))
 

@@ -1,0 +1,93 @@
+"""Imports point down: entry scripts -> training, evaluation -> sampling -> data -> files directly in scripts -> model_code."""
+
+import ast
+from graphlib import TopologicalSorter
+
+import pytest
+
+from scripts.config import ROOT
+
+BASE = ("model_code", "scripts", "scripts.data", "scripts.sampling")
+MAY_IMPORT: dict[str, set[str]] = {
+    "configs": {"configs"},
+    "model_code": {"model_code"},
+    "scripts": {"configs", "model_code", "scripts"},
+    "scripts.data": {"scripts.data", *BASE[:2]},
+    "scripts.sampling": {*BASE},
+    "scripts.training": {"scripts.training", *BASE},
+    "scripts.evaluation": {"scripts.evaluation", *BASE},
+    "scripts.tools": {"configs", "scripts.training", "scripts.evaluation", "scripts.tools", *BASE},
+    "entry scripts": {"scripts.training", "scripts.evaluation", *BASE},
+}
+"""Rooms of this program that each may import from."""
+
+
+def room(module: str) -> str:
+    """The room of one of the program's modules."""
+    parts = module.split(".")
+    if len(parts) == 1 and parts[0] not in MAY_IMPORT:
+        return "entry scripts"
+    return next(name for name in (".".join(parts[:2]), parts[0]) if name in MAY_IMPORT)
+
+
+def import_graph() -> dict[str, set[str]]:
+    """What each module of the program imports, inside functions, too; of other packages the first part of the name."""
+    files = [
+        path for pattern in ("*.py", "configs/**/*.py", "model_code/*.py", "scripts/**/*.py") for path in ROOT.glob(pattern)
+    ]
+    modules = {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in files}
+    graph: dict[str, set[str]] = {}
+    for module, file in modules.items():
+        names = set()
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        parts = [name.split(".") for name in names]
+        prefixes = ([".".join(part[:i]) for i in range(len(part), 0, -1)] for part in parts)
+        graph[module] = {next((name for name in candidates if name in modules), candidates[-1]) for candidates in prefixes}
+    return graph
+
+
+def check(graph: dict[str, set[str]]) -> None:
+    """Assert that imports stay within MAY_IMPORT and have no circles, and that config starts quickly."""
+    for module, imported in graph.items():
+        for other in imported & graph.keys():
+            assert room(other) in MAY_IMPORT[room(module)], f"{module} imports {other}"
+        assert "tests" not in imported, f"{module} imports tests"
+        assert room(module) != "model_code" or not imported & {"absl", "PIL"}, module
+    TopologicalSorter(graph).prepare()  # raises CycleError
+    reached = {"scripts.config"}
+    while more := {other for module in reached for other in graph.get(module, ())} - reached:
+        reached |= more
+    assert not reached & {"torch", "torchvision", "scipy", "matplotlib", "cleanfid", "mpi4py", "scripts.distributed"}
+
+
+def test_the_program_keeps_to_the_rules() -> None:
+    check(import_graph())
+
+
+@pytest.mark.parametrize(
+    ("importer", "imported"),
+    [
+        ("model_code.ema", "scripts.errors"),
+        ("scripts.progress", "scripts.data.loader"),
+        ("scripts.data.loader", "scripts.sampling.sampler"),
+        ("scripts.sampling.sampler", "scripts.training.loop"),
+        ("scripts.evaluation.fid", "scripts.training.step"),
+        ("scripts.training.loop", "scripts.evaluation.fid"),
+        ("scripts.training.loop", "scripts.tools.report"),
+        ("train", "scripts.tools.report"),
+        ("scripts.losses", "train"),
+        ("scripts.config", "scripts.distributed"),
+        ("scripts.errors", "torch"),
+        ("scripts.errors", "scripts.io"),  # which imports errors
+    ],
+)
+def test_a_broken_rule_is_noticed(importer: str, imported: str) -> None:
+    graph = import_graph()
+    assert imported not in graph[importer]
+    graph[importer].add(imported)
+    with pytest.raises((AssertionError, ValueError)):  # CycleError is a ValueError
+        check(graph)
