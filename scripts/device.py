@@ -22,47 +22,28 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
 
     On a GPU, PyTorch is told to compute the same numbers every time, and float32 where float32 is asked for.
     """
-    device = _named_device(name)
-    if device.type == "cuda":
-        if device.index is None and local_rank > 0:
-            device = _own_gpu(name, local_rank)
-        if device.index is not None:
-            torch.cuda.set_device(device)
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts; without it sums vary in order
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time
-        torch.backends.cudnn.allow_tf32 = False
-    return device
-
-
-def _named_device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
+    kind, _, number = (("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name).partition(":")
+    if kind == "cpu" and not number:
+        return torch.device("cpu")
+    if kind != "cuda" or not (number or "0").isdecimal():
         raise UserError(f"config.device = {name!r}: must be 'auto', 'cpu', 'cuda' or 'cuda:1'")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(
-            f"config.device = {name!r}: this machine has {torch.cuda.device_count()} CUDA devices; use 'auto' or 'cpu'"
-        )
+    count = torch.cuda.device_count()
+    # A scheduler may show each process no GPU but its own.
+    index = int(number) if number else 0 if count == 1 else local_rank
+    if index >= count:
+        raise UserError(f"config.device = {name!r}: there is no GPU number {index}, as this machine has {count}; or use 'cpu'")
+    device = torch.device("cuda", index)
+    torch.cuda.set_device(device)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts; without it sums vary in order
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time
+    torch.backends.cudnn.allow_tf32 = False
     return device
 
 
 def device_name(device: torch.device) -> str:
     """A device in words: "NVIDIA H100" or "cpu, 4 threads"."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
-
-
-def _own_gpu(name: str, local_rank: int) -> torch.device:
-    count = torch.cuda.device_count()
-    if count == 1:
-        return torch.device("cuda:0")  # a scheduler may show each process no GPU but its own
-    if local_rank >= count:
-        raise UserError(f"config.device = {name!r}: process {local_rank + 1} of this machine, which has {count} CUDA devices")
-    return torch.device("cuda", local_rank)
 
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -143,29 +124,25 @@ def bfloat16_ratio() -> float:
     """How many times as long as in float32 a convolution and a matrix product take in bfloat16 on a core of this processor.
 
     Measured once per process, in a fraction of a second. Where the processor has no bfloat16 instructions PyTorch emulates
-    them, 10 to 500 times slower than float32: a tiny size shows that, and the larger one is skipped.
+    them, 10 to 500 times slower than float32.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # several would wait for each other on a busy machine, and spoil times of milliseconds
     try:
-        for size in (8, 16):
-            ratio = shortest_time(size, torch.bfloat16) / shortest_time(size, torch.float32)
-            if ratio > 4:
-                break
-        return ratio
+        return shortest_time(torch.bfloat16) / shortest_time(torch.float32)
     finally:
         torch.set_num_threads(threads)
 
 
-def shortest_time(size: int, dtype: torch.dtype) -> float:
-    """Seconds of one 3x3 convolution of four size x size images and one matrix product of similar work, the best of 5 to 10."""
-    image, weight = torch.ones(4, 64, size, size, dtype=dtype), torch.ones(64, 64, 3, 3, dtype=dtype)
-    matrix = torch.ones(16 * size, 16 * size, dtype=dtype)
+@torch.inference_mode()
+def shortest_time(dtype: torch.dtype) -> float:
+    """Seconds of one 3x3 convolution and one matrix product of similar work, the best of 10, or of fewer if they are slow."""
+    image, weight = torch.ones(4, 64, 16, 16, dtype=dtype), torch.ones(64, 64, 3, 3, dtype=dtype)
+    matrix = torch.ones(256, 256, dtype=dtype)
     times: list[float] = []
-    with torch.inference_mode():
-        while len(times) < 5 or (len(times) < 10 and sum(times) < 0.1):
-            start = time.perf_counter()
-            F.conv2d(image, weight, padding=1)
-            torch.mm(matrix, matrix)
-            times.append(time.perf_counter() - start)
+    while len(times) < 10 and sum(times) < 0.1:
+        start = time.perf_counter()
+        F.conv2d(image, weight, padding=1)
+        torch.mm(matrix, matrix)
+        times.append(time.perf_counter() - start)
     return min(times)

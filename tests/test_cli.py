@@ -128,8 +128,14 @@ def test_export_continues_where_it_stopped(trained: Path, tmp_path: Path) -> Non
 
 
 BAD_TRAINING: dict[str, tuple[list[str], str]] = {
-    "unknown key": (["--config.model.Kx=3"], "config.model.Kx: there is no such key in configs/default.py; did you mean config.model.K?"),
-    "unknown section": (["--config.modle.K=3"], "config.modle.K: there is no such key in configs/default.py; did you mean config.model.K?"),
+    "unknown key": (
+        ["--config.model.Kx=3"],
+        "config.model.Kx: there is no such key in configs/default.py; did you mean config.model.K?",
+    ),
+    "unknown section": (
+        ["--config.modle.K=3"],
+        "config.modle.K: there is no such key in configs/default.py; did you mean config.model.K?",
+    ),
     "not a number": (["--config.model.K=many"], "--config.model.K=many"),
     "unknown flag": (["--worksdir=x"], "worksdir"),
     "not a flag": (["configs"], "'configs' is not a flag"),

@@ -8,6 +8,7 @@ from torch import nn
 
 from scripts import device
 from scripts.device import Precision, bfloat16_ratio, to_device
+from scripts.errors import UserError
 from tests.conftest import tiny_config
 
 CPU = torch.device("cpu")
@@ -21,34 +22,40 @@ def forget_measurement() -> Iterator[None]:
     bfloat16_ratio.cache_clear()
 
 
-def set_speed(monkeypatch: pytest.MonkeyPatch, ratios: dict[int, float]) -> list[int]:
-    """Let bfloat16 take so many times as long as float32 for each size; returns the sizes as they are timed in bfloat16."""
-    timed: list[int] = []
+def pretend_gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    for setting in ("torch.cuda.set_device", "torch.use_deterministic_algorithms"):
+        monkeypatch.setattr(setting, lambda *args, **options: None)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
-    def shortest_time(size: int, dtype: torch.dtype) -> float:
-        if dtype == torch.float32:
-            return 0.001
-        timed.append(size)
-        return 0.001 * ratios[size]
+
+def set_speed(monkeypatch: pytest.MonkeyPatch, ratio: float) -> list[torch.dtype]:
+    """Let bfloat16 take so many times as long as float32; returns the types as they are timed."""
+    timed: list[torch.dtype] = []
+
+    def shortest_time(dtype: torch.dtype) -> float:
+        timed.append(dtype)
+        return ratio if dtype == torch.bfloat16 else 1.0
 
     monkeypatch.setattr(device, "shortest_time", shortest_time)
     return timed
 
 
-def test_the_faster_type_is_taken_and_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    timed = set_speed(monkeypatch, {8: 1.5, 16: 0.25})
+@pytest.mark.parametrize(
+    ("ratio", "expected"),
+    [
+        (0.25, "bfloat16 autocast (bfloat16 took 25% of float32's time here)"),
+        (31.4, "float32 (bfloat16 took 31 times as long as float32 here)"),
+    ],
+)
+def test_the_faster_type_is_taken_and_measured_once(ratio: float, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    timed = set_speed(monkeypatch, ratio)
     for _ in range(2):
-        precision = Precision.of(tiny_config(optim__automatic_mp=True), CPU)
-        assert str(precision) == "bfloat16 autocast (bfloat16 took 25% of float32's time here)"
-    assert timed == [8, 16]
-
-
-def test_emulation_is_noticed_early(monkeypatch: pytest.MonkeyPatch) -> None:
-    timed = set_speed(monkeypatch, {8: 31.4})
-    assert str(Precision.of(tiny_config(optim__automatic_mp=True), CPU)) == (
-        "float32 (bfloat16 took 31 times as long as float32 here)"
-    )
-    assert timed == [8]
+        assert str(Precision.of(tiny_config(optim__automatic_mp=True), CPU)) == expected
+    assert len(timed) == 2
 
 
 def test_the_measurement_leaves_the_number_of_threads() -> None:
@@ -70,12 +77,13 @@ def test_the_measurement_leaves_the_number_of_threads() -> None:
 def test_what_is_told_is_not_measured(
     automatic_mp: bool, amp_dtype: str, kind: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    set_speed(monkeypatch, {})
+    timed = set_speed(monkeypatch, 1.0)
     config = tiny_config(optim__automatic_mp=automatic_mp, optim__amp_dtype=amp_dtype)
     precision = Precision.of(config, torch.device(kind))
     assert precision.name == expected
     assert precision.reason
     assert precision.enabled == (expected != "float32")
+    assert not timed
 
 
 @pytest.mark.parametrize("name", ["float32", "bfloat16", "float16"])
@@ -86,6 +94,29 @@ def test_precision_by_name(name: str) -> None:
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == getattr(torch, name)
     assert precision.name == name
     assert precision.grad_scaler().is_enabled() == (name == "float16")
+
+
+@pytest.mark.parametrize(
+    ("name", "gpus", "local_rank", "expected"),
+    [
+        ("auto", 0, 0, "cpu"),
+        ("auto", 4, 2, "cuda:2"),
+        ("auto", 1, 2, "cuda:0"),
+        ("cuda:3", 4, 1, "cuda:3"),
+        ("cpu", 4, 1, "cpu"),
+    ],
+)
+def test_device_by_name(name: str, gpus: int, local_rank: int, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The i-th process of a machine gets its i-th GPU, or the only one that it sees."""
+    pretend_gpus(monkeypatch, gpus)
+    assert str(device.resolve_device(name, local_rank)) == expected
+
+
+@pytest.mark.parametrize(("name", "local_rank"), [("cuda", 4), ("cuda:4", 0), ("tpu", 0), ("cuda:x", 0), ("meta", 0)])
+def test_devices_that_are_not_there(name: str, local_rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_gpus(monkeypatch, 4)
+    with pytest.raises(UserError, match=rf"config\.device = '{name}': (must be|there is no GPU number 4)"):
+        device.resolve_device(name, local_rank)
 
 
 def test_channels_last_only_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
