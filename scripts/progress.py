@@ -2,7 +2,7 @@
 
 import sys
 import time
-from types import TracebackType
+from contextlib import AbstractContextManager
 from typing import Any
 
 from tqdm import tqdm
@@ -26,7 +26,7 @@ def progress_bar(total: int, unit: str, description: str, initial: int = 0) -> t
     return tqdm(total=total, unit=unit, desc=description, initial=initial, **options)
 
 
-class TrainingProgress:
+class TrainingProgress(AbstractContextManager["TrainingProgress"]):
     """A bar on a terminal, a plain line for each row of metrics in a log file."""
 
     def __init__(self, first_step: int, n_iters: int) -> None:
@@ -36,10 +36,7 @@ class TrainingProgress:
         self.first_step, self.n_iters = first_step, n_iters
         self.started = time.monotonic()
 
-    def __enter__(self) -> "TrainingProgress":
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.bar.close()
 
     def step_done(self, loss: float) -> None:

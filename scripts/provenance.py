@@ -17,7 +17,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from scripts.config import ROOT, to_json
+from scripts.config import ROOT
 
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pillow", "ml_collections", "clean-fid")
 """Those that results may depend on."""
@@ -34,7 +34,11 @@ def provenance(config: ConfigDict, *, device: str, world_size: int) -> dict[str,
         "seed": config.seed,
         "command": shlex.join(sys.orig_argv),
         "commit": commit(),
-        "versions": {"program": program_version(), "python": platform.python_version()} | package_versions(),
+        "versions": {
+            "program": program_version(),
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in PACKAGES},
+        },
         "device": device,
         "world_size": world_size,
     }
@@ -47,12 +51,7 @@ def now() -> str:
 
 def config_hash(config: ConfigDict) -> str:
     """Twelve hexadecimal digits that tell one configuration, with all overrides, from another."""
-    return json_hash(to_json(config))
-
-
-def json_hash(text: str) -> str:
-    """`config_hash` of a configuration that is JSON already."""
-    return hashlib.sha256(json.dumps(json.loads(text), sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def program_version() -> str:
@@ -61,28 +60,11 @@ def program_version() -> str:
         return tomllib.load(file)["project"]["version"]
 
 
-def package_versions() -> dict[str, str]:
-    """Of the installed ones among `PACKAGES`."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
 def commit() -> str | None:
-    """The commit that the program is at, with "+changes" if its files are not as in there; None if git does not know.
-
-    Only the program's own repository counts: not one further up that an archive was unpacked in, nor one that a git hook
-    around this process set in the environment.
-    """
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    environment |= {"GIT_CEILING_DIRECTORIES": str(ROOT.parent), "GIT_OPTIONAL_LOCKS": "0"}
+    """The commit that the program is at, with "+changes" if its files are not as in there; None if git does not know."""
+    environment = os.environ | {"GIT_CEILING_DIRECTORIES": str(ROOT.parent)}  # not that of a repository further up
     command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
     try:
-        described = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True, env=environment)
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True, env=environment).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return described.stdout.strip()

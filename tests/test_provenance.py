@@ -9,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from scripts import provenance
-from scripts.checkpoint import meta_path, numbered_path, read, write_meta
+from scripts.checkpoint import meta_path, numbered_path, read
 from scripts.io import read_json_lines
 from scripts.training.loop import train
 from scripts.training.metrics import MetricsWriter
@@ -54,8 +54,6 @@ def test_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     git(folder, "commit", "-q", "-m", "one")
     own = git(folder, "rev-parse", "HEAD").strip()
     assert provenance.commit() == own
-    monkeypatch.setenv("GIT_DIR", str(tmp_path / ".git"))
-    assert provenance.commit() == own, "a hook's environment is not the program's"
     (folder / "a").write_text("2")
     assert provenance.commit() == f"{own}+changes"
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -81,15 +79,6 @@ def test_a_runs_files(tiny_array: Path, tmp_path: Path) -> None:
     assert resumed["changed_config"] == {"optim.lr": "0.0002, now 0.001", "training.n_iters": "2, now 4"}
 
 
-def test_older_checkpoints_without_provenance_go_on(tiny_array: Path, tmp_path: Path) -> None:
-    assert train(array_config(tiny_array, training__n_iters=2), tmp_path) == 0
-    contents = read(meta_path(tmp_path))
-    del contents["provenance"]
-    write_meta(tmp_path, contents)
-    assert train(array_config(tiny_array, training__n_iters=3), tmp_path) == 0
-    assert read(meta_path(tmp_path))["step"] == 3
-
-
 def test_events_outlive_the_rows_of_lost_steps(tmp_path: Path) -> None:
     """Back at step 2, what was measured at 4 will be measured again, but that the run went on at 4 stays true."""
     with MetricsWriter(tmp_path, 0) as metrics:
@@ -100,9 +89,5 @@ def test_events_outlive_the_rows_of_lost_steps(tmp_path: Path) -> None:
     with MetricsWriter(tmp_path, 2) as metrics:
         metrics.event(2, "resumed")
     rows = read_json_lines(tmp_path / "metrics.jsonl")
-    assert [(row["step"], row.get("event", "loss")) for row in rows] == [
-        (0, "started"),
-        (2, "loss"),
-        (4, "resumed"),
-        (2, "resumed"),
-    ]
+    kept = [(row["step"], row.get("event", "loss")) for row in rows]
+    assert kept == [(0, "started"), (2, "loss"), (4, "resumed"), (2, "resumed")]
