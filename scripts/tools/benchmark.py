@@ -1,23 +1,20 @@
 """How fast a configuration runs on this machine, beside a matrix product of the same precision.
 
 python -m scripts.tools.benchmark --config configs/mnist/quickstart.py [--config.training.batch_size=32 ...] [--seconds=10]
-python -m scripts.tools.benchmark --config configs/mnist/quickstart.py --scaling     # batch sizes and image sizes
 python -m scripts.tools.benchmark --config configs/mnist/small_mnist.py --against=diffusers    # needs pip install diffusers
 """
 
 import platform
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from statistics import median, quantiles
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from absl import flags
 from ml_collections import ConfigDict
 from torch import nn
-from torch.utils.benchmark import Timer, timer
+from torch.utils.benchmark import Timer
 
 from scripts.config import define_config_flag, run, validate
 from scripts.device import Precision, device_name, resolve_device, to_device
@@ -29,18 +26,16 @@ from scripts.training.step import Trainer
 
 CONFIG = define_config_flag()
 SECONDS = flags.DEFINE_float("seconds", 5.0, "Time to spend on each row at least.", lower_bound=0.0)
-SCALING = flags.DEFINE_bool("scaling", False, "Time per image against batch size and image size instead.")
-AGAINST = flags.DEFINE_enum("against", None, ["diffusers"], "Compare with this package's network of the same size instead.")
+AGAINST = flags.DEFINE_enum("against", None, ["diffusers"], "Measure this package's network of the same size, too.")
 
 
-@dataclass(frozen=True)
-class Task:
+class Task(NamedTuple):
     """One row: something to time, and what one call of it amounts to."""
 
     name: str
     once: Callable[[], object]
-    images: int
-    gflop: float
+    images: int = 0
+    gflop: float = 0.0
 
 
 def main() -> int:
@@ -48,137 +43,85 @@ def main() -> int:
     config = CONFIG.value
     validate(config)
     device = resolve_device(config.device)
+    theirs = diffusers_unet(config) if AGAINST.value else None
     print(f"{processor_name()}; {device_name(device)}; {Precision.of(config, device)}")
     print(f"torch {torch.__version__}, Python {platform.python_version()}, compile {config.compile}")
-    if AGAINST.value:
-        compare(config, device)
-    else:
-        tasks = scaling_tasks(config, device) if SCALING.value else tasks_of(config, device)
-        measure(tasks, device)
+    measure(tasks(config, device, theirs), device)
     return 0
 
 
 def measure(tasks: Iterator[Task], device: torch.device) -> None:
-    """Print a row for each task; the first one is the matrix product that speeds are compared with."""
+    """Print a row for each task; speeds are compared with the first one's, times with the second one's."""
     titles = ("median", "quartiles", "an image", "GFLOP/s", "of product", "of a step", "peak GB")
     print(f"{'':<34}" + "".join(f"{title:>{width}}" for title, width in zip(titles, (11, 11, 12, 10, 12, 11, 9), strict=True)))
-    peak = step = 0.0
+    times, speeds = [], []
     for task in tasks:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         clock = Timer("once()", globals={"once": task.once}, num_threads=torch.get_num_threads())
         found = clock.blocked_autorange(min_run_time=SECONDS.value)
-        speed = task.gflop / found.median
-        peak = peak or speed
-        step = found.median if task.name.startswith("training step") else step
+        times.append(found.median)
+        speeds.append(task.gflop / found.median)
         row = f"{task.name:<34}{1e3 * found.median:>8.3g} ms{found.iqr / found.median:>11.0%}"
         row += f"{1e3 * found.median / task.images:>9.3g} ms" if task.images else f"{'-':>12}"
-        row += f"{speed:>10.1f}{speed / peak:>12.0%}" if task.gflop else f"{'-':>10}{'-':>12}"
-        row += f"{found.median / step:>11.1%}" if step else f"{'-':>11}"
+        row += f"{speeds[-1]:>10.1f}{speeds[-1] / speeds[0]:>12.0%}" if task.gflop else f"{'-':>10}{'-':>12}"
+        row += f"{found.median / times[1]:>11.1%}" if len(times) > 1 else f"{'-':>11}"
         print(row + (f"{torch.cuda.max_memory_allocated(device) / 1e9:>9.2f}" if device.type == "cuda" else f"{'-':>9}"))
 
 
-def tasks_of(config: ConfigDict, device: torch.device) -> Iterator[Task]:
-    """The parts of training and sampling with `config`, on noise; the first one is the matrix product."""
+def tasks(config: ConfigDict, device: torch.device, theirs: nn.Module | None) -> Iterator[Task]:
+    """A matrix product, the parts of training and sampling with `config` on noise, and the network `theirs` if given."""
     trainer, gflop = Trainer(config, device), Work.of(config).forward / 1e9
+    precision, exact = trainer.precision, Precision.named(device, "float32")
     n, size = config.training.batch_size, config.data.image_size
     shape = (config.data.num_channels, size, size)
     images = torch.rand(n, *shape)
     u, k = images.to(device), torch.full((n,), config.model.K, device=device)
-    exact = Precision.named(device, "float32")
     noise = IndependentNoise(0, range(n), shape, device)
+
+    @torch.no_grad()
+    def forward(model: nn.Module) -> None:
+        model.eval()
+        with precision.autocast():
+            model(u, k)
 
     def sample() -> None:
         trainer.model.eval()
         with exact.autocast():
             reverse_process(trainer.model, u, 1, 0.01, noise)
 
-    yield matrix_product(trainer.precision)
-    yield training_step(trainer, images, gflop)
-    yield Task("noise of a step", lambda: normal_batch(device, 0, Purpose.TRAIN_NOISE, 0, range(n), n, shape), n, 0)
-    yield Task("corruption of a step", lambda: trainer.process.corrupt(u, k, u), n, 0)
-    yield Task("U-Net forward", lambda: forward(trainer.model, trainer.precision, u, k), n, n * gflop)
+    side = 8192 if device.type == "cuda" else 2048  # a product of large matrices is about the fastest that there is
+    matrix = torch.rand(side, side, device=device, dtype=precision.dtype)
+    yield Task(f"matrix product {side}x{side}", lambda: matrix @ matrix, gflop=2 * side**3 / 1e9)
+    yield Task(f"training step, {n} of {size}x{size}", lambda: trainer.train_step(images), n, 3 * n * gflop)
+    yield Task("noise of a step", lambda: normal_batch(device, 0, Purpose.TRAIN_NOISE, 0, range(n), n, shape), n)
+    yield Task("corruption of a step", lambda: trainer.process.corrupt(u, k, u), n)
+    yield Task("U-Net forward", lambda: forward(trainer.model), n, n * gflop)
     yield Task("sampling, one level, float32", sample, n, n * gflop)
-    yield Task(f"noise of {BLOCK} levels", lambda: [noise(level) for level in range(BLOCK, 2 * BLOCK)], n * BLOCK, 0)
+    yield Task(f"noise of {BLOCK} levels", lambda: [noise(level) for level in range(BLOCK, 2 * BLOCK)], n * BLOCK)
+    if theirs is not None:
+        network = to_device(theirs, device, config.compile, autocast=precision.enabled)
+        yield Task("diffusers: training step", their_step(network, precision, u, k), n)
+        yield Task("diffusers: U-Net forward", lambda: forward(network), n)
 
 
-def scaling_tasks(config: ConfigDict, device: torch.device) -> Iterator[Task]:
-    """Training steps of several batch sizes, and of several image sizes."""
-    yield matrix_product(Precision.of(config, device))
-    for images, size in [(n, config.data.image_size) for n in (8, 16, 32, 64, 128)] + [(16, size) for size in (16, 32, 64)]:
-        resized = config.copy_and_resolve_references()
-        resized.training.batch_size, resized.data.image_size = images, size
-        validate(resized)
-        batch = torch.rand(images, config.data.num_channels, size, size)
-        yield training_step(Trainer(resized, device), batch, Work.of(resized).forward / 1e9)
+def their_step(model: nn.Module, precision: Precision, u: torch.Tensor, k: torch.Tensor) -> Callable[[], None]:
+    """A training step of diffusers' network: forward pass, backward pass and Adam on inputs that are ready.
 
-
-def matrix_product(precision: Precision) -> Task:
-    """A product of large matrices, about the fastest that the machine can compute."""
-    side = 8192 if precision.device.type == "cuda" else 2048
-    matrix = torch.rand(side, side, device=precision.device, dtype=precision.dtype)
-    return Task(f"matrix product {side}x{side}", lambda: matrix @ matrix, 0, 2 * side**3 / 1e9)
-
-
-def training_step(trainer: Trainer, images: torch.Tensor, gflop: float) -> Task:
-    """A whole optimizer step; gflop: of a forward pass for one image."""
-    n, size = len(images), images.shape[-1]
-    return Task(f"training step, {n} of {size}x{size}", lambda: trainer.train_step(images), n, 3 * n * gflop)
-
-
-@torch.no_grad()
-def forward(model: nn.Module, precision: Precision, u: torch.Tensor, k: torch.Tensor) -> None:
-    """Run a network on images u and levels k."""
-    model.eval()
-    with precision.autocast():
-        model(u, k)
-
-
-def compare(config: ConfigDict, device: torch.device) -> None:
-    """Print the times of our network and diffusers', taken in turns so that both meet the same load, and their ratio.
-
-    Our training step is the whole one: noise, blur, forward and backward pass, clipping, Adam, moving average. Theirs has its
-    inputs ready, and neither clips nor averages.
+    Ours also draws noise, blurs, clips gradients and averages weights.
     """
-    trainer = Trainer(config, device)
-    precision = trainer.precision
-    theirs = to_device(diffusers_unet(config), device, config.compile, autocast=precision.enabled)
-    optimizer, scaler = torch.optim.Adam(theirs.parameters(), lr=config.optim.lr, fused=True), precision.grad_scaler()
-    images = torch.rand(config.training.batch_size, config.data.num_channels, config.data.image_size, config.data.image_size)
-    u, k = images.to(device), torch.full((len(images),), config.model.K, device=device)
+    optimizer, scaler = torch.optim.Adam(model.parameters(), fused=True), precision.grad_scaler()
 
-    def their_step() -> None:
-        theirs.train()
+    def step() -> None:
+        model.train()
         with precision.autocast():
-            loss = F.mse_loss(theirs(u, k).sample.float(), u)
+            loss = F.mse_loss(model(u, k).sample.float(), u)
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
 
-    print(f"diffusers {version('diffusers')}, {len(images)} images; theirs / ours above 1: ours is faster")
-    print(f"{'':<16}{'ours, ms':>10}{'theirs, ms':>12}{'theirs / ours':>15}{'quartiles':>14}{'pairs':>7}")
-    for name, one, other in (
-        ("training step", lambda: trainer.train_step(images), their_step),
-        ("U-Net forward", lambda: forward(trainer.model, precision, u, k), lambda: forward(theirs, precision, u, k)),
-    ):
-        pairs = in_turns(one, other, SECONDS.value)
-        ratios = [b / a for a, b in pairs]
-        low, _, high = quantiles(ratios, n=4)
-        ours_ms, theirs_ms = (1e3 * median(side) for side in zip(*pairs, strict=True))
-        print(f"{name:<16}{ours_ms:>10.1f}{theirs_ms:>12.1f}{median(ratios):>15.2f}{low:>8.2f} {high:.2f}{len(pairs):>7}")
-
-
-def in_turns(one: Callable[[], object], other: Callable[[], object], seconds: float) -> list[tuple[float, float]]:
-    """Times of both, one after the other, for as long as `seconds` and at least five times; the first pair does not count."""
-    pairs: list[tuple[float, float]] = []
-    while len(pairs) < 6 or sum(map(sum, pairs[1:])) < seconds:
-        marks = [timer()]
-        for once in (one, other):
-            once()
-            marks.append(timer())  # waits for the GPU
-        pairs.append((marks[1] - marks[0], marks[2] - marks[1]))
-    return pairs[1:]
+    return step
 
 
 def diffusers_unet(config: ConfigDict) -> nn.Module:
@@ -189,10 +132,10 @@ def diffusers_unet(config: ConfigDict) -> nn.Module:
     data, model = config.data, config.model
     channels = [model.model_channels * mult for mult in model.channel_mult]
     attended = {channels[level] for level in model.attention_levels} | {channels[-1]}  # the middle block attends, too
-    if len(attended) > 1:
+    if len(attended) > 1 or model.patch_size > 1:
         raise UserError(
-            f"--against=diffusers: config.model.attention_levels = {tuple(model.attention_levels)} asks for attention over "
-            f"{sorted(attended)} channels, and diffusers has one size of heads for all"
+            f"--against=diffusers: it has no patches (config.model.patch_size = {model.patch_size}), and one size of heads for "
+            f"all levels with attention, which here have {sorted(attended)} channels"
         )
     try:
         from diffusers import UNet2DModel
