@@ -7,13 +7,12 @@ python sample.py --config C --workdir W --checkpoint 0 --batch_size=9 [--same_in
 
 from absl import flags
 
-from scripts.config import define_config_flag, run
+from scripts.config import define_config_flag, define_path_flag, run
 from scripts.errors import UserError
-from scripts.io import user_path
 from scripts.release import define_release_flags
 
 CONFIG = define_config_flag()
-WORKDIR = flags.DEFINE_string("workdir", None, "Run directory that train.py made.", required=True)
+WORKDIR = define_path_flag("workdir", "Run directory that train.py made.", required=True)
 CHECKPOINT = flags.DEFINE_integer("checkpoint", 0, "n for checkpoints/checkpoint_n.pth, 0 for the newest.", lower_bound=0)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 9, "Samples in a picture, or at a time in an export.", lower_bound=1)
 DELTA = flags.DEFINE_string("delta", None, "Sampling noise: a standard deviation, or spectral; by default the configuration's.")
@@ -27,7 +26,7 @@ NUM_POINTS = flags.DEFINE_integer("num_points", 20, "Points on that path, both e
 NUMBER = flags.DEFINE_integer("number", None, "Draw the i-th batch of samples instead of the first, 0.", lower_bound=0)
 SAVE_SAMPLE_FREQ = flags.DEFINE_integer("save_sample_freq", None, "Keep every F-th state of the process.", lower_bound=1)
 NUM_SAMPLES = flags.DEFINE_integer("num_samples", None, "With --export_dir: samples to write as single images.", lower_bound=1)
-EXPORT_DIR = flags.DEFINE_string("export_dir", None, "Where to; an export that was interrupted is continued.")
+EXPORT_DIR = define_path_flag("export_dir", "Where to; an export that was interrupted is continued.")
 define_release_flags()
 
 
@@ -47,7 +46,7 @@ def draw() -> int:
     from scripts.sampling.export import export
     from scripts.sampling.sampler import load_sampler
 
-    config, workdir = CONFIG.value, user_path(WORKDIR.value, "--workdir")
+    config, workdir, export_dir = CONFIG.value, WORKDIR.value, EXPORT_DIR.value
     sampler, trained = load_sampler(
         config,
         workdir,
@@ -57,10 +56,9 @@ def draw() -> int:
         precision=PRECISION.value,
         from_data=PRIOR.value == "data",
     )
-    if EXPORT_DIR.value is not None and NUM_SAMPLES.value is not None:
-        directory = user_path(EXPORT_DIR.value, "--export_dir")
-        export(directory, sampler, sampler.settings(config, trained), NUM_SAMPLES.value, BATCH_SIZE.value)
-        print(f"{NUM_SAMPLES.value} samples in {directory}")
+    if export_dir is not None and NUM_SAMPLES.value is not None:
+        export(export_dir, sampler, sampler.settings(config, trained), NUM_SAMPLES.value, BATCH_SIZE.value)
+        print(f"{NUM_SAMPLES.value} samples in {export_dir}")
         return 0
     if not distributed.is_main():
         return 0

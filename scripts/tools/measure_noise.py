@@ -8,11 +8,11 @@ It is written beside the checkpoint as CHECKPOINT.noise.pth, where --delta=spect
 import torch
 from absl import flags
 
-from scripts.config import define_config_flag, run
-from scripts.io import atomic_write, user_path
+from scripts.config import define_config_flag, define_path_flag, run
+from scripts.io import atomic_write
 
 CONFIG = define_config_flag()
-WORKDIR = flags.DEFINE_string("workdir", None, "Run directory.", required=True)
+WORKDIR = define_path_flag("workdir", "Run directory.", required=True)
 CHECKPOINT = flags.DEFINE_integer("checkpoint", 0, "n for checkpoints/checkpoint_n.pth, 0 for the newest.", lower_bound=0)
 NUM_IMAGES = flags.DEFINE_integer("num_images", 48, "Training images, each seen once at every level.", lower_bound=1)
 
@@ -26,7 +26,7 @@ def main() -> int:
     from scripts.sampling.spectrum import images_to_measure, measure_noise
 
     config = CONFIG.value
-    sampler, trained = load_sampler(config, user_path(WORKDIR.value, "--workdir"), CHECKPOINT.value, delta=config.model.sigma)
+    sampler, trained = load_sampler(config, WORKDIR.value, CHECKPOINT.value, delta=config.model.sigma)
     source = load_images(config.data, "train")
     images = images_to_measure(source, NUM_IMAGES.value, config.data.uniform_dequantization)
     state = measure_noise(sampler.process, sampler.model, sampler.precision, images, config.seed, config.eval.batch_size)

@@ -1,4 +1,4 @@
-"""Make a small copy of a run to give away: averaged weights, configuration, prior and metrics, without the optimizer's state.
+"""Make a small copy of a run to give away: averaged weights, configuration, prior, sampling noise and metrics.
 
 python -m scripts.tools.publish --workdir RUN --out DIR
 
@@ -12,11 +12,11 @@ from pathlib import Path
 from absl import flags
 
 from scripts import checkpoint
-from scripts.config import run
+from scripts.config import define_path_flag, run
 from scripts.errors import UserError
-from scripts.io import atomic_write, make_directory, read_json_lines, user_path
+from scripts.io import make_directory, read_json_lines
 
-KEPT = ("step", "config", "data", "prior")
+KEPT = ("step", "config", "data", "prior", "noise", "precision")
 
 
 def publish(workdir: Path, out: Path) -> Path:
@@ -24,37 +24,32 @@ def publish(workdir: Path, out: Path) -> Path:
 
     Returns the checkpoint's path. Raises UserError if there is nothing to publish or `out` is itself a run that can go on.
     """
-    newest = checkpoint.read_newest(workdir)
-    if newest is None or checkpoint.is_release(newest[1]):
+    path, contents = checkpoint.read_newest(workdir) or (None, None)
+    if contents is None or checkpoint.is_release(contents):
         raise UserError(f"--workdir={workdir}: there is no checkpoint of this program in it")
     if checkpoint.meta_path(out).exists():
         raise UserError(f"--out={out}: there is a run in it that can be trained further; choose another directory")
-    contents = newest[1]
-    provenance = contents.get("provenance", {})
-    if "command" in provenance:  # of absolute paths only the last part, as the rest may be private
-        provenance = provenance | {"command": re.sub(r"(?<![^\s=])/\S*/", "", provenance["command"])}
+    provenance = contents["provenance"]
+    # Of absolute paths only the last part, as the rest may be private.
+    provenance = provenance | {"command": re.sub(r"(?<![^\s=])/\S*/", "", provenance["command"])}
     weights = {name: weight.clone() for name, weight in contents["ema"]["shadow"].items()}
-    kept = {name: contents[name] for name in KEPT if name in contents}
     path = checkpoint.numbered_path(make_directory(out, "--out"), 1)
-    checkpoint.write(path, {**kept, "ema": {"shadow": weights}, "provenance": provenance})
-
+    checkpoint.write(path, {name: contents[name] for name in KEPT} | {"ema": {"shadow": weights}, "provenance": provenance})
     config = json.loads(contents["config"]) | {"provenance": provenance}
+    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     rows = [row for row in read_json_lines(workdir / "metrics.jsonl") if "event" not in row]  # events repeat the command
-    metrics = "".join(json.dumps(row) + "\n" for row in rows)
-    for name, text in (("config.json", json.dumps(config, indent=2) + "\n"), ("metrics.jsonl", metrics)):
-        with atomic_write(out / name) as temporary:
-            temporary.write_text(text)
+    (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
 def main() -> int:
     """Publish what the flags name."""
-    path = publish(user_path(flags.FLAGS.workdir, "--workdir"), user_path(flags.FLAGS.out, "--out"))
+    path = publish(flags.FLAGS.workdir, flags.FLAGS.out)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
     return 0
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "Run directory that train.py made.", required=True)
-    flags.DEFINE_string("out", None, "Directory to write to.", required=True)
+    define_path_flag("workdir", "Run directory that train.py made.", required=True)
+    define_path_flag("out", "Directory to write to.", required=True)
     run(main)

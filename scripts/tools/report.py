@@ -22,10 +22,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from configs import default
-from scripts.config import flatten, run, to_json
+from scripts.config import define_path_flag, flatten, run, to_json
 from scripts.errors import UserError
 from scripts.evaluation.results import RESULTS
-from scripts.io import atomic_write, read_json_lines, user_path
+from scripts.io import atomic_write, read_json_lines
 from scripts.provenance import now
 
 HERE = Path(__file__).parent
@@ -141,10 +141,10 @@ def main() -> int:
     """Write the page of the run that the flag names."""
     if flags.FLAGS.workdir is None:
         raise UserError("WORKDIR is missing: python -m scripts.tools.report runs/mnist/quickstart")
-    print(f"report in {write_report(user_path(flags.FLAGS.workdir, '--workdir'))}")
+    print(f"report in {write_report(flags.FLAGS.workdir)}")
     return 0
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "Run directory; the flag's name may be left out.")
+    define_path_flag("workdir", "Run directory; the flag's name may be left out.")
     run(main, positional="workdir")

@@ -14,9 +14,9 @@ from ml_collections import ConfigDict
 
 from configs import default
 from scripts import checkpoint
-from scripts.config import differences, run, to_json
+from scripts.config import define_path_flag, differences, run, to_json
 from scripts.errors import UserError, printable
-from scripts.io import read_json_lines, user_path
+from scripts.io import read_json_lines
 
 
 def describe(path: Path) -> Iterator[str]:
@@ -60,11 +60,11 @@ def main() -> int:
     """Describe what the flag names."""
     if flags.FLAGS.path is None:
         raise UserError("PATH is missing: python -m scripts.tools.show_run runs/mnist/pretrained")
-    for line in describe(user_path(flags.FLAGS.path, "--path")):
+    for line in describe(flags.FLAGS.path):
         print(printable(line))
     return 0
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("path", None, "Run directory or .pth file; the flag's name may be left out.")
+    define_path_flag("path", "Run directory or .pth file; the flag's name may be left out.")
     run(main, positional="path")

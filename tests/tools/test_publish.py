@@ -24,7 +24,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def samples(workdir: Path, **overrides: object) -> torch.Tensor:
-    sampler, _ = load_sampler(tiny_config(**overrides), workdir, 0)
+    sampler, _ = load_sampler(tiny_config(**overrides), workdir, 0, delta="spectral")
     return sampler.independent([0, 1, 2])
 
 
