@@ -1,6 +1,5 @@
 """Checkpoints: whole or not at all, strict about what they fit, and nothing in them is ever run."""
 
-import contextlib
 import json
 import warnings
 from pathlib import Path
@@ -15,17 +14,7 @@ from model_code import build_blur, build_model
 from model_code.ema import EMA
 from model_code.prior import PriorBank
 from scripts import checkpoint
-from scripts.checkpoint import (
-    load_for_inference,
-    load_trained,
-    meta_path,
-    noise_path,
-    numbered_path,
-    previous_path,
-    read,
-    write,
-    write_meta,
-)
+from scripts.checkpoint import load_for_inference, load_trained, meta_path, noise_path, numbered_path, read, write, write_meta
 from scripts.config import to_json
 from scripts.errors import UserError
 from tests.conftest import tiny_config
@@ -87,7 +76,7 @@ def test_zero_is_the_newest(tmp_path: Path) -> None:
 def test_the_previous_one_is_kept(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         write_meta(tmp_path, contents(tiny_config(), step))
-    assert (read(meta_path(tmp_path))["step"], read(previous_path(tmp_path))["step"]) == (3, 2)
+    assert (read(meta_path(tmp_path))["step"], read(checkpoint.previous_path(tmp_path))["step"]) == (3, 2)
     assert sorted(path.name for path in meta_path(tmp_path).parent.iterdir()) == ["checkpoint.pth", "checkpoint_previous.pth"]
 
 
@@ -138,13 +127,6 @@ def test_numpy_1_names_of_the_releases_learning_rate(tmp_path: Path, monkeypatch
     assert read(path)["optimizer"]["param_groups"][0]["lr"] == pytest.approx(2e-4 * 7 / 5000)
 
 
-def test_a_release_file_cannot_be_resumed(tmp_path: Path) -> None:
-    meta_path(tmp_path).parent.mkdir()
-    torch.save(release_contents(torch.nn.Linear(1, 1)), meta_path(tmp_path))
-    with pytest.raises(UserError, match="can be sampled from, but not trained further, as it has no data, prior, scaler"):
-        checkpoint.read_to_resume(tmp_path)
-
-
 def test_missing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no checkpoint in it"):
         load_trained(tiny_config(), tmp_path, 0)
@@ -153,55 +135,34 @@ def test_missing(tmp_path: Path) -> None:
         load_trained(tiny_config(), tmp_path, 4)
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A checkpoint's bytes."""
-    path = tmp_path_factory.mktemp("run") / "whole.pth"
-    write(path, contents(tiny_config()))
-    return path.read_bytes()
-
-
 @pytest.mark.parametrize("kind", ["truncated", "bit flipped", "empty", "text"])
-def test_damaged_files_are_one_clear_line(kind: str, whole: bytes, tmp_path: Path) -> None:
-    middle = len(whole) // 2
+def test_damaged_files_are_one_clear_line(kind: str, tmp_path: Path) -> None:
     path = tmp_path / f"{kind}.pth"
-    path.write_bytes({
-        "truncated": whole[:middle],
-        "bit flipped": whole[:middle] + bytes([whole[middle] ^ 0x10]) + whole[middle + 1 :],
-        "empty": b"",
-        "text": b"not a checkpoint at all",
-    }[kind])  # fmt: skip
+    write(path, contents(tiny_config()))
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    flipped = whole[:middle] + bytes([whole[middle] ^ 0x10]) + whole[middle + 1 :]
+    damaged = {"truncated": whole[:middle], "bit flipped": flipped, "empty": b"", "text": b"not a checkpoint at all"}
+    path.write_bytes(damaged[kind])
     with pytest.raises(UserError, match=rf"{kind}\.pth: damaged, or not a checkpoint") as error:
         read(path)
     assert "\n" not in str(error.value)
 
 
-def test_random_damage_is_noticed_or_harmless(whole: bytes, tmp_path: Path) -> None:
-    """Bytes overwritten anywhere: an error in one line, or the weights as they were; no other error, no wrong weights."""
-    rng = np.random.default_rng(0)
-    write(numbered_path(tmp_path, 1), contents(tiny_config()))
-    expected = load_trained(tiny_config(), tmp_path, 1).model.state_dict()
-    for _ in range(60):
-        damaged = bytearray(whole)
-        start = rng.choice([rng.integers(4096), len(whole) - rng.integers(1, 8192), rng.integers(len(whole) - 8)])
-        damaged[start : start + 8] = rng.bytes(8)
-        numbered_path(tmp_path, 1).write_bytes(damaged)
-        with contextlib.suppress(UserError):
-            found = load_trained(tiny_config(), tmp_path, 1).model.state_dict()
-            assert all(torch.equal(found[name], weight) for name, weight in expected.items())
-
-
 def test_foreign_and_incomplete_files(tmp_path: Path) -> None:
-    for file, problem in (
-        ({"state_dict": {"weight": torch.ones(1)}}, "not a checkpoint of this program"),
-        (torch.ones(1), "not a checkpoint of this program"),
-        ({"format": checkpoint.FORMAT, "step": 1}, "not a checkpoint of this program"),
-    ):
+    for file in ({"state_dict": {"weight": torch.ones(1)}}, torch.ones(1), {"format": checkpoint.FORMAT, "step": 1}):
         torch.save(file, tmp_path / "a.pth")
-        with pytest.raises(UserError, match=rf"a\.pth: {problem}"):
+        with pytest.raises(UserError, match=r"a\.pth: not a checkpoint of this program"):
             read(tmp_path / "a.pth")
+
+
+def test_checkpoints_that_cannot_be_resumed(tmp_path: Path) -> None:
+    """The release's, and those without what only training needs."""
     write_meta(tmp_path, {name: value for name, value in contents(tiny_config()).items() if name != "model"})
     with pytest.raises(UserError, match="but not trained further, as it has no data, model, optimizer, scaler"):
+        checkpoint.read_to_resume(tmp_path)
+    torch.save(release_contents(torch.nn.Linear(1, 1)), meta_path(tmp_path))
+    with pytest.raises(UserError, match="can be sampled from, but not trained further, as it has no data, prior, scaler"):
         checkpoint.read_to_resume(tmp_path)
 
 
@@ -241,15 +202,12 @@ def test_noise_precision_and_dequantization(tmp_path: Path) -> None:
     trained = load_trained(config, tmp_path, 0)
     assert (trained.noise, trained.precision, trained.dequantized) == (None, "", False)
     torch.save({"errors": torch.ones(2)}, noise_path(meta_path(tmp_path)))
-    measured = load_trained(config, tmp_path, 0).noise
-    assert measured is not None
-    assert torch.equal(measured["errors"], torch.ones(2))
+    assert (load_trained(config, tmp_path, 0).noise or {})["errors"].tolist() == [1, 1]
     dequantized = contents(tiny_config(data__uniform_dequantization=True))
     write_meta(tmp_path, dequantized | {"noise": {"errors": torch.zeros(2)}, "precision": "bfloat16"})
     trained = load_trained(config, tmp_path, 0)
     assert (trained.precision, trained.dequantized) == ("bfloat16", True)
-    assert trained.noise is not None
-    assert torch.equal(trained.noise["errors"], torch.zeros(2))
+    assert (trained.noise or {})["errors"].tolist() == [0, 0]
 
 
 def test_a_checkpoint_of_an_earlier_version(tmp_path: Path) -> None:

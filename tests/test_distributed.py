@@ -15,7 +15,6 @@ import pytest
 from PIL import Image
 
 from scripts import distributed
-from scripts.checkpoint import meta_path, read
 from scripts.config import ROOT
 from scripts.errors import UserError
 from scripts.io import read_json_lines
@@ -28,15 +27,7 @@ LAUNCHERS = {
     "torchrun": [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"],
     "mpirun": [str(MPIEXEC), "-n", "2", sys.executable],
 }
-WITH_MPI = pytest.mark.skipif(MPIEXEC is None, reason="no MPI on this machine; pip install mpich brings one")
-BOTH = ["torchrun", pytest.param("mpirun", marks=WITH_MPI)]
-
-CONFIG = """
-from tests.conftest import tiny_config
-
-def get_config():
-    return tiny_config(training__n_iters=100000, training__log_freq=1, training__eval_freq=10**6)
-"""
+NO_MPI = pytest.mark.skipif(MPIEXEC is None, reason="no MPI on this machine; pip install mpich brings one")
 
 
 @contextmanager
@@ -86,7 +77,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-@pytest.fixture(scope="module", params=BOTH)
+@pytest.fixture(scope="module", params=["torchrun", pytest.param("mpirun", marks=NO_MPI)])
 def launcher(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -159,32 +150,11 @@ def test_one_process_that_fails_ends_all(how: str, launcher: str, place: Path, t
     assert not list(tmp_path.rglob("*.partial*"))
 
 
-@pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("config") / "config.py"
-    path.write_text(CONFIG)
-    return path
-
-
-@WITH_MPI
-def test_sigterm_to_mpirun(config: Path, tmp_path: Path) -> None:
-    """As for one process: all stop after the same step, it is saved, exit code 0."""
-    with job("mpirun", ROOT / "train.py", "--config", config, "--workdir", tmp_path) as process:
-        assert process.stdout is not None
-        before = []
-        for line in process.stdout:
-            before.append(line)
-            if line.startswith("step 3/"):
-                break
-        process.terminate()
-        output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, "".join([*before, output])
-    assert output.count(f"SIGTERM: saved at step {read(meta_path(tmp_path))['step']}; the same command goes on") == 1
-
-
-def test_commands_share_out_their_work(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_share_out_their_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """evaluate.py and sample.py: one row of results, one set of images, by two processes."""
     assert train(tiny_config(training__n_iters=1), tmp_path / "run") == 0
+    config = tmp_path / "config.py"
+    config.write_text("from tests.conftest import tiny_config as get_config")
     common = ("--config", config, "--workdir", tmp_path / "run")
     monkeypatch.chdir(tmp_path)
     output_of("torchrun", ROOT / "tests" / "evaluate_here.py", *common, "--mode=elbo", "--num_images=5", "--delta=0.01")

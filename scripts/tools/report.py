@@ -40,9 +40,11 @@ Row = dict[str, Any]
 def write_report(workdir: Path) -> Path:
     """Write `index.html` about what is in the run directory so far. Returns its path.
 
-    Raises UserError if `workdir` is not a run directory, or its config.json is not JSON.
+    Raises UserError if `workdir` is not a run directory.
     """
-    config = _read_config(workdir)
+    if not (workdir / "config.json").exists():
+        raise UserError(f"{workdir}: not a run directory, it has no config.json")
+    config = json.loads((workdir / "config.json").read_text())
     rows = [row for row in read_json_lines(workdir / "metrics.jsonl") if _finite(row.get("step"))]
     rows.sort(key=lambda row: row["step"])
     final = {path.parent.name.removeprefix("iter_"): path for path in workdir.glob("samples/iter_*/final.png")}
@@ -72,16 +74,6 @@ def write_report(workdir: Path) -> Path:
     with atomic_write(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path
-
-
-def _read_config(workdir: Path) -> dict[str, Any]:
-    path = workdir / "config.json"
-    if not path.exists() and not (workdir / "metrics.jsonl").exists():
-        raise UserError(f"--workdir={workdir}: not a run directory, it has neither config.json nor metrics.jsonl")
-    try:
-        return json.loads(path.read_text()) if path.exists() else {}
-    except ValueError as error:
-        raise UserError(f"{path}: this is not JSON ({error})") from None
 
 
 def _finite(value: object) -> bool:

@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import math
-import os
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -15,7 +14,6 @@ import pytest
 from PIL import Image
 
 from scripts.config import ROOT, to_json
-from scripts.errors import UserError
 from scripts.evaluation.results import RESULTS
 from scripts.tools.report import MAX_PIXELS, MAX_SAMPLING_TIMES, write_report
 from tests.conftest import tiny_config
@@ -109,30 +107,20 @@ def test_names_and_values_cannot_become_markup(workdir: Path) -> None:
     ("rows", "curves", "nonfinite"),
     [
         ([], 0, False),
-        ([{"step": 1, "loss": 0.5}], 1, False),
-        ([{"step": 0, "event": "started"}], 0, False),
-        ([{"step": 1, "loss": math.nan, "lr": math.inf}, {"step": 2, "loss": 0.0}, {"step": 3, "loss": -1.0}], 1, True),
-        ([[1, 2], "text", None, {"loss": 1.0}, {"step": "x", "loss": 1.0}, {"step": 4, "loss": 1, "lr": "high"}], 1, False),
+        ([{"step": 0, "event": "started"}, {"step": 1, "loss": 0.5}], 1, False),
+        ([{"step": 1, "loss": math.nan, "lr": math.inf}, {"step": 2, "loss": 0.0}], 1, True),
+        ([[1, 2], "text", {"loss": 1.0}, {"step": 4, "loss": 1, "lr": "high"}], 1, False),
     ],
 )
 def test_a_page_from_whatever_is_there(rows: list[object], curves: int, nonfinite: bool, workdir: Path) -> None:
-    """No rows yet, a single one, values that are no numbers, rows without a step, a damaged picture: the rest is shown."""
+    """No rows yet, values that are no numbers, rows without a step, a damaged picture: the rest is shown."""
     write_rows(workdir / "metrics.jsonl", *rows)
     save_picture(workdir / "samples" / "iter_7" / "final.png")
     (workdir / "samples" / "iter_7" / "init.png").write_bytes(b"half a pic")
     page = Page(write_report(workdir))
     assert "Step 7" in page.text
-    assert len(page.all("svg")) == curves
-    assert len(page.all("img")) == 1
+    assert (len(page.all("svg")), len(page.all("img"))) == (curves, 1)
     assert ("not finite in 1 rows, first at step 1" in page.text) == nonfinite
-
-
-def test_what_is_no_run_directory_is_refused(workdir: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="not a run directory"):
-        write_report(tmp_path)
-    (workdir / "config.json").write_text("{")
-    with pytest.raises(UserError, match=r"config.json: this is not JSON"):
-        write_report(workdir)
 
 
 def test_the_command(workdir: Path, tmp_path: Path) -> None:
@@ -140,12 +128,11 @@ def test_the_command(workdir: Path, tmp_path: Path) -> None:
 
     def report(*args: object) -> subprocess.CompletedProcess[str]:
         line = [sys.executable, "-m", "scripts.tools.report", *map(str, args)]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        return subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, check=False, env=environment)
+        return subprocess.run(line, capture_output=True, text=True, cwd=ROOT, check=False)
 
     for argument in (workdir, f"--workdir={workdir}"):
         result = report(argument)
-        assert result.returncode == 0, result.stderr
-        assert result.stdout == f"report in {workdir / 'index.html'}\n"
+        assert result.stdout == f"report in {workdir / 'index.html'}\n", result.stderr
     refused = report(tmp_path)
-    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert refused.returncode == 2
+    assert refused.stderr == f"error: {tmp_path}: not a run directory, it has no config.json\n"
