@@ -135,6 +135,7 @@ def test_export_continues_where_it_stopped(trained: Path, tmp_path: Path) -> Non
         ("--worksdir=x", "worksdir"),
         ("configs", "'configs' is not a flag"),
         ("--workdir=~nobody_of_this_name/x", "--workdir=~nobody_of_this_name/x: not a path"),
+        ("--config.data.dataset=imagenet", "config.data.dataset = 'imagenet': must be one of mnist5k"),
         ("--config.data.dataset=ffhq", "https://github.com/NVlabs/ffhq-dataset"),
     ],
 )
@@ -193,6 +194,7 @@ def test_own_images_with_a_truncated_one_among_them(tmp_path: Path) -> None:
     ("arguments", "expected"),
     [
         ("--delta=-0.1", "--delta=-0.1"),
+        ("--delta=nan", "--delta=nan"),
         ("--same_init --interpolate", "--same_init and --interpolate: choose one"),
         ("--num_points=3", "--num_points has no meaning without --interpolate"),
         ("--num_samples=3", "--num_samples and --export_dir go together"),

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from scripts import distributed
+from scripts.checkpoint import meta_path, read
 from scripts.config import ROOT
 from scripts.errors import UserError
 from scripts.io import read_json_lines
@@ -150,11 +151,29 @@ def test_one_process_that_fails_ends_all(how: str, launcher: str, place: Path, t
     assert not list(tmp_path.rglob("*.partial*"))
 
 
-def test_commands_share_out_their_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "config.py"
+    path.write_text("from tests.conftest import tiny_config as get_config")
+    return path
+
+
+@NO_MPI
+def test_sigterm_to_mpirun(config: Path, tmp_path: Path) -> None:
+    """As for one process: all stop after the same step, it is saved, exit code 0."""
+    endless = ("--config.training.n_iters=100000", "--config.training.log_freq=1", "--config.training.eval_freq=1000000")
+    with job("mpirun", ROOT / "train.py", "--config", config, "--workdir", tmp_path, *endless) as process:
+        assert process.stdout is not None
+        assert any(line.startswith("step 3/") for line in process.stdout)
+        process.terminate()
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert output.count(f"SIGTERM: saved at step {read(meta_path(tmp_path))['step']}; the same command goes on") == 1
+
+
+def test_commands_share_out_their_work(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """evaluate.py and sample.py: one row of results, one set of images, by two processes."""
     assert train(tiny_config(training__n_iters=1), tmp_path / "run") == 0
-    config = tmp_path / "config.py"
-    config.write_text("from tests.conftest import tiny_config as get_config")
     common = ("--config", config, "--workdir", tmp_path / "run")
     monkeypatch.chdir(tmp_path)
     output_of("torchrun", ROOT / "tests" / "evaluate_here.py", *common, "--mode=elbo", "--num_images=5", "--delta=0.01")

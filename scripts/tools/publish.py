@@ -29,7 +29,7 @@ def publish(workdir: Path, out: Path) -> Path:
         raise UserError(f"--workdir={workdir}: there is no checkpoint of this program in it")
     if checkpoint.meta_path(out).exists():
         raise UserError(f"--out={out}: there is a run in it that can be trained further; choose another directory")
-    provenance = contents["provenance"]
+    provenance = {"command": ""} | contents.get("provenance", {})  # earlier versions had none
     # Of absolute paths only the last part, as the rest may be private.
     provenance = provenance | {"command": re.sub(r"(?<![^\s=])/\S*/", "", provenance["command"])}
     weights = {name: weight.clone() for name, weight in contents["ema"]["shadow"].items()}
