@@ -1,5 +1,6 @@
 """Several processes, started by torchrun and by mpirun on this machine: the same results as one, and one end for all."""
 
+import itertools
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ import pytest
 from PIL import Image
 
 from scripts import distributed
-from scripts.checkpoint import meta_path, read
+from scripts.checkpoint import meta_path, read, write
 from scripts.config import ROOT
 from scripts.errors import UserError
 from scripts.io import read_json_lines
@@ -74,6 +75,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     damaged = place / "folder" / "58.png"  # the second process's when images are read in order
     damaged.write_bytes(damaged.read_bytes()[:60])
     assert train(together.training_config(place), place / "alone") == 0
+    contents = read(meta_path(place / "alone"))
+    del contents["prior"]
+    write(meta_path(place / together.WITHOUT_PRIOR), contents)
     together.evaluate(place, "alone")
     return place
 
@@ -127,9 +131,9 @@ def test_samples_features_and_bound_are_those_of_one_process(launcher: str, plac
         assert np.abs(one.astype(int) - other).max() <= 1
     features = [together.compute_features(place, place / f"{name}-features", together.FEATURES) for name in ("alone", launcher)]
     np.testing.assert_allclose(features[1], features[0], atol=1e-5)
-    for score in ("ELBO", "BPD"):
+    for run, score in itertools.product(("alone", together.WITHOUT_PRIOR), ("ELBO", "BPD")):
         (alone,), (several,) = (
-            read_json_lines(place / f"{name}-scores" / f"{score}_log.jsonl") for name in ("alone", launcher)
+            read_json_lines(place / f"{name}-scores-{run}" / f"{score}_log.jsonl") for name in ("alone", launcher)
         )
         assert several["value"] == pytest.approx(alone["value"], rel=1e-6)
         assert several["num_images"] == alone["num_images"]

@@ -30,6 +30,8 @@ from tests.conftest import tiny_config
 from tests.training.runs import before_step, differing
 
 STEPS = 10
+WITHOUT_PRIOR = "without-prior"
+"""The run `alone` with a checkpoint that lacks the prior, which is then made from the data set."""
 FEATURES = 8
 
 
@@ -59,11 +61,13 @@ def evaluate(place: Path, name: str) -> None:
     sampler, trained = load_sampler(config, place / "alone", 0)
     export(place / f"{name}-images", sampler, sampler.settings(config, trained), 7, 2)
     assert compute_features(place, place / f"{name}-features", FEATURES).shape == (FEATURES, 64)
-    bound = BoundEvaluation(
-        config, place / "alone", split="test", num_images=0, num_levels_per_image=2, exact=False, batch_size=4
-    )
-    for result in bound(checkpoint=0, delta=0.0125, seed=0, directory=place / f"{name}-scores"):
-        append_result(place / f"{name}-scores", result, param_name="delta", seconds=0)
+    for run in ("alone", WITHOUT_PRIOR):
+        bound = BoundEvaluation(
+            config, place / run, split="test", num_images=0, num_levels_per_image=2, exact=False, batch_size=4
+        )
+        scores = place / f"{name}-scores-{run}"
+        for result in bound(checkpoint=0, delta=0.0125, seed=0, directory=scores):
+            append_result(scores, result, param_name="delta", seconds=0)
 
 
 def check_collectives() -> None:

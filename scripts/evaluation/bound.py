@@ -24,7 +24,7 @@ from scripts.evaluation.results import Result
 from scripts.io import atomic_write, make_directory
 from scripts.progress import progress_bar
 from scripts.randomness import Purpose, normal_by_index, stream
-from scripts.sampling.sampler import DataPrior, Sampler, load_sampler
+from scripts.sampling.sampler import DataPrior, Sampler, gathered_prior, load_sampler
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,10 @@ class BoundEvaluation:
         data = self.config.data
         if isinstance(sampler.prior, DataPrior):
             batches = clean_batches(sampler.prior.source, self.batch_size, data.num_workers, dequantize, sampler.prior.mirrored)
-            return sampler.process.build_prior(batch.images for batch in batches)
+            prior = gathered_prior(sampler.process.build_prior(batch.images for batch in batches))
+            if len(prior) == 0:
+                raise none_readable([sampler.prior.source.name(0)])
+            return prior
         if is_dequantized and not dequantize and not sampler.process.discrete:
             raise UserError("--nodequantize: the model was trained on dequantised images; leave it out")
         return sampler.prior.dequantized() if dequantize and not is_dequantized else sampler.prior

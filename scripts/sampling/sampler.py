@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from model_code import build_process
 from model_code.noise import SamplingNoise
+from model_code.prior import PriorBank
 from model_code.process import Denoiser, Prior, Process
 from scripts import distributed
 from scripts.checkpoint import TrainedModel, load_trained
@@ -92,6 +93,13 @@ class DataPrior:
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Nothing: it is the data set's."""
         return {}
+
+
+def gathered_prior(prior: Prior) -> Prior:
+    """The prior of all training images, where each process built one from its share of them. A collective function."""
+    if isinstance(prior, PriorBank):
+        return replace(prior, coefficients=distributed.gather_rows(prior.coefficients))
+    return prior
 
 
 @dataclass(frozen=True)

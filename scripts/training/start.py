@@ -3,12 +3,10 @@
 import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from model_code.prior import PriorBank
 from model_code.process import Prior
 from scripts import distributed
 from scripts.checkpoint import Contents
@@ -18,6 +16,7 @@ from scripts.data.loader import clean_batches, none_readable
 from scripts.device import Precision
 from scripts.errors import UserError, one_line
 from scripts.progress import progress_bar
+from scripts.sampling.sampler import gathered_prior
 from scripts.training.interruption import InterruptionGuard
 from scripts.training.metrics import UnreadableImages
 from scripts.training.step import Trainer
@@ -53,8 +52,7 @@ def build_prior(trainer: Trainer, images: ImageSource, guard: InterruptionGuard,
     with guard.until_interrupted():
         prior = trainer.process.build_prior(batches())
     unreadable.share()
-    if isinstance(prior, PriorBank):  # so far of this process's images
-        prior = replace(prior, coefficients=distributed.gather_rows(prior.coefficients))
+    prior = gathered_prior(prior)
     if len(prior) == 0:
         raise none_readable(sorted(unreadable))
     return prior
