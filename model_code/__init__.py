@@ -6,13 +6,14 @@ from ml_collections import ConfigDict
 from torch.nn import Module
 
 from model_code.blur import DCTBlur, blur_schedule
-from model_code.blurring_diffusion import BlurringDiffusion
+from model_code.blurring_diffusion import BlurringDiffusion, VelocityBlurringDiffusion
 from model_code.process import HeatDissipation, Process
 from model_code.unet import UNet
 
 PROCESSES: dict[str, Callable[[ConfigDict], Process]] = {
     "heat": HeatDissipation.from_config,
     "blurring_diffusion": BlurringDiffusion.from_config,
+    "velocity_blurring_diffusion": VelocityBlurringDiffusion.from_config,
 }
 """config.model.process: what images are destroyed by."""
 

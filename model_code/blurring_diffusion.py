@@ -209,6 +209,22 @@ class BlurringDiffusion(Process):
         return idct2(u_hat, self.D, self.D)
 
 
+class VelocityBlurringDiffusion(BlurringDiffusion):
+    """The same process, loss and sampler with a network that predicts v = (alpha eps - sigma x) / sqrt(alpha^2 + sigma^2).
+
+    v (Salimans and Ho, 2022) is in each frequency the part of (x, eps) that z does not tell. Where alpha is small, z is nearly
+    all noise, and an error of the network reaches x unamplified; an error in eps is multiplied by sigma / alpha, up to 150,000.
+    """
+
+    def predict(self, model: Denoiser, u_k: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        """The estimate of eps that follows from z and the network's estimate of v."""
+        alpha, sigma = self.alpha_sigma(k)
+        square = alpha**2 + sigma**2
+        of_z, of_v = (sigma / square).float(), (alpha / square.sqrt()).float()
+        v = self._to_frequencies(model(u_k, k).float())
+        return self._from_frequencies(of_z * self._to_frequencies(u_k) + of_v * v)
+
+
 def log_discretized_gaussian(x: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
     """log P(x) of 8-bit values scaled to [-1, 1] for a normal rounded to the nearest of them: float64, the shape of x.
 

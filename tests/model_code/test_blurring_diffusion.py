@@ -8,7 +8,12 @@ import torch
 from ml_collections import ConfigDict
 
 from model_code import build_process
-from model_code.blurring_diffusion import BlurringDiffusion, PosteriorNoise, log_discretized_gaussian
+from model_code.blurring_diffusion import (
+    BlurringDiffusion,
+    PosteriorNoise,
+    VelocityBlurringDiffusion,
+    log_discretized_gaussian,
+)
 from model_code.dct import dct2, dct_matrix, idct2
 from scripts.sampling.reverse import reverse_process
 
@@ -226,6 +231,22 @@ def test_reconstruction_is_a_distribution_over_256_values(process: BlurringDiffu
     std = (process.sigma[1] / process.a[1]).item()
     nearest = math.erf(1 / 255 / (std * math.sqrt(2)))
     assert process.reconstruction(errors, NOISE).item() == pytest.approx(-(SIZE**2) * math.log(nearest), rel=1e-3)
+
+
+def test_a_network_that_predicts_v_is_another_way_to_predict_eps() -> None:
+    """From the true v follows the true eps; an error in it reaches the image at most as large, but for rounding."""
+    process = VelocityBlurringDiffusion(K, 4.0, 1, SIZE)
+    u0, eps, k = normal(3, 1, SIZE, SIZE).sigmoid(), normal(3, 1, SIZE, SIZE, seed=1), torch.tensor([1, K // 2, K])
+    alpha, sigma = process.alpha_sigma(k)
+    x_hat, eps_hat = (dct2(image.double(), D, D) for image in (2 * u0 - 1, eps))
+    v = idct2((alpha * eps_hat - sigma * x_hat) / (alpha**2 + sigma**2).sqrt(), D, D)
+    z, target = process.corrupt(u0, k, eps)
+    found = process.predict(lambda z, k: v, z, k)
+    torch.testing.assert_close(found, target, atol=1e-5, rtol=1e-5)
+
+    off = normal(3, 1, SIZE, SIZE, seed=2).double()
+    error_of_x = sigma / alpha * dct2(process.predict(lambda z, k: v + off, z, k).double() - found, D, D)
+    assert (error_of_x.abs() <= dct2(off, D, D).abs() + 0.1).all()
 
 
 def test_levels_may_be_mixed_in_a_batch(process: BlurringDiffusion) -> None:
