@@ -104,7 +104,7 @@ def test_delta_needs_no_new_network_calls(trained: Path, monkeypatch: pytest.Mon
     """A sweep over delta gives what single evaluations give."""
     evaluation = bound_evaluation(small_config(), trained)
     evaluation(checkpoint=0, delta=0.01, seed=1, directory=trained / "results")
-    monkeypatch.setattr("scripts.evaluation.bound.BoundEstimator", None)
+    monkeypatch.setattr("scripts.evaluation.bound.measure", None)
     results = evaluation(checkpoint=0, delta=0.0125, seed=1, directory=trained / "results")
     monkeypatch.undo()
     assert [result.estimate for result in results] == [result.estimate for result in bound(small_config(), trained)]
