@@ -42,11 +42,6 @@ class Measurement:
     num_levels: int
     """Intermediate terms in the whole bound, of which n were looked at."""
 
-    @property
-    def exact(self) -> bool:
-        """Whether every level was looked at."""
-        return self.levels.shape[1] == self.num_levels
-
     def bound(self, process: Process, prior: Prior, noise: SamplingNoise) -> dict[str, torch.Tensor]:
         """The bound on -log p(u_0) for this sampling noise, "total" and its parts, in nats: each float64 (B,).
 
@@ -81,33 +76,31 @@ def measure(
     sampler: Sampler,
     batches: Iterable[Batch],
     batch_size: int,
-    num_levels_per_image: int | None = None,
+    num_levels_per_image: int,
     on_images: Callable[[int], object] = lambda count: None,
 ) -> Measurement:
-    """Run a model on images of all processes: at `num_levels_per_image` levels drawn in strata for each, or at all levels.
+    """Run a model on images of all processes, each at level 1 and at (at most) `num_levels_per_image` that are drawn in strata.
 
     batch_size: inputs of the network at a time. `on_images` tells of progress. What is measured is a function of (seed, image
     index). Raises ReadingFailed if no image can be read.
     """
-    levels, seed, process = sampler.process.bound_levels, sampler.seed, sampler.process
-    num_draws = len(levels) if num_levels_per_image is None else min(num_levels_per_image, len(levels))
+    process, levels = sampler.process, sampler.process.bound_levels
     parts: list[tuple[torch.Tensor, ...]] = []
     unreadable: list[str] = []
     for batch in batches:
         unreadable += batch.unreadable
         if len(batch.images) == 0:
             continue
-        drawn = [draw_strata(seed, index, levels, num_draws) for index in batch.indices.tolist()]
-        chosen = torch.tensor(drawn, dtype=torch.int64).view(len(drawn), num_draws)
-        errors = _errors(sampler, batch, torch.cat([torch.ones(len(drawn), 1, dtype=torch.int64), chosen], dim=1), batch_size)
+        indices = batch.indices.tolist()
+        k = torch.tensor([[1, *draw_strata(sampler.seed, index, levels, num_levels_per_image)] for index in indices])
         summary = process.prior_summary(batch.images, sampler.prior).cpu()
-        parts.append((chosen, errors[:, 1:], errors[:, 0], summary))
+        parts.append((k, _errors(sampler, batch, k, batch_size), summary))
         on_images(len(batch.images))
     parts = list(chain.from_iterable(distributed.gather(parts)))
     if not parts:
         raise none_readable(list(chain.from_iterable(distributed.gather(unreadable))))
-    chosen, errors, first_errors, summary = (torch.cat(part) for part in zip(*parts, strict=True))
-    return Measurement(chosen, errors, first_errors, summary, len(levels))
+    k, errors, summary = (torch.cat(part) for part in zip(*parts, strict=True))
+    return Measurement(k[:, 1:], errors[:, 1:], errors[:, 0], summary, len(levels))
 
 
 def _errors(sampler: Sampler, batch: Batch, levels: torch.Tensor, batch_size: int) -> torch.Tensor:
@@ -191,13 +184,13 @@ class BoundEvaluation:
             "dataset_split": self.split,
             "dequantized": dequantize,
             "num_levels_per_image": measurement.levels.shape[1],
-            "exact": measurement.exact,
+            "exact": measurement.levels.shape[1] == measurement.num_levels,
             "nats": {name: asdict(Estimate.of(part)) for name, part in bound.items()},
         }
         eps = torch.randn(measurement.summary.shape, generator=torch.Generator().manual_seed(seed % 2**63))
         monte_carlo = process.prior_monte_carlo(measurement.summary, prior, noise, eps)
         print(describe(bound, monte_carlo, settings, measurement.num_levels))
-        suffix = ("" if self.split == "test" else f"_{self.split}") + ("_exact" if measurement.exact else "")
+        suffix = ("" if self.split == "test" else f"_{self.split}") + ("_exact" if settings["exact"] else "")
         folder = directory / f"bound_step_{trained.step}_delta_{noise.label}_seed_{seed}{suffix}"
         title = f"step {trained.step}, delta {noise.label}, {len(bound['total'])} images"
         write_by_level(folder, level_table(measurement, process, noise), title)
@@ -213,9 +206,8 @@ class BoundEvaluation:
 
     def _measure(self, sampler: Sampler, dequantize: bool) -> Measurement:
         images, K = data_set_images(self.config.data, self.split), sampler.process.K
-        num_levels = None if self.exact else self.num_levels_per_image
-        calls_per_image = K if num_levels is None else min(K, num_levels + 1)
-        at_a_time = max(1, self.batch_size // calls_per_image)  # images that make about one batch for the network
+        num_levels = K if self.exact else self.num_levels_per_image
+        at_a_time = max(1, self.batch_size // min(K, num_levels + 1))  # images that make about one batch for the network
         batches = HeldOutBatches(images, sampler.seed, at_a_time, self.num_images, dequantize, self.config.data.num_workers)
         with progress_bar(len(batches.chosen), "image", "likelihood bound") as bar:
             return measure(sampler, batches, self.batch_size, num_levels, bar.update)
