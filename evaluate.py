@@ -68,6 +68,11 @@ SETTINGS = (MODE, SPLIT, NUM_IMAGES, NUM_LEVELS, EXACT, DEQUANTIZE, NUM_GEN, REF
 """Flags that scores depend on, besides those that the sampler's settings contain."""
 
 
+def values(*holders: flags.FlagHolder) -> dict[str, Any]:
+    """Values of flags by name, which for those of an evaluation is its argument's."""
+    return {holder.name: holder.value for holder in holders}
+
+
 def main() -> int:
     """Check how the flags go together, evaluate, write the scores down."""
     for flag in (CUSTOM_NAME, DATASET_PATH) if SAVE_STATS.value else (CONFIG, WORKDIR):
@@ -97,8 +102,7 @@ def evaluate() -> int:
     base = sweep.Point(parse_delta(DELTA.value, config), CHECKPOINT.value, seed)
     dataset = DATASET_NAME.value or config.data.dataset.lower()
     directory = results.results_directory(results.RUNS, dataset, EXPERIMENT_NAME.value or workdir.resolve().name)
-    evaluation = bound_evaluation(directory) if MODE.value == "elbo" else sample_evaluation()
-    runner = sweep.Runner(evaluation, directory, request, PARAM_NAME.value or ",".join(axes) or "delta", workdir)
+    runner = sweep.Runner(evaluation(directory), directory, request, PARAM_NAME.value or ",".join(axes) or "delta", workdir)
     if not axes:
         runner.run_point(base)
         print(f"scores appended to {directory}")
@@ -109,44 +113,33 @@ def evaluate() -> int:
     return 0
 
 
-def bound_evaluation(directory: "Path") -> "Evaluate":
-    """The bound on the likelihood, as the flags say; its tables by level go to `directory`."""
-    from scripts.evaluation.bound import BoundEvaluation
+def evaluation(directory: "Path") -> "Evaluate":
+    """What --mode names, as the flags say; the bound's tables by level go to `directory`."""
+    config, batch_size = CONFIG.value, BATCH_SIZE.value or CONFIG.value.eval.batch_size
+    if MODE.value == "elbo":
+        from scripts.evaluation.bound import BoundEvaluation
 
-    config = CONFIG.value
-    evaluation = BoundEvaluation(
-        config,
-        WORKDIR.value,
-        split=SPLIT.value or "test",
-        num_images=config.eval.num_images if NUM_IMAGES.value is None else NUM_IMAGES.value,
-        num_levels_per_image=NUM_LEVELS.value,
-        exact=EXACT.value,
-        batch_size=BATCH_SIZE.value or config.eval.batch_size,
-        dequantize=DEQUANTIZE.value,
-        precision=PRECISION.value,
-    )
-    return lambda point: evaluation(**vars(point), directory=directory)
-
-
-def sample_evaluation() -> "Evaluate":
-    """The metrics of samples that --mode names, as the flags say."""
+        bound = BoundEvaluation(
+            config,
+            WORKDIR.value,
+            split=SPLIT.value or "test",
+            num_images=config.eval.num_images if NUM_IMAGES.value is None else NUM_IMAGES.value,
+            batch_size=batch_size,
+            **values(NUM_LEVELS, EXACT, DEQUANTIZE, PRECISION),
+        )
+        return lambda point: bound(**vars(point), directory=directory)
     from scripts.evaluation.fid import SampleEvaluation
 
-    evaluation = SampleEvaluation(
-        CONFIG.value,
+    samples = SampleEvaluation(
+        config,
         WORKDIR.value,
         metrics=MODES[MODE.value],
-        batch_size=BATCH_SIZE.value or CONFIG.value.eval.batch_size,
-        num_gen=NUM_GEN.value,
+        batch_size=batch_size,
         reference=REFERENCE.value,
         dataset_split=SPLIT.value or "train",
-        cleanfid_mode=CLEANFID_MODE.value,
-        feature_extractor=EXTRACTOR.value,
-        inception_path=INCEPTION_PATH.value,
-        k=NEIGHBOURS.value,
-        precision=PRECISION.value,
+        **values(NUM_GEN, CLEANFID_MODE, EXTRACTOR, INCEPTION_PATH, NEIGHBOURS, PRECISION),
     )
-    return lambda point: evaluation(**vars(point))
+    return lambda point: samples(**vars(point))
 
 
 def request(point: "Point") -> dict[str, Any]:
@@ -156,8 +149,7 @@ def request(point: "Point") -> dict[str, Any]:
 
     config = CONFIG.value
     sampler, trained = load_sampler(config, WORKDIR.value, **vars(point), precision=PRECISION.value, scoring=True)
-    chosen = {flag.name: flag.value for flag in SETTINGS}
-    return {"config_hash": config_hash(config), **sampler.settings(config, trained), **chosen}
+    return {"config_hash": config_hash(config), **sampler.settings(config, trained), **values(*SETTINGS)}
 
 
 def save_statistics() -> int:

@@ -2,7 +2,8 @@
 
 import csv
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,9 @@ from ml_collections import ConfigDict
 from model_code import build_process
 from model_code.elbo import bits_per_dim
 from model_code.noise import SamplingNoise
-from model_code.process import Denoiser, Prior, Process
+from model_code.process import Prior, Process
 from scripts import distributed
 from scripts.data.loader import Batch, HeldOutBatches, clean_batches, none_readable
-from scripts.device import Precision
 from scripts.errors import UserError
 from scripts.estimate import Estimate
 from scripts.evaluation.features import data_set_images
@@ -41,17 +41,6 @@ class Measurement:
     """`Process.prior_summary`: (B, ...)."""
     num_levels: int
     """Intermediate terms in the whole bound, of which n were looked at."""
-
-    @property
-    def exact(self) -> bool:
-        """Whether every level was looked at."""
-        return self.levels.shape[1] == self.num_levels
-
-    def gathered(self) -> "Measurement":
-        """With the images of all processes, in the order of ranks."""
-        tensors = (self.levels, self.errors, self.first_errors, self.summary)
-        levels, errors, first_errors, summary = map(distributed.gather_rows, tensors)
-        return Measurement(levels, errors, first_errors, summary, self.num_levels)
 
     def bound(self, process: Process, prior: Prior, noise: SamplingNoise) -> dict[str, torch.Tensor]:
         """The bound on -log p(u_0) for this sampling noise, "total" and its parts, in nats: each float64 (B,).
@@ -82,50 +71,48 @@ def draw_strata(seed: int, index: int, levels: range, num_draws: int) -> list[in
     return [levels[min(place, len(levels) - 1)] for place in places]
 
 
-@dataclass(frozen=True)
-class BoundEstimator:
-    """Runs a model on corrupted images at chosen levels: what it measures is a function of (seed, image index)."""
+@torch.no_grad()
+def measure(
+    sampler: Sampler,
+    batches: Iterable[Batch],
+    batch_size: int,
+    num_levels_per_image: int,
+    on_images: Callable[[int], object] = lambda count: None,
+) -> Measurement:
+    """Run a model on images of all processes, each at level 1 and at (at most) `num_levels_per_image` that are drawn in strata.
 
-    model: Denoiser
-    """On the device to compute on, in eval mode."""
-    process: Process
-    """On the same device."""
-    precision: Precision
-    batch_size: int
-    """Inputs of the network at a time."""
+    batch_size: inputs of the network at a time. `on_images` tells of progress. What is measured is a function of (seed, image
+    index). Raises ReadingFailed if no image can be read.
+    """
+    process, levels = sampler.process, sampler.process.bound_levels
+    parts: list[tuple[torch.Tensor, ...]] = []
+    unreadable: list[str] = []
+    for batch in batches:
+        unreadable += batch.unreadable
+        if len(batch.images) == 0:
+            continue
+        indices = batch.indices.tolist()
+        k = torch.tensor([[1, *draw_strata(sampler.seed, index, levels, num_levels_per_image)] for index in indices])
+        summary = process.prior_summary(batch.images, sampler.prior).cpu()
+        parts.append((k, _errors(sampler, batch, k, batch_size), summary))
+        on_images(len(batch.images))
+    parts = list(chain.from_iterable(distributed.gather(parts)))
+    if not parts:
+        raise none_readable(list(chain.from_iterable(distributed.gather(unreadable))))
+    k, errors, summary = (torch.cat(part) for part in zip(*parts, strict=True))
+    return Measurement(k[:, 1:], errors[:, 1:], errors[:, 0], summary, len(levels))
 
-    @torch.no_grad()
-    def measure(
-        self,
-        batches: Iterable[Batch],
-        prior: Prior,
-        seed: int,
-        num_levels_per_image: int | None = None,
-        on_images: Callable[[int], object] = lambda count: None,
-    ) -> Measurement:
-        """All images at `num_levels_per_image` levels drawn in strata, or at all levels; `on_images` tells of progress."""
-        levels = self.process.bound_levels
-        num_draws = len(levels) if num_levels_per_image is None else min(num_levels_per_image, len(levels))
-        parts = []
-        for batch in batches:
-            drawn = [draw_strata(seed, index, levels, num_draws) for index in batch.indices.tolist()]
-            chosen = torch.tensor(drawn, dtype=torch.int64).view(len(drawn), num_draws)
-            errors = self._errors(batch, seed, torch.cat([torch.ones(len(drawn), 1, dtype=torch.int64), chosen], dim=1))
-            parts.append((chosen, errors[:, 1:], errors[:, 0], self.process.prior_summary(batch.images, prior).cpu()))
-            on_images(len(batch.images))
-        chosen, errors, first_errors, summary = (torch.cat(part) for part in zip(*parts, strict=True))
-        return Measurement(chosen, errors, first_errors, summary, len(levels))
 
-    def _errors(self, batch: Batch, seed: int, levels: torch.Tensor) -> torch.Tensor:
-        """`Process.errors` of every image at its row of levels (B, n), with noise that belongs to (seed, index, level)."""
-        rows = torch.arange(len(levels)).repeat_interleave(levels.shape[1])
-        errors = []
-        for row, k in zip(rows.split(self.batch_size), levels.flatten().split(self.batch_size), strict=True):
-            device, places = self.precision.device, zip(k.tolist(), batch.indices[row].tolist(), strict=True)
-            eps = normal_by_index(device, seed, Purpose.BOUND_NOISE, places, tuple(batch.images.shape[1:]))
-            with self.precision.autocast():
-                errors.append(self.process.errors(self.model, batch.images[row].to(device), k.to(device), eps).cpu())
-        return torch.cat(errors).view(*levels.shape, -1) if errors else torch.empty(0)
+def _errors(sampler: Sampler, batch: Batch, levels: torch.Tensor, batch_size: int) -> torch.Tensor:
+    """`Process.errors` of every image at its row of levels (B, n), with noise that belongs to (seed, index, level)."""
+    rows = torch.arange(len(levels)).repeat_interleave(levels.shape[1])
+    device, errors = sampler.precision.device, []
+    for row, k in zip(rows.split(batch_size), levels.flatten().split(batch_size), strict=True):
+        places = zip(k.tolist(), batch.indices[row].tolist(), strict=True)
+        eps = normal_by_index(device, sampler.seed, Purpose.BOUND_NOISE, places, sampler.shape)
+        with sampler.precision.autocast():
+            errors.append(sampler.process.errors(sampler.model, batch.images[row].to(device), k.to(device), eps).cpu())
+    return torch.cat(errors).view(*levels.shape, -1)
 
 
 def level_table(measurement: Measurement, process: Process, noise: SamplingNoise) -> list[LevelRow]:
@@ -133,18 +120,21 @@ def level_table(measurement: Measurement, process: Process, noise: SamplingNoise
 
     With protocol 'released' k = 1 has two rows, as its sum counts that level twice.
     """
-    first = measurement.first_errors
-    L_0 = process.reconstruction(first, noise)
-    floor = process.reconstruction(torch.zeros_like(first[:1]), noise)
-    rows = [LevelRow(1, Estimate.of(first.sum(1)), Estimate.of(L_0), floor.item())]
+
+    def padded(errors: torch.Tensor) -> torch.Tensor:
+        return torch.cat([errors, torch.zeros_like(errors[:1])])
+
+    def row(k: int, errors: torch.Tensor, terms: torch.Tensor) -> LevelRow:
+        return LevelRow(k, Estimate.of(errors[:-1].sum(1)), Estimate.of(terms[:-1]), floor=terms[-1].item())
+
+    first = padded(measurement.first_errors)
+    rows = [row(1, first, process.reconstruction(first, noise))]
     levels = measurement.levels
     drawn_before = torch.zeros_like(levels, dtype=torch.bool)
     drawn_before[:, 1:] = levels[:, 1:] == levels[:, :-1]
     for level in levels.unique().tolist():
-        errors = measurement.errors[(levels == level) & ~drawn_before]
-        k = torch.full((len(errors),), level)
-        terms, floor = process.terms(errors, k, noise), process.terms(torch.zeros_like(errors[:1]), k[:1], noise)
-        rows.append(LevelRow(level, Estimate.of(errors.sum(1)), Estimate.of(terms), floor.item()))
+        errors = padded(measurement.errors[(levels == level) & ~drawn_before])
+        rows.append(row(level, errors, process.terms(errors, torch.full((len(errors),), level), noise)))
     return rows
 
 
@@ -181,8 +171,8 @@ class BoundEvaluation:
             raise UserError("--delta=0: the bound is infinite without sampling noise; delta must be greater than 0")
         dequantize = self.dequantize and not sampler.process.discrete
         if self._measured is None or self._measured[0] != (checkpoint, seed):
-            prior = self._prior(sampler, trained.dequantized, dequantize)
-            self._measured = ((checkpoint, seed), prior, self._measure(sampler, prior, seed, dequantize))
+            sampler = replace(sampler, prior=self._prior(sampler, trained.dequantized, dequantize))
+            self._measured = ((checkpoint, seed), sampler.prior, self._measure(sampler, dequantize))
         _, prior, measurement = self._measured
         if not distributed.is_main():
             return []
@@ -194,13 +184,13 @@ class BoundEvaluation:
             "dataset_split": self.split,
             "dequantized": dequantize,
             "num_levels_per_image": measurement.levels.shape[1],
-            "exact": measurement.exact,
+            "exact": measurement.levels.shape[1] == measurement.num_levels,
             "nats": {name: asdict(Estimate.of(part)) for name, part in bound.items()},
         }
         eps = torch.randn(measurement.summary.shape, generator=torch.Generator().manual_seed(seed % 2**63))
         monte_carlo = process.prior_monte_carlo(measurement.summary, prior, noise, eps)
         print(describe(bound, monte_carlo, settings, measurement.num_levels))
-        suffix = ("" if self.split == "test" else f"_{self.split}") + ("_exact" if measurement.exact else "")
+        suffix = ("" if self.split == "test" else f"_{self.split}") + ("_exact" if settings["exact"] else "")
         folder = directory / f"bound_step_{trained.step}_delta_{noise.label}_seed_{seed}{suffix}"
         title = f"step {trained.step}, delta {noise.label}, {len(bound['total'])} images"
         write_by_level(folder, level_table(measurement, process, noise), title)
@@ -214,18 +204,13 @@ class BoundEvaluation:
             for score, (values, unit) in scores.items()
         ]
 
-    def _measure(self, sampler: Sampler, prior: Prior, seed: int, dequantize: bool) -> Measurement:
+    def _measure(self, sampler: Sampler, dequantize: bool) -> Measurement:
         images, K = data_set_images(self.config.data, self.split), sampler.process.K
-        num_levels = None if self.exact else self.num_levels_per_image
-        calls_per_image = K if num_levels is None else min(K, num_levels + 1)
-        at_a_time = max(1, self.batch_size // calls_per_image)  # images that make about one batch for the network
-        batches = HeldOutBatches(images, seed, at_a_time, self.num_images, dequantize, self.config.data.num_workers)
-        estimator = BoundEstimator(sampler.model, sampler.process, sampler.precision, self.batch_size)
+        num_levels = K if self.exact else self.num_levels_per_image
+        at_a_time = max(1, self.batch_size // min(K, num_levels + 1))  # images that make about one batch for the network
+        batches = HeldOutBatches(images, sampler.seed, at_a_time, self.num_images, dequantize, self.config.data.num_workers)
         with progress_bar(len(batches.chosen), "image", "likelihood bound") as bar:
-            measurement = estimator.measure(batches, prior, seed, num_levels, bar.update).gathered()
-        if len(measurement.levels) == 0:
-            raise none_readable([images.name(0)])
-        return measurement
+            return measure(sampler, batches, self.batch_size, num_levels, bar.update)
 
     def _prior(self, sampler: Sampler, is_dequantized: bool, dequantize: bool) -> Prior:
         """The prior over training images, dequantised as the images are."""

@@ -87,17 +87,19 @@ def classifier_features(directory: Path, data: ConfigDict, device: torch.device,
     kept in `directory`. Raises UserError for a data set without labels.
     """
     pixels, labels = _read(data, "train")
-    network = _new_network(pixels.shape[1], int(labels.max()) + 1)
-    file, key = INCLUDED, zlib.crc32(pixels.numpy().tobytes(), zlib.crc32(labels.numpy().tobytes()))
-    if read_npz(INCLUDED)["data_crc32"] != key:
+    with torch.random.fork_rng(devices=[]):  # initial weights are drawn from the global generator, whose state must not change
+        torch.manual_seed(int(stream(SEED, Purpose.CLASSIFIER).integers(2**63)))
+        network = Network(pixels.shape[1], int(labels.max()) + 1)
+    weights, key = read_npz(INCLUDED), zlib.crc32(pixels.numpy().tobytes(), zlib.crc32(labels.numpy().tobytes()))
+    if weights.pop("data_crc32") != key:
         key = zlib.crc32(f"{steps} {BATCH_SIZE} {LEARNING_RATE} {SHIFT}".encode(), key)
         file = make_directory(directory, "classifier") / f"classifier_{key:08x}.npz"
-    if file.exists():
-        _load(network, file)
-    else:
-        _train(network.to(device), pixels, labels, steps)
-        with atomic_write(file) as temporary:
-            np.savez(temporary, **{name: value.cpu().numpy() for name, value in network.state_dict().items()})
+        if not file.exists():
+            _train(network.to(device), pixels, labels, steps)
+            with atomic_write(file) as temporary:
+                np.savez(temporary, **{name: value.cpu().numpy() for name, value in network.state_dict().items()})
+        weights = read_npz(file)
+    network.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
     return ClassifierFeatures(network, device, _accuracy(network.to(device).eval(), *_read(data, "held_out")))
 
 
@@ -105,18 +107,6 @@ def _read(data: ConfigDict, split: Split) -> tuple[torch.Tensor, torch.Tensor]:
     """uint8 (N, C, H, W) and int64 (N,). The data sets that have labels fit into memory."""
     source, labels = load_labelled(data, split)
     return torch.from_numpy(np.stack([source[i] for i in range(len(source))])), torch.from_numpy(labels)
-
-
-def _new_network(num_channels: int, num_classes: int) -> Network:
-    with torch.random.fork_rng(devices=[]):  # initial weights are drawn from the global generator, whose state must not change
-        torch.manual_seed(int(stream(SEED, Purpose.CLASSIFIER).integers(2**63)))
-        return Network(num_channels, num_classes)
-
-
-def _load(network: Network, file: Path) -> None:
-    arrays = read_npz(file)
-    arrays.pop("data_crc32", None)
-    network.load_state_dict({name: torch.from_numpy(value) for name, value in arrays.items()})
 
 
 def _train(network: Network, pixels: torch.Tensor, labels: torch.Tensor, steps: int) -> None:

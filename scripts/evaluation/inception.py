@@ -16,8 +16,6 @@ from cleanfid.resize import build_resizer
 from scripts.errors import UserError
 from scripts.io import user_path
 
-PATH_VARIABLE = "IHDM_INCEPTION_PATH"
-
 
 def weights_file(inception_path: str = "") -> Path:
     """The TorchScript network of the modes "clean" and "legacy_tensorflow", downloaded if it is not there.
@@ -26,7 +24,7 @@ def weights_file(inception_path: str = "") -> Path:
     downloads. Raises UserError if there is no such file and it cannot be downloaded.
     """
     name = inception_url.rsplit("/", 1)[-1]
-    given = inception_path or os.environ.get(PATH_VARIABLE, "")
+    given = inception_path or os.environ.get("IHDM_INCEPTION_PATH", "")
     place = user_path(given, "--inception_path") if given else Path(torch.hub.get_dir()) / "checkpoints"
     file = place if place.name == name else place / name  # clean-fid takes a folder and expects this name in it
     if not file.is_file():
@@ -36,7 +34,7 @@ def weights_file(inception_path: str = "") -> Path:
         except OSError as error:
             raise UserError(
                 f"{file} is not there and {inception_url} cannot be downloaded ({error}): put it there by hand, or say where "
-                f"it is with --inception_path or the environment variable {PATH_VARIABLE}"
+                "it is with --inception_path or the environment variable IHDM_INCEPTION_PATH"
             ) from None
     return file
 
@@ -74,9 +72,5 @@ class InceptionFeatures:
     def __call__(self, pixels: torch.Tensor) -> np.ndarray:
         """Images uint8 (B, C, H, W), C 1 or 3, to features float32 (B, 2048). Grey images are repeated to three channels."""
         images = pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy()
-        x = (
-            torch.from_numpy(np.stack([self._resize(image) for image in images]))
-            .permute(0, 3, 1, 2)
-            .to(self.device, torch.float32)
-        )
-        return self._network(x).float().cpu().numpy()
+        resized = torch.from_numpy(np.stack([self._resize(image) for image in images])).permute(0, 3, 1, 2)
+        return self._network(resized.to(self.device, torch.float32)).float().cpu().numpy()

@@ -35,14 +35,13 @@ def plot_by_level(path: Path, rows: Sequence[LevelRow], title: str) -> None:
     """
     figure = Figure(figsize=(7, 7), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
-    terms = rows[1:]  # the first row is the reconstruction term, which may be negative
-    _error_bars(above, [row.k for row in terms], [row.term for row in terms])
+    k, terms = [row.k for row in rows], rows[1:]  # the first row is the reconstruction term, which may be negative
+    _error_bars(above, k[1:], [row.term for row in terms])
     if any(row.floor > 0 for row in terms):
-        floors = [row.floor for row in terms]
-        above.plot([row.k for row in terms], floors, color="gray", ls="--", lw=1, label="without errors of the network")
+        above.plot(k[1:], [row.floor for row in terms], color="gray", ls="--", lw=1, label="without errors of the network")
         above.legend()
     above.set(title=title, ylabel="$L_{k-1}$ in nats", yscale="log")
-    _error_bars(below, [row.k for row in rows], [row.error for row in rows])
+    _error_bars(below, k, [row.error for row in rows])
     below.xaxis.set_major_locator(MaxNLocator(integer=True))
     below.set(xlabel="blur level $k$", ylabel=r"$\|A_{k-1} u_0 - \mu(u_k, k)\|^2$", yscale="log")
     _save(figure, path)

@@ -105,21 +105,17 @@ class Runner:
         return results
 
     def run(self, points: Sequence[Point]) -> Scores:
-        """The scores of all points. All requests are made first, so that an error in one of them shows at once."""
+        """The scores of all points, in process 0. All requests are made first, so that an error in one shows at once."""
         files = distributed.from_main([self._file(point) for point in points])
         done = distributed.from_main([file.exists() for file in files])
         print(f"sweep of {len(points)} points, {sum(done)} of them in {self.directory}", flush=True)
-        scores: list[tuple[Point, list[Result]]] = []
-        for point, file, is_done in zip(points, files, done, strict=True):
-            if is_done:
-                results = _read_point(file) if distributed.is_main() else []
-            else:
-                print(f"[{len(scores) + 1}/{len(points)}] {point}", flush=True)
+        for i, (point, file, is_done) in enumerate(zip(points, files, done, strict=True)):
+            if not is_done:
+                print(f"[{i + 1}/{len(points)}] {point}", flush=True)
                 results = self.run_point(point)
                 if distributed.is_main():
                     _write_point(file, results)
-            scores.append((point, results))
-        return scores
+        return [(point, _read_point(file)) for point, file in zip(points, files, strict=True)] if distributed.is_main() else []
 
     def _file(self, point: Point) -> Path:
         text = json.dumps({"point": asdict(point), "request": self.request(point)}, sort_keys=True)
@@ -144,8 +140,7 @@ def _read_point(file: Path) -> list[Result]:
 def difference(result: Result, best: Result) -> Estimate | None:
     """How far a result is from another, with the error of the difference paired by image; None where that is not known.
 
-    With the same random numbers most of the variation between images cancels out, so that the error is far below that of
-    either value.
+    With the same random numbers most of the variation between images cancels out.
     """
     a, b = result.per_image, best.per_image
     if a is None or b is None or len(a) != len(b) or len(a) < 2:
@@ -158,18 +153,18 @@ def report(scores: Scores, axes: Axes, directory: Path) -> str:
 
     Each score has a plot beside it. Returns the text.
     """
-    names = list(axes)
+    first, *others = names = list(axes)
     path = make_directory(directory, "evaluation results") / f"sweep_{'_'.join(names)}.txt"
     best = {}
     for i, score in enumerate(result.score for result in scores[0][1]):
         found = [(point, results[i]) for point, results in scores]
-        sign = 1 if score in LOWER_IS_BETTER else -1
-        best[score] = min(found, key=lambda pair: sign * pair[1].estimate.value)
+        choose = min if score in LOWER_IS_BETTER else max
+        best[score] = choose(found, key=lambda pair: pair[1].estimate.value)
         series: dict[str, list[tuple[Value, Estimate]]] = {}
         for point, result in found:
-            label = ", ".join(f"{name} {getattr(point, name)}" for name in names[1:])
-            series.setdefault(label, []).append((getattr(point, names[0]), result.estimate))
-        plot_sweep(path.with_name(f"{path.stem}_{score}.png"), names[0], score, series)
+            label = ", ".join(f"{name} {getattr(point, name)}" for name in others)
+            series.setdefault(label, []).append((getattr(point, first), result.estimate))
+        plot_sweep(path.with_name(f"{path.stem}_{score}.png"), first, score, series)
     lines = ["".join(f"{name:>12}" for name in names) + "".join(f"{score:>24}{'from the best':>24}" for score in best)]
     for point, results in scores:
         line = "".join(f"{getattr(point, name)!s:>12}" for name in names)

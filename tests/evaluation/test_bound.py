@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +15,12 @@ from model_code.dct import dct2, idct2
 from model_code.elbo import bits_per_dim, prior_kl_bound, prior_kl_monte_carlo
 from model_code.noise import IsotropicNoise
 from model_code.prior import PriorBank
-from model_code.process import HeatDissipation
-from scripts.data.loader import Batch
+from model_code.process import Denoiser, HeatDissipation
+from scripts.data.loader import Batch, ReadingFailed
 from scripts.device import Precision
 from scripts.estimate import Estimate
-from scripts.evaluation.bound import BoundEstimator, Measurement, draw_strata, level_table
+from scripts.evaluation.bound import Measurement, draw_strata, level_table, measure
+from scripts.sampling.sampler import Sampler
 
 SIGMA, DELTA, K, SIZE = 0.01, 0.0125, 12, 8
 BLUR = DCTBlur(blur_schedule(K, 0.5, 5.0), SIZE, SIZE)
@@ -54,13 +56,22 @@ def batches(u: torch.Tensor, size: int = 64) -> Iterator[Batch]:
         yield Batch(images, indices, ())
 
 
-def estimator(batch_size: int = 256, process: HeatDissipation = PAPER) -> BoundEstimator:
-    return BoundEstimator(best_denoiser, process, Precision.named(torch.device("cpu"), "float32"), batch_size)
+def sampler(seed: int, process: HeatDissipation = PAPER, model: Denoiser = best_denoiser) -> Sampler:
+    precision = Precision.named(torch.device("cpu"), "float32")
+    return Sampler(model, process, BANK, NOISE, DELTA, seed, precision, (1, SIZE, SIZE))
+
+
+def measured(images: torch.Tensor, seed: int = 3, num_levels: int = K, batch_size: int = 256, **options: Any) -> Measurement:
+    return measure(sampler(seed, **options), batches(images, max(1, batch_size // 4)), batch_size, num_levels)
+
+
+def idle(u: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(u)
 
 
 IMAGES = gaussian_images(500)
 BANK = PriorBank.from_images(MEAN, BLUR)
-EXACT = estimator().measure(batches(IMAGES), BANK, seed=3)
+EXACT = measured(IMAGES)
 EXACT_BOUND = EXACT.bound(PAPER, BANK, NOISE)
 
 
@@ -81,12 +92,12 @@ def closed_form(protocol: str) -> dict[str, float]:
     }
 
 
-@pytest.mark.parametrize("num_levels", [None, 4])
+@pytest.mark.parametrize("num_levels", [K, 4])
 @pytest.mark.parametrize("protocol", ["paper", "released"])
-def test_known_answer(protocol: str, num_levels: int | None) -> None:
+def test_known_answer(protocol: str, num_levels: int) -> None:
     """Every part of the bound of the best model on Gaussian data is its expectation, within the standard error."""
     process = PAPER if protocol == "paper" else RELEASED
-    bound = estimator(process=process).measure(batches(IMAGES), BANK, 0, num_levels).bound(process, BANK, NOISE)
+    bound = measured(IMAGES, 0, num_levels, process=process).bound(process, BANK, NOISE)
     for name, expected in closed_form(protocol).items():
         found = Estimate.of(bound[name])
         assert abs(found.value - expected) < 3 * found.standard_error, name
@@ -95,8 +106,7 @@ def test_known_answer(protocol: str, num_levels: int | None) -> None:
 
 def test_another_model_is_worse() -> None:
     """The bound of the best model is the smallest: on the same images with the same noise, doing nothing costs more."""
-    idle = BoundEstimator(lambda u, k: torch.zeros_like(u), PAPER, estimator().precision, 256)
-    bound = idle.measure(batches(IMAGES), BANK, 3).bound(PAPER, BANK, NOISE)
+    bound = measured(IMAGES, model=idle).bound(PAPER, BANK, NOISE)
     difference = Estimate.of(bound["total"] - EXACT_BOUND["total"])
     assert difference.value > 50 * difference.standard_error
 
@@ -125,7 +135,7 @@ def test_sums_of_both_protocols() -> None:
     assert list(PAPER.bound_levels) == list(range(2, K + 1))
     assert list(RELEASED.bound_levels) == list(range(1, K))
     last = PAPER.terms(EXACT.errors[:, -1], EXACT.levels[:, -1], NOISE)
-    released = estimator(process=RELEASED).measure(batches(IMAGES), BANK, 3)
+    released = measured(IMAGES, process=RELEASED)
     torch.testing.assert_close(released.errors[:, 1:], EXACT.errors[:, :-1])
     assert released.levels[0].tolist() == list(range(1, K))
     at_1 = RELEASED.terms(released.errors[:, 0], released.levels[:, 0], NOISE)
@@ -135,11 +145,9 @@ def test_sums_of_both_protocols() -> None:
 
 def test_one_level_has_no_intermediate_terms() -> None:
     process = HeatDissipation(DCTBlur(blur_schedule(1, 0.5, 5.0), SIZE, SIZE), SIGMA)
-    bank = PriorBank.from_images(MEAN, process.blur)
-    small = BoundEstimator(lambda u, k: torch.zeros_like(u), process, estimator().precision, 8)
-    bound = small.measure(batches(IMAGES[:5]), bank, 0, 3).bound(process, bank, NOISE)
+    bound = measured(IMAGES[:5], num_levels=3, process=process, model=idle).bound(process, BANK, NOISE)
     torch.testing.assert_close(bound["total"], bound["prior"] + bound["reconstruction"])
-    torch.testing.assert_close(bound["prior"], prior_kl_bound(IMAGES[:5], bank, SIGMA, DELTA))
+    assert not bound["intermediate"].any()
 
 
 def test_monte_carlo_estimate_of_the_prior_term() -> None:
@@ -197,18 +205,23 @@ def test_strata_beat_independent_draws(num_draws: int) -> None:
 
 def test_estimates_agree_with_all_levels() -> None:
     """Network calls at drawn levels are those that looking at all levels makes."""
-    estimate = estimator().measure(batches(IMAGES), BANK, 3, 4)
+    estimate = measured(IMAGES, num_levels=4)
     torch.testing.assert_close(estimate.errors, subset(estimate.levels).errors, rtol=1e-4, atol=1e-8)
-    assert not estimate.exact
-    assert EXACT.exact
+    assert (estimate.levels.shape[1], EXACT.levels.shape[1]) == (4, K - 1)
     difference = Estimate.of(estimate.bound(PAPER, BANK, NOISE)["total"] - EXACT_BOUND["total"])
     assert abs(difference.value) < 3 * difference.standard_error
-    assert estimator().measure(batches(IMAGES[:9]), BANK, 3, 100).exact
 
 
 def test_batch_size_does_not_matter() -> None:
-    one = estimator(256).measure(batches(IMAGES[:20], 20), BANK, 7, 4)
-    other = estimator(3).measure(batches(IMAGES[:20], 6), BANK, 7, 4)
+    one, other = (measured(IMAGES[:20], 7, 4, batch_size) for batch_size in (256, 3))
     assert torch.equal(one.levels, other.levels)
     torch.testing.assert_close(one.errors, other.errors, rtol=1e-3, atol=1e-8)
-    assert not torch.equal(one.levels, estimator().measure(batches(IMAGES[:20]), BANK, 8, 4).levels)
+    assert not torch.equal(one.levels, measured(IMAGES[:20], 8, 4).levels)
+
+
+def test_batches_without_a_readable_image() -> None:
+    """They are left out; an error if there are no others."""
+    nothing = Batch(IMAGES[:0], torch.empty(0, dtype=torch.int64), ("a.png",))
+    assert len(measure(sampler(0), [nothing, *batches(IMAGES[:3])], 256, 2).levels) == 3
+    with pytest.raises(ReadingFailed, match=r"none of the 1 images can be read, such as a\.png"):
+        measure(sampler(0), [nothing], 256, 2)

@@ -39,9 +39,8 @@ def test_parsing(texts: list[str], expected: dict[str, list[float | str]]) -> No
 @pytest.mark.parametrize(
     "text",
     [
-        "delta", "delta=", "delta=a", "delta=1:2", "delta=0.02:0.01:0.001", "delta=0.01:0.02:0", "delta=0.01:0.02:-1",
-        "delta=-0.01,0.01", "delta=nan", "delta=inf", "delta=0:inf:1", "delta=1:2:1,3", "seed=0.5", "seed=spectral",
-        "checkpoint=0:2:0.5", "sigma=1,2", "=1",
+        "delta", "delta=", "delta=a", "delta=1:2", "delta=0.02:0.01:0.001", "delta=0.01:0.02:0", "delta=-0.01,0.01",
+        "delta=nan", "seed=0.5", "seed=spectral", "sigma=1,2",
     ],
 )  # fmt: skip
 def test_what_is_no_sweep(text: str) -> None:
