@@ -55,8 +55,8 @@ def load_labelled(data: ConfigDict, split: Split) -> tuple[ImageSource, np.ndarr
     """
     if data.dataset.lower() not in LABELLED:
         raise UserError(
-            f"--feature_extractor=classifier: config.data.dataset = {data.dataset!r} has no labels, {', '.join(LABELLED)} have; "
-            "use --feature_extractor=inception"
+            f"--feature_extractor=classifier: config.data.dataset = {data.dataset!r} has no labels, "
+            f"{', '.join(LABELLED)} have; use --feature_extractor=inception"
         )
     source = load_images(data, split)
     assert isinstance(source, ArrayImages)
