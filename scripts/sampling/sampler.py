@@ -246,9 +246,12 @@ def load_sampler(
             print(f"{trained.path} holds no prior: initial states are made from the images of {config.data.dataset}")
         data = config.data
         prior = DataPrior(load_images(data, "train"), process, data.uniform_dequantization, mirrored=data.random_flip)
-    computed_in, choices = Precision.named(device, precision), {"delta": delta, "seed": seed, "scoring": scoring}
+    computed_in = Precision.named(device, precision)
     model = to_device(trained.model, device, config.compile, autocast=computed_in.enabled)
-    return make_sampler(config, model, process.to(device), prior, computed_in, trained.noise, **choices), trained
+    sampler = make_sampler(
+        config, model, process.to(device), prior, computed_in, trained.noise, delta=delta, seed=seed, scoring=scoring
+    )
+    return sampler, trained
 
 
 def weights_checksum(model: torch.nn.Module) -> int:
