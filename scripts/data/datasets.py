@@ -49,10 +49,7 @@ def load_images(data: ConfigDict, split: Split) -> ImageSource:
 
 
 def load_labelled(data: ConfigDict, split: Split) -> tuple[ImageSource, np.ndarray]:
-    """The images of `config.data`, as `load_images` gives them, with their classes, int64 (N,) from 0.
-
-    Raises UserError for a data set without classes.
-    """
+    """As `load_images`, with the images' classes, int64 (N,) from 0. Raises UserError for a data set without."""
     if data.dataset.lower() not in LABELLED:
         raise UserError(
             f"--feature_extractor=classifier: config.data.dataset = {data.dataset!r} has no labels, "
@@ -99,7 +96,7 @@ def _open_torchvision(name: str, root: Path, split: Split, size: int, channels: 
 
 
 def _open_lsun_church(path: Path, split: Split, size: int, channels: int) -> LsunImages:
-    folder = path / f"church_outdoor_{'train' if split == 'train' else 'val'}_lmdb"
+    folder = path / ("church_outdoor_train_lmdb" if split == "train" else "church_outdoor_val_lmdb")
     _require_folder(folder)
     source = LsunImages(folder, size, channels)
     if len(source) == 0:
@@ -149,9 +146,7 @@ DATA_SETS = {
         "the four .gz files of https://ossci-datasets.s3.amazonaws.com/mnist/ in {place}/MNIST/raw, and nothing else there",
     ),
     "cifar10": DataSet(
-        partial(_open_torchvision, "CIFAR10"),
-        "",
-        "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz in {place}",
+        partial(_open_torchvision, "CIFAR10"), "", "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz in {place}"
     ),
     "lsun_church": DataSet(
         _open_lsun_church,
@@ -159,9 +154,7 @@ DATA_SETS = {
         "church_outdoor_train_lmdb and church_outdoor_val_lmdb, by the script of https://github.com/fyu/lsun, in {place}",
     ),
     "ffhq": DataSet(
-        _open_folder,
-        "ffhq-dataset/images1024x1024",
-        "the folder images1024x1024 of https://github.com/NVlabs/ffhq-dataset as {place}",
+        _open_folder, "ffhq-dataset/images1024x1024", "images1024x1024 of https://github.com/NVlabs/ffhq-dataset as {place}"
     ),
     "afhq": DataSet(_open_afhq, "afhq", "AFHQ's train and val, from https://github.com/clovaai/stargan-v2, in {place}"),
     "folder": DataSet(_open_folder, None, "a folder with at least 2 images (.png, .jpg, ...), in subfolders or not"),

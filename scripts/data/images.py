@@ -25,7 +25,7 @@ FINGERPRINT_IMAGES = 64
 class UnreadableImage(Exception):
     """One image that cannot be decoded: missing, truncated, no image, or so large that Pillow refuses it."""
 
-    def __init__(self, name: str, reason: str) -> None:
+    def __init__(self, name: str, reason: object) -> None:
         super().__init__(f"{name}: {reason}")
         self.name = name
 
@@ -66,10 +66,7 @@ Resize = Callable[[Image.Image, int], Image.Image]
 
 
 def box_bicubic(image: Image.Image, size: int) -> Image.Image:
-    """Halved by a box filter down to less than twice the size, then bicubic, and the central square.
-
-    As the release, improved-diffusion and guided-diffusion resize folders of images.
-    """
+    """Box halvings to less than twice the size, bicubic, central square: as the release and guided-diffusion do it."""
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Resampling.BOX)
     scale = size / min(image.size)
@@ -164,7 +161,7 @@ class LsunImages:
             with _lmdb_environment(self._folder).begin() as transaction:
                 encoded = transaction.get(self._keys[i], b"")
         except lmdb.Error as error:
-            raise UnreadableImage(self.name(i), str(error)) from error
+            raise UnreadableImage(self.name(i), error) from error
         with opened_image(io.BytesIO(encoded), self.name(i)) as image:
             return _fit(image, self.shape, bilinear)
 
@@ -183,7 +180,7 @@ def list_images(root: Path) -> list[str]:
 
     Linked folders are followed. Raises OSError if a folder cannot be listed.
     """
-    found: list[str] = []
+    found: list[Path] = []
 
     def stop(error: OSError) -> None:
         raise error  # by default os.walk leaves the folder out silently, which changes the data set
@@ -191,9 +188,8 @@ def list_images(root: Path) -> list[str]:
     for folder, subfolders, files in os.walk(root, onerror=stop, followlinks=True):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         # Hidden files are mostly not images, whatever their suffix: macOS leaves "._photo.jpg" beside each photo.jpg.
-        images = (name for name in files if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES)
-        found += [(Path(folder) / name).relative_to(root).as_posix() for name in images]
-    return sorted(found)
+        found += [Path(folder, name) for name in files if not name.startswith(".")]
+    return sorted(path.relative_to(root).as_posix() for path in found if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
 # --- decoding ---
