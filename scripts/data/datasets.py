@@ -7,7 +7,6 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import lmdb
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -17,19 +16,16 @@ from scripts.io import read_npz, user_path
 
 Split = Literal["train", "held_out"]
 DATA = Path(__file__).resolve().parents[2] / "data"
-
-
-class Unusable(Exception):
-    """Why a path does not hold the data set that it should; `load_images` adds key, value and advice."""
+LABELLED = ("mnist5k", "mnist", "cifar10")
+"""Data sets whose images have classes."""
 
 
 class DataSet(NamedTuple):
-    """How a data set is opened: `open(path, split, image_size, num_channels)`, raising Unusable or OSError."""
+    """How a data set is opened: `open(path, split, image_size, num_channels)`, with any exception if it is not there."""
 
     open: Callable[[Path, Split, int, int], ImageSource]
     place: str | None  # below data/; None if only config.data.path can say
     right: str  # what should be in {place}, for messages
-    labelled: bool = False  # whether `open` gives ArrayImages with labels
 
 
 def load_images(data: ConfigDict, split: Split) -> ImageSource:
@@ -46,25 +42,18 @@ def load_images(data: ConfigDict, split: Split) -> ImageSource:
     place = user_path(data.path, "config.data.path") if data.path else DATA / str(data_set.place)
     try:
         return data_set.open(place, split, data.image_size, data.num_channels)
-    except (Unusable, OSError) as error:
-        raise UserError(f"{value}: {one_line(error)}; what would be right: {data_set.right.format(place=place)}") from error
-
-
-def has_labels(data: ConfigDict) -> bool:
-    """Whether the images of `config.data` have classes."""
-    return DATA_SETS[data.dataset.lower()].labelled
+    except Exception as error:  # NumPy, torchvision, pickle and LMDB each have their own ways to say "damaged"
+        reason = one_line(error) or type(error).__name__
+        right = data_set.right.format(place=place)
+        raise UserError(f"{value}: cannot be used ({reason}); what would be right: {right}") from error
 
 
 def load_labelled(data: ConfigDict, split: Split) -> tuple[ImageSource, np.ndarray]:
-    """The images of `config.data`, as `load_images` gives them, with their classes, int64 (N,) from 0.
-
-    Raises UserError for a data set without classes.
-    """
-    if not has_labels(data):
-        labelled = ", ".join(name for name, data_set in DATA_SETS.items() if data_set.labelled)
+    """As `load_images`, with the images' classes, int64 (N,) from 0. Raises UserError for a data set without."""
+    if data.dataset.lower() not in LABELLED:
         raise UserError(
-            f"--feature_extractor=classifier: config.data.dataset = {data.dataset!r} has no labels, {labelled} have; "
-            "use --feature_extractor=inception"
+            f"--feature_extractor=classifier: config.data.dataset = {data.dataset!r} has no labels, "
+            f"{', '.join(LABELLED)} have; use --feature_extractor=inception"
         )
     source = load_images(data, split)
     assert isinstance(source, ArrayImages)
@@ -84,12 +73,9 @@ def split_indices(keys: Sequence[bytes], split: Split) -> np.ndarray:
 
 
 def _open_mnist5k(path: Path, split: Split, size: int, channels: int) -> ArrayImages:
-    try:
-        arrays = read_npz(path)
-        indices = np.flatnonzero(arrays["held_out"] == (split == "held_out"))
-        return ArrayImages(arrays["images"], size, channels, indices, labels=arrays["labels"])
-    except (ValueError, KeyError) as error:
-        raise Unusable(f"{path} cannot be read: {error}") from error
+    arrays = read_npz(path)
+    indices = np.flatnonzero(arrays["held_out"] == (split == "held_out"))
+    return ArrayImages(arrays["images"], size, channels, indices, labels=arrays["labels"])
 
 
 def _open_torchvision(name: str, root: Path, split: Split, size: int, channels: int) -> ArrayImages:
@@ -102,27 +88,19 @@ def _open_torchvision(name: str, root: Path, split: Split, size: int, channels: 
         return ArrayImages(np.asarray(found.data), size, channels, resize=bilinear, labels=np.asarray(found.targets))
 
     try:
-        try:
-            return read()
-        except RuntimeError:  # not there, or damaged
-            with (root / f".{name}.lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)  # torchvision writes in place, and all processes of a job start with this
-                return read(download=True)
-    except OSError:
-        raise
-    except Exception as error:  # torchvision's readers have no common class of errors for damaged files
-        raise Unusable(f"{root} does not hold {name}: {error}") from error
+        return read()
+    except RuntimeError:  # not there, or damaged
+        with (root / f".{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # torchvision writes in place, and all processes of a job start with this
+            return read(download=True)
 
 
 def _open_lsun_church(path: Path, split: Split, size: int, channels: int) -> LsunImages:
-    folder = path / f"church_outdoor_{'train' if split == 'train' else 'val'}_lmdb"
+    folder = path / ("church_outdoor_train_lmdb" if split == "train" else "church_outdoor_val_lmdb")
     _require_folder(folder)
-    try:
-        source = LsunImages(folder, size, channels)
-    except lmdb.Error as error:
-        raise Unusable(f"{folder} is not an LMDB: {error}") from error
+    source = LsunImages(folder, size, channels)
     if len(source) == 0:
-        raise Unusable(f"{folder} has no images")
+        raise ValueError(f"{folder} has no images")
     return source
 
 
@@ -141,43 +119,34 @@ def _images_below(folder: Path) -> list[str]:
     _require_folder(folder)
     paths = list_images(folder)
     if len(paths) < 2:
-        raise Unusable(f"{folder} has {len(paths) or 'no'} image files, where at least 2 are needed")
+        raise ValueError(f"{folder} has {len(paths) or 'no'} image files, where at least 2 are needed")
     return paths
 
 
 def _open_npy(path: Path, split: Split, size: int, channels: int) -> ArrayImages:
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except OSError:
-        raise
-    except Exception as error:  # NumPy's parser of headers raises all kinds of errors
-        raise Unusable(f"{path} is not an array that NumPy can map: {error}") from error
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
     if not isinstance(array, np.ndarray):
-        raise Unusable(f"{path} is an archive of arrays (.npz), not one array")
+        raise ValueError(f"{path} is an archive of arrays (.npz), not one array")
     is_images = array.ndim == 3 or (array.ndim == 4 and array.shape[-1] in (1, 3))
     if array.dtype != np.uint8 or not is_images or len(array) < 2:
-        raise Unusable(f"{path} holds {array.dtype} {array.shape}")
+        raise ValueError(f"{path} holds {array.dtype} {array.shape}")
     return ArrayImages(array, size, channels, split_indices([str(i).encode() for i in range(len(array))], split))
 
 
 def _require_folder(folder: Path) -> None:
     if not folder.is_dir():
-        raise Unusable(f"there is no folder {folder}")
+        raise ValueError(f"there is no folder {folder}")
 
 
 DATA_SETS = {
-    "mnist5k": DataSet(_open_mnist5k, "mnist5k.npz", "{place} as it comes with the program", labelled=True),
+    "mnist5k": DataSet(_open_mnist5k, "mnist5k.npz", "{place} as it comes with the program"),
     "mnist": DataSet(
         partial(_open_torchvision, "MNIST"),
         "",
         "the four .gz files of https://ossci-datasets.s3.amazonaws.com/mnist/ in {place}/MNIST/raw, and nothing else there",
-        labelled=True,
     ),
     "cifar10": DataSet(
-        partial(_open_torchvision, "CIFAR10"),
-        "",
-        "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz in {place}",
-        labelled=True,
+        partial(_open_torchvision, "CIFAR10"), "", "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz in {place}"
     ),
     "lsun_church": DataSet(
         _open_lsun_church,
@@ -185,9 +154,7 @@ DATA_SETS = {
         "church_outdoor_train_lmdb and church_outdoor_val_lmdb, by the script of https://github.com/fyu/lsun, in {place}",
     ),
     "ffhq": DataSet(
-        _open_folder,
-        "ffhq-dataset/images1024x1024",
-        "the folder images1024x1024 of https://github.com/NVlabs/ffhq-dataset as {place}",
+        _open_folder, "ffhq-dataset/images1024x1024", "images1024x1024 of https://github.com/NVlabs/ffhq-dataset as {place}"
     ),
     "afhq": DataSet(_open_afhq, "afhq", "AFHQ's train and val, from https://github.com/clovaai/stargan-v2, in {place}"),
     "folder": DataSet(_open_folder, None, "a folder with at least 2 images (.png, .jpg, ...), in subfolders or not"),

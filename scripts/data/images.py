@@ -23,9 +23,9 @@ FINGERPRINT_IMAGES = 64
 
 
 class UnreadableImage(Exception):
-    """One image that cannot be decoded: missing, truncated, not an image, or so large that Pillow refuses it."""
+    """One image that cannot be decoded: missing, truncated, no image, or so large that Pillow refuses it."""
 
-    def __init__(self, name: str, reason: str) -> None:
+    def __init__(self, name: str, reason: object) -> None:
         super().__init__(f"{name}: {reason}")
         self.name = name
 
@@ -46,8 +46,7 @@ class ImageSource(Images, Protocol):
     """Images of one shape (C, S, S), C 1 or 3."""
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, S, S)."""
+    def shape(self) -> tuple[int, int, int]: ...
 
 
 def fingerprint(images: Images) -> dict[str, int]:
@@ -67,10 +66,7 @@ Resize = Callable[[Image.Image, int], Image.Image]
 
 
 def box_bicubic(image: Image.Image, size: int) -> Image.Image:
-    """Halved by a box filter down to less than twice the size, then bicubic, and the central square.
-
-    As the release, improved-diffusion and guided-diffusion resize folders of images.
-    """
+    """Box halvings to less than twice the size, bicubic, central square: as the release and guided-diffusion do it."""
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Resampling.BOX)
     scale = size / min(image.size)
@@ -109,15 +105,14 @@ class ArrayImages:
         self._indices = np.arange(len(array)) if indices is None else indices
         self._resize = resize
         self.labels = None if labels is None else labels[self._indices].astype(np.int64)
-        channels = 1 if self._array.ndim == 3 else 3
-        self._as_stored = (channels, *self._array.shape[1:3]) == self.shape
 
     def __len__(self) -> int:
         return len(self._indices)
 
     def __getitem__(self, i: int) -> np.ndarray:
         pixels = np.asarray(self._array[self._indices[i]])
-        return channels_first(pixels) if self._as_stored else fit_image(Image.fromarray(pixels), self.shape, self._resize)
+        as_stored = channels_first(pixels)
+        return as_stored if as_stored.shape == self.shape else _fit(Image.fromarray(pixels), self.shape, self._resize)
 
     def name(self, i: int) -> str:
         return f"image {self._indices[i]}"
@@ -134,7 +129,8 @@ class FolderImages:
         return len(self._paths)
 
     def __getitem__(self, i: int) -> np.ndarray:
-        return _decode(self._root / self._paths[i], self.name(i), self.shape, box_bicubic)
+        with opened_image(self._root / self._paths[i], self.name(i)) as image:
+            return _fit(image, self.shape, box_bicubic)
 
     def name(self, i: int) -> str:
         return printable(self._paths[i])
@@ -144,22 +140,30 @@ class LsunImages:
     """One class of LSUN, such as `church_outdoor_train_lmdb`: an LMDB of encoded images, in the order of their keys.
 
     torchvision.datasets.LSUN would unpickle, and so execute, a file `_cache_...` in the working directory.
-    Raises lmdb.Error if `folder` is not an LMDB.
+    Raises lmdb.Error if `folder` is not an LMDB, or a damaged one.
     """
 
     def __init__(self, folder: Path, image_size: int, num_channels: int) -> None:
         self.shape = (num_channels, image_size, image_size)
         self._folder = str(folder.resolve())
-        with _lmdb_environment(self._folder).begin() as transaction:
+        environment = _lmdb_environment(self._folder)
+        size = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+        if (folder / "data.mdb").stat().st_size < size:  # reading beyond the end of a memory map would kill the process
+            raise lmdb.Error(f"data.mdb is incomplete: it should have at least {size:,} bytes")
+        with environment.begin() as transaction:
             self._keys = list(transaction.cursor().iternext(keys=True, values=False))
 
     def __len__(self) -> int:
         return len(self._keys)
 
     def __getitem__(self, i: int) -> np.ndarray:
-        with _lmdb_environment(self._folder).begin() as transaction:
-            encoded = transaction.get(self._keys[i], b"")
-        return _decode(io.BytesIO(encoded), self.name(i), self.shape, bilinear)
+        try:
+            with _lmdb_environment(self._folder).begin() as transaction:
+                encoded = transaction.get(self._keys[i], b"")
+        except lmdb.Error as error:
+            raise UnreadableImage(self.name(i), error) from error
+        with opened_image(io.BytesIO(encoded), self.name(i)) as image:
+            return _fit(image, self.shape, bilinear)
 
     def name(self, i: int) -> str:
         return printable(self._keys[i].decode("utf-8", "backslashreplace"))
@@ -176,7 +180,7 @@ def list_images(root: Path) -> list[str]:
 
     Linked folders are followed. Raises OSError if a folder cannot be listed.
     """
-    found: list[str] = []
+    found: list[Path] = []
 
     def stop(error: OSError) -> None:
         raise error  # by default os.walk leaves the folder out silently, which changes the data set
@@ -184,9 +188,8 @@ def list_images(root: Path) -> list[str]:
     for folder, subfolders, files in os.walk(root, onerror=stop, followlinks=True):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         # Hidden files are mostly not images, whatever their suffix: macOS leaves "._photo.jpg" beside each photo.jpg.
-        images = (name for name in files if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES)
-        found += [(Path(folder) / name).relative_to(root).as_posix() for name in images]
-    return sorted(found)
+        found += [Path(folder, name) for name in files if not name.startswith(".")]
+    return sorted(path.relative_to(root).as_posix() for path in found if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
 # --- decoding ---
@@ -204,17 +207,12 @@ def opened_image(file: BinaryIO | Path, name: str) -> Iterator[Image.Image]:
         raise UnreadableImage(name, str(error) or type(error).__name__) from error
 
 
-def _decode(file: BinaryIO | Path, name: str, shape: tuple[int, int, int], resize: Resize) -> np.ndarray:
-    with opened_image(file, name) as image:
-        return fit_image(ImageOps.exif_transpose(image), shape, resize)
-
-
-def fit_image(image: Image.Image, shape: tuple[int, int, int], resize: Resize = box_bicubic) -> np.ndarray:
-    """Any Pillow image as uint8 (C, S, S) = `shape`: transparency over white, grey or RGB, resized and cropped to a square.
+def _fit(image: Image.Image, shape: tuple[int, int, int], resize: Resize) -> np.ndarray:
+    """Any Pillow image as uint8 (C, S, S) = `shape`: upright, transparency over white, grey or RGB, resized and cropped.
 
     Raises ValueError for pixels without a known range: floating point and 32-bit integers.
     """
-    image = _eight_bit(image)
+    image = _eight_bit(ImageOps.exif_transpose(image))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

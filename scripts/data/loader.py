@@ -64,11 +64,11 @@ def first_readable(source: ImageSource, wanted: int, unreadable: list[str]) -> t
 
 def none_readable(names: Sequence[str]) -> ReadingFailed:
     """The error for a data set of which no image can be read. names: of its images, at least one."""
-    return ReadingFailed(
-        f"config.data.dataset, config.data.path: none of the {len(names)} images can be read, such as {names[0]}"
-    )
+    where = "config.data.dataset, config.data.path"
+    return ReadingFailed(f"{where}: none of the {len(names)} images can be read, such as {names[0]}")
 
 
+@dataclass(frozen=True)
 class TrainBatches:
     """`batches[step]` is the whole batch of optimizer step `step` = 0, 1, ..., whatever was asked for before.
 
@@ -76,39 +76,35 @@ class TrainBatches:
     readable one of the source. Raises ReadingFailed if there is none.
     """
 
-    def __init__(
-        self,
-        source: ImageSource,
-        seed: int,
-        batch_size: int,
-        random_flip: bool,
-        uniform_dequantization: bool,
-        positions: range | None = None,
-    ) -> None:
-        """positions: those of the batch that are read, where other processes read the others; by default all."""
-        self.source, self.seed, self.batch_size = source, seed, batch_size
-        self.positions = range(batch_size) if positions is None else positions
-        self.random_flip, self.uniform_dequantization = random_flip, uniform_dequantization
-        self._permutation = functools.lru_cache(maxsize=2)(self._permutation_of_epoch)  # a batch mostly straddles two at most
+    source: ImageSource
+    seed: int
+    batch_size: int
+    random_flip: bool
+    uniform_dequantization: bool
+    positions: range | None = None
+    """Those of the batch that are read, where other processes read the others; by default all."""
 
     def __getitem__(self, step: int) -> Batch:
-        first = step * self.batch_size
-        places = (divmod(first + position, len(self.source)) for position in self.positions)
-        wanted = [int(self._permutation(epoch)[place]) for epoch, place in places]
+        positions = range(self.batch_size) if self.positions is None else self.positions
+        num_images = len(self.source)
+        places = (divmod(step * self.batch_size + position, num_images) for position in positions)
+        wanted = [int(_permutation(self.seed, epoch, num_images)[place]) for epoch, place in places]
         unreadable: list[str] = []
         indices, images = zip(*(first_readable(self.source, index, unreadable) for index in wanted), strict=True)
         pixels = np.stack(images)
         if self.random_flip:
-            mirrored = stream(self.seed, Purpose.FLIP, step).random(self.batch_size)[self.positions] < 0.5
+            mirrored = stream(self.seed, Purpose.FLIP, step).random(self.batch_size)[positions] < 0.5
             pixels[mirrored] = pixels[mirrored, ..., ::-1]
         noise = None
         if self.uniform_dequantization:
-            streams = (stream(self.seed, Purpose.DEQUANTIZE, step, i) for i in self.positions)
+            streams = (stream(self.seed, Purpose.DEQUANTIZE, step, i) for i in positions)
             noise = np.stack([_uniform_noise(generator, pixels.shape[1:]) for generator in streams])
         return Batch(to_unit_range(pixels, noise), torch.tensor(indices), tuple(dict.fromkeys(unreadable)))
 
-    def _permutation_of_epoch(self, epoch: int) -> np.ndarray:
-        return stream(self.seed, Purpose.DATA_ORDER, step=epoch).permutation(len(self.source))
+
+@functools.lru_cache(maxsize=2)  # a batch mostly straddles two epochs at most
+def _permutation(seed: int, epoch: int, num_images: int) -> np.ndarray:
+    return stream(seed, Purpose.DATA_ORDER, step=epoch).permutation(num_images)
 
 
 def train_loader(
@@ -126,26 +122,27 @@ def train_loader(
     return _read_ahead(read, range(first_step, n_iters), num_workers)
 
 
+@dataclass(frozen=True)
 class HeldOutBatches:
     """Batches to evaluate on: `num_images` images (0: all) spread evenly over the source, in order, unreadable ones left out.
 
     Evenly, because many data sets are sorted by class. An image's noise belongs to (seed, index): always the same, whatever the
-    batch size. Can be iterated over again and again. Of several processes each reads its part, `chosen`; a batch may be empty.
+    batch size. Can be iterated over again and again.
     """
 
-    def __init__(
-        self,
-        source: ImageSource,
-        seed: int,
-        batch_size: int,
-        num_images: int,
-        uniform_dequantization: bool,
-        num_workers: int = 0,
-    ) -> None:
-        self.source, self.seed, self.batch_size, self.num_workers = source, seed, batch_size, num_workers
-        self.uniform_dequantization = uniform_dequantization
-        wanted = min(num_images, len(source)) or len(source)
-        self.chosen = distributed.shard([i * len(source) // wanted for i in range(wanted)])
+    source: ImageSource
+    seed: int
+    batch_size: int
+    num_images: int
+    uniform_dequantization: bool
+    num_workers: int = 0
+
+    @property
+    def chosen(self) -> list[int]:
+        """Indices of the images; of several processes each reads its part."""
+        available = len(self.source)
+        wanted = min(self.num_images, available) or available
+        return distributed.shard([i * available // wanted for i in range(wanted)])
 
     def __iter__(self) -> Iterator[Batch]:
         noise = self._noise if self.uniform_dequantization else lambda index: None
@@ -160,9 +157,8 @@ def clean_batches(
 ) -> Iterator[Batch]:
     """All readable images in order, without noise: v / 255, or dequantised by its mean (v + 0.5) / 256.
 
-    mirrored: each image is followed by its mirror image (left and right exchanged), with the same index. Batches are then twice
-    as large, and of all rows number 2i + 1 is the mirror image of number 2i. Of several processes each reads its part; a batch
-    may be empty.
+    mirrored: each image is followed by its mirror image (left and right exchanged), with the same index, in batches that are
+    twice as large. Of several processes each reads its part; a batch may be empty.
     """
     mean = 0.5 if uniform_dequantization else None
     chosen = distributed.shard(range(len(source)))

@@ -93,24 +93,6 @@ def frame_levels(K: int, every: int) -> list[int]:
     return sorted({*range(K, 0, -every), 0}, reverse=True)
 
 
-class StateRecorder:
-    """An `on_step` that writes the states of `levels` to a .npy file as they come, so memory does not grow with K.
-
-    The file is float32 (len(levels), B, C, H, W).
-    """
-
-    def __init__(self, path: Path, levels: Sequence[int], batch_shape: tuple[int, ...]) -> None:
-        self.row = {level: row for row, level in enumerate(levels)}
-        self.states = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(len(levels), *batch_shape))
-        with path.open("r+b") as file:
-            # Preallocate the file: writing a sparse memory map to a full disk ends the process with SIGBUS.
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-
-    def __call__(self, k: int, u_k: torch.Tensor) -> None:
-        if k in self.row:
-            self.states[self.row[k]] = u_k.float().cpu().numpy()
-
-
 def sample_set(
     directory: Path,
     sampler: Sampler,
@@ -125,22 +107,28 @@ def sample_set(
     """
     make_directory(directory, "output directory")
     levels = frame_levels(sampler.K, every or max(1, sampler.K // FRAMES))
+    shape = (len(levels), len(indices), *sampler.shape)
     with atomic_write(directory / "samples.npy") as temporary, progress_bar(sampler.K, "step", "sampling") as bar:
-        recorder = StateRecorder(temporary, levels, (len(indices), *sampler.shape))
+        # A file rather than memory, which would grow with K.
+        states = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
+        with temporary.open("r+b") as file:
+            # Preallocate the file: writing a sparse memory map to a full disk ends the process with SIGBUS.
+            os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
 
         def observe(k: int, u_k: torch.Tensor) -> None:
-            recorder(k, u_k)
+            if k in levels:
+                states[levels.index(k)] = u_k.float().cpu().numpy()
             if on_step is not None:
                 on_step(k, u_k)
             bar.update(k < sampler.K)
 
         final = getattr(sampler, kind)(indices, observe)
-        recorder.states.flush()
+        states.flush()
     with atomic_write(directory / "final.npy") as temporary:
         np.save(temporary, final.numpy())
-    save_png(directory / "init.png", torch.from_numpy(recorder.states[0]))
+    save_png(directory / "init.png", torch.from_numpy(states[0]))
     save_png(directory / "final.png", final)
-    frames = [grid(torch.from_numpy(state)) for state in recorder.states]
+    frames = [grid(torch.from_numpy(state)) for state in states]
     save_gif(directory / "process.gif", frames)
     save_mp4(directory / "process.mp4", frames)
 
@@ -152,7 +140,7 @@ def interpolation_set(directory: Path, sampler: Sampler, ends: tuple[int, int], 
     `base_sample.png` the samples at both ends, `process.mp4` how all of them come about.
     """
     make_directory(directory, "output directory")
-    levels = set(frame_levels(sampler.K, max(1, sampler.K // FRAMES)))
+    levels = frame_levels(sampler.K, max(1, sampler.K // FRAMES))
     columns = min(num_points, INTERPOLATION_COLUMNS)
     frames: list[np.ndarray] = []
     with progress_bar(sampler.K, "step", "sampling") as bar:

@@ -1,7 +1,9 @@
 """A trained model ready to draw from, and the four kinds of samples."""
 
+import json
 import math
 import warnings
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,18 +26,13 @@ from scripts.data.loader import first_readable, to_unit_range
 from scripts.device import Precision, to_device
 from scripts.errors import UserError
 from scripts.randomness import Purpose, stream
-from scripts.sampling.fingerprint import sample_settings, weights_checksum
-from scripts.sampling.reverse import (
-    IndependentNoise,
-    Noise,
-    OnStep,
-    SharedNoise,
-    SphericalNoise,
-    linear_path,
-    reverse_process,
-)
+from scripts.sampling.reverse import IndependentNoise, Noise, OnStep, SharedNoise, SphericalNoise, linear_path, reverse_process
 
 SPECTRAL = "spectral"
+RANDOMNESS_VERSION = 1
+"""Recorded with samples. Raise it when the same seed no longer gives the same random numbers."""
+TRAINING_ONLY = {"dropout", "ema_rate"}
+"""Keys of config.model that act during training only: their effect is in the weights."""
 
 
 def parse_delta(text: str | float | None, config: ConfigDict) -> float | str:
@@ -125,16 +122,24 @@ class Sampler:
         return self.process.K
 
     def settings(self, config: ConfigDict, trained: TrainedModel) -> dict[str, Any]:
-        """All that sample i depends on besides i, as plain data, for records and for files that are used again."""
-        return sample_settings(
-            config,
-            weights=weights_checksum(trained.model),
-            step=trained.step,
-            seed=self.seed,
-            delta=self.noise.label,
-            precision=self.precision.name,
-            prior_images=len(self.prior),
-        ) | {"prior_std": self.prior_std, "noise_crc32": self.noise.checksum()}
+        """All that sample i depends on besides i, as plain data.
+
+        Cached features, exports and sweeps are used again only where all of it agrees.
+        """
+        model = {key: value for key, value in config.model.to_dict().items() if key not in TRAINING_ONLY}
+        return {
+            "checkpoint_step": trained.step,
+            "weights_crc32": weights_checksum(trained.model),
+            "seed": self.seed,
+            "delta": self.noise.label,
+            "precision": self.precision.name,
+            "prior_images": len(self.prior),
+            "shape": list(self.shape),
+            "model": json.loads(json.dumps(model)),  # tuples become lists, as they do in files
+            "randomness_version": RANDOMNESS_VERSION,
+            "prior_std": self.prior_std,
+            "noise_crc32": self.noise.checksum(),
+        }
 
     def independent(self, indices: Sequence[int], on_step: OnStep | None = None) -> torch.Tensor:
         """Samples with their own prior states and noise: (B, C, H, W), about [0, 1], on the CPU."""
@@ -194,10 +199,9 @@ def make_sampler(
 
     scoring: samples are for scores, for which the release adds noise to the prior states, as it does not for pictures.
     """
+    asked = parse_delta(delta, config)
     try:
-        noise = process.sampling_noise(parse_delta(delta, config), measured)
-    except UserError:
-        raise
+        noise = process.sampling_noise(asked, measured)
     except ValueError as error:
         raise UserError(f"--delta={delta or config.model.sampling_noise}: {error}") from None
     return Sampler(
@@ -232,7 +236,9 @@ def load_sampler(
     validate(config)
     device = distributed.device(config.device)
     trained = load_trained(config, workdir, checkpoint)
-    require_same_weights(trained)
+    if distributed.world_size() > 1 and len(set(distributed.gather(weights_checksum(trained.model)))) > 1:
+        # A training that goes on replaces the newest.
+        raise UserError(f"{trained.path}: changed while it was read; --checkpoint=n names one that no training replaces")
     process = build_process(config)
     prior = trained.prior
     if prior is None or from_data:
@@ -243,20 +249,14 @@ def load_sampler(
     computed_in = Precision.named(device, precision)
     model = to_device(trained.model, device, config.compile, autocast=computed_in.enabled)
     sampler = make_sampler(
-        config,
-        model,
-        process.to(device),
-        prior,
-        computed_in,
-        trained.noise,
-        delta=delta,
-        seed=seed,
-        scoring=scoring,
+        config, model, process.to(device), prior, computed_in, trained.noise, delta=delta, seed=seed, scoring=scoring
     )
     return sampler, trained
 
 
-def require_same_weights(trained: TrainedModel) -> None:
-    """Raise UserError if processes have read different checkpoints: a training that goes on replaces the newest."""
-    if distributed.world_size() > 1 and len(set(distributed.gather(weights_checksum(trained.model)))) > 1:
-        raise UserError(f"{trained.path}: changed while it was read; --checkpoint=n names one that no training replaces")
+def weights_checksum(model: torch.nn.Module) -> int:
+    """A number that tells one set of weights from another."""
+    checksum = 0
+    for weight in model.parameters():
+        checksum = zlib.crc32(weight.detach().cpu().numpy().tobytes(), checksum)
+    return checksum

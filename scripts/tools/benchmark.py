@@ -5,6 +5,7 @@ python -m scripts.tools.benchmark --config configs/mnist/small_mnist.py --agains
 """
 
 import platform
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +27,7 @@ from scripts.training.step import Trainer
 
 CONFIG = define_config_flag()
 SECONDS = flags.DEFINE_float("seconds", 5.0, "Time to spend on each row at least.", lower_bound=0.0)
+COLUMNS = {"median": 11, "quartiles": 11, "an image": 12, "GFLOP/s": 10, "of product": 12, "of a step": 11, "peak GB": 9}
 AGAINST = flags.DEFINE_enum("against", None, ["diffusers"], "Measure this package's network of the same size, too.")
 
 
@@ -52,8 +54,7 @@ def main() -> int:
 
 def measure(tasks: Iterator[Task], device: torch.device) -> None:
     """Print a row for each task; speeds are compared with the first one's, times with the second one's."""
-    titles = ("median", "quartiles", "an image", "GFLOP/s", "of product", "of a step", "peak GB")
-    print(f"{'':<34}" + "".join(f"{title:>{width}}" for title, width in zip(titles, (11, 11, 12, 10, 12, 11, 9), strict=True)))
+    print(" " * 34 + "".join(f"{title:>{width}}" for title, width in COLUMNS.items()))
     times, speeds = [], []
     for task in tasks:
         if device.type == "cuda":
@@ -62,18 +63,22 @@ def measure(tasks: Iterator[Task], device: torch.device) -> None:
         found = clock.blocked_autorange(min_run_time=SECONDS.value)
         times.append(found.median)
         speeds.append(task.gflop / found.median)
-        row = f"{task.name:<34}{1e3 * found.median:>8.3g} ms{found.iqr / found.median:>11.0%}"
-        row += f"{1e3 * found.median / task.images:>9.3g} ms" if task.images else f"{'-':>12}"
-        row += f"{speeds[-1]:>10.1f}{speeds[-1] / speeds[0]:>12.0%}" if task.gflop else f"{'-':>10}{'-':>12}"
-        row += f"{found.median / times[1]:>11.1%}" if len(times) > 1 else f"{'-':>11}"
-        print(row + (f"{torch.cuda.max_memory_allocated(device) / 1e9:>9.2f}" if device.type == "cuda" else f"{'-':>9}"))
+        cells = [
+            f"{1e3 * found.median:.3g} ms",
+            f"{found.iqr / found.median:.0%}",
+            f"{1e3 * found.median / task.images:.3g} ms" if task.images else "-",
+            f"{speeds[-1]:.1f}" if task.gflop else "-",
+            f"{speeds[-1] / speeds[0]:.0%}" if task.gflop else "-",
+            f"{found.median / times[1]:.1%}" if len(times) > 1 else "-",
+            f"{torch.cuda.max_memory_allocated(device) / 1e9:.2f}" if device.type == "cuda" else "-",
+        ]
+        print(f"{task.name:<34}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, COLUMNS.values(), strict=True)))
 
 
 def tasks(config: ConfigDict, device: torch.device, theirs: nn.Module | None) -> Iterator[Task]:
     """A matrix product, the parts of training and sampling with `config` on noise, and the network `theirs` if given."""
     trainer, gflop = Trainer(config, device), Work.of(config).forward / 1e9
-    precision, exact = trainer.precision, Precision.named(device, "float32")
-    n, size = config.training.batch_size, config.data.image_size
+    precision, n, size = trainer.precision, config.training.batch_size, config.data.image_size
     shape = (config.data.num_channels, size, size)
     images = torch.rand(n, *shape)
     u, k = images.to(device), torch.full((n,), config.model.K, device=device)
@@ -87,8 +92,7 @@ def tasks(config: ConfigDict, device: torch.device, theirs: nn.Module | None) ->
 
     def sample() -> None:
         trainer.model.eval()
-        with exact.autocast():
-            reverse_process(trainer.model, u, 1, 0.01, noise)
+        reverse_process(trainer.model, u, 1, 0.01, noise)
 
     side = 8192 if device.type == "cuda" else 2048  # a product of large matrices is about the fastest that there is
     matrix = torch.rand(side, side, device=device, dtype=precision.dtype)
@@ -110,15 +114,14 @@ def their_step(model: nn.Module, precision: Precision, u: torch.Tensor, k: torch
 
     Ours also draws noise, blurs, clips gradients and averages weights.
     """
-    optimizer, scaler = torch.optim.Adam(model.parameters(), fused=True), precision.grad_scaler()
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
 
     def step() -> None:
         model.train()
         with precision.autocast():
             loss = F.mse_loss(model(u, k).sample.float(), u)
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
+        loss.backward()
+        optimizer.step()
         optimizer.zero_grad()
 
     return step
@@ -162,11 +165,10 @@ def diffusers_unet(config: ConfigDict) -> nn.Module:
 def processor_name() -> str:
     """The processor in words, with what matters to matrix products: "Intel(R) Xeon(R) Processor (avx512f, amx_bf16)"."""
     path = Path("/proc/cpuinfo")
-    entries = dict(line.split(":", 1) for line in path.read_text().splitlines() if ":" in line) if path.exists() else {}
-    facts = {key.strip(): value.split() for key, value in entries.items()}
-    name = " ".join(facts.get("model name", [platform.processor() or platform.machine()]))
-    extensions = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in facts.get("flags", [])]
-    return f"{name} ({', '.join(extensions)})" if extensions else name
+    text = path.read_text() if path.exists() else ""
+    name = re.search(r"^model name\s*: (.*)", text, re.MULTILINE)
+    extensions = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if re.search(rf"\b{flag}\b", text)]
+    return f"{name[1] if name else platform.machine()} ({', '.join(extensions) or 'no AVX2'})"
 
 
 if __name__ == "__main__":

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from model_code.noise import SpectralNoise
-from scripts.config import define_config_flag, run
+from scripts.config import define_config_flag, define_path_flag, run
 from scripts.data.datasets import load_images
-from scripts.io import atomic_write, make_directory, user_path
+from scripts.io import atomic_write, make_directory
 from scripts.sampling.output import grid, save_gif, save_png
 from scripts.sampling.sampler import load_sampler
 
@@ -31,25 +31,20 @@ def draw(config: ConfigDict, workdir: Path, out: Path, delta: str | None) -> Non
     sampler, _ = load_sampler(config, workdir, 0, delta=delta)
     make_directory(out, "--out")
     states: dict[int, torch.Tensor] = {}
-
-    def keep(k: int, u_k: torch.Tensor) -> None:
-        states[k] = u_k.float().cpu()
-
+    keep = states.__setitem__  # on_step(k, u_k)
     levels = np.linspace(0, sampler.K, COLUMNS).round().astype(int).tolist()
     sampler.independent(range(ROWS * COLUMNS), keep)
     save_png(out / "samples.png", states[0], COLUMNS)
-    save_png(
-        out / "process.png", torch.stack([states[k][row * COLUMNS] for row in range(ROWS) for k in reversed(levels)]), COLUMNS
-    )
+    rows = [states[k][row * COLUMNS] for row in range(ROWS) for k in reversed(levels)]
+    save_png(out / "process.png", torch.stack(rows), COLUMNS)
     clip = [states[k][:COLUMNS] for k in np.linspace(sampler.K, 0, min(sampler.K + 1, 30)).round().astype(int).tolist()]
     save_gif(out / "process.gif", [grid((u * (GREYS - 1)).round() / (GREYS - 1), COLUMNS) for u in clip])
 
-    for name, draw_kind in (
-        ("same_init", lambda: sampler.same_init(range(COLUMNS), keep)),
-        ("share_noise", lambda: sampler.share_noise(range(COLUMNS), keep)),
-        ("interpolation", lambda: sampler.interpolate((0, 1), COLUMNS, keep)),
-    ):
-        draw_kind()
+    for name in ("same_init", "share_noise", "interpolation"):
+        if name == "interpolation":
+            sampler.interpolate((0, 1), COLUMNS, keep)
+        else:
+            getattr(sampler, name)(range(COLUMNS), keep)
         save_png(out / f"{name}.png", torch.cat([states[sampler.K], states[0]]), COLUMNS)  # initial states above their samples
 
     if isinstance(sampler.noise, SpectralNoise):
@@ -65,15 +60,15 @@ def draw(config: ConfigDict, workdir: Path, out: Path, delta: str | None) -> Non
 
 def plot_noise(path: Path, noise: SpectralNoise, sigma: float) -> None:
     """Write a picture of the standard deviation, in units of sigma, by level k > 1 and ring of frequencies."""
-    std = noise.variance[2:].sqrt() / sigma
+    std, label = noise.variance[2:].sqrt() / sigma, r"standard deviation / $\sigma$"
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     image, lines = figure.subplots(1, 2)
-    shown = image.imshow(std.T, origin="lower", aspect="auto", extent=(2, len(std) + 2, 0, std.shape[1]), cmap="viridis")
-    figure.colorbar(shown, ax=image, label=r"standard deviation / $\sigma$")
+    shown = image.imshow(std.T, origin="lower", aspect="auto", extent=(2, len(std) + 2, 0, std.shape[1]))
+    figure.colorbar(shown, ax=image, label=label)
     image.set(xlabel="level $k$", ylabel="frequency (ring)")
     for k in np.linspace(2, len(std) + 1, 5).astype(int):
         lines.plot(std[k - 2], label=f"$k = {k}$")
-    lines.set(xlabel="frequency (ring)", ylabel=r"standard deviation / $\sigma$")
+    lines.set(xlabel="frequency (ring)", ylabel=label)
     lines.axhline(1.25, color="gray", ls="--", lw=1, label="the paper's")
     lines.legend(fontsize="small")
     with atomic_write(path) as temporary:
@@ -83,14 +78,14 @@ def plot_noise(path: Path, noise: SpectralNoise, sigma: float) -> None:
 def main() -> int:
     """Draw what the flags name."""
     values = flags.FLAGS
-    draw(values.config, user_path(values.workdir, "--workdir"), user_path(values.out, "--out"), values.delta)
+    draw(values.config, values.workdir, values.out, values.delta)
     print(f"pictures in {values.out}")
     return 0
 
 
 if __name__ == "__main__":
     define_config_flag()
-    flags.DEFINE_string("workdir", None, "Run directory that train.py made.", required=True)
-    flags.DEFINE_string("out", None, "Directory to write to.", required=True)
+    define_path_flag("workdir", "Run directory that train.py made.", required=True)
+    define_path_flag("out", "Directory to write to.", required=True)
     flags.DEFINE_string("delta", None, "Sampling noise: a standard deviation, or spectral; by default the configuration's.")
     run(main)

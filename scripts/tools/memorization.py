@@ -20,29 +20,27 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 from scipy.stats import chisquare
 
-from scripts.config import define_config_flag, run
-from scripts.data.datasets import has_labels, load_images, load_labelled
+from scripts.config import define_config_flag, define_path_flag, run
+from scripts.data.datasets import LABELLED, load_images, load_labelled
 from scripts.data.images import ImageSource
 from scripts.data.loader import clean_batches
 from scripts.estimate import Estimate, wilson_interval
 from scripts.evaluation.classifier import ClassifierFeatures, classifier_features
-from scripts.io import atomic_write, make_directory, user_path
+from scripts.io import atomic_write, make_directory
 from scripts.sampling.output import grid, to_uint8
 from scripts.sampling.sampler import load_sampler
 
-BATCH_SIZE = 100
+BATCH_SIZE, COLUMNS = 100, 12
 COPY = 1 / 3
 """A copy's nearest training image is at less than this fraction of the second nearest's distance (Yoon et al., 2023)."""
 NEAR = 0.01
 """Samples are compared with the distance that this fraction of held-out images is below."""
 CONFIDENT = 0.9
-DRAWS = 10_000
-COLUMNS = 12
 
-Block = tuple[np.ndarray, np.ndarray]
-"""Indices of images int64 (n,) and their features float32 (n, d)."""
 Extract = Callable[[torch.Tensor], np.ndarray]
 """From images uint8 (B, C, H, W) to features float32 (B, d)."""
+Block = tuple[np.ndarray, np.ndarray]
+"""Indices of images int64 (n,) and their features float32 (n, d)."""
 
 
 def pixels(images: torch.Tensor) -> np.ndarray:
@@ -81,9 +79,8 @@ def nearer_than_held_out(samples: np.ndarray, held_out: np.ndarray) -> dict[str,
     drawn from that distribution, and for each threshold the fraction is drawn from its posterior under Jeffreys' prior.
     """
     rng = np.random.default_rng(0)
-    ordered = np.concatenate([[0.0], np.sort(held_out)])
-    rank = rng.binomial(len(held_out), NEAR, DRAWS) + rng.random(DRAWS)  # uniform between neighbouring distances
-    thresholds = np.interp(rank, np.arange(len(ordered)), ordered)
+    rank = rng.binomial(len(held_out), NEAR, 10_000) + rng.random(10_000)  # uniform between neighbouring distances
+    thresholds = np.interp(rank, np.arange(len(held_out) + 1), [0.0, *np.sort(held_out)])
     counts = np.searchsorted(np.sort(samples), thresholds)
     low, high = np.quantile(rng.beta(counts + 0.5, len(samples) - counts + 0.5), [0.025, 0.975])
     value = float((samples < np.quantile(held_out, NEAR, method="weibull")).mean())
@@ -108,14 +105,13 @@ def classify(
 
     class_counts: training images of each class, int64 (classes,). The chi-squared test is of samples having these frequencies.
     """
-    confidence, classes = classifier.probabilities(samples).max(1)
-    observed = np.bincount(classes.numpy(), minlength=len(class_counts))
+    ours, theirs = (classifier.probabilities(rows).numpy() for rows in (samples, held_out))
+    observed = np.bincount(ours.argmax(1), minlength=len(class_counts))
     test = chisquare(observed, len(samples) * class_counts / class_counts.sum())
-    held_out_confidence = classifier.probabilities(held_out).max(1).values
     return {
         "accuracy_on_held_out": classifier.accuracy,
-        f"surer_than_{CONFIDENT}": proportion((confidence > CONFIDENT).numpy()),
-        f"surer_than_{CONFIDENT}_held_out": proportion((held_out_confidence > CONFIDENT).numpy()),
+        f"surer_than_{CONFIDENT}": proportion(ours.max(1) > CONFIDENT),
+        f"surer_than_{CONFIDENT}_held_out": proportion(theirs.max(1) > CONFIDENT),
         "samples_of_each_class": observed.tolist(),
         "chi_squared": {"value": test.statistic, "degrees_of_freedom": len(observed) - 1, "p_value": test.pvalue},
     }
@@ -130,9 +126,10 @@ def study(config: ConfigDict, workdir: Path, checkpoint: int, delta: str | None,
     train, held_out = load_images(config.data, "train"), load_images(config.data, "held_out")
     directory = make_directory(workdir / "evaluation", "--workdir")
     extractors: dict[str, Extract] = {"pixels": pixels}
-    if has_labels(config.data):
+    if config.data.dataset.lower() in LABELLED:
         extractors["classifier"] = classifier_features(directory, config.data, sampler.precision.device)
-    batches = [range(start, min(start + BATCH_SIZE, num_gen)) for start in range(0, num_gen, BATCH_SIZE)]
+    indices = range(num_gen)
+    batches = [indices[start : start + BATCH_SIZE] for start in indices[::BATCH_SIZE]]
     samples = torch.cat([to_uint8(sampler.independent(batch)) for batch in batches])
     figures: dict[str, Any] = {"checkpoint_step": trained.step, "delta": sampler.noise.label, "seed": sampler.seed}
     picture = Figure(figsize=(9, 2.2 * len(extractors)), layout="constrained")
@@ -160,8 +157,7 @@ def study(config: ConfigDict, workdir: Path, checkpoint: int, delta: str | None,
 def main() -> int:
     """Print and write what `study` finds for the flags."""
     values = flags.FLAGS
-    workdir = user_path(values.workdir, "--workdir")
-    figures, path = study(values.config, workdir, values.checkpoint, values.delta, values.num_gen)
+    figures, path = study(values.config, values.workdir, values.checkpoint, values.delta, values.num_gen)
     print(json.dumps(figures, indent=2))
     print(f"{path} and {path.with_suffix('.json').name}")
     return 0
@@ -169,7 +165,7 @@ def main() -> int:
 
 if __name__ == "__main__":
     define_config_flag()
-    flags.DEFINE_string("workdir", None, "Run directory that train.py made.", required=True)
+    define_path_flag("workdir", "Run directory that train.py made.", required=True)
     flags.DEFINE_integer("checkpoint", 0, "n for checkpoints/checkpoint_n.pth, 0 for the newest.", lower_bound=0)
     flags.DEFINE_string("delta", None, "Sampling noise: a standard deviation, or spectral; by default the configuration's.")
     flags.DEFINE_integer("num_gen", 500, "Samples to draw.", lower_bound=2)

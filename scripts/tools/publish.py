@@ -20,21 +20,21 @@ KEPT = ("step", "config", "data", "prior", "noise", "precision")
 
 
 def publish(workdir: Path, out: Path) -> Path:
-    """Write `checkpoints/checkpoint_1.pth`, `config.json` and `metrics.jsonl` to `out`, from the newest checkpoint of a run.
+    """Write `checkpoints/checkpoint_1.pth` (its path is returned), `config.json` and `metrics.jsonl` of a run to `out`.
 
-    Returns the checkpoint's path. Raises UserError if there is nothing to publish or `out` is itself a run that can go on.
+    Raises UserError if there is nothing to publish or `out` is itself a run that can go on.
     """
     path, contents = checkpoint.read_newest(workdir) or (None, None)
     if contents is None or checkpoint.is_release(contents):
         raise UserError(f"--workdir={workdir}: there is no checkpoint of this program in it")
     if checkpoint.meta_path(out).exists():
         raise UserError(f"--out={out}: there is a run in it that can be trained further; choose another directory")
-    provenance = {"command": ""} | contents.get("provenance", {})  # earlier versions had none
+    provenance = contents.get("provenance", {})  # earlier versions had none
     # Of absolute paths only the last part, as the rest may be private.
-    provenance = provenance | {"command": re.sub(r"(?<![^\s=])/\S*/", "", provenance["command"])}
-    weights = {name: weight.clone() for name, weight in contents["ema"]["shadow"].items()}
+    provenance["command"] = re.sub(r"(?<![^\s=])/\S*/", "", provenance.get("command", ""))
+    ema = {"shadow": contents["ema"]["shadow"]}  # without the count of updates, which only training needs
     path = checkpoint.numbered_path(make_directory(out, "--out"), 1)
-    checkpoint.write(path, {name: contents[name] for name in KEPT} | {"ema": {"shadow": weights}, "provenance": provenance})
+    checkpoint.write(path, {name: contents[name] for name in KEPT} | {"ema": ema, "provenance": provenance})
     config = json.loads(contents["config"]) | {"provenance": provenance}
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     rows = [row for row in read_json_lines(workdir / "metrics.jsonl") if "event" not in row]  # events repeat the command

@@ -24,36 +24,27 @@ def describe(path: Path) -> Iterator[str]:
 
     Raises UserError for anything else, and for a damaged file.
     """
-    if not path.is_dir():
-        yield from _describe_checkpoint(path, checkpoint.read(path))
-        return
-    newest = checkpoint.read_newest(path)
-    if newest is None:
+    file, contents = (checkpoint.read_newest(path) or (None, {})) if path.is_dir() else (path, checkpoint.read(path))
+    if file is None:
         raise UserError(f"{path}: there is no checkpoint in this directory")
-    yield from _describe_checkpoint(*newest)
-    numbered = path.glob("checkpoints/checkpoint_*.pth")
-    yield f"numbered checkpoints: {', '.join(sorted(file.stem.removeprefix('checkpoint_') for file in numbered)) or 'none'}"
-    rows = [row for row in read_json_lines(path / "metrics.jsonl") if "event" not in row]
-    yield "last metrics"
-    for key, (value, step) in {key: (value, row.get("step")) for row in rows for key, value in row.items()}.items():
-        yield f"  {key:<28} {value}  (step {step})"
-
-
-def _describe_checkpoint(path: Path, contents: checkpoint.Contents) -> Iterator[str]:
     release = checkpoint.is_release(contents)
     weights = contents["ema"]["shadow_params"] if release else contents["ema"]["shadow"].values()
-    yield f"{path}: checkpoint of {'the original release' if release else 'this program'}, {path.stat().st_size / 1e6:.1f} MB"
+    yield f"{file}: checkpoint of {'the original release' if release else 'this program'}, {file.stat().st_size / 1e6:.1f} MB"
     yield f"  step         {contents['step']}"
     yield f"  parameters   {sum(weight.numel() for weight in weights):,}"
-    if "config" in contents and not release:
+    if not release:
         yield "configuration: differences from configs/default.py"
-        own = ConfigDict(json.loads(contents["config"]))
-        for key, change in differences(to_json(default.get_config()), own).items():
-            yield f"  {key:<28} {change}"
-    if "provenance" in contents:
+        changes = differences(to_json(default.get_config()), ConfigDict(json.loads(contents["config"])))
+        yield from (f"  {key:<28} {change}" for key, change in changes.items())
         yield "provenance"
-        for key, value in contents["provenance"].items():
-            yield f"  {key:<12} {value}"
+        yield from (f"  {key:<12} {value}" for key, value in contents.get("provenance", {}).items())
+    if path.is_dir():
+        numbered = sorted(other.stem.removeprefix("checkpoint_") for other in path.glob("checkpoints/checkpoint_*.pth"))
+        yield f"numbered checkpoints: {', '.join(numbered) or 'none'}"
+        rows = [row for row in read_json_lines(path / "metrics.jsonl") if "event" not in row]
+        last = {key: (value, row.get("step")) for row in rows for key, value in row.items()}
+        yield "last metrics"
+        yield from (f"  {key:<28} {value}  (step {step})" for key, (value, step) in last.items())
 
 
 def main() -> int:

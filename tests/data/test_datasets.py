@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import math
+import mmap
 import os
 import pickle
 import struct
@@ -12,7 +13,6 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import lmdb
 import numpy as np
@@ -24,6 +24,7 @@ from torchvision.datasets import CIFAR10, MNIST
 
 from scripts.data import datasets
 from scripts.data.datasets import load_images, load_labelled, split_indices
+from scripts.data.images import UnreadableImage
 from scripts.data.loader import clean_batches
 from scripts.errors import UserError
 from tests.images import data_config, names_of, save_images
@@ -38,6 +39,9 @@ def test_embedded_digits_are_4500_and_500_with_50_of_each_class_held_out() -> No
     rows = [int(name.split()[1]) for name in names_of(held_out)]
     assert Counter(labels[rows].tolist()) == dict.fromkeys(range(10), 50)
     np.testing.assert_array_equal(held_out[7][0], images[rows[7]])
+
+
+pytestmark = pytest.mark.usefixtures("no_network")
 
 
 def idx_file(array: np.ndarray) -> bytes:
@@ -56,26 +60,6 @@ def mnist_files() -> dict[str, bytes]:
 
 
 @pytest.fixture
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise URLError("no network in tests")
-
-    monkeypatch.setattr("urllib.request.urlopen", refuse)
-
-
-@pytest.mark.usefixtures("no_network")
-def test_mnist_on_disk_is_read(tmp_path: Path) -> None:
-    raw = tmp_path / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    for name, contents in mnist_files().items():
-        (raw / name).write_bytes(contents)
-    data = data_config("mnist", tmp_path, size=28, channels=1)
-    train, held_out = load_images(data, "train"), load_images(data, "held_out")
-    assert [int(train[i].max()) for i in range(len(train))] == [0, 1, 2]
-    assert len(held_out) == 2
-
-
-@pytest.fixture
 def mnist_archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with tiny MNIST archives as a person might have put them there, which torchvision takes for the real ones."""
     raw = tmp_path / "MNIST" / "raw"
@@ -89,7 +73,6 @@ def mnist_archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.usefixtures("no_network")
 def test_an_interrupted_download_continues(mnist_archives: Path) -> None:
     """Archives with the right checksum are used, whoever put them there; a half-written one is downloaded again."""
     data = data_config("mnist", mnist_archives, size=28, channels=1)
@@ -99,10 +82,11 @@ def test_an_interrupted_download_continues(mnist_archives: Path) -> None:
     with pytest.raises(UserError, match="no network in tests"):
         load_images(data, "train")
     archive.write_bytes(complete)
-    assert len(load_images(data, "train")) == 3
+    train, held_out = load_images(data, "train"), load_images(data, "held_out")
+    assert [int(train[i].max()) for i in range(len(train))] == [0, 1, 2]
+    assert len(held_out) == 2
 
 
-@pytest.mark.usefixtures("no_network")
 def test_processes_that_start_together_do_not_disturb_each_others_download(
     mnist_archives: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,27 +107,12 @@ def test_processes_that_start_together_do_not_disturb_each_others_download(
     assert most == [1, 1]
 
 
-@pytest.mark.usefixtures("no_network")
 def test_damaged_mnist_is_not_taken_for_complete(mnist_archives: Path) -> None:
     """All four files are there, which is all that torchvision asks, but unpacking one was interrupted."""
     for name, contents in mnist_files().items():
         (mnist_archives / "MNIST" / "raw" / name).write_bytes(contents[:-1] if "train-images" in name else contents)
-    with pytest.raises(UserError, match="does not hold MNIST"):
+    with pytest.raises(UserError, match="cannot be used"):
         load_images(data_config("mnist", mnist_archives, size=28, channels=1), "train")
-
-
-@pytest.mark.usefixtures("no_network")
-@pytest.mark.parametrize(("name", "where"), [("mnist", "MNIST/raw"), ("cifar10", "cifar-10-python.tar.gz")])
-def test_missing_download_says_in_one_line_where_to_get_it_and_where_it_goes(
-    name: str, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(datasets, "DATA", tmp_path)
-    with pytest.raises(UserError) as caught:
-        load_images(data_config(name), "train")
-    message = str(caught.value)
-    for part in (f"config.data.dataset = '{name}'", where, "https://", str(tmp_path), "no network in tests"):
-        assert part in message
-    assert "\n" not in message
 
 
 def test_cifar10_is_read_in_rgb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,6 +157,22 @@ def test_lsun_is_read_by_several_sources_and_threads(lsun: Path, num_workers: in
         batches = list(clean_batches(source, 2, num_workers, False))
         assert torch.cat([batch.images for batch in batches])[:, 0, 0, 0].mul(255).round().tolist() == [0, 10, 20, 30]
         assert batches[-1].unreadable == ("key4",)
+
+
+def test_damage_in_a_database_is_an_unreadable_image_or_an_error_of_one_line(lsun: Path) -> None:
+    """Not a traceback, nor, where a copy was interrupted, a process that dies on reading beyond the file's end."""
+    data, file = data_config("lsun_church", lsun), lsun / "church_outdoor_train_lmdb" / "data.mdb"
+    source = load_images(data, "train")
+    with file.open("r+b") as pages:
+        pages.seek(2 * mmap.PAGESIZE)  # the first two pages describe the others
+        pages.write(bytes(file.stat().st_size - 2 * mmap.PAGESIZE))
+    with pytest.raises(UnreadableImage, match=r"key0: .*MDB_CORRUPTED"):
+        source[0]
+    with file.open("r+b") as pages:
+        pages.truncate(2 * mmap.PAGESIZE)
+    with pytest.raises(UserError, match="incomplete: it should have at least") as caught:
+        load_images(data, "train")
+    assert "\n" not in str(caught.value)
 
 
 def test_lsun_neither_reads_nor_writes_pickles(lsun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,18 +240,10 @@ def test_held_out_rows_are_as_good_as_random(num_images: int) -> None:
         assert abs(together - expected) < 3.5 * math.sqrt(expected)
 
 
-def test_splits_are_disjoint_and_cover_all_images_whatever_their_order() -> None:
-    keys = [f"{i}.png".encode() for i in range(47)]
-    other = [keys[i] for i in np.random.default_rng(0).permutation(47)]
-    train, held_out = split_indices(keys, "train"), split_indices(keys, "held_out")
-    assert sorted([*train, *held_out]) == list(range(47))
-    assert {keys[i] for i in held_out} == {other[i] for i in split_indices(other, "held_out")}
-    assert len(split_indices(keys[:2], "held_out")) == 1
-
-
 def test_the_split_never_changes() -> None:
     """Another split would move training images into the held-out set of runs that continue. At most 1000 are held out."""
     assert len(split_indices([str(i).encode() for i in range(20000)], "held_out")) == 1000
+    assert len(split_indices([b"0", b"1"], "held_out")) == 1
     assert split_indices([f"{i}.png".encode() for i in range(30)], "held_out").tolist() == [19, 22, 25]
 
 

@@ -31,26 +31,17 @@ def test_grey_is_repeated_and_rgb_is_weighted_by_luminance(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_transparency_is_laid_over_white(tmp_path: Path, channels: int) -> None:
-    hidden_black = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
-    assert (decoded(tmp_path, hidden_black, channels=channels) == 255).all()
-    half_black = Image.new("RGBA", (4, 4), (0, 0, 0, 128))
-    assert np.abs(decoded(tmp_path, half_black, channels=channels).astype(int) - 127).max() <= 1
+    for opacity, grey in ((0, 255), (128, 127), (255, 0)):
+        pixels = decoded(tmp_path, Image.new("RGBA", (4, 4), (0, 0, 0, opacity)), channels=channels)
+        assert np.abs(pixels.astype(int) - grey).max() <= 1
+    palette = Image.new("P", (4, 4), 1)
+    palette.putpalette([255, 0, 0, 0, 0, 0])
+    assert (decoded(tmp_path, palette, transparency=1, channels=channels) == 255).all()
 
 
-def test_transparent_palette_colour_is_white(tmp_path: Path) -> None:
-    image = Image.new("P", (4, 4), 1)
-    image.putpalette([255, 0, 0, 0, 0, 0])
-    assert (decoded(tmp_path, image, transparency=1) == 255).all()
-    assert (decoded(tmp_path, image) == 0).all()
-
-
-@pytest.mark.parametrize("suffix", [".png", ".tif"])
-def test_sixteen_bit_grey_is_scaled_not_cut(tmp_path: Path, suffix: str) -> None:
-    image = Image.fromarray(np.full((4, 4), 128 * 257, dtype=np.uint16))
-    assert (decoded(tmp_path, image, suffix) == 128).all()
-
-
-def test_pgm_with_more_than_255_levels_is_scaled(tmp_path: Path) -> None:
+def test_sixteen_bit_grey_is_scaled_not_cut(tmp_path: Path) -> None:
+    for suffix in (".png", ".tif"):
+        assert (decoded(tmp_path, Image.fromarray(np.full((4, 4), 128 * 257, np.uint16)), suffix) == 128).all()
     assert (decoded(tmp_path, b"P5 4 4 65535\n" + struct.pack(">H", 128 * 257) * 16, ".pgm") == 128).all()
 
 
