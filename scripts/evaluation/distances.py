@@ -4,6 +4,7 @@ Everything here is arithmetic on arrays: features (N, d), one row per image. Sta
 with the reference held fixed.
 """
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,11 +39,19 @@ class Gaussian:
 
 @dataclass(frozen=True)
 class Reference:
-    """What is known of a reference set: its features (M, d), their mean and covariance, or both."""
+    """What is known of a reference set: mean and covariance of its features, the features (M, d), or both."""
 
     description: str
     features: np.ndarray | None
     moments: Gaussian | None = None
+
+    @functools.cached_property
+    def gaussian(self) -> Gaussian:
+        """Mean and covariance, from the features where they are not known."""
+        if self.moments is not None:
+            return self.moments
+        assert self.features is not None
+        return Gaussian.of(self.features)
 
 
 def frechet_estimate(generated: np.ndarray, reference: Gaussian) -> tuple[Estimate, np.ndarray]:

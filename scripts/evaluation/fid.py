@@ -20,7 +20,7 @@ from scripts.evaluation.references import find_reference, reference_features
 from scripts.evaluation.results import Result
 from scripts.provenance import config_hash
 from scripts.sampling.output import to_uint8
-from scripts.sampling.sampler import load_sampler
+from scripts.sampling.sampler import Sampler, load_sampler
 
 
 @dataclass(frozen=True)
@@ -50,42 +50,36 @@ class SampleEvaluation:
         configuration's own training images the settings of each result include the score of held-out images, see
         `floor_settings`. Raises UserError for whatever is missing or does not fit, before anything is sampled.
         """
-        self._require_neighbours(self.num_gen, f"--num_gen={self.num_gen}")
-        data, directory = self.config.data, self.workdir / "evaluation"
+        for metric in self.metrics:
+            if self.num_gen < metric.fewest(self.k):
+                raise UserError(f"--num_gen={self.num_gen}: {metric.name} needs at least {metric.fewest(self.k)} samples")
         sampler, trained = load_sampler(
             self.config, self.workdir, checkpoint, delta=delta, seed=seed, precision=self.precision, scoring=True
         )
         made_by = sampler.settings(self.config, trained)
+        device, directory = sampler.precision.device, self.workdir / "evaluation"
         with distributed.main_first():  # it may download or train
-            extractor = self._extractor(directory, sampler.precision.device)
-        reference = find_reference(
-            self.reference, self.dataset_split, data, self.metrics, extractor, directory, self.batch_size
+            extractor = self._extractor(directory, device)
+        against = find_reference(
+            self.reference, self.dataset_split, self.config.data, self.metrics, self.k, extractor, directory, self.batch_size
         )
-        if reference.features is not None:
-            self._require_neighbours(len(reference.features), reference.description)
         if any(metric.name == "fid" for metric in self.metrics) and self.num_gen <= extractor.num_features:
             text = f"FID of {self.num_gen} samples in {extractor.num_features} dimensions is far too high; raise --num_gen"
             warnings.warn(text, stacklevel=2)
-        generated = cached_features(
-            directory,
-            {"images": "generated", **made_by, **extractor.settings},
-            self.num_gen,
-            self.batch_size,
-            lambda indices: extractor(to_uint8(sampler.independent(indices))),
-            "features of samples",
-        )
-        held_out = None
+        generated = self._generated_features(directory, sampler, made_by, extractor)
+        inputs = Inputs(generated, against, sampler.seed, self.k, device)
+        floor: dict[str, dict[str, Any]] = {}
         if self.feature_extractor == "classifier" and self.dataset_split == "train":
-            held_out = reference_features(directory, data_set_images(data, "held_out"), extractor, self.batch_size)
+            images = data_set_images(self.config.data, "held_out")
+            held_out = reference_features(directory, images, extractor, self.batch_size)
+            floor = floor_settings(self.metrics, inputs, held_out) if distributed.is_main() else {}
         if not distributed.is_main():
             return []
-        inputs = Inputs(generated, reference, sampler.seed, self.k, sampler.precision.device)
-        floor = {} if held_out is None else floor_settings(self.metrics, inputs, held_out)
         common = made_by | {
             "checkpoint": checkpoint,
             "config_hash": config_hash(self.config),
-            "reference": reference.description,
-            "reference_images": None if reference.features is None else len(reference.features),
+            "reference": against.description,
+            "reference_images": None if against.features is None else len(against.features),
             **{f"features_{key}": value for key, value in extractor.settings.items()},
         }
         return [
@@ -93,16 +87,22 @@ class SampleEvaluation:
             for result in scores(self.metrics, inputs)
         ]
 
-    def _require_neighbours(self, num_images: int, where: str) -> None:
-        if num_images <= self.k:
-            raise UserError(f"{where}: {num_images} images, where at least {self.k + 1} are needed, one more than --k")
-
     def _extractor(self, directory: Path, device: torch.device) -> Extractor:
         if self.feature_extractor == "inception":
             return InceptionFeatures(self.cleanfid_mode, self.inception_path, device)
         classifier = classifier_features(directory, self.config.data, device)
         print(f"classifier: {classifier.accuracy:.2%} of held-out images right", flush=True)
         return classifier
+
+    def _generated_features(
+        self, directory: Path, sampler: Sampler, made_by: dict[str, Any], extractor: Extractor
+    ) -> np.ndarray:
+        settings = {"images": "generated", **made_by, **extractor.settings}
+
+        def compute(indices: range) -> np.ndarray:
+            return extractor(to_uint8(sampler.independent(indices)))
+
+        return cached_features(directory, settings, self.num_gen, self.batch_size, compute, "features of samples")
 
 
 def scores(metrics: Sequence[Metric], inputs: Inputs) -> list[Result]:
@@ -118,11 +118,15 @@ def floor_settings(metrics: Sequence[Metric], inputs: Inputs, held_out: np.ndarr
     count = min(len(inputs.generated), len(held_out))
     evenly = np.linspace(0, len(held_out) - 1, count).astype(int)  # data sets may be sorted by class
     settings = {}
-    floors = scores(metrics, replace(inputs, generated=held_out[evenly]))
-    for floor, samples in zip(floors, scores(metrics, replace(inputs, generated=inputs.generated[:count])), strict=True):
+    for floor, samples in zip(
+        scores(metrics, replace(inputs, generated=held_out[evenly])),
+        scores(metrics, replace(inputs, generated=inputs.generated[:count])),
+        strict=True,
+    ):
         value = samples.estimate.value
-        text = f"{floor.score}: floor {floor.estimate}, of {count} held-out images; as many samples have {value:.4g}"
-        print(text, flush=True)
+        print(
+            f"{floor.score}: floor {floor.estimate}, of {count} held-out images; as many samples have {value:.4g}", flush=True
+        )
         settings[floor.score] = {
             "floor": floor.estimate.value,
             "floor_standard_error": floor.estimate.standard_error,

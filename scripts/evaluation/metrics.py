@@ -5,7 +5,7 @@ Imports nothing heavy: arithmetic is imported where it is called.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from scripts.evaluation.results import Result
 
@@ -28,7 +28,7 @@ class Inputs:
     reference: "Reference"
     seed: int
     k: int
-    """Nearest neighbours in precision, recall, density and coverage; there are more images than that on either side."""
+    """Nearest neighbours in precision, recall, density and coverage."""
     device: "torch.device"
 
 
@@ -38,8 +38,13 @@ class Metric:
 
     name: str
     """As in --mode."""
-    needs_features: bool
-    """Of the reference's images; otherwise their mean and covariance do."""
+    scores: tuple[str, ...]
+    """Its results' names, as in the log files."""
+    needs: Literal["moments", "features"]
+    """Mean and covariance of the reference's features, or the features themselves."""
+    fewest: Callable[[int], int]
+    """The fewest images on either side, for k neighbours."""
+    lower_is_better: bool
     compute: Callable[[Inputs], list[Result]]
     """Results whose settings are only what is particular to this metric."""
 
@@ -47,12 +52,9 @@ class Metric:
 def _fid(inputs: Inputs) -> list[Result]:
     from scripts.evaluation import distances
 
-    reference = inputs.reference.moments
-    if reference is None:
-        assert inputs.reference.features is not None
-        reference = distances.Gaussian.of(inputs.reference.features)
-    estimate, influence = distances.frechet_estimate(inputs.generated, reference)
-    floor, note = distances.frechet_of_reference(reference, len(inputs.generated)), ""
+    estimate, influence = distances.frechet_estimate(inputs.generated, inputs.reference.gaussian)
+    floor = distances.frechet_of_reference(inputs.reference.gaussian, len(inputs.generated))
+    note = ""
     if estimate.value < FEW_TIMES * floor:
         note = f"its standard error is first order and rough here: draws from the reference itself would have about {floor:.3g}"
     return [Result("FID", estimate, {"standard_error_by": "influence functions, first order"}, per_image=influence, note=note)]
@@ -76,8 +78,12 @@ def _prdc(inputs: Inputs) -> list[Result]:
     ]
 
 
-METRICS = (Metric("fid", False, _fid), Metric("kid", True, _kid), Metric("prdc", True, _prdc))
+METRICS = (
+    Metric("fid", ("FID",), "moments", lambda k: 2, True, _fid),
+    Metric("kid", ("KID",), "features", lambda k: 2, True, _kid),
+    Metric("prdc", ("Precision", "Recall", "Density", "Coverage"), "features", lambda k: k + 1, False, _prdc),
+)
 MODES: dict[str, tuple[Metric, ...]] = {metric.name: (metric,) for metric in METRICS} | {"all": METRICS}
 """Values of --mode besides elbo."""
-LOWER_IS_BETTER = {"ELBO", "BPD", "FID", "KID"}
+LOWER_IS_BETTER = {"ELBO", "BPD"} | {score for metric in METRICS if metric.lower_is_better for score in metric.scores}
 """Scores whose lowest value is the best; of the others it is the highest."""

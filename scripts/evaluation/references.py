@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import cleanfid
+import cleanfid.features
 import numpy as np
-from cleanfid.downloads_helper import check_download_url
 from ml_collections import ConfigDict
 
 from scripts import distributed
@@ -17,7 +17,8 @@ from scripts.evaluation.features import Extractor, NativeFolder, cached_features
 from scripts.evaluation.metrics import Metric
 from scripts.io import atomic_write, make_directory, plain_name, read_npz, user_path
 
-STATISTICS_URL = "https://www.cs.cmu.edu/~clean-fid/stats"
+Arrays = dict[str, np.ndarray]
+"""Mean and covariance of features, `mu` (d,) and `sigma` (d, d), the features `feats` (M, d), or all three."""
 
 
 def find_reference(
@@ -25,6 +26,7 @@ def find_reference(
     split: str,
     data: ConfigDict,
     metrics: Sequence[Metric],
+    k: int,
     extractor: Extractor,
     directory: Path,
     batch_size: int,
@@ -33,7 +35,7 @@ def find_reference(
 
     name: of clean-fid's statistics or, with split "custom", of custom ones; the path of an .npz or of a folder; or "" for the
     split of the configuration's own data set. Features of images are cached in `directory`. Raises UserError for whatever is
-    missing.
+    missing, and if there are fewer images than a metric needs.
     """
     if name and extractor.settings["extractor"] != "inception":
         raise UserError(
@@ -43,13 +45,19 @@ def find_reference(
     path = user_path(name, "--dataset_name_cleanfid")
     if name == "":
         images = data_set_images(data, split)
-        return Reference(f"{data.dataset} {split}", reference_features(directory, images, extractor, batch_size))
-    if path.suffix == ".npz":
-        return _from_statistics(name, _read(path), extractor.num_features, metrics)
-    if "/" in name or (path.is_dir() and split != "custom"):
-        return Reference(name, reference_features(directory, folder_images(path), extractor, batch_size))
-    arrays = _named_statistics(name, extractor.settings["mode"], split, data.image_size, metrics)
-    return _from_statistics(f"{name} {split}, clean-fid's statistics", arrays, extractor.num_features, metrics)
+        found = Reference(f"{data.dataset} {split}", reference_features(directory, images, extractor, batch_size))
+    elif path.suffix == ".npz":
+        found = _reference(name, _read(path), extractor.num_features, metrics)
+    elif "/" in name or (path.is_dir() and split != "custom"):
+        found = Reference(name, reference_features(directory, folder_images(path), extractor, batch_size))
+    else:
+        arrays = named_statistics(name, extractor.settings["mode"], split, data.image_size, metrics)
+        found = _reference(f"{name} {split}, clean-fid's statistics", arrays, extractor.num_features, metrics)
+    for metric in metrics:
+        if found.features is not None and len(found.features) < metric.fewest(k):
+            fewest = metric.fewest(k)
+            raise UserError(f"{found.description}: {len(found.features)} images, where {metric.name} needs at least {fewest}")
+    return found
 
 
 def folder_images(folder: Path) -> NativeFolder:
@@ -71,59 +79,63 @@ def reference_features(directory: Path, images: Images, extractor: Extractor, ba
     return rows[~np.isnan(rows[:, 0])]
 
 
-# --- files of statistics: mean and covariance of features, `mu` (d,) and `sigma` (d, d), or the features `feats` (M, d) ---
+# --- files of statistics ---
 
 
-def _statistics_file(name: str, mode: str, split: str, resolution: object) -> Path:
-    """Where clean-fid keeps mean and covariance; its naming scheme, so that each finds what the other made or downloaded."""
-    return Path(cleanfid.__file__).parent / "stats" / f"{name}_{mode}_{split}_{resolution}.npz".lower()
+def statistics_folder() -> Path:
+    """Where clean-fid keeps its statistics; custom ones go there too."""
+    return Path(cleanfid.__file__).parent / "stats"
 
 
-def _features_file(moments: Path) -> Path:
-    return moments.with_name(f"{moments.stem}_kid.npz")
+def named_statistics(name: str, mode: str, split: str, image_size: int, metrics: Sequence[Metric]) -> Arrays:
+    """What the metrics need of clean-fid's statistics of a data set, downloaded if necessary.
 
-
-def _named_statistics(name: str, mode: str, split: str, image_size: int, metrics: Sequence[Metric]) -> dict[str, np.ndarray]:
-    """Statistics of a data set, downloaded if necessary, with split "custom" those that `--save_stats` or clean-fid made."""
+    With split "custom" those that `--save_stats` or clean-fid made, possibly with a resolution in the file's name. Raises
+    UserError if they do not exist.
+    """
     plain_name("--dataset_name_cleanfid", name)
     plain_name("--dataset_split", split)
-    is_custom = split == "custom"
-    moments = _statistics_file(name, mode, split, "na" if is_custom else image_size)
-    files = {_features_file(moments) if metric.needs_features else moments for metric in metrics}
-    arrays: dict[str, np.ndarray] = {}
-    for file in sorted(files):
-        try:
-            with distributed.main_first():
-                if not is_custom:
-                    check_download_url(str(file.parent), f"{STATISTICS_URL}/{file.name}")
-        except OSError as error:
+    needs = {metric.needs for metric in metrics}
+    arrays: Arrays = {}
+    if split == "custom":
+        files = [statistics_folder() / f"{name}_{mode}_custom_{size}.npz".lower() for size in ("na", image_size)]
+        file = next((file for file in files if file.is_file()), None)
+        if file is None:
             raise UserError(
-                f"--dataset_name_cleanfid={name} --dataset_split={split}: clean-fid's statistics for {image_size} pixels "
-                f"are not in {file.parent} and cannot be downloaded ({error}); give a folder of images, or make custom "
-                "statistics with --save_stats"
-            ) from None
-        if is_custom and not file.is_file():
-            raise UserError(
-                f"--dataset_name_cleanfid={name}: there is no {file}; "
+                f"--dataset_name_cleanfid={name}: there is no {files[0]}; "
                 f"make it with --save_stats --custom_name={name} --cleanfid_mode={mode} --dataset_path=FOLDER"
             )
-        arrays |= _read(file)
+        return _read(file) | (_read(file.with_name(f"{file.stem}_kid.npz")) if "features" in needs else {})
+    try:
+        with distributed.main_first():
+            options = {"mode": mode, "split": split}
+            if "moments" in needs:
+                found = cleanfid.features.get_reference_statistics(name, image_size, metric="FID", **options)
+                arrays |= dict(zip(("mu", "sigma"), found, strict=True))
+            if "features" in needs:
+                arrays["feats"] = cleanfid.features.get_reference_statistics(name, image_size, metric="KID", **options)
+    except (OSError, ValueError) as error:  # ValueError: a download that was cut short
+        raise UserError(
+            f"--dataset_name_cleanfid={name} --dataset_split={split}: clean-fid's statistics for {image_size} pixels cannot be "
+            f"read from {statistics_folder()} or downloaded ({error}); give a folder of images, or make custom statistics with "
+            "--save_stats"
+        ) from None
     return arrays
 
 
-def _read(file: Path) -> dict[str, np.ndarray]:
+def _read(file: Path) -> Arrays:
     try:
         return read_npz(file)
     except (ValueError, OSError) as error:
         raise UserError(f"{file}: cannot be read as an .npz of arrays ({error})") from None
 
 
-def _from_statistics(where: str, arrays: dict[str, np.ndarray], d: int, metrics: Sequence[Metric]) -> Reference:
-    """Raises UserError if there is not what is needed, or if it is not of d features."""
+def _reference(where: str, arrays: Arrays, d: int, metrics: Sequence[Metric]) -> Reference:
+    """Raises UserError if there is not what the metrics need, or if it is not of d features."""
     shapes = {name: array.shape for name, array in arrays.items()}
     has_moments = shapes.get("mu") == (d,) and shapes.get("sigma") == (d, d)
     has_features = len(shapes.get("feats", ())) == 2 and shapes["feats"][1] == d
-    if not has_features and not (has_moments and {metric.needs_features for metric in metrics} == {False}):
+    if not has_features and (not has_moments or any(metric.needs == "features" for metric in metrics)):
         right = f"feats (M, {d}) or, for --mode=fid alone, mu ({d},) and sigma ({d}, {d})"
         raise UserError(f"{where}: must hold {right}; it has {shapes}")
     moments = Gaussian(arrays["mu"], arrays["sigma"]) if has_moments else None
@@ -133,17 +145,19 @@ def _from_statistics(where: str, arrays: dict[str, np.ndarray], d: int, metrics:
 def save_statistics(name: str, folder: Path, extractor: Extractor, mode: str, batch_size: int) -> Path:
     """Make statistics of a folder of images, for `--dataset_name_cleanfid=<name> --dataset_split=custom`.
 
-    Returns the file with mean and covariance; features are beside it. Raises UserError for what is missing or exists already.
+    They are stored where clean-fid keeps its own and under its naming scheme, so that it finds them too. Returns the file with
+    mean and covariance; features are beside it. Raises UserError for whatever is missing or exists already.
     """
-    file = _statistics_file(plain_name("--custom_name", name), mode, "custom", "na")
-    make_directory(file.parent, "clean-fid's statistics")
+    stem = f"{plain_name('--custom_name', name)}_{mode}_custom_na".lower()
+    directory = make_directory(statistics_folder(), "clean-fid's statistics")
+    file = directory / f"{stem}.npz"
     if file.exists():
         raise UserError(f"--custom_name={name}: there are statistics of that name; choose another, or delete {file}")
     images = folder_images(folder)
     with tempfile.TemporaryDirectory() as temporary_directory:
         features = reference_features(Path(temporary_directory), images, extractor, batch_size)
     gaussian = Gaussian.of(features)
-    with atomic_write(_features_file(file)) as temporary:
+    with atomic_write(directory / f"{stem}_kid.npz") as temporary:
         np.savez_compressed(temporary, feats=features)
     with atomic_write(file) as temporary:
         np.savez_compressed(temporary, mu=gaussian.mu, sigma=gaussian.sigma)

@@ -195,6 +195,8 @@ def test_custom_statistics_are_clean_fids(evaluate: Evaluate, run: Path, folder:
             save_statistics(name, folder, extractor, "clean", 8)
     with pytest.raises(UserError, match=r"must hold feats .*; it has {'mu': \(2048,\), 'sigma': \(2048, 2048\)}"):
         evaluate(reference=str(path))
+    path.rename(path.with_name("my_images_clean_custom_8.npz"))  # made for a resolution
+    assert evaluate(mode="fid", **named)["FID"].estimate.value == only_moments.estimate.value
 
 
 def use_short_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,7 +225,8 @@ def test_published_statistics_by_name(evaluate: Evaluate, tmp_path: Path, monkey
 
 
 ERRORS: dict[str, tuple[dict[str, Any], str]] = {
-    "five samples": ({"num_gen": 5}, "--num_gen=5: 5 images, where at least 6 are needed"),
+    "one sample": ({"num_gen": 1}, "--num_gen=1: kid needs at least 2 samples"),
+    "five samples": ({"num_gen": 5, "mode": "prdc"}, "--num_gen=5: prdc needs at least 6 samples"),
     "weights": ({"inception_path": "/nowhere"}, "/nowhere/inception-2015-12-05.pt is not there and https://"),
     "split": ({"reference": "", "dataset_split": "dev"}, "--dataset_split=dev: the configuration's own data set has train"),
     "folder": ({"reference": "/nowhere/images"}, "/nowhere/images: no such folder"),
@@ -246,7 +249,7 @@ def test_one_line_for_what_is_wrong(case: str, evaluate: Evaluate) -> None:
 def test_too_few_and_foreign_reference_images(evaluate: Evaluate, tmp_path: Path) -> None:
     for i in range(4):
         Image.new("RGB", (8, 8), (i, 50 * i, 0)).save(tmp_path / f"{i}.png")
-    with pytest.raises(UserError, match="4 images, where at least 6 are needed, one more than --k"):
+    with pytest.raises(UserError, match="4 images, where prdc needs at least 6"):
         evaluate(mode="prdc", reference=str(tmp_path))
     np.savez(tmp_path / "other.npz", feats=np.zeros((9, 5)))
     np.savez(tmp_path / "odd.npz", mu=np.zeros(2048), sigma=np.zeros((4, 4)))
