@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from ml_collections import ConfigDict
 
-from model_code import build_process
 from scripts import checkpoint, distributed
-from scripts.config import to_json, validate
+from scripts.config import to_json
+from scripts.config_checks import validate
 from scripts.data.datasets import load_images
 from scripts.data.images import ImageSource, fingerprint
 from scripts.data.loader import Batch, HeldOutBatches, ReadingFailed, TrainBatches, none_readable, train_loader
@@ -37,7 +37,11 @@ def train(config: ConfigDict, workdir: Path) -> int:
 
     Raises UserError, before anything is written, for a configuration or data that cannot be trained on.
     """
-    _check(config)
+    validate(config)
+    size, parts = config.training.batch_size, distributed.world_size() * config.training.accumulation_steps
+    if size % parts:
+        split = f"{distributed.world_size()} processes and config.training.accumulation_steps"
+        raise UserError(f"config.training.batch_size = {size}: must be a multiple of {parts}, for {split}")
     device = distributed.device(config.device)
     train_images, held_out_images = (load_images(config.data, split) for split in ("train", "held_out"))
     distributed.barrier()  # nothing is written before all processes have found the data
@@ -66,22 +70,6 @@ def train(config: ConfigDict, workdir: Path) -> int:
     else:
         print(f"already finished at step {first_step}; a larger --config.training.n_iters would go on: {workdir}")
     return 0
-
-
-def _check(config: ConfigDict) -> None:
-    """Raise UserError for settings that cannot be trained with."""
-    validate(config)
-    try:
-        build_process(config)
-    except ValueError as error:  # about a setting that only the process can judge
-        raise UserError(str(error)) from None
-    training, processes = config.training, distributed.world_size()
-    if training.batch_size % (processes * training.accumulation_steps):
-        raise UserError(
-            f"config.training.batch_size = {training.batch_size}: must be a multiple of "
-            f"{processes * training.accumulation_steps}, for {processes} processes and "
-            f"config.training.accumulation_steps = {training.accumulation_steps}"
-        )
 
 
 class TrainingRun:
