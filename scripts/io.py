@@ -1,8 +1,8 @@
 """Files: written atomically, read without running anything in them, and paths as users type them."""
 
-import errno
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,8 +49,7 @@ def make_directory(path: Path, flag: str) -> Path:
     """Create a directory to write to, parents included. Raises UserError naming `flag` if that cannot be."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        if not os.access(path, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
         raise UserError(f"{flag}={path}: cannot write there ({error.strerror}); choose a writable directory") from None
     return path

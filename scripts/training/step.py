@@ -18,14 +18,11 @@ from scripts.randomness import Purpose, normal_batch, normal_by_index, stream
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimizer step measured."""
+    """What one optimizer step measured, of all processes' examples; it was skipped if the gradient's norm is not finite."""
 
-    losses: torch.Tensor
-    """float32 (B,): the loss of each example of the batch, all processes' examples."""
-    levels: torch.Tensor
-    """int64 (B,): the level of each example."""
-    grad_norm: float
-    """Before clipping. If it is not finite, the step was skipped."""
+    losses: torch.Tensor  # float32 (B,)
+    levels: torch.Tensor  # int64 (B,)
+    grad_norm: float  # before clipping
 
     @property
     def finite(self) -> bool:
