@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from scripts.config import define_config_flag, define_path_flag, run, validate
+from scripts.config import define_config_flag, define_path_flag, run
 from scripts.errors import UserError
 from scripts.evaluation.metrics import MODES
 from scripts.release import define_release_flags
@@ -89,6 +89,7 @@ def main() -> int:
 def evaluate() -> int:
     """Evaluate at one point, or at all that --sweep names."""
     from scripts import distributed
+    from scripts.config_checks import validate
     from scripts.evaluation import results, sweep
     from scripts.sampling.sampler import parse_delta
 

@@ -135,11 +135,9 @@ class AttentionBlock(nn.Module):
 
     def __init__(self, channels: int, *, num_heads: int = 1, num_head_channels: int = -1, new_order: bool = True) -> None:
         super().__init__()
-        if num_head_channels != -1 and channels % num_head_channels:
-            raise ValueError(f"num_head_channels {num_head_channels} must divide the {channels} channels")
-        self.num_heads = num_heads if num_head_channels == -1 else channels // num_head_channels
-        if channels % self.num_heads:
-            raise ValueError(f"num_heads {num_heads} must divide the {channels} channels")
+        head_channels = channels // num_heads if num_head_channels == -1 else num_head_channels
+        assert channels % head_channels == 0
+        self.num_heads = channels // head_channels
         self.new_order = new_order
         self.norm = GroupNorm32(channels)
         self.qkv = PointwiseConv1d(channels, 3 * channels)

@@ -5,6 +5,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from ml_collections import ConfigDict
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -32,11 +33,9 @@ class Stage(nn.Sequential):
 class UNet(nn.Module):
     """Predicts the change of an image over one reverse step, at the image's own resolution.
 
-    image_size in pixels, divisible by patch_size * 2^(len(channel_mult) - 1); model_channels a multiple of 32.
-
     The pixels of a square of patch_size^2 become channels before the first convolution, and pixels again after the last.
     Level i works with model_channels * channel_mult[i] channels at image_size / patch_size / 2^i points a side;
-    `attention_levels` are such i.
+    `attention_levels` are such i. Channels must be multiples of 32, and all of these sizes integers.
     Attention has `num_heads` heads or, unless num_head_channels is -1, heads of `num_head_channels` channels. Resolution
     changes in residual blocks (`resblock_updown`), by a convolution (`conv_resample`), or by averaging 2x2 pixels and
     repeating them. With `recompute` the backward pass recomputes activations: the same numbers, less memory, a third more
@@ -46,7 +45,6 @@ class UNet(nn.Module):
     def __init__(
         self,
         *,
-        image_size: int,
         num_channels: int,
         model_channels: int,
         channel_mult: tuple[int, ...],
@@ -62,12 +60,7 @@ class UNet(nn.Module):
         conv_resample: bool = True,
         recompute: bool = False,
     ) -> None:
-        """Raises ValueError for an image size that cannot be halved that often, and channels that heads do not divide."""
         super().__init__()
-        factor = patch_size * 2 ** (len(channel_mult) - 1)
-        if image_size % factor:
-            levels = f"{len(channel_mult)} levels" + (f" of patches of {patch_size}x{patch_size}" if patch_size > 1 else "")
-            raise ValueError(f"image_size {image_size} must be divisible by {factor} for {levels}")
         self.model_channels = model_channels
         self.patch_size = patch_size
         patch_channels = num_channels * patch_size**2
@@ -103,6 +96,30 @@ class UNet(nn.Module):
         output_conv = zero_init(nn.Conv2d(widths[0], patch_channels, 3, padding=1))
         self.out = nn.Sequential(GroupNorm32(widths[0]), nn.SiLU(), output_conv)
 
+    @classmethod
+    def from_config(cls, config: ConfigDict) -> "UNet":
+        """As config.model and config.data say. Raises ValueError for settings that cannot be."""
+        model = config.model
+        for section, name, right, ok in _checks(config):
+            if not ok:
+                raise ValueError(f"config.{section}.{name} = {config[section][name]!r}: must be {right}")
+        return cls(
+            num_channels=config.data.num_channels,
+            model_channels=model.model_channels,
+            channel_mult=tuple(model.channel_mult),
+            num_res_blocks=model.num_res_blocks,
+            attention_levels=tuple(model.attention_levels),
+            patch_size=model.patch_size,
+            dropout=model.dropout,
+            num_heads=model.num_heads,
+            num_head_channels=model.num_head_channels,
+            conv_resample=model.conv_resample,
+            use_new_attention_order=model.use_new_attention_order,
+            use_scale_shift_norm=model.use_scale_shift_norm,
+            resblock_updown=model.resblock_updown,
+            recompute=config.training.recompute,
+        )
+
     def forward(self, u: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         """f(u, k): images u (B, C, H, W) at int64 blur levels k (B,), to (B, C, H, W)."""
         emb = self.time_embed(level_embedding(k, self.model_channels))
@@ -119,6 +136,28 @@ class UNet(nn.Module):
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(stage, h, emb, use_reentrant=False)  # repeats dropout's masks
         return stage(h, emb)
+
+
+def _checks(config: ConfigDict) -> Iterator[tuple[str, str, str, bool]]:
+    """(section, key, what would be right, whether it is) for the network's settings; later ones rely on earlier ones."""
+    model = config.model
+    for name in ("model_channels", "num_res_blocks", "num_heads", "patch_size"):
+        yield "model", name, "at least 1", model[name] >= 1
+    channels, mult, patch_size = model.model_channels, model.channel_mult, model.patch_size
+    levels, whole = len(mult), all(isinstance(m, int) and m > 0 for m in mult)
+    yield "model", "channel_mult", "a positive integer per level, such as (1, 2, 2)", levels > 0 and whole
+    yield "model", "model_channels", "a multiple of 32, the number of groups in GroupNorm", channels % 32 == 0
+    factor = patch_size * 2 ** (levels - 1)
+    patches = f" and model.patch_size = {patch_size}" if patch_size > 1 else ""
+    right = f"divisible by {factor}, for {levels} levels in model.channel_mult{patches}"
+    yield "data", "image_size", right, config.data.image_size % factor == 0
+    in_range = all(level in range(levels) for level in model.attention_levels)
+    yield "model", "attention_levels", f"levels from 0 to {levels - 1}, as model.channel_mult has {levels}", in_range
+    size = model.num_head_channels
+    yield "model", "num_head_channels", "-1 or greater than 0", size == -1 or size > 0
+    name, divisor = ("num_heads", model.num_heads) if size == -1 else ("num_head_channels", size)
+    attended = [channels * mult[level] for level in (*model.attention_levels, levels - 1)]
+    yield "model", name, "a divisor of the channels at every level with attention", all(c % divisor == 0 for c in attended)
 
 
 Blocks = Callable[[int, int], list[nn.Module]]

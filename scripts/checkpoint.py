@@ -35,12 +35,8 @@ Contents = dict[str, Any]
 # by NumPy 1's module path.
 _scalar = np.float64(0).__reduce__()[0]
 _NUMPY_SCALARS: list[Any] = [
-    (_scalar, "numpy._core.multiarray.scalar"),
-    (_scalar, "numpy.core.multiarray.scalar"),
-    np.dtype,
-    np.dtypes.Float64DType,
-    np.dtypes.Float32DType,
-    np.dtypes.Int64DType,
+    *((_scalar, f"numpy.{core}.multiarray.scalar") for core in ("_core", "core")),
+    *(np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType),
 ]
 
 
@@ -55,7 +51,7 @@ def numbered_path(workdir: Path, number: int) -> Path:
 
 
 def noise_path(path: Path) -> Path:
-    """Where the spectrum of the sampling noise is that was measured for a checkpoint without one."""
+    """Where the spectrum of the sampling noise is that was measured later for a checkpoint."""
     return path.with_suffix(".noise.pth")
 
 
@@ -65,7 +61,7 @@ def previous_path(workdir: Path) -> Path:
 
 
 def write(path: Path, contents: Contents, previous: Path | None = None) -> None:
-    """Write a checkpoint, keeping the old one as `previous` if given. Raises UserError if it cannot be written whole."""
+    """Write a checkpoint; the old one is kept as `previous` if given. Raises UserError if it cannot be written whole."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temporary:
@@ -74,9 +70,8 @@ def write(path: Path, contents: Contents, previous: Path | None = None) -> None:
                 sync(temporary)  # nothing moves before the new one is safe
                 path.replace(previous)
     except (OSError, RuntimeError) as error:  # torch's zip writer reports a full disk as RuntimeError
-        raise UserError(
-            f"{path}: the checkpoint could not be written (is the disk full? {error}); earlier ones are intact"
-        ) from None
+        message = f"{path}: the checkpoint could not be written (is the disk full? {error}); earlier ones are intact"
+        raise UserError(message) from None
 
 
 def write_meta(workdir: Path, contents: Contents) -> None:
@@ -127,10 +122,10 @@ def is_release(contents: Any) -> bool:
 
 
 def read_newest(workdir: Path) -> tuple[Path, Contents] | None:
-    """The newest checkpoint that can be read, with a warning for every newer one that cannot, or None if there are none.
+    """The newest checkpoint that can be read, with a warning for each newer one; None if there are none.
 
     In this order: the one that a restart continues from, its predecessor, numbered ones from the highest down.
-    Raises UserError if there are checkpoints and none can be read.
+    Raises UserError if none of several can be read.
     """
     numbered = [numbered_path(workdir, number) for number in reversed(_numbers(workdir))]
     paths = [path for path in (meta_path(workdir), previous_path(workdir), *numbered) if path.is_file()]
@@ -160,27 +155,23 @@ def _numbers(workdir: Path) -> list[int]:
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """What sampling and evaluation need of a checkpoint."""
+    """What sampling and evaluation need of a checkpoint; the release's have neither a prior nor a precision."""
 
     model: nn.Module
     """With EMA weights, in eval mode, on the CPU."""
     prior: Prior | None
-    """None in the release's files."""
     dequantized: bool
     """Whether the prior is of dequantised images."""
     noise: dict[str, torch.Tensor] | None
     """The spectrum of the sampling noise, where one was measured."""
     precision: str
-    """What it was trained in; empty where the checkpoint does not say."""
+    """What it was trained in, or empty."""
     step: int
     path: Path
 
 
 def load_trained(config: ConfigDict, workdir: Path | str, checkpoint: int) -> TrainedModel:
-    """Checkpoint number `checkpoint` of a run, 0 for the newest.
-
-    Raises UserError if it is not there or does not fit `config`.
-    """
+    """Checkpoint number `checkpoint` of a run, 0 for the newest. Raises UserError if it is missing or does not fit `config`."""
     path, contents = _find(Path(workdir), checkpoint)
     if "config" in contents:
         refuse_differences(contents["config"], config, FREE_IN_INFERENCE, str(path))
@@ -195,18 +186,11 @@ def load_trained(config: ConfigDict, workdir: Path | str, checkpoint: int) -> Tr
     except RuntimeError as error:
         reason = one_line(error).partition(": ")[2][:400]
         raise UserError(f"{path} holds another architecture than this configuration: {reason}") from None
+    dequantized = json.loads(contents.get("config", to_json(config)))["data"]["uniform_dequantization"]
     noise = contents.get("noise")
     if noise is None and noise_path(path).is_file():
         noise = _load(noise_path(path))
-    return TrainedModel(
-        model.eval(),
-        prior,
-        dequantized=json.loads(contents.get("config", to_json(config)))["data"]["uniform_dequantization"],
-        noise=noise,
-        precision=contents.get("precision", ""),
-        step=contents["step"],
-        path=path,
-    )
+    return TrainedModel(model.eval(), prior, dequantized, noise, contents.get("precision", ""), contents["step"], path)
 
 
 def load_for_inference(config: ConfigDict, workdir: Path | str, checkpoint: int) -> nn.Module:
@@ -215,16 +199,14 @@ def load_for_inference(config: ConfigDict, workdir: Path | str, checkpoint: int)
 
 
 def _find(workdir: Path, checkpoint: int) -> tuple[Path, Contents]:
-    if checkpoint == 0:
-        newest = read_newest(workdir)
-        if newest is None:
-            raise UserError(f"--workdir={workdir}: there is no checkpoint in it; train first, or check the path")
-        return newest
     path = numbered_path(workdir, checkpoint)
-    if not path.is_file():
+    if checkpoint > 0 and not path.is_file():
         there = ", ".join(map(str, _numbers(workdir))) or "none"
         raise UserError(f"--checkpoint={checkpoint}: {workdir} has no {path.relative_to(workdir)}; there are {there}")
-    return path, read(path)
+    found = (path, read(path)) if checkpoint > 0 else read_newest(workdir)
+    if found is None:
+        raise UserError(f"--workdir={workdir}: there is no checkpoint in it; train first, or check the path")
+    return found
 
 
 def _release_weights(contents: Contents, model: nn.Module) -> dict[str, torch.Tensor]:

@@ -1,11 +1,10 @@
-"""Configurations: parsed from the command line, checked once as a whole, compared with those of checkpoints.
+"""Configurations: read from files and the command line, compared with those of checkpoints.
 
 Imports nothing heavy, so that `--help` and bad input answer at once.
 """
 
 import difflib
 import json
-import math
 import numbers
 import runpy
 import sys
@@ -20,13 +19,11 @@ from ml_collections import ConfigDict, config_flags
 
 from configs import default
 from scripts import release
-from scripts.config_checks import checks
 from scripts.errors import USAGE_ERROR, UserError, error_line, one_line
 from scripts.io import user_path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-KINDS = {bool: "True or False", int: "an integer", float: "a finite number", str: "text", tuple: "a tuple of integers"}
 # Keys of model and data that trained weights do not depend on; optim and training are always free.
 FREE_ON_RESUME = {"model.delta_over_sigma", "model.sampling_noise", "data.num_workers", "data.path"}
 FREE_IN_INFERENCE = FREE_ON_RESUME | {
@@ -95,7 +92,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
     except (AttributeError, KeyError, IndexError, TypeError) as error:  # ml_collections' ways to say that there is no such key
         names = (arg.lstrip("-").partition("=")[0] for arg in argv)
         try:
-            _refuse_unknown(name.removeprefix("config.") for name in names if name.startswith("config."))
+            refuse_unknown(name.removeprefix("config.") for name in names if name.startswith("config."))
         except UserError as unknown:
             fail(unknown)
         fail(error)
@@ -118,31 +115,30 @@ def load(text: str) -> ConfigDict:
         raise UserError(f"--config={text}: {type(error).__name__}: {error}{where}") from error
     if not isinstance(given, ConfigDict | dict):
         raise UserError(f"--config={text}: its get_config() returns {type(given).__name__}, not a ConfigDict")
-    config, known = default.get_config(), _known()
-    values = dict(flatten(given))
-    _refuse_unknown(values.keys() - release.KEYS)
-    with config.ignore_type():  # `validate` tells wrong types
-        for key in values.keys() & known.keys():
-            config.update_from_flattened_dict({key: _converted(values[key], known[key])})
-    release.check_release_keys({key: values[key] for key in values.keys() - known.keys()}, config.model)
+    config, values = default.get_config(), dict(flatten(given))
+    refuse_unknown(values.keys() - release.KEYS)
+    for key, default_value in flatten(default.get_config()):
+        if key in values:
+            value = _converted(values.pop(key), type(default_value))
+            if type(value) is not type(default_value):
+                right = f"{type(default_value).__name__}, such as {default_value!r}"
+                raise UserError(f"--config={text}: config.{key} = {one_line(value)[:100]}: must be {right}")
+            config.update_from_flattened_dict({key: value})
+    release.check_release_keys(values, config.model)
     return config
 
 
-def _converted(value: Any, default_value: object) -> Any:
-    """The value as its default's type where they mean the same: an integer as a float, a NumPy number, a torch.device."""
-    kind = type(default_value)
+def _converted(value: Any, kind: type) -> Any:
+    """The value as of another kind where it means the same: an integer as a float, a NumPy number, a torch.device."""
     alike = {float: numbers.Real, int: numbers.Integral, tuple: list}.get(kind)
     if alike is not None and isinstance(value, alike) and not isinstance(value, bool):
         return kind(value)
     return str(value) if type(value).__name__ == "device" else value
 
 
-def _known() -> dict[str, Any]:
-    return dict(flatten(default.get_config()))
-
-
-def _refuse_unknown(keys: Iterable[str]) -> None:
-    known = _known()
+def refuse_unknown(keys: Iterable[str]) -> None:
+    """Raise UserError for a "section.key" that is not in configs/default.py."""
+    known = dict(flatten(default.get_config()))
     for key in sorted(keys):
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0)[0]
@@ -187,27 +183,3 @@ def refuse_differences(saved: str, config: ConfigDict, free: set[str], where: st
     if changed:
         listed = "; ".join(f"config.{key} was {change}" for key, change in changed.items())
         raise UserError(f"{where} was made with another configuration: {listed}")
-
-
-def validate(config: ConfigDict) -> None:
-    """Check the whole configuration before anything is built. Raises UserError naming key, value and what would be right."""
-    known, given = _known(), dict(flatten(config))
-    _refuse_unknown(given)
-    for key, default_value in known.items():
-        if key not in given:
-            raise UserError(f"config.{key} is missing: start from configs/default.py's get_config()")
-        if not _is_like(given[key], default_value):
-            right = f"{KINDS[type(default_value)]}, such as {default_value!r}"
-            raise UserError(f"config.{key} = {given[key]!r}: must be {right}")
-    for key, right, ok in checks(given):
-        if not ok:
-            raise UserError(f"config.{key} = {given[key]!r}: must be {right}")
-
-
-def _is_like(value: object, default_value: object) -> bool:
-    """Whether a value has the type of its default; integers do for floats, True does not for 1."""
-    if isinstance(default_value, tuple):
-        return isinstance(value, tuple | list) and all(type(item) is int for item in value)
-    if isinstance(default_value, float):
-        return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
-    return type(value) is type(default_value)

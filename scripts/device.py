@@ -18,9 +18,8 @@ from scripts.errors import UserError
 def resolve_device(name: str, local_rank: int = 0) -> torch.device:
     """The device that config.device names; "auto" is a GPU if there is one. Raises UserError if it is not to be had.
 
-    local_rank: of this process on its machine; "auto" and "cuda" are then the GPU of that number.
-
-    On a GPU, PyTorch is told to compute the same numbers every time, and float32 where float32 is asked for.
+    "cuda" is the GPU number `local_rank`, which is this process's number on its machine. On a GPU, PyTorch is told to compute
+    the same numbers every time, and float32 where float32 is asked for.
     """
     kind, _, number = (("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name).partition(":")
     if kind == "cpu" and not number:
@@ -59,13 +58,10 @@ def to_device(model: ModuleT, device: torch.device, compile_mode: str, *, autoca
     if device.type == "cuda" and (autocast or compile_mode != "none"):
         model.to(memory_format=torch.channels_last)
     if compile_mode != "none":
-        # Shapes are static, for CUDA graphs: training, evaluation, sampling and their last, smaller batches compile one each.
+        # Shapes are static, for CUDA graphs: each size of a batch compiles its own.
         torch._dynamo.config.recompile_limit = 32
         model.compile(mode=compile_mode, dynamic=False)
     return model
-
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -79,17 +75,16 @@ class Precision:
 
     @classmethod
     def named(cls, device: torch.device, name: str, reason: str = "") -> "Precision":
-        """The precision of that `name` ("float32", "bfloat16" or "float16"). Raises KeyError for another name."""
-        return cls(device, DTYPES[name], reason)
+        """The precision of that `name`: "float32", "bfloat16" or "float16"."""
+        return cls(device, getattr(torch, name), reason)
 
     @classmethod
     def of(cls, config: ConfigDict, device: torch.device) -> "Precision":
         """What config.optim.automatic_mp and config.optim.amp_dtype ask for; "auto" is bfloat16 where it is faster."""
-        optim = config.optim
-        if not optim.automatic_mp:
+        if not config.optim.automatic_mp:
             return cls.named(device, "float32", "config.optim.automatic_mp is off")
-        if optim.amp_dtype != "auto":
-            return cls.named(device, optim.amp_dtype, "config.optim.amp_dtype asks for it")
+        if config.optim.amp_dtype != "auto":
+            return cls.named(device, config.optim.amp_dtype, "config.optim.amp_dtype asks for it")
         if device.type == "cuda":
             return cls.named(device, "bfloat16", "the default on CUDA")
         ratio = bfloat16_ratio()
@@ -123,8 +118,7 @@ class Precision:
 def bfloat16_ratio() -> float:
     """How many times as long as in float32 a convolution and a matrix product take in bfloat16 on a core of this processor.
 
-    Measured once per process, in a fraction of a second. Where the processor has no bfloat16 instructions PyTorch emulates
-    them, 10 to 500 times slower than float32.
+    Where it has no bfloat16 instructions, PyTorch emulates them, 10 to 500 times slower than float32.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # several would wait for each other on a busy machine, and spoil times of milliseconds
@@ -137,8 +131,7 @@ def bfloat16_ratio() -> float:
 @torch.inference_mode()
 def shortest_time(dtype: torch.dtype) -> float:
     """Seconds of one 3x3 convolution and one matrix product of similar work, the best of 10, or of fewer if they are slow."""
-    image, weight = torch.ones(4, 64, 16, 16, dtype=dtype), torch.ones(64, 64, 3, 3, dtype=dtype)
-    matrix = torch.ones(256, 256, dtype=dtype)
+    image, weight, matrix = (torch.ones(*shape, dtype=dtype) for shape in ((4, 64, 16, 16), (64, 64, 3, 3), (256, 256)))
     times: list[float] = []
     while len(times) < 10 and sum(times) < 0.1:
         start = time.perf_counter()

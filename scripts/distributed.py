@@ -1,8 +1,7 @@
-"""Several processes as one run: rank and number of processes, sharing out work, gathering results.
+"""Several processes as one run; one on its own is process 0 of 1, and sharing out and gathering do nothing.
 
-A process on its own is process 0 of 1: sharing out and gathering then do nothing. All processes must call the collective
-functions (from `barrier` to `compute_rows`) in the same order. The launcher (torchrun, mpirun, or srun with
---kill-on-bad-exit=1) ends a job in which one process died.
+All processes must call the collective functions (from `barrier` to `compute_rows`) in the same order. The launcher (torchrun,
+mpirun, or srun with --kill-on-bad-exit=1) ends a job in which one process died.
 """
 
 import contextlib
@@ -92,13 +91,12 @@ def compute_rows(indices: Part, compute: Callable[[Part], torch.Tensor]) -> torc
 
 
 def averaging_gradients(model: nn.Module, device: torch.device) -> nn.Module:
-    """`model`, wrapped so that a backward pass leaves the average of all processes' gradients in its parameters.
+    """`model`, with process 0's weights, wrapped so that a backward pass averages gradients over all processes.
 
-    Weights become those of process 0. The wrapper renames all parameters: use `model` itself for everything else.
+    The wrapper renames all parameters: use `model` itself for everything else.
     """
-    if world_size() == 1:
-        return model
-    return nn.parallel.DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+    gpus = [device] if device.type == "cuda" else None
+    return model if world_size() == 1 else nn.parallel.DistributedDataParallel(model, device_ids=gpus)
 
 
 def averaging_after(model: nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:
@@ -118,8 +116,10 @@ def processes(timeout_minutes: float = 120.0) -> Iterator[None]:
     timeout_minutes: how long a collective function waits for the others, for example while process 0 samples, before it fails.
     An exception in one process ends the whole job: this process says why and exits, and the launcher ends the others.
     """
-    os.environ.update(_torchrun_variables())
-    if "RANK" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    if "RANK" not in os.environ:
+        os.environ.update(zip(names, map(str, _meet()), strict=False))  # as torchrun does
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         yield
         return
     try:
@@ -135,43 +135,28 @@ def processes(timeout_minutes: float = 120.0) -> Iterator[None]:
         _end_job(error)
 
 
-def _torchrun_variables() -> dict[str, str]:
-    """What torchrun would have set, where mpirun or srun started this process as one of several; nothing otherwise."""
+def _meet() -> tuple[object, ...]:
+    """Rank, size, both on this machine, and process 0's address and port, if mpirun or srun started several processes."""
     env = os.environ
-    if "RANK" in env:
-        return {}
     # MPICH's mpirun sets MPI_LOCALNRANKS; srun does not, but may set PMI_SIZE.
     if int(env.get("PMI_SIZE" if "MPI_LOCALNRANKS" in env else "OMPI_COMM_WORLD_SIZE", 1)) > 1:
-        values = _meet_by_mpi()
-    # Only a step that srun started has a number of tasks: a job script or a shell in an allocation is one process.
-    elif int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-        values = _meet_by_slurm()
-    else:
-        return {}
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    return dict(zip(names, map(str, values), strict=True))
+        from mpi4py import MPI
 
-
-def _meet_by_mpi() -> tuple[object, ...]:
-    from mpi4py import MPI
-
-    world = MPI.COMM_WORLD
-    local = world.Split_type(MPI.COMM_TYPE_SHARED)
-    with socket.socket() as free:
-        free.bind(("", 0))
+        world = MPI.COMM_WORLD
+        local = world.Split_type(MPI.COMM_TYPE_SHARED)
         host = "127.0.0.1" if local.size == world.size else socket.gethostname()
-        meeting_point = world.bcast((host, free.getsockname()[1]))  # process 0's
-    return world.rank, world.size, local.rank, local.size, *meeting_point
-
-
-def _meet_by_slurm() -> tuple[object, ...]:
-    rank, size, local_rank = (int(os.environ[f"SLURM_{name}"]) for name in ("PROCID", "STEP_NUM_TASKS", "LOCALID"))
-    one_machine = os.environ.get("SLURM_STEP_NUM_NODES") == "1"
-    host = os.environ.get("MASTER_ADDR", "127.0.0.1" if one_machine else None)
-    if host is None:
+        with socket.socket() as free:
+            free.bind(("", 0))
+            return world.rank, world.size, local.rank, local.size, *world.bcast((host, free.getsockname()[1]))
+    # Only a step that srun started has a number of tasks: a job script or a shell in an allocation is one process.
+    if int(env.get("SLURM_STEP_NUM_TASKS", 1)) == 1:
+        return ()
+    size, one_machine = env["SLURM_STEP_NUM_TASKS"], env.get("SLURM_STEP_NUM_NODES") == "1"
+    if not one_machine and "MASTER_ADDR" not in env:
         raise UserError("srun on several machines: set MASTER_ADDR to the name of the first, see docs/cluster.md")
-    port = os.environ.get("MASTER_PORT", 20000 + int(os.environ["SLURM_JOB_ID"]) % 12000)
-    return rank, size, local_rank, size if one_machine else 0, host, port
+    port = 20000 + int(env["SLURM_JOB_ID"]) % 12000
+    meeting_point = env.get("MASTER_ADDR", "127.0.0.1"), env.get("MASTER_PORT", port)
+    return env["SLURM_PROCID"], size, env["SLURM_LOCALID"], size if one_machine else 0, *meeting_point
 
 
 def _end_job(error: BaseException) -> NoReturn:

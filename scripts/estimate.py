@@ -1,4 +1,4 @@
-"""A measured value with its standard error, and confidence intervals of proportions. Imports nothing heavy."""
+"""A measured value with its standard error, and confidence intervals of proportions."""
 
 import math
 from dataclasses import dataclass

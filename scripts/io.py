@@ -1,8 +1,8 @@
 """Files: written atomically, read without running anything in them, and paths as users type them."""
 
-import errno
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,10 +18,9 @@ def atomic_write(path: Path, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path` for the body to write; it is renamed to `path` at the end.
 
     After an error in the body the old file is untouched and the temporary one deleted. `durable` waits until the file is on
-    disk, so that it survives a power cut; thousands of small files that can be made again need not.
+    disk, so that it survives a power cut.
     """
-    # Encoders choose the format by the suffix, so it stays.
-    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")  # encoders choose the format by the suffix
     try:
         yield temporary
         if durable:
@@ -50,8 +49,7 @@ def make_directory(path: Path, flag: str) -> Path:
     """Create a directory to write to, parents included. Raises UserError naming `flag` if that cannot be."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        if not os.access(path, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
         raise UserError(f"{flag}={path}: cannot write there ({error.strerror}); choose a writable directory") from None
     return path
@@ -59,11 +57,11 @@ def make_directory(path: Path, flag: str) -> Path:
 
 def user_path(text: str, flag: str) -> Path:
     """A path as a user wrote it, with ~ expanded. Raises UserError naming `flag` for one that cannot be a path."""
+    if any(ord(c) < 32 for c in text):
+        raise UserError(f"{flag}={text}: not a path, as it has control characters")
     try:
-        if any(ord(c) < 32 for c in text):
-            raise ValueError("it has control characters")
         return Path(text).expanduser()
-    except (RuntimeError, ValueError) as error:  # ~somebody who has no home here
+    except RuntimeError as error:  # ~somebody who has no home here
         raise UserError(f"{flag}={text}: not a path ({error})") from None
 
 
@@ -75,10 +73,7 @@ def plain_name(flag: str, name: str) -> str:
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of an .npz file by name; pickled objects are refused.
-
-    Raises ValueError in one line if it is no such file or damaged, OSError if it cannot be opened.
-    """
+    """All arrays of an .npz file by name, without pickles. Raises ValueError in one line if it is damaged, or OSError."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return dict(arrays)

@@ -27,7 +27,7 @@ def progress_bar(total: int, unit: str, description: str, initial: int = 0) -> t
 
 
 class TrainingProgress(AbstractContextManager["TrainingProgress"]):
-    """A bar on a terminal, a plain line for each row of metrics in a log file."""
+    """A bar on a terminal; elsewhere a line for each row of metrics."""
 
     def __init__(self, first_step: int, n_iters: int) -> None:
         self.on_terminal = sys.stderr.isatty()
@@ -45,7 +45,7 @@ class TrainingProgress(AbstractContextManager["TrainingProgress"]):
         self.bar.update()
 
     def report(self, step: int, loss: float) -> None:
-        """A line of log: step, loss, speed and time to go. On a terminal the bar shows these."""
+        """Step, loss, speed and time to go, which on a terminal the bar shows."""
         if not self.on_terminal:
             rate = (step - self.first_step) / (time.monotonic() - self.started)
             left = duration((self.n_iters - step) / rate)

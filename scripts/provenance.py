@@ -1,7 +1,4 @@
-"""Where results come from: the program's version and its packages', the command, the configuration's checksum, the machine.
-
-Imports nothing heavy.
-"""
+"""Where results come from: the program's version and its packages', the command, the configuration's checksum, the machine."""
 
 import hashlib
 import importlib.metadata
@@ -19,15 +16,11 @@ from ml_collections import ConfigDict
 
 from scripts.config import ROOT
 
-PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pillow", "ml_collections", "clean-fid")
-"""Those that results may depend on."""
+PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pillow", "ml_collections", "clean-fid")  # that results may depend on
 
 
 def provenance(config: ConfigDict, *, device: str, world_size: int) -> dict[str, Any]:
-    """Facts about this process, as plain data, for config.json, checkpoints and metrics.jsonl.
-
-    device: in words, see `scripts.device.device_name`; world_size: the processes that train together.
-    """
+    """Facts about this process as plain data; device: in words; world_size: the processes that train together."""
     return {
         "time": now(),
         "config_hash": config_hash(config),

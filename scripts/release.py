@@ -22,7 +22,7 @@ UNREAD_FLAGS = {"final_noise": "sample.py", "eval_folder": "evaluate.py", "skip_
 
 
 def define_release_flags() -> None:
-    """Accept the flags of the release that have no effect; `config.run` names those that are given in a warning."""
+    """Accept the flags of the release that have no effect; `config.run` warns of them."""
     for name, script in UNREAD_FLAGS.items():
         flags.DEFINE_string(name, None, f"No effect; {script} of the original release defines this flag and does not read it.")
 

@@ -49,7 +49,7 @@ class Golden:
 def load_golden(name: str) -> Golden:
     """`gray28` or `rgb16`."""
     settings = SETTINGS[name]
-    keys = ("image_size", "num_channels", "model_channels", "channel_mult", "num_res_blocks", "attention_levels")
+    keys = ("num_channels", "model_channels", "channel_mult", "num_res_blocks", "attention_levels")
     model = UNet(**{key: settings[key] for key in keys}).eval()
     fill_golden(model)
     size = settings["image_size"]

@@ -166,16 +166,6 @@ def test_checkpoints_that_cannot_be_resumed(tmp_path: Path) -> None:
         checkpoint.read_to_resume(tmp_path)
 
 
-def test_unreadable_newest_falls_back_with_a_warning(tmp_path: Path) -> None:
-    config = tiny_config()
-    for step in (1, 2):
-        write_meta(tmp_path, contents(config, step))
-    meta_path(tmp_path).write_bytes(b"")
-    with pytest.warns(UserWarning, match="using the one before it"):
-        assert load_trained(config, tmp_path, 0).step == 1
-    assert meta_path(tmp_path).exists(), "reading for inference moves nothing"
-
-
 def test_weights_that_are_not_finite_are_passed_over(tmp_path: Path) -> None:
     config = tiny_config()
     poisoned = contents(config, 2)

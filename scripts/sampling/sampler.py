@@ -19,7 +19,7 @@ from model_code.prior import PriorBank
 from model_code.process import Denoiser, Prior, Process
 from scripts import distributed
 from scripts.checkpoint import TrainedModel, load_trained
-from scripts.config import validate
+from scripts.config_checks import validate
 from scripts.data.datasets import load_images
 from scripts.data.images import ImageSource
 from scripts.data.loader import first_readable, to_unit_range

@@ -17,7 +17,8 @@ from ml_collections import ConfigDict
 from torch import nn
 from torch.utils.benchmark import Timer
 
-from scripts.config import define_config_flag, run, validate
+from scripts.config import define_config_flag, run
+from scripts.config_checks import validate
 from scripts.device import Precision, device_name, resolve_device, to_device
 from scripts.errors import UserError
 from scripts.randomness import Purpose, normal_batch

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from ml_collections import ConfigDict
 
-from model_code import build_process
 from scripts import checkpoint, distributed
-from scripts.config import to_json, validate
+from scripts.config import to_json
+from scripts.config_checks import validate
 from scripts.data.datasets import load_images
 from scripts.data.images import ImageSource, fingerprint
 from scripts.data.loader import Batch, HeldOutBatches, ReadingFailed, TrainBatches, none_readable, train_loader
@@ -37,19 +37,23 @@ def train(config: ConfigDict, workdir: Path) -> int:
 
     Raises UserError, before anything is written, for a configuration or data that cannot be trained on.
     """
-    _check(config)
+    validate(config)
+    size, parts = config.training.batch_size, distributed.world_size() * config.training.accumulation_steps
+    if size % parts:
+        split = f"{distributed.world_size()} processes and config.training.accumulation_steps"
+        raise UserError(f"config.training.batch_size = {size}: must be a multiple of {parts}, for {split}")
     device = distributed.device(config.device)
-    train_images, held_out_images = (load_images(config.data, split) for split in ("train", "held_out"))
+    images = load_images(config.data, "train"), load_images(config.data, "held_out")
     distributed.barrier()  # nothing is written before all processes have found the data
     make_directory(workdir, "--workdir")
     with exclusive(workdir), InterruptionGuard() as guard:
         try:
-            run = TrainingRun(config, workdir, device, guard, train_images, held_out_images)
+            run = TrainingRun(config, workdir, device, guard, images)
         except Interrupted as interruption:
             print(f"{interruption}: stopped before there was anything to save")
             return interruption.exit_code
         trainer, first_step = run.trainer, run.trainer.step
-        print(describe(config, trainer.precision, len(train_images), len(held_out_images), first_step), flush=True)
+        print(describe(config, trainer.precision, len(images[0]), len(images[1]), first_step), flush=True)
         try:
             run.loop()
         except Interrupted as interruption:
@@ -68,22 +72,6 @@ def train(config: ConfigDict, workdir: Path) -> int:
     return 0
 
 
-def _check(config: ConfigDict) -> None:
-    """Raise UserError for settings that cannot be trained with."""
-    validate(config)
-    try:
-        build_process(config)
-    except ValueError as error:  # about a setting that only the process can judge
-        raise UserError(str(error)) from None
-    training, processes = config.training, distributed.world_size()
-    if training.batch_size % (processes * training.accumulation_steps):
-        raise UserError(
-            f"config.training.batch_size = {training.batch_size}: must be a multiple of "
-            f"{processes * training.accumulation_steps}, for {processes} processes and "
-            f"config.training.accumulation_steps = {training.accumulation_steps}"
-        )
-
-
 class TrainingRun:
     """A training in one run directory: made from the newest checkpoint, or anew with a prior; then `loop`."""
 
@@ -92,27 +80,21 @@ class TrainingRun:
     noise_step = -1
 
     def __init__(
-        self,
-        config: ConfigDict,
-        workdir: Path,
-        device: torch.device,
-        guard: InterruptionGuard,
-        train_images: ImageSource,
-        held_out_images: ImageSource,
+        self, config: ConfigDict, workdir: Path, device: torch.device, guard: InterruptionGuard, images: tuple[ImageSource, ...]
     ) -> None:
-        """Raises Interrupted, and UserError for a checkpoint or images that cannot be trained on."""
-        self.config, self.workdir, self.guard, self.train_images = config, workdir, guard, train_images
+        """images: those to train on and those held out. Raises Interrupted, and UserError if the checkpoint does not fit."""
+        self.config, self.workdir, self.guard, (self.train_images, held_out_images) = config, workdir, guard, images
         self.trainer, self.unreadable = Trainer(config, device), UnreadableImages()
         data, evaluation = config.data, config.eval
         self.held_out = HeldOutBatches(
             held_out_images, config.seed, evaluation.batch_size, evaluation.num_images, data.uniform_dequantization,
             data.num_workers,
         )  # fmt: skip
-        self.data = fingerprint(train_images)
+        self.data = fingerprint(self.train_images)
         self.provenance = provenance(config, device=device_name(device), world_size=distributed.world_size())
         saved = checkpoint.read_to_resume(workdir)
         if saved is None:
-            self.prior = build_prior(self.trainer, train_images, guard, self.unreadable)
+            self.prior = build_prior(self.trainer, self.train_images, guard, self.unreadable)
             self.start: dict[str, Any] = {"event": "started"}
         else:
             self.prior, changes = resume(self.trainer, saved, self.data, workdir)
@@ -171,26 +153,26 @@ class TrainingRun:
         trainer, most = self.trainer, self.config.training.max_nonfinite_steps
         if result.finite or trainer.nonfinite_in_a_row == 0:  # float16 has not found its loss scale yet
             return
-        what = f"step {trainer.step}: loss {result.losses.mean().item():g}, gradient {result.grad_norm:g}"
-        if trainer.nonfinite_in_a_row < most:
-            warn(f"{what}: skipped ({trainer.nonfinite_in_a_row} in a row)")
+        count, what = trainer.nonfinite_in_a_row, f"loss {result.losses.mean().item():g}, gradient {result.grad_norm:g}"
+        if count < most:
+            warn(f"step {trainer.step}: {what}: skipped ({count} in a row)")
             return
         names = distributed.gather([self.train_images.name(i) for i in batch.indices.tolist()])
         self.metrics.event(
             trainer.step,
             "stopped",
-            precision=trainer.precision.name,
             images=[name for part in names for name in part],
             levels=result.levels.tolist(),
             losses=[str(loss) for loss in result.losses.tolist()],  # as text: JSON has no NaN
-            weights_not_finite=[key for key, weight in trainer.model.named_parameters() if not weight.isfinite().all()],
         )
-        raise UserError(
-            f"{what}, the last of {trainer.nonfinite_in_a_row} non-finite steps in a row "
-            f"(config.training.max_nonfinite_steps = {most}); the last checkpoint is from before them, and the last row of "
-            f"{self.workdir / 'metrics.jsonl'} says more. "
-            f"The same command with a lower config.optim.lr = {self.config.optim.lr:g} may help"
+        raise self._diverged(
+            f"{what}, the last of {count} non-finite steps in a row (config.training.max_nonfinite_steps = {most}); the last "
+            f"checkpoint is from before them, and the last row of {self.workdir / 'metrics.jsonl'} says more"
         )
+
+    def _diverged(self, what: str) -> UserError:
+        advice = f"The same command with a lower config.optim.lr = {self.config.optim.lr:g} may help"
+        return UserError(f"step {self.trainer.step}: {what}. {advice}")
 
     def _save_what_is_due(self) -> None:
         """The numbered checkpoint, and the one to resume from unless the step was non-finite: the weights may be the reason."""
@@ -213,10 +195,7 @@ class TrainingRun:
     def _contents(self) -> checkpoint.Contents:
         """All that is in a checkpoint, as plain data."""
         if not self.trainer.all_finite():
-            raise UserError(
-                f"step {self.trainer.step}: weights or averages are not finite, and not saved; the last checkpoint is intact. "
-                f"The same command with a lower config.optim.lr = {self.config.optim.lr:g} may help"
-            )
+            raise self._diverged("weights or averages are not finite, and not saved; the last checkpoint is intact")
         return {
             **self.trainer.state_dict(),
             "config": to_json(self.config),

@@ -21,7 +21,7 @@ NUM_BANDS = 4
 
 
 class MetricsWriter(AbstractContextManager["MetricsWriter"]):
-    """Appends rows to `metrics.jsonl` and the same numbers to `tensorboard/`; of several processes only process 0 does."""
+    """Appends rows to `metrics.jsonl` and the same numbers to `tensorboard/`, in process 0."""
 
     def __init__(self, workdir: Path, first_step: int) -> None:
         """Rows from after `first_step`, left by a run that was killed, are dropped: those steps are done again.

@@ -8,24 +8,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from model_code import build_model, build_process
 from scripts import distributed
-from scripts.config import validate
+from scripts.config_checks import validate
 from scripts.device import Precision, device_name
 from scripts.progress import duration
 
-NUM_SAMPLES = 50_000
 H100_TFLOPS = {"float32": 67, "bfloat16": 989, "float16": 989}
-MACHINE, LINK, NETWORK = 8, 300e9, 50e9
-"""Devices in a machine, and the bytes per second that each exchanges within it and, at 400 Gbit/s, between machines."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """The size of the network that a configuration describes, and its work in floating-point operations per image."""
+    """The size of a network, and operations per image of a forward pass and of training, recomputed activations included."""
 
     parameters: int
     forward: int
     training: int
-    """Forward and backward pass, recomputed activations included."""
 
     @classmethod
     def of(cls, config: ConfigDict) -> "Work":
@@ -33,26 +29,27 @@ class Work:
         data = config.data
         with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
             model = build_model(config)
-            image = torch.empty(1, data.num_channels, data.image_size, data.image_size)
-            model(image, torch.ones(1, dtype=torch.long))
+            model(torch.empty(1, data.num_channels, data.image_size, data.image_size), torch.ones(1, dtype=torch.long))
         forward = counter.get_total_flops()
         passes = 4 if config.training.recompute else 3  # backward takes two, for the gradients of inputs and weights
         return cls(sum(weight.numel() for weight in model.parameters()), forward, passes * forward)
+
+    def __str__(self) -> str:
+        return f"{self.parameters / 1e6:.2f}M parameters, {self.forward / 1e9:.2f} GFLOP forward per image"
 
 
 def describe(config: ConfigDict, precision: Precision, num_train: int, num_held_out: int, first_step: int) -> str:
     """A few lines for a person: network, data, work per step, device and precision, and how often things happen."""
     training, data, work = config.training, config.data, Work.of(config)
-    processes, gpus = distributed.world_size(), torch.cuda.device_count()
-    split = f" in {training.accumulation_steps} parts" if training.accumulation_steps > 1 else ""
+    processes, gpus, size = distributed.world_size(), torch.cuda.device_count(), data.image_size
+    parts = f" in {training.accumulation_steps} parts" if training.accumulation_steps > 1 else ""
+    gflop = f"{work.training * training.batch_size / 1e9:.0f} GFLOP"
     compiled = f", torch.compile {config.compile}" if config.compile != "none" else ""
     lines = [
-        f"network      {work.parameters / 1e6:.2f}M parameters, {work.forward / 1e9:.2f} GFLOP forward per image",
-        f"data         {data.dataset}, {data.image_size}x{data.image_size}x{data.num_channels}: {num_train} training images, "
-        f"{num_held_out} held out",
+        f"network      {work}",
+        f"data         {data.dataset}, {size}x{size}x{data.num_channels}: {num_train} training images, {num_held_out} held out",
         f"process      {config.model.process}: {build_process(config).extra_repr()}",
-        f"steps        {first_step} to {training.n_iters}, batches of {training.batch_size}{split}, "
-        f"{work.training * training.batch_size / 1e9:.0f} GFLOP each",
+        f"steps        {first_step} to {training.n_iters}, batches of {training.batch_size}{parts}, {gflop} each",
         f"device       {device_name(precision.device)}, {precision}{compiled}",
         f"every        {training.log_freq} steps a row of metrics, {training.eval_freq} an evaluation, "
         f"{training.sampling_freq} samples, {training.snapshot_freq_for_preemption} a save, "
@@ -75,25 +72,26 @@ def plan(config: ConfigDict, tflops: float | None, utilization: float) -> str:
     precision, work, training, K = Precision.of(config, torch.device("cuda")), Work.of(config), config.training, config.model.K
     tflops = tflops or H100_TFLOPS[precision.name]
     batch_work, sample_work, speed = training.batch_size * work.training, K * work.forward, tflops * 1e12 * utilization
-    lines = [
-        "An estimate, not a measurement: operations are counted, speeds are assumed.",
-        "",
-        f"network    {work.parameters / 1e6:.2f}M parameters, {work.forward / 1e9:.2f} GFLOP forward per image; {precision}",
-        f"training   {training.n_iters:,} steps of {training.batch_size} images, {batch_work / 1e12:.3g} TFLOP each",
-        f"sampling   K = {K} forward passes, {sample_work / 1e12:.3g} TFLOP an image",
-        f"assumed    {tflops:g} TFLOP/s a device, {utilization:.0%} of it reached (--plan_tflops, --plan_utilization);",
-        f"           gradients exchanged during the backward pass, {LINK / 1e9:g} GB/s in a machine of {MACHINE}, "
-        f"{NETWORK / 1e9:g} GB/s between machines",
-        "",
-        f"devices  images each      step     training  device-hours{f'{NUM_SAMPLES:,} samples':>17}  device-hours",
-    ]
+    table = f"""\
+An estimate, not a measurement: operations are counted, speeds are assumed.
+
+network    {work}; {precision}
+training   {training.n_iters:,} steps of {training.batch_size} images, {batch_work / 1e12:.3g} TFLOP each
+sampling   K = {K} forward passes, {sample_work / 1e12:.3g} TFLOP an image
+assumed    {tflops:g} TFLOP/s a device, {utilization:.0%} of it reached (--plan_tflops, --plan_utilization);
+           gradients exchanged during the backward pass, 300 GB/s in a machine of 8, 50 GB/s between machines
+
+devices  images each      step     training  device-hours   50,000 samples  device-hours"""
     for devices in (1, 8, 64):
+        if training.batch_size % devices:
+            table += f"\n{devices:>7}  a batch of {training.batch_size} cannot be shared out evenly"
+            continue
         # Every device sends and receives the float32 gradients about twice (a ring), while the backward pass goes on.
-        exchange = 2 * (devices - 1) / devices * 4 * work.parameters / (LINK if devices <= MACHINE else NETWORK)
+        exchange = 2 * (devices - 1) / devices * 4 * work.parameters / (300e9 if devices <= 8 else 50e9)
         step = max(batch_work / devices / speed, exchange)
-        whole, sampling = training.n_iters * step, NUM_SAMPLES * sample_work / devices / speed
-        lines.append(
-            f"{devices:>7}{training.batch_size / devices:>13g}{1e3 * step:>7.1f} ms{duration(whole):>13}"
+        whole, sampling = training.n_iters * step, 50_000 * sample_work / devices / speed
+        table += (
+            f"\n{devices:>7}{training.batch_size // devices:>13}{1e3 * step:>7.1f} ms{duration(whole):>13}"
             f"{whole * devices / 3600:>14.4g}{duration(sampling):>17}{sampling * devices / 3600:>14.4g}"
         )
-    return "\n".join(lines)
+    return table

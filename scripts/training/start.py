@@ -61,8 +61,7 @@ def build_prior(trainer: Trainer, images: ImageSource, guard: InterruptionGuard,
 def resume(trainer: Trainer, saved: Contents, data: dict[str, int], workdir: Path) -> tuple[Prior, dict[str, str]]:
     """Load a checkpoint into `trainer`. Returns its prior, and what has changed in the configuration since.
 
-    data: the fingerprint of the training images. Raises UserError if the checkpoint is one of other images, another model, or
-    does not fit its own configuration.
+    data: the fingerprint of the training images. Raises UserError if the checkpoint is one of other images or another model.
     """
     config, where = trainer.config, f"the checkpoint in {workdir}"
     refuse_differences(saved["config"], config, FREE_ON_RESUME, where)

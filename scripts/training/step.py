@@ -18,14 +18,11 @@ from scripts.randomness import Purpose, normal_batch, normal_by_index, stream
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimizer step measured."""
+    """What one optimizer step measured, of all processes' examples; it was skipped if the gradient's norm is not finite."""
 
-    losses: torch.Tensor
-    """float32 (B,): the loss of each example of the batch, all processes' examples."""
-    levels: torch.Tensor
-    """int64 (B,): the level of each example."""
-    grad_norm: float
-    """Before clipping. If it is not finite, the step was skipped."""
+    losses: torch.Tensor  # float32 (B,)
+    levels: torch.Tensor  # int64 (B,)
+    grad_norm: float  # before clipping
 
     @property
     def finite(self) -> bool:
@@ -47,10 +44,9 @@ def learning_rate(step: int, *, lr: float, warmup: int, schedule: str, n_iters: 
 
 
 class Trainer:
-    """Model, average, optimizer and loss scale, and the step that moves them.
+    """Model, average, optimizer and loss scale, and the step that moves them: a function of these, the images and (seed, step).
 
-    A step is a function of these, the images and (seed, step): no generator's state is part of it. Of several processes each
-    takes its part of the batch; all end with the same weights.
+    Of several processes each takes its part of the batch; all end with the same weights.
     """
 
     def __init__(self, config: ConfigDict, device: torch.device) -> None:
@@ -66,9 +62,7 @@ class Trainer:
         self.ema = EMA(self.model, config.model.ema_rate)
         optim = config.optim
         settings = {"betas": (optim.beta1, optim.beta2), "eps": optim.eps, "weight_decay": optim.weight_decay, "fused": True}
-        self.optimizer = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[optim.optimizer](
-            self.model.parameters(), lr=optim.lr, **settings
-        )
+        self.optimizer = getattr(torch.optim, optim.optimizer)(self.model.parameters(), lr=optim.lr, **settings)
         self.step = 0  # steps done, skipped ones included
         self.nonfinite_steps = 0  # skipped ones
         self.nonfinite_in_a_row = 0
@@ -123,10 +117,12 @@ class Trainer:
         return result
 
     def _set_learning_rate(self) -> None:
-        optim, n_iters = self.config.optim, self.config.training.n_iters
-        settings = {"lr": optim.lr, "warmup": optim.warmup, "schedule": optim.schedule, "n_iters": n_iters}
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, **settings, protocol=self.process.protocol)
+        optim = self.config.optim
+        (group,) = self.optimizer.param_groups
+        group["lr"] = learning_rate(
+            self.step, lr=optim.lr, warmup=optim.warmup, schedule=optim.schedule, n_iters=self.config.training.n_iters,
+            protocol=self.process.protocol,
+        )  # fmt: skip
 
     def all_finite(self) -> bool:
         """Whether all weights and averages are finite: a finite gradient times an absurd learning rate may be too large."""
@@ -159,10 +155,9 @@ class Trainer:
 
 @torch.no_grad()
 def held_out_losses(trainer: Trainer, images: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-    """Losses of the averaged weights on held-out images (B, C, H, W) with data set indices (B,): float32 (B,), on the CPU.
+    """Losses on held-out images (B, C, H, W) with data set indices (B,): float32 (B,), on the CPU.
 
     Levels and noise belong to the image, so that evaluations at different steps differ by the weights alone.
-    Call within `trainer.ema.swapped_in(trainer.model)`.
     """
     trainer.model.eval()
     seed, allowed, positions = trainer.config.seed, trainer.process.training_levels, indices.tolist()

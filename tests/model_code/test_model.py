@@ -18,7 +18,6 @@ from tests.conftest import tiny_config
 from tests.golden import fill_golden
 
 SMALL: dict[str, Any] = {
-    "image_size": 8,
     "num_channels": 3,
     "model_channels": 32,
     "channel_mult": (1, 2),
@@ -99,9 +98,6 @@ def test_heads_by_their_channels() -> None:
     model = UNet(**{**SMALL, "attention_levels": (0, 1)}, num_heads=5, num_head_channels=16)
     heads = {module.norm.num_channels: module.num_heads for module in model.modules() if isinstance(module, AttentionBlock)}
     assert heads == {32: 2, 64: 4}
-    for name, value in {"num_head_channels": 24, "num_heads": 5}.items():
-        with pytest.raises(ValueError, match=f"{name} {value} must divide the 64 channels"):
-            UNet(**{**SMALL, name: value})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -135,8 +131,8 @@ def test_scale_shift_norm_by_hand() -> None:
 
 
 def test_image_size_that_cannot_be_halved() -> None:
-    with pytest.raises(ValueError, match="image_size 6 must be divisible by 4"):
-        UNet(**{**SMALL, "image_size": 6, "channel_mult": (1, 1, 1)})
+    with pytest.raises(ValueError, match=r"^config\.data\.image_size = 6: must be divisible by 4, for 3 levels"):
+        build_model(tiny_config(data__image_size=6, model__channel_mult=(1, 1, 1)))
 
 
 def test_group_norm_is_float32_inside() -> None:
@@ -216,5 +212,3 @@ def test_patches() -> None:
     u = torch.rand(2, 3, 8, 8)
     output = patched(u, torch.tensor([1, 5]))
     assert (output.shape, sizes) == (u.shape, [4])
-    with pytest.raises(ValueError, match="image_size 8 must be divisible by 16 for 3 levels of patches of 4x4"):
-        UNet(**{**SMALL, "channel_mult": (1, 1, 1)}, patch_size=4)
