@@ -22,6 +22,7 @@ def get_config() -> ConfigDict:
     config.training.noise_images = 48
     config.eval.num_images = 0
     config.model.K = 100
+    config.model.sigma = 0.01
     config.model.ema_rate = 0.999
     config.model.patch_size = 1
     config.model.channel_mult = (1, 2, 2)
