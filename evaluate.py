@@ -68,11 +68,6 @@ SETTINGS = (MODE, SPLIT, NUM_IMAGES, NUM_LEVELS, EXACT, DEQUANTIZE, NUM_GEN, REF
 """Flags that scores depend on, besides those that the sampler's settings contain."""
 
 
-def values(*holders: flags.FlagHolder) -> dict[str, Any]:
-    """Values of flags by name, which for those of an evaluation is its argument's."""
-    return {holder.name: holder.value for holder in holders}
-
-
 def main() -> int:
     """Check how the flags go together, evaluate, write the scores down."""
     for flag in (CUSTOM_NAME, DATASET_PATH) if SAVE_STATS.value else (CONFIG, WORKDIR):
@@ -126,7 +121,10 @@ def evaluation(directory: "Path") -> "Evaluate":
             split=SPLIT.value or "test",
             num_images=config.eval.num_images if NUM_IMAGES.value is None else NUM_IMAGES.value,
             batch_size=batch_size,
-            **values(NUM_LEVELS, EXACT, DEQUANTIZE, PRECISION),
+            num_levels_per_image=NUM_LEVELS.value,
+            exact=EXACT.value,
+            dequantize=DEQUANTIZE.value,
+            precision=PRECISION.value,
         )
         return lambda point: bound(**vars(point), directory=directory)
     from scripts.evaluation.fid import SampleEvaluation
@@ -138,7 +136,12 @@ def evaluation(directory: "Path") -> "Evaluate":
         batch_size=batch_size,
         reference=REFERENCE.value,
         dataset_split=SPLIT.value or "train",
-        **values(NUM_GEN, CLEANFID_MODE, EXTRACTOR, INCEPTION_PATH, NEIGHBOURS, PRECISION),
+        num_gen=NUM_GEN.value,
+        cleanfid_mode=CLEANFID_MODE.value,
+        feature_extractor=EXTRACTOR.value,
+        inception_path=INCEPTION_PATH.value,
+        k=NEIGHBOURS.value,
+        precision=PRECISION.value,
     )
     return lambda point: samples(**vars(point))
 
@@ -150,7 +153,7 @@ def request(point: "Point") -> dict[str, Any]:
 
     config = CONFIG.value
     sampler, trained = load_sampler(config, WORKDIR.value, **vars(point), precision=PRECISION.value, scoring=True)
-    return {"config_hash": config_hash(config), **sampler.settings(config, trained), **values(*SETTINGS)}
+    return {"config_hash": config_hash(config), **sampler.settings(config, trained), **{flag.name: flag.value for flag in SETTINGS}}
 
 
 def save_statistics() -> int:

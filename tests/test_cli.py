@@ -14,7 +14,7 @@ from scripts.config import ROOT
 QUICKSTART = ROOT / "configs" / "mnist" / "quickstart.py"
 TINY = [
     "--config.device=cpu", "--config.training.n_iters=2", "--config.training.batch_size=4", "--config.data.image_size=8",
-    "--config.model.K=3", "--config.model.blur_sigma_max=4", "--config.model.channel_mult=(1,)",
+    "--config.model.K=3", "--config.model.sigma=0.01", "--config.model.blur_sigma_max=4", "--config.model.channel_mult=(1,)",
     "--config.model.attention_levels=(0,)", "--config.optim.automatic_mp=False", "--config.model.sampling_noise=isotropic",
 ]  # fmt: skip
 
