@@ -153,7 +153,11 @@ def request(point: "Point") -> dict[str, Any]:
 
     config = CONFIG.value
     sampler, trained = load_sampler(config, WORKDIR.value, **vars(point), precision=PRECISION.value, scoring=True)
-    return {"config_hash": config_hash(config), **sampler.settings(config, trained), **{flag.name: flag.value for flag in SETTINGS}}
+    return {
+        "config_hash": config_hash(config),
+        **sampler.settings(config, trained),
+        **{flag.name: flag.value for flag in SETTINGS},
+    }
 
 
 def save_statistics() -> int:

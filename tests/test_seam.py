@@ -106,7 +106,8 @@ def test_another_process_trains_is_sampled_and_evaluated(name: str, tmp_path: Pa
 def test_example_of_the_documentation_works() -> None:
     """The five lines of docs/your_own_process.md are a process: given the true noise, its last mean is the image."""
     text = (ROOT / "docs" / "your_own_process.md").read_text()
-    names: dict[str, Any] = {"torch": torch, "VelocityBlurringDiffusion": BlurringDiffusion}  # whose network predicts eps
+    # The base in the example predicts v; with this one the network predicts eps.
+    names: dict[str, Any] = {"torch": torch, "VelocityBlurringDiffusion": BlurringDiffusion}
     exec(text.split("```python\n")[1].split("```")[0], names)
     config = tiny_config(model__sampling_noise="posterior")
     process, heat = names["PoissonBlur"].from_config(config), BlurringDiffusion.from_config(config)
