@@ -48,6 +48,12 @@ def test_kernel_distance_is_clean_fids() -> None:
     assert kernel_estimate(x, y, 0).value == pytest.approx(cleanfid_fid.kernel_distance(y, x), rel=1e-5)
 
 
+def test_kernel_distance_is_a_function_of_the_seed() -> None:
+    x, y = features(0, 60), features(1, 40)
+    assert kernel_estimate(x, y, 5) == kernel_estimate(x, y, 5)
+    assert kernel_estimate(x, y, 5).value != kernel_estimate(x, y, 6).value
+
+
 def spread_ratio(found: list[Estimate]) -> float:
     """Stated standard errors over the standard deviation of the values, for estimates from fresh sets of samples."""
     stated = np.mean([one.standard_error**2 for one in found])

@@ -90,6 +90,12 @@ def test_legacy_pytorch_features_are_clean_fids(
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
 
 
+def test_grey_images_are_repeated(weights: Path) -> None:
+    extractor = InceptionFeatures("clean", str(weights), CPU)
+    grey = torch.randint(0, 256, (3, 1, 28, 28), dtype=torch.uint8)
+    np.testing.assert_allclose(extractor(grey), extractor(grey.expand(-1, 3, -1, -1)), atol=1e-5)
+
+
 def test_where_weights_are_looked_for(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert weights_file(str(weights)) == weights_file(str(weights.parent)) == weights
     monkeypatch.setenv("IHDM_INCEPTION_PATH", str(weights))

@@ -14,7 +14,7 @@ from scripts.data.images import ArrayImages
 from scripts.data.loader import clean_batches
 from scripts.device import Precision
 from scripts.errors import UserError
-from scripts.sampling.output import interpolation_set, sample_set
+from scripts.sampling.output import frame_levels, interpolation_set, sample_set
 from scripts.sampling.reverse import BLOCK, IndependentNoise, SphericalNoise, linear_path, reverse_process
 from scripts.sampling.sampler import DataPrior, Sampler, make_sampler, parse_delta
 from tests.conftest import tiny_config
@@ -130,6 +130,12 @@ def test_stored_prior_and_data_give_the_same_states(dequantized: bool, mirrored:
     torch.testing.assert_close(stored.means(chosen), data.means(chosen), atol=2e-6, rtol=0)
     is_mirror_image = torch.allclose(data.means(chosen)[1], data.means(chosen)[0].flip(-1), atol=2e-6)
     assert is_mirror_image == mirrored
+
+
+def test_frame_levels() -> None:
+    assert frame_levels(7, 3) == [7, 4, 1, 0]
+    assert frame_levels(4, 1) == [4, 3, 2, 1, 0]
+    assert frame_levels(4, 100) == [4, 0]
 
 
 def test_files_of_a_sample_set(sampler: Sampler, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from scripts.device import Precision
 from scripts.errors import UserError
 from scripts.io import read_json_lines
 from scripts.training.loop import train
-from scripts.training.metrics import LossWindow
+from scripts.training.metrics import LossWindow, MetricsWriter
 from scripts.training.plan import describe
 from scripts.training.start import exclusive
 from scripts.training.step import StepResult
@@ -57,6 +57,18 @@ def test_interrupted_and_resumed_is_undisturbed(
     assert read(meta_path(tmp_path))["step"] == step + 1
     assert f"SIGTERM: saved at step {step + 1}" in capsys.readouterr().out
     assert train(array_config(tiny_array), tmp_path) == 0
+    assert not differing(final_state(tmp_path), undisturbed)
+
+
+def test_interrupted_twice(
+    undisturbed: dict[str, Any], tiny_array: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = array_config(tiny_array)
+    for step, number, code in ((1, signal.SIGTERM, 0), (3, signal.SIGINT, 130)):
+        with monkeypatch.context() as patch:
+            before_step(patch, step, send(number))
+            assert train(config, tmp_path) == code
+    assert train(config, tmp_path) == 0
     assert not differing(final_state(tmp_path), undisturbed)
 
 
@@ -225,6 +237,13 @@ def test_what_a_run_measures(tiny_array: Path, tmp_path: Path) -> None:
     assert [point.step for point in events.Scalars("loss")] == [2, 4, 6]
     assert [picture.step for picture in events.Images("samples")] == [6]
     assert b'"blur_sigma_max"' in events.Tensors("config/text_summary")[0].tensor_proto.string_val[0]
+
+
+def test_rows_without_a_step_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"note": "by hand"}\n{"step": 3, "eval_loss": 1.0}\n{"step": 7, "loss": 1.0}\n')
+    with MetricsWriter(tmp_path, 5) as metrics:
+        assert metrics.evaluated_steps == {3}
+    assert read_json_lines(tmp_path / "metrics.jsonl") == [{"note": "by hand"}, {"step": 3, "eval_loss": 1.0}]
 
 
 def test_evaluation_does_not_depend_on_its_batches(tiny_array: Path, tmp_path: Path) -> None:

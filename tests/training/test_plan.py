@@ -32,6 +32,11 @@ def test_plan_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"{samples:.4g}" == first[-1]
 
 
+def test_recomputing_costs_one_more_forward_pass() -> None:
+    kept, recomputed = (Work.of(tiny_config(training__recompute=recompute)) for recompute in (False, True))
+    assert (kept.training, recomputed.training) == (3 * kept.forward, 4 * kept.forward)
+
+
 def test_plan_needs_neither_data_nor_directory_and_leaves_nothing(tmp_path: Path) -> None:
     command: list[str | Path] = [sys.executable, ROOT / "train.py", "--config", ROOT / "configs/mnist/small_mnist.py", "--plan"]
     done = subprocess.run([*command, "--config.data.path=nowhere"], cwd=tmp_path, capture_output=True, text=True, check=True)
