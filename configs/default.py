@@ -16,8 +16,16 @@ def get_config() -> ConfigDict:
     # minutes when a run starts, and pays on GPUs only
     config.compile = "none"
     config.distributed_timeout_minutes = 120.0  # longest wait of one process for the others before the run ends with an error
+    config.training = _training()
+    config.eval = _evaluation()
+    config.data = _data()
+    config.model = _model()
+    config.optim = _optim()
+    return config
 
-    config.training = training = ConfigDict()
+
+def _training() -> ConfigDict:
+    training = ConfigDict()
     training.batch_size = 128  # images per optimizer step, in all processes together
     training.accumulation_steps = 1  # parts that a batch is split into, for less memory; same result but for dropout masks
     training.level_weighting = 0.0  # p: the loss of level k counts sigma_B,k^p times, scaled to mean 1; the paper's is 0
@@ -31,14 +39,20 @@ def get_config() -> ConfigDict:
     training.snapshot_freq = 50000  # steps between numbered checkpoints: checkpoint_n is step n * snapshot_freq
     training.snapshot_freq_for_preemption = 10000  # steps between saves of the checkpoint that a restart continues from
     training.max_nonfinite_steps = 10  # successive steps skipped for a non-finite loss or gradient, at which the run stops
+    return training
 
-    config.eval = evaluation = ConfigDict()
+
+def _evaluation() -> ConfigDict:
+    evaluation = ConfigDict()
     evaluation.batch_size = 256  # images at a time where nothing is learnt: evaluation, the prior bank
     # held-out images in the evaluation loss, spread evenly; 0 takes all. A forward pass costs a third of a training step's
     # image, so num_images / (3 * eval_freq * batch_size) is the evaluation's share of the time: 2%
     evaluation.num_images = 768
+    return evaluation
 
-    config.data = data = ConfigDict()
+
+def _data() -> ConfigDict:
+    data = ConfigDict()
     data.dataset = "mnist"  # mnist5k, mnist, cifar10, lsun_church, ffhq, afhq, folder, npy
     data.path = ""  # folder or file; empty means the data set's own place below data/
     data.image_size = 28  # height and width in pixels; larger images are scaled down and cropped to the middle
@@ -46,8 +60,11 @@ def get_config() -> ConfigDict:
     data.random_flip = False  # mirror training images left-right, half of the time
     data.uniform_dequantization = False  # (v + U[0,1)) / 256 instead of v / 255
     data.num_workers = 0  # threads that read images ahead; 0 reads between steps, right for arrays in memory
+    return data
 
-    config.model = model = ConfigDict()
+
+def _model() -> ConfigDict:
+    model = ConfigDict()
     model.process = "heat"  # what degrades images and is reversed; model_code/__init__.py lists the names
     model.network = "unet"  # what reverses it; the same file lists the names
     # "paper" follows the paper, "released" the original code: level K is not trained, no noise on prior states, delta 0.01
@@ -73,8 +90,11 @@ def get_config() -> ConfigDict:
     model.resblock_updown = False  # residual blocks (True) or plain convolutions (False) change the resolution
     model.conv_resample = True  # resolution changes by convolutions (True) or by pooling and repeating pixels (False)
     model.dropout = 0.1  # probability, inside residual blocks, training only
+    return model
 
-    config.optim = optim = ConfigDict()
+
+def _optim() -> ConfigDict:
+    optim = ConfigDict()
     optim.optimizer = "Adam"  # Adam or AdamW
     optim.lr = 2e-4  # learning rate after warm-up
     optim.warmup = 5000  # steps over which the learning rate rises linearly
@@ -87,8 +107,7 @@ def get_config() -> ConfigDict:
     optim.automatic_mp = False  # autocast matrix products and convolutions to amp_dtype
     # bfloat16, float16 (with loss scaling), or "auto": bfloat16 unless it is a processor that would emulate it
     optim.amp_dtype = "auto"
-
-    return config
+    return optim
 
 
 get_default_configs = get_config  # the original release's name for it

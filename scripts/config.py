@@ -63,6 +63,7 @@ def run(main: Callable[[], int], positional: str | None = None) -> None:
     """
 
     def guarded(argv: list[str]) -> int:
+        """`main`, its errors in one line."""
         try:
             rest = argv[1:]
             if positional is not None and rest and not flags.FLAGS[positional].present:

@@ -179,6 +179,7 @@ def _ordered_batches(
     """The images `chosen` in at least one batch, image i dequantised by `noise(i)`; unreadable ones are only named."""
 
     def read(start: int) -> Batch:
+        """The batch that begins with the image at position `start` of `chosen`."""
         images, indices, unreadable = [torch.empty(0, *source.shape)], [], []
         for index in chosen[start : start + batch_size]:
             try:

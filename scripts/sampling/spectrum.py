@@ -34,6 +34,7 @@ def measure_noise(
     """
 
     def mean_errors(levels: range) -> torch.Tensor:
+        """`Process.errors` at each level, averaged over images: (levels, S)."""
         rows = []
         for level in levels:
             total = torch.zeros(())

@@ -161,9 +161,11 @@ class TrainingRun:
         self.metrics.event(
             trainer.step,
             "stopped",
+            precision=trainer.precision.name,
             images=[name for part in names for name in part],
             levels=result.levels.tolist(),
             losses=[str(loss) for loss in result.losses.tolist()],  # as text: JSON has no NaN
+            weights_not_finite=[key for key, weight in trainer.model.named_parameters() if not weight.isfinite().all()],
         )
         raise self._diverged(
             f"{what}, the last of {count} non-finite steps in a row (config.training.max_nonfinite_steps = {most}); the last "

@@ -117,12 +117,10 @@ class Trainer:
         return result
 
     def _set_learning_rate(self) -> None:
-        optim = self.config.optim
-        (group,) = self.optimizer.param_groups
-        group["lr"] = learning_rate(
-            self.step, lr=optim.lr, warmup=optim.warmup, schedule=optim.schedule, n_iters=self.config.training.n_iters,
-            protocol=self.process.protocol,
-        )  # fmt: skip
+        optim, n_iters = self.config.optim, self.config.training.n_iters
+        settings = {"lr": optim.lr, "warmup": optim.warmup, "schedule": optim.schedule, "n_iters": n_iters}
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.step, **settings, protocol=self.process.protocol)
 
     def all_finite(self) -> bool:
         """Whether all weights and averages are finite: a finite gradient times an absurd learning rate may be too large."""

@@ -140,7 +140,7 @@ def test_too_many_stop_the_run(config: ConfigDict, tmp_path: Path, monkeypatch: 
     assert meta_path(tmp_path).read_bytes() == before
     assert read(numbered_path(tmp_path, 2))["step"] == 4, "numbered ones replace nothing, and come on time"
     facts = read_json_lines(tmp_path / "metrics.jsonl")[-1]
-    assert (facts["step"], facts["event"]) == (5, "stopped")
+    assert (facts["step"], facts["event"], facts["precision"], facts["weights_not_finite"]) == (5, "stopped", "float32", [])
     assert [loss == "nan" for loss in facts["losses"]] == [False, False, True, False]
     assert len(facts["images"]) == len(facts["levels"]) == 4
     config.optim.lr /= 2
