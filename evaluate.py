@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from scripts.config import define_config_flag, define_path_flag, run
+from scripts.config.flags import define_config_flag, define_path_flag, run
+from scripts.config.release import define_release_flags
 from scripts.errors import UserError
 from scripts.evaluation.metrics import MODES
-from scripts.release import define_release_flags
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -73,7 +73,7 @@ def main() -> int:
     for flag in (CUSTOM_NAME, DATASET_PATH) if SAVE_STATS.value else (CONFIG, WORKDIR):
         if not flag.value:
             raise UserError(f"--{flag.name} is needed {'with' if SAVE_STATS.value else 'without'} --save_stats")
-    from scripts import distributed  # imports PyTorch, which --help and mistyped flags need not wait for
+    from scripts.runtime import distributed  # imports PyTorch, which --help and mistyped flags need not wait for
 
     with distributed.processes():
         if SAVE_STATS.value:
@@ -83,9 +83,9 @@ def main() -> int:
 
 def evaluate() -> int:
     """Evaluate at one point, or at all that --sweep names."""
-    from scripts import distributed
-    from scripts.config_checks import validate
+    from scripts.config.checks import validate
     from scripts.evaluation import results, sweep
+    from scripts.runtime import distributed
     from scripts.sampling.sampler import parse_delta
 
     config, workdir = CONFIG.value, WORKDIR.value
@@ -127,7 +127,7 @@ def evaluation(directory: "Path") -> "Evaluate":
             precision=PRECISION.value,
         )
         return lambda point: bound(**vars(point), directory=directory)
-    from scripts.evaluation.fid import SampleEvaluation
+    from scripts.evaluation.scores import SampleEvaluation
 
     samples = SampleEvaluation(
         config,
@@ -148,8 +148,8 @@ def evaluation(directory: "Path") -> "Evaluate":
 
 def request(point: "Point") -> dict[str, Any]:
     """What the scores of a point depend on, as plain data. Raises UserError for a checkpoint that is not there."""
-    from scripts.provenance import config_hash
     from scripts.sampling.sampler import load_sampler
+    from scripts.storage.provenance import config_hash
 
     config = CONFIG.value
     sampler, trained = load_sampler(config, WORKDIR.value, **vars(point), precision=PRECISION.value, scoring=True)
@@ -162,9 +162,9 @@ def request(point: "Point") -> dict[str, Any]:
 
 def save_statistics() -> int:
     """Make clean-fid statistics of a folder of images, as the flags say."""
-    from scripts.device import resolve_device
     from scripts.evaluation import references
     from scripts.evaluation.inception import InceptionFeatures
+    from scripts.runtime.device import resolve_device
 
     mode, name = CLEANFID_MODE.value, CUSTOM_NAME.value
     extractor = InceptionFeatures(mode, INCEPTION_PATH.value, resolve_device("auto"))

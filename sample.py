@@ -7,9 +7,9 @@ python sample.py --config C --workdir W --checkpoint 0 --batch_size=9 [--same_in
 
 from absl import flags
 
-from scripts.config import define_config_flag, define_path_flag, run
+from scripts.config.flags import define_config_flag, define_path_flag, run
+from scripts.config.release import define_release_flags
 from scripts.errors import UserError
-from scripts.release import define_release_flags
 
 CONFIG = define_config_flag()
 WORKDIR = define_path_flag("workdir", "Run directory that train.py made.", required=True)
@@ -33,7 +33,7 @@ define_release_flags()
 def main() -> int:
     """Check how the flags go together, draw."""
     check_combinations()
-    from scripts import distributed  # imports PyTorch, which --help and mistyped flags need not wait for
+    from scripts.runtime import distributed  # imports PyTorch, which --help and mistyped flags need not wait for
 
     with distributed.processes():
         return draw()
@@ -41,7 +41,7 @@ def main() -> int:
 
 def draw() -> int:
     """Load the model and draw: single images in all processes, pictures in the first."""
-    from scripts import distributed
+    from scripts.runtime import distributed
     from scripts.sampling import output
     from scripts.sampling.export import export
     from scripts.sampling.sampler import load_sampler

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from absl import flags
 
-from scripts.config import ROOT, define_config_flag, define_path_flag, run
+from scripts.config.flags import define_config_flag, define_path_flag, run
+from scripts.config.paths import ROOT
 from scripts.errors import UserError
 
 CONFIG = define_config_flag()
@@ -31,7 +32,7 @@ def main() -> int:
         return 0
     if WORKDIR.value is None:
         raise UserError("--workdir: name a run directory, such as --workdir=runs/mnist/first")
-    from scripts import distributed
+    from scripts.runtime import distributed
     from scripts.training.loop import train  # imports PyTorch, which --help and mistyped flags need not wait for
 
     with distributed.processes(CONFIG.value.distributed_timeout_minutes):

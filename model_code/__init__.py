@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 
+import torch
 from ml_collections import ConfigDict
 from torch.nn import Module
 
-from model_code.blur import DCTBlur, blur_schedule
 from model_code.blurring_diffusion import BlurringDiffusion, VelocityBlurringDiffusion
 from model_code.process import HeatDissipation, Process
 from model_code.unet import UNet
@@ -36,7 +36,8 @@ def build_model(config: ConfigDict) -> Module:
     return NETWORKS[name](config)
 
 
-def build_blur(config: ConfigDict) -> DCTBlur:
-    """The blur A_k, with the schedule derived from K, blur_sigma_min and blur_sigma_max as they now stand."""
-    schedule = blur_schedule(config.model.K, config.model.blur_sigma_min, config.model.blur_sigma_max)
-    return DCTBlur(schedule, config.data.image_size, config.data.image_size)
+def check_buildable(config: ConfigDict) -> None:
+    """Raise ValueError, naming key and value, unless process and network can be built. Nothing is allocated for the network."""
+    build_process(config)
+    with torch.device("meta"):
+        build_model(config)

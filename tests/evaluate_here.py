@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.config import ROOT
+from scripts.config.paths import ROOT
 from scripts.evaluation import results
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scripts.config import ROOT
+from scripts.config.paths import ROOT
 
 QUICKSTART = ROOT / "configs" / "mnist" / "quickstart.py"
 TINY = [

@@ -11,8 +11,8 @@ from model_code import build_model
 from model_code.elbo import prior_kl_bound
 from model_code.prior import PriorBank
 from model_code.process import HeatDissipation
-from scripts.losses import deblurring_loss, process_loss
 from scripts.sampling.reverse import reverse_process
+from scripts.training.step import process_loss
 from tests.golden import DATA, PARAM_COUNTS, Golden
 
 
@@ -36,7 +36,8 @@ def test_unet(golden: Golden) -> None:
 
 @torch.no_grad()
 def test_loss_per_example(golden: Golden) -> None:
-    loss = deblurring_loss(golden.model, golden.blur, golden["u0"], golden["k"], golden["eps"], golden.settings["sigma"])
+    process = HeatDissipation(golden.blur, golden.settings["sigma"])
+    loss = process_loss(process, golden.model, golden["u0"], golden["k"], golden["eps"])
     torch.testing.assert_close(loss, golden["loss_per_example"], rtol=1e-4, atol=0)
 
 

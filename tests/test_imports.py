@@ -1,24 +1,26 @@
-"""Imports point down: entry scripts -> training, evaluation -> sampling -> data -> files directly in scripts -> model_code."""
+"""Imports point down: entry scripts -> training, evaluation -> sampling -> data -> storage -> config, runtime -> model_code."""
 
 import ast
 from graphlib import TopologicalSorter
+from itertools import chain
 
 import pytest
 
-from scripts.config import ROOT
+from scripts.config.paths import ROOT
 
-BASE = ("model_code", "scripts", "scripts.data", "scripts.sampling")
-MAY_IMPORT: dict[str, set[str]] = {
-    "configs": {"configs"},
-    "model_code": {"model_code"},
-    "scripts": {"configs", "model_code", "scripts"},
-    "scripts.data": {"scripts.data", *BASE[:2]},
-    "scripts.sampling": {*BASE},
-    "scripts.training": {"scripts.training", *BASE},
-    "scripts.evaluation": {"scripts.evaluation", *BASE},
-    "scripts.tools": {"configs", "scripts.training", "scripts.evaluation", "scripts.tools", *BASE},
-    "entry scripts": {"scripts.training", "scripts.evaluation", *BASE},
-}
+FLOORS = (
+    ({"model_code"}, {"configs", "scripts"}),  # scripts itself holds only errors and estimates
+    ({"scripts.config"}, {"scripts.runtime"}),
+    ({"scripts.storage"},),
+    ({"scripts.data"},),
+    ({"scripts.sampling"},),
+    ({"scripts.training"}, {"scripts.evaluation"}),
+    ({"entry scripts"}, {"scripts.tools"}),
+)
+"""Groups of rooms from the bottom up: a group may import from itself and from all groups below its floor."""
+MAY_IMPORT = {
+    room: group.union(*chain(*FLOORS[:floor])) for floor, groups in enumerate(FLOORS) for group in groups for room in group
+} | {"scripts.config": {"scripts.config", "configs", "model_code", "scripts"}}
 """Rooms of this program that each may import from."""
 
 
@@ -58,10 +60,11 @@ def check(graph: dict[str, set[str]]) -> None:
         assert "tests" not in imported, f"{module} imports tests"
         assert room(module) != "model_code" or not imported & {"absl", "PIL"}, module
     TopologicalSorter(graph).prepare()  # raises CycleError
-    reached = {"scripts.config"}
+    reached = {"scripts.config.flags"}
     while more := {other for module in reached for other in graph.get(module, ())} - reached:
         reached |= more
-    assert not reached & {"torch", "torchvision", "scipy", "matplotlib", "cleanfid", "mpi4py", "scripts.distributed"}
+    assert not reached & {"torch", "torchvision", "scipy", "matplotlib", "cleanfid", "mpi4py"}
+    assert not {name for name in reached if name.startswith("scripts.runtime")}
 
 
 def test_the_program_keeps_to_the_rules() -> None:
@@ -72,17 +75,17 @@ def test_the_program_keeps_to_the_rules() -> None:
     ("importer", "imported"),
     [
         ("model_code.ema", "scripts.errors"),
-        ("scripts.progress", "scripts.data.loader"),
+        ("scripts.runtime.progress", "scripts.data.loader"),
         ("scripts.data.loader", "scripts.sampling.sampler"),
         ("scripts.sampling.sampler", "scripts.training.loop"),
         ("scripts.evaluation.fid", "scripts.training.step"),
         ("scripts.training.loop", "scripts.evaluation.fid"),
         ("scripts.training.loop", "scripts.tools.report"),
         ("train", "scripts.tools.report"),
-        ("scripts.losses", "train"),
-        ("scripts.config", "scripts.distributed"),
+        ("scripts.runtime.device", "train"),
+        ("scripts.config.load", "scripts.runtime.distributed"),
         ("scripts.errors", "torch"),
-        ("scripts.errors", "scripts.io"),  # which imports errors
+        ("scripts.errors", "scripts.config.paths"),  # which imports errors
     ],
 )
 def test_a_broken_rule_is_noticed(importer: str, imported: str) -> None:

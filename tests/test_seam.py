@@ -14,7 +14,7 @@ import model_code
 from model_code.blurring_diffusion import BlurringDiffusion, PosteriorNoise, StandardNormal
 from model_code.noise import SamplingNoise
 from model_code.process import Denoiser, Prior, Process
-from scripts.config import ROOT
+from scripts.config.paths import ROOT
 from scripts.evaluation.bound import BoundEvaluation
 from scripts.sampling.sampler import load_sampler
 from scripts.training.loop import train

@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 import torch
 
-from scripts import checkpoint
-from scripts.checkpoint import load_trained, meta_path
-from scripts.config import ROOT, fail
+from scripts.config.flags import fail
+from scripts.config.paths import ROOT, plain_name, user_path
 from scripts.data.datasets import load_images
 from scripts.data.images import FolderImages, UnreadableImage
 from scripts.errors import UserError, one_line, printable
 from scripts.evaluation.inception import InceptionFeatures
-from scripts.io import plain_name, read_npz, user_path
+from scripts.storage import checkpoint
+from scripts.storage.checkpoint import load_trained, meta_path
+from scripts.storage.files import read_npz
 from tests.conftest import tiny_config
 from tests.images import data_config
 

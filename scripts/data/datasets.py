@@ -10,9 +10,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from scripts.config.paths import user_path
 from scripts.data.images import ArrayImages, FolderImages, ImageSource, LsunImages, bilinear, list_images
 from scripts.errors import UserError, one_line
-from scripts.io import read_npz, user_path
+from scripts.storage.files import read_npz
 
 Split = Literal["train", "held_out"]
 DATA = Path(__file__).resolve().parents[2] / "data"

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from scripts import distributed
 from scripts.data.images import ImageSource, UnreadableImage
 from scripts.errors import UserError
-from scripts.randomness import Purpose, stream
+from scripts.runtime import distributed
+from scripts.runtime.randomness import Purpose, stream
 
 
 class ReadingFailed(UserError):

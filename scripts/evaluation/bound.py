@@ -14,17 +14,17 @@ from model_code import build_process
 from model_code.elbo import bits_per_dim
 from model_code.noise import SamplingNoise
 from model_code.process import Prior, Process
-from scripts import distributed
 from scripts.data.loader import Batch, HeldOutBatches, clean_batches, none_readable
 from scripts.errors import UserError
 from scripts.estimate import Estimate
 from scripts.evaluation.features import data_set_images
 from scripts.evaluation.plots import LevelRow, plot_by_level
 from scripts.evaluation.results import Result
-from scripts.io import atomic_write, make_directory
-from scripts.progress import progress_bar
-from scripts.randomness import Purpose, normal_by_index, stream
+from scripts.runtime import distributed
+from scripts.runtime.progress import progress_bar
+from scripts.runtime.randomness import Purpose, normal_by_index, stream
 from scripts.sampling.sampler import DataPrior, Sampler, gathered_prior, load_sampler
+from scripts.storage.files import atomic_write, make_directory
 
 
 @dataclass(frozen=True)

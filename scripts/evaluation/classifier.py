@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from ml_collections import ConfigDict
 from torch import nn
 
-from scripts.config import ROOT
+from scripts.config.paths import ROOT
 from scripts.data.datasets import Split, load_labelled
-from scripts.io import atomic_write, make_directory, read_npz
-from scripts.progress import progress_bar
-from scripts.randomness import Purpose, stream
+from scripts.runtime.progress import progress_bar
+from scripts.runtime.randomness import Purpose, stream
+from scripts.storage.files import atomic_write, make_directory, read_npz
 
 SEED = 0
 """Not the evaluation's seed: scores of different seeds must use the same classifier."""

@@ -12,7 +12,7 @@ import scipy.linalg
 import torch
 
 from scripts.estimate import Estimate
-from scripts.randomness import Purpose, stream
+from scripts.runtime.randomness import Purpose, stream
 
 SUBSETS = 100
 SUBSET_SIZE = 1000

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from ml_collections import ConfigDict
 
-from scripts import distributed
 from scripts.data.datasets import Split, load_images
 from scripts.data.images import Images, ImageSource, UnreadableImage, channels_first, opened_image
 from scripts.errors import UserError, printable
-from scripts.io import atomic_write, make_directory
-from scripts.progress import progress_bar
+from scripts.runtime import distributed
+from scripts.runtime.progress import progress_bar
+from scripts.storage.files import atomic_write, make_directory
 
 SECONDS_BETWEEN_FILES = 60
 """An interrupted evaluation loses at most this much work, and one batch."""

@@ -13,8 +13,8 @@ from cleanfid.features import build_feature_extractor
 from cleanfid.inception_torchscript import InceptionV3W
 from cleanfid.resize import build_resizer
 
+from scripts.config.paths import user_path
 from scripts.errors import UserError
-from scripts.io import user_path
 
 
 def weights_file(inception_path: str = "") -> Path:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from scripts.estimate import Estimate
-from scripts.io import atomic_write
+from scripts.storage.files import atomic_write
 
 DPI = 150
 

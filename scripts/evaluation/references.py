@@ -9,13 +9,14 @@ import cleanfid.features
 import numpy as np
 from ml_collections import ConfigDict
 
-from scripts import distributed
+from scripts.config.paths import plain_name, user_path
 from scripts.data.images import Images, fingerprint, list_images
 from scripts.errors import UserError
 from scripts.evaluation.distances import Gaussian, Reference
 from scripts.evaluation.features import Extractor, NativeFolder, cached_features, data_set_images, image_features
 from scripts.evaluation.metrics import Metric
-from scripts.io import atomic_write, make_directory, plain_name, read_npz, user_path
+from scripts.runtime import distributed
+from scripts.storage.files import atomic_write, make_directory, read_npz
 
 Arrays = dict[str, np.ndarray]
 """Mean and covariance of features, `mu` (d,) and `sigma` (d, d), the features `feats` (M, d), or all three."""

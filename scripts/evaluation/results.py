@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scripts.config import ROOT
+from scripts.config.paths import ROOT, plain_name
 from scripts.errors import printable
 from scripts.estimate import Estimate
-from scripts.io import make_directory, plain_name
-from scripts.provenance import commit, now, program_version
+from scripts.storage.files import make_directory
+from scripts.storage.provenance import commit, now, program_version
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from scripts import distributed
 from scripts.errors import UserError
 from scripts.estimate import Estimate
 from scripts.evaluation.metrics import LOWER_IS_BETTER
 from scripts.evaluation.plots import plot_sweep
 from scripts.evaluation.results import Result, append_result
-from scripts.io import atomic_write, make_directory, read_npz
+from scripts.runtime import distributed
 from scripts.sampling.sampler import SPECTRAL
+from scripts.storage.files import atomic_write, make_directory, read_npz
 
 Value = float | str
 

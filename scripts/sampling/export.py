@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from PIL import Image
 
-from scripts import distributed
 from scripts.errors import UserError
-from scripts.io import atomic_write, make_directory
-from scripts.progress import progress_bar
+from scripts.runtime import distributed
+from scripts.runtime.progress import progress_bar
 from scripts.sampling.output import to_uint8
 from scripts.sampling.sampler import Sampler
+from scripts.storage.files import atomic_write, make_directory
 
 
 def export(directory: Path, sampler: Sampler, settings: dict[str, Any], num_samples: int, batch_size: int) -> None:

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from scripts.io import atomic_write, make_directory
-from scripts.progress import progress_bar
+from scripts.runtime.progress import progress_bar
 from scripts.sampling.reverse import OnStep
 from scripts.sampling.sampler import Sampler
+from scripts.storage.files import atomic_write, make_directory
 
 FRAMES = 100
 """Roughly how many states of the process are kept for pictures, unless asked otherwise."""

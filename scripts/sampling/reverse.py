@@ -6,7 +6,7 @@ import torch
 
 from model_code.noise import IsotropicNoise, SamplingNoise
 from model_code.process import Denoiser, HeatDissipation, Process
-from scripts.randomness import Purpose, torch_generator
+from scripts.runtime.randomness import Purpose, torch_generator
 
 Noise = Callable[[int], torch.Tensor]
 """noise(k): the standard normal noise (B, C, H, W) that is added on arriving at level k - 1."""

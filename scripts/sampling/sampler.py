@@ -17,16 +17,16 @@ from model_code import build_process
 from model_code.noise import SamplingNoise
 from model_code.prior import PriorBank
 from model_code.process import Denoiser, Prior, Process
-from scripts import distributed
-from scripts.checkpoint import TrainedModel, load_trained
-from scripts.config_checks import validate
+from scripts.config.checks import validate
 from scripts.data.datasets import load_images
 from scripts.data.images import ImageSource
 from scripts.data.loader import first_readable, to_unit_range
-from scripts.device import Precision, to_device
 from scripts.errors import UserError
-from scripts.randomness import Purpose, stream
+from scripts.runtime import distributed
+from scripts.runtime.device import Precision, to_device
+from scripts.runtime.randomness import Purpose, stream
 from scripts.sampling.reverse import IndependentNoise, Noise, OnStep, SharedNoise, SphericalNoise, linear_path, reverse_process
+from scripts.storage.checkpoint import TrainedModel, load_trained
 
 SPECTRAL = "spectral"
 RANDOMNESS_VERSION = 1

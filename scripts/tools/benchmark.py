@@ -17,11 +17,11 @@ from ml_collections import ConfigDict
 from torch import nn
 from torch.utils.benchmark import Timer
 
-from scripts.config import define_config_flag, run
-from scripts.config_checks import validate
-from scripts.device import Precision, device_name, resolve_device, to_device
+from scripts.config.checks import validate
+from scripts.config.flags import define_config_flag, run
 from scripts.errors import UserError
-from scripts.randomness import Purpose, normal_batch
+from scripts.runtime.device import Precision, device_name, resolve_device, to_device
+from scripts.runtime.randomness import Purpose, normal_batch
 from scripts.sampling.reverse import BLOCK, IndependentNoise, reverse_process
 from scripts.training.plan import Work
 from scripts.training.step import Trainer

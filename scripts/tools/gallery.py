@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from model_code.noise import SpectralNoise
-from scripts.config import define_config_flag, define_path_flag, run
+from scripts.config.flags import define_config_flag, define_path_flag, run
 from scripts.data.datasets import load_images
-from scripts.io import atomic_write, make_directory
 from scripts.sampling.output import grid, save_gif, save_png
 from scripts.sampling.sampler import load_sampler
+from scripts.storage.files import atomic_write, make_directory
 
 COLUMNS, ROWS = 12, 3
 GREYS = 32

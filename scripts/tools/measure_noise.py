@@ -8,8 +8,8 @@ It is written beside the checkpoint as CHECKPOINT.noise.pth, where --delta=spect
 import torch
 from absl import flags
 
-from scripts.config import define_config_flag, define_path_flag, run
-from scripts.io import atomic_write
+from scripts.config.flags import define_config_flag, define_path_flag, run
+from scripts.storage.files import atomic_write
 
 CONFIG = define_config_flag()
 WORKDIR = define_path_flag("workdir", "Run directory.", required=True)
@@ -19,11 +19,11 @@ NUM_IMAGES = flags.DEFINE_integer("num_images", 48, "Training images, each seen 
 
 def main() -> int:
     """Load, measure, write."""
-    from scripts.checkpoint import noise_path
     from scripts.data.datasets import load_images
     from scripts.errors import UserError
+    from scripts.sampling.measurement import images_to_measure, measure_noise
     from scripts.sampling.sampler import load_sampler
-    from scripts.sampling.spectrum import images_to_measure, measure_noise
+    from scripts.storage.checkpoint import noise_path
 
     config = CONFIG.value
     sampler, trained = load_sampler(config, WORKDIR.value, CHECKPOINT.value, delta=config.model.sigma)

@@ -20,15 +20,15 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 from scipy.stats import chisquare
 
-from scripts.config import define_config_flag, define_path_flag, run
+from scripts.config.flags import define_config_flag, define_path_flag, run
 from scripts.data.datasets import LABELLED, load_images, load_labelled
 from scripts.data.images import ImageSource
 from scripts.data.loader import clean_batches
 from scripts.estimate import Estimate, wilson_interval
 from scripts.evaluation.classifier import ClassifierFeatures, classifier_features
-from scripts.io import atomic_write, make_directory
 from scripts.sampling.output import grid, to_uint8
 from scripts.sampling.sampler import load_sampler
+from scripts.storage.files import atomic_write, make_directory
 
 BATCH_SIZE, COLUMNS = 100, 12
 COPY = 1 / 3

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from absl import flags
 
-from scripts import checkpoint
-from scripts.config import define_path_flag, run
+from scripts.config.flags import define_path_flag, run
 from scripts.errors import UserError
-from scripts.io import make_directory, read_json_lines
+from scripts.storage import checkpoint
+from scripts.storage.files import make_directory, read_json_lines
 
 KEPT = ("step", "config", "data", "prior", "noise", "precision")
 

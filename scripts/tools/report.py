@@ -22,11 +22,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from configs import default
-from scripts.config import define_path_flag, flatten, run, to_json
+from scripts.config.flags import define_path_flag, run
+from scripts.config.load import flatten, to_json
 from scripts.errors import UserError
 from scripts.evaluation.results import RESULTS
-from scripts.io import atomic_write, read_json_lines
-from scripts.provenance import now
+from scripts.storage.files import atomic_write, read_json_lines
+from scripts.storage.provenance import now
 
 HERE = Path(__file__).parent
 MAX_SAMPLING_TIMES, MAX_SETS = 12, 6

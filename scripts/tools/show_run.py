@@ -13,10 +13,12 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from configs import default
-from scripts import checkpoint
-from scripts.config import define_path_flag, differences, run, to_json
+from scripts.config.comparison import differences
+from scripts.config.flags import define_path_flag, run
+from scripts.config.load import to_json
 from scripts.errors import UserError, printable
-from scripts.io import read_json_lines
+from scripts.storage import checkpoint
+from scripts.storage.files import read_json_lines
 
 
 def describe(path: Path) -> Iterator[str]:

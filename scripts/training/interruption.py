@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from scripts import distributed
+from scripts.runtime import distributed
 
 
 class Interrupted(Exception):

@@ -10,23 +10,24 @@ from typing import Any
 import torch
 from ml_collections import ConfigDict
 
-from scripts import checkpoint, distributed
-from scripts.config import to_json
-from scripts.config_checks import validate
+from scripts.config.checks import validate
+from scripts.config.load import to_json
 from scripts.data.datasets import load_images
 from scripts.data.images import ImageSource, fingerprint
 from scripts.data.loader import Batch, HeldOutBatches, ReadingFailed, TrainBatches, none_readable, train_loader
-from scripts.device import device_name
 from scripts.errors import UserError
 from scripts.estimate import Estimate
-from scripts.io import atomic_write, make_directory
-from scripts.progress import TrainingProgress, warn
-from scripts.provenance import provenance
+from scripts.runtime import distributed
+from scripts.runtime.device import device_name
+from scripts.runtime.progress import TrainingProgress, warn
+from scripts.sampling.measurement import images_to_measure, measure_noise
 from scripts.sampling.output import sample_set
 from scripts.sampling.sampler import SPECTRAL, make_sampler
-from scripts.sampling.spectrum import images_to_measure, measure_noise
+from scripts.storage import checkpoint
+from scripts.storage.files import atomic_write, make_directory
+from scripts.storage.provenance import provenance
 from scripts.training.interruption import Interrupted, InterruptionGuard
-from scripts.training.metrics import LossWindow, MetricsWriter, UnreadableImages
+from scripts.training.log import LossWindow, MetricsWriter, UnreadableImages
 from scripts.training.plan import describe
 from scripts.training.start import build_prior, exclusive, resume
 from scripts.training.step import StepResult, Trainer, held_out_losses

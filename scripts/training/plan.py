@@ -7,10 +7,10 @@ from ml_collections import ConfigDict
 from torch.utils.flop_counter import FlopCounterMode
 
 from model_code import build_model, build_process
-from scripts import distributed
-from scripts.config_checks import validate
-from scripts.device import Precision, device_name
-from scripts.progress import duration
+from scripts.config.checks import validate
+from scripts.runtime import distributed
+from scripts.runtime.device import Precision, device_name
+from scripts.runtime.progress import duration
 
 H100_TFLOPS = {"float32": 67, "bfloat16": 989, "float16": 989}
 

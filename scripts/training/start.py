@@ -8,17 +8,17 @@ from pathlib import Path
 import torch
 
 from model_code.process import Prior
-from scripts import distributed
-from scripts.checkpoint import Contents
-from scripts.config import FREE_ON_RESUME, differences, refuse_differences
+from scripts.config.comparison import FREE_ON_RESUME, differences, refuse_differences
 from scripts.data.images import ImageSource
 from scripts.data.loader import clean_batches, none_readable
-from scripts.device import Precision
 from scripts.errors import UserError, one_line
-from scripts.progress import progress_bar
+from scripts.runtime import distributed
+from scripts.runtime.device import Precision
+from scripts.runtime.progress import progress_bar
 from scripts.sampling.sampler import gathered_prior
+from scripts.storage.checkpoint import Contents
 from scripts.training.interruption import InterruptionGuard
-from scripts.training.metrics import UnreadableImages
+from scripts.training.log import UnreadableImages
 from scripts.training.step import Trainer
 
 

@@ -10,10 +10,10 @@ from torch import nn
 
 from model_code import build_model, build_process
 from model_code.ema import EMA
-from scripts import distributed
-from scripts.device import Precision, to_device
-from scripts.losses import process_loss
-from scripts.randomness import Purpose, normal_batch, normal_by_index, stream
+from model_code.process import Denoiser, Process
+from scripts.runtime import distributed
+from scripts.runtime.device import Precision, to_device
+from scripts.runtime.randomness import Purpose, normal_batch, normal_by_index, stream
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,15 @@ def learning_rate(step: int, *, lr: float, warmup: int, schedule: str, n_iters: 
         return lr * rise
     progress = min(1.0, max(0, step - warmup) / max(1, n_iters - warmup))
     return lr * rise * (1 + math.cos(math.pi * progress)) / 2
+
+
+def process_loss(process: Process, model: Denoiser, u0: torch.Tensor, k: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+    """|| target - prediction ||^2 for each example, summed over pixels (paper, Algorithm 1): float32 (B,).
+
+    u0 in [0, 1] and standard normal eps are (B, C, H, W); levels k int64 (B,) in 1..K.
+    """
+    u_k, target = process.corrupt(u0, k, eps)
+    return (target - process.predict(model, u_k, k)).square().sum(dim=(1, 2, 3))
 
 
 class Trainer:

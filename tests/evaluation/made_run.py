@@ -7,9 +7,9 @@ import torch
 from ml_collections import ConfigDict
 
 from model_code import build_model, build_process
-from scripts import checkpoint
-from scripts.config import to_json
+from scripts.config.load import to_json
 from scripts.data.datasets import load_images
+from scripts.storage import checkpoint
 from tests.golden import fill_golden
 
 

@@ -17,9 +17,9 @@ from model_code.noise import IsotropicNoise
 from model_code.prior import PriorBank
 from model_code.process import Denoiser, HeatDissipation
 from scripts.data.loader import Batch, ReadingFailed
-from scripts.device import Precision
 from scripts.estimate import Estimate
 from scripts.evaluation.bound import Measurement, draw_strata, level_table, measure
+from scripts.runtime.device import Precision
 from scripts.sampling.sampler import Sampler
 
 SIGMA, DELTA, K, SIZE = 0.01, 0.0125, 12, 8

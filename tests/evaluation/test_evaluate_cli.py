@@ -12,7 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from scripts.config import ROOT
+from scripts.config.paths import ROOT
 from scripts.errors import UserError
 from scripts.evaluation.bound import BoundEvaluation
 from scripts.evaluation.results import Result

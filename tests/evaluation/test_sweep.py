@@ -13,7 +13,7 @@ from scripts.errors import UserError
 from scripts.estimate import Estimate
 from scripts.evaluation.results import Result, append_result, results_directory
 from scripts.evaluation.sweep import Point, Runner, parse_sweeps, report, sweep_points
-from scripts.io import read_json_lines
+from scripts.storage.files import read_json_lines
 
 BASE = Point(delta=0.0125, checkpoint=0, seed=42)
 SETTINGS = {"delta": 0.013, "checkpoint": 2, "seed": 1, "checkpoint_step": 600, "config_hash": "abc"}

@@ -11,9 +11,9 @@ from model_code.dct import dct2, idct2
 from model_code.elbo import gaussian_kl, negative_log_density
 from model_code.noise import IsotropicNoise, SpectralNoise, ring_sums, rings
 from model_code.process import HeatDissipation
-from scripts.device import Precision
+from scripts.runtime.device import Precision
+from scripts.sampling.measurement import measure_noise
 from scripts.sampling.reverse import reverse_process
-from scripts.sampling.spectrum import measure_noise
 from tests.golden import Golden
 
 CPU = torch.device("cpu")

@@ -12,8 +12,8 @@ from PIL import Image
 from model_code import build_model, build_process
 from scripts.data.images import ArrayImages
 from scripts.data.loader import clean_batches
-from scripts.device import Precision
 from scripts.errors import UserError
+from scripts.runtime.device import Precision
 from scripts.sampling.output import frame_levels, interpolation_set, sample_set
 from scripts.sampling.reverse import BLOCK, IndependentNoise, SphericalNoise, linear_path, reverse_process
 from scripts.sampling.sampler import DataPrior, Sampler, make_sampler, parse_delta

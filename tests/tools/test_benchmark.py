@@ -9,7 +9,7 @@ import torch
 from ml_collections import ConfigDict
 
 from configs.mnist import small_mnist
-from scripts.config import ROOT
+from scripts.config.paths import ROOT
 from scripts.errors import UserError
 from scripts.tools import benchmark
 from scripts.training.plan import Work

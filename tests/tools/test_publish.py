@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts import checkpoint
-from scripts.config import ROOT
+from scripts.config.paths import ROOT
 from scripts.errors import UserError
-from scripts.io import read_json_lines
 from scripts.sampling.sampler import load_sampler
+from scripts.storage import checkpoint
+from scripts.storage.files import read_json_lines
 from scripts.tools.publish import publish
 from scripts.training.loop import train
 from tests.conftest import tiny_config

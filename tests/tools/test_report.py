@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scripts.config import ROOT, to_json
+from scripts.config.load import to_json
+from scripts.config.paths import ROOT
 from scripts.evaluation.results import RESULTS
 from scripts.tools.report import MAX_PIXELS, MAX_SAMPLING_TIMES, write_report
 from tests.conftest import tiny_config

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from model_code import build_model
-from scripts.checkpoint import meta_path, numbered_path
-from scripts.config import ROOT
+from scripts.config.paths import ROOT
 from scripts.errors import UserError
+from scripts.storage.checkpoint import meta_path, numbered_path
 from scripts.tools.show_run import describe
 from scripts.training.loop import train
 from tests.conftest import tiny_config
-from tests.test_checkpoint import release_contents
+from tests.storage.test_checkpoint import release_contents
 
 
 @pytest.fixture(scope="module")

@@ -22,9 +22,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from scripts import checkpoint
-from scripts.config import ROOT
-from scripts.io import read_json_lines
+from scripts.config.paths import ROOT
+from scripts.storage import checkpoint
+from scripts.storage.files import read_json_lines
 from tests.training.runs import differing
 
 ARGS = [

@@ -8,7 +8,7 @@ import pytest
 import torch
 from ml_collections import ConfigDict
 
-from scripts.checkpoint import meta_path, read
+from scripts.storage.checkpoint import meta_path, read
 from scripts.training.step import Trainer
 from tests.conftest import tiny_config
 

@@ -11,13 +11,13 @@ import torch
 from ml_collections import ConfigDict
 
 from model_code import build_process
-from scripts.checkpoint import meta_path, read
 from scripts.data.datasets import load_images
 from scripts.errors import UserError
-from scripts.io import atomic_write, read_json_lines
 from scripts.sampling.sampler import DataPrior
+from scripts.storage.checkpoint import meta_path, read
+from scripts.storage.files import atomic_write, read_json_lines
+from scripts.training.log import MetricsWriter
 from scripts.training.loop import TrainingRun, train
-from scripts.training.metrics import MetricsWriter
 from tests.conftest import tiny_config
 from tests.images import WithDamage, numbered, save_images
 from tests.training import faults

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.checkpoint import meta_path, read
-from scripts.config import ROOT
+from scripts.config.paths import ROOT
+from scripts.storage.checkpoint import meta_path, read
 
 ARGS = [
     "--config", str(ROOT / "configs" / "mnist" / "quickstart.py"), "--config.device=cpu", "--config.training.n_iters=100000",

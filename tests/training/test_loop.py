@@ -14,12 +14,12 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from scripts.checkpoint import meta_path, numbered_path, read, write_meta
-from scripts.device import Precision
 from scripts.errors import UserError
-from scripts.io import read_json_lines
+from scripts.runtime.device import Precision
+from scripts.storage.checkpoint import meta_path, numbered_path, read, write_meta
+from scripts.storage.files import read_json_lines
+from scripts.training.log import LossWindow, MetricsWriter
 from scripts.training.loop import train
-from scripts.training.metrics import LossWindow, MetricsWriter
 from scripts.training.plan import describe
 from scripts.training.start import exclusive
 from scripts.training.step import StepResult

@@ -11,13 +11,12 @@ import pytest
 import torch
 from ml_collections import ConfigDict
 
-from scripts.checkpoint import meta_path, numbered_path, read
 from scripts.errors import UserError
-from scripts.io import read_json_lines
-from scripts.losses import process_loss
+from scripts.storage.checkpoint import meta_path, numbered_path, read
+from scripts.storage.files import read_json_lines
 from scripts.training import step
 from scripts.training.loop import train
-from scripts.training.step import Trainer
+from scripts.training.step import Trainer, process_loss
 from tests.conftest import tiny_config
 from tests.training.runs import CPU, array_config, before_step, differing, final_state
 

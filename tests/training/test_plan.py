@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from scripts.config import ROOT
+from scripts.config.paths import ROOT
 from scripts.training.plan import Work, plan
 from scripts.training.step import Trainer
 from tests.conftest import tiny_config

@@ -9,9 +9,8 @@ from ml_collections import ConfigDict
 from model_code import build_process
 from model_code.blur import blur_schedule
 from model_code.nn import InputConv
-from scripts.losses import process_loss
-from scripts.randomness import Purpose, normal_batch, stream
-from scripts.training.step import Trainer, learning_rate
+from scripts.runtime.randomness import Purpose, normal_batch, stream
+from scripts.training.step import Trainer, learning_rate, process_loss
 from tests.conftest import tiny_config
 from tests.training.runs import CPU, differing
 

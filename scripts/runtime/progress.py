@@ -7,7 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from scripts import distributed
+from scripts.runtime import distributed
 
 SECONDS_BETWEEN_LINES = 30
 

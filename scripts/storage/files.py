@@ -55,23 +55,6 @@ def make_directory(path: Path, flag: str) -> Path:
     return path
 
 
-def user_path(text: str, flag: str) -> Path:
-    """A path as a user wrote it, with ~ expanded. Raises UserError naming `flag` for one that cannot be a path."""
-    if any(ord(c) < 32 for c in text):
-        raise UserError(f"{flag}={text}: not a path, as it has control characters")
-    try:
-        return Path(text).expanduser()
-    except RuntimeError as error:  # ~somebody who has no home here
-        raise UserError(f"{flag}={text}: not a path ({error})") from None
-
-
-def plain_name(flag: str, name: str) -> str:
-    """`name`, if it can be part of a file's name. Raises UserError naming `flag` if it would lead elsewhere."""
-    if not name or name in (".", "..") or "/" in name or not name.isprintable():
-        raise UserError(f"{flag}={name}: must be a plain name, such as my_images")
-    return name
-
-
 def read_npz(path: Path) -> dict[str, np.ndarray]:
     """All arrays of an .npz file by name, without pickles. Raises ValueError in one line if it is damaged, or OSError."""
     try:

@@ -19,8 +19,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from scripts.device import resolve_device
 from scripts.errors import USAGE_ERROR, UserError, error_line
+from scripts.runtime.device import resolve_device
 
 Part = TypeVar("Part", bound=Sequence[int])
 

@@ -12,10 +12,12 @@ from ml_collections import ConfigDict
 import model_code
 from configs import default
 from model_code import build_model, build_process
-from scripts.config import ROOT, differences, flatten, load, refuse_differences, to_json
-from scripts.config_checks import validate
-from scripts.device import Precision
+from scripts.config.checks import validate
+from scripts.config.comparison import differences, refuse_differences
+from scripts.config.load import flatten, load, to_json
+from scripts.config.paths import ROOT
 from scripts.errors import UserError, one_line
+from scripts.runtime.device import Precision
 from scripts.training.plan import Work, describe
 from tests.conftest import tiny_config
 

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from ml_collections import ConfigDict
 
-from scripts import distributed
 from scripts.errors import UserError
 from scripts.evaluation.classifier import classifier_features
 from scripts.evaluation.features import Extractor, cached_features, data_set_images
@@ -18,9 +17,10 @@ from scripts.evaluation.inception import InceptionFeatures
 from scripts.evaluation.metrics import Inputs, Metric
 from scripts.evaluation.references import find_reference, reference_features
 from scripts.evaluation.results import Result
-from scripts.provenance import config_hash
+from scripts.runtime import distributed
 from scripts.sampling.output import to_uint8
 from scripts.sampling.sampler import Sampler, load_sampler
+from scripts.storage.provenance import config_hash
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,14 @@ import pytest
 import torch
 from ml_collections import ConfigDict
 
-from scripts import distributed
-from scripts.checkpoint import meta_path, read
 from scripts.errors import UserError
 from scripts.evaluation.bound import BoundEvaluation
 from scripts.evaluation.features import cached_features
 from scripts.evaluation.results import append_result
+from scripts.runtime import distributed
 from scripts.sampling.export import export
 from scripts.sampling.sampler import load_sampler
+from scripts.storage.checkpoint import meta_path, read
 from scripts.training.loop import train
 from tests.conftest import tiny_config
 from tests.training.runs import before_step, differing

@@ -14,7 +14,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from scripts.config import ROOT
+from scripts.config.paths import ROOT
 
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pillow", "ml_collections", "clean-fid")  # that results may depend on
 

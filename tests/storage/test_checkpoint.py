@@ -10,13 +10,12 @@ import pytest
 import torch
 from ml_collections import ConfigDict
 
-from model_code import build_blur, build_model
+from model_code import build_model, build_process
 from model_code.ema import EMA
-from model_code.prior import PriorBank
-from scripts import checkpoint
-from scripts.checkpoint import load_for_inference, load_trained, meta_path, noise_path, numbered_path, read, write, write_meta
-from scripts.config import to_json
+from scripts.config.load import to_json
 from scripts.errors import UserError
+from scripts.storage import checkpoint
+from scripts.storage.checkpoint import load_trained, meta_path, noise_path, numbered_path, read, write, write_meta
 from tests.conftest import tiny_config
 from tests.golden import fill_golden, load_golden
 
@@ -25,7 +24,7 @@ def contents(config: ConfigDict, step: int = 1) -> dict[str, Any]:
     """What a training run saves, as far as inference reads it."""
     model = build_model(config)
     fill_golden(model)
-    bank = PriorBank.from_images(torch.rand(3, 1, 8, 8), build_blur(config))
+    bank = build_process(config).build_prior([torch.rand(3, 1, 8, 8)])
     return {
         "step": step,
         "model": model.state_dict(),
@@ -111,7 +110,7 @@ def test_the_releases_own_files(name: str, tmp_path: Path) -> None:
     )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        model = load_for_inference(config, tmp_path, 0)
+        model = load_trained(config, tmp_path, 0).model
     with torch.no_grad():
         torch.testing.assert_close(model(golden["u0"], golden["k"]), golden["unet_out"], atol=1e-4, rtol=1e-4)
     assert load_trained(config, tmp_path, 0).prior is None

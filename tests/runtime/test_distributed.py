@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scripts import distributed
-from scripts.checkpoint import meta_path, read, write
-from scripts.config import ROOT
+from scripts.config.paths import ROOT
 from scripts.errors import UserError
-from scripts.io import read_json_lines
+from scripts.runtime import distributed
+from scripts.storage.checkpoint import meta_path, read, write
+from scripts.storage.files import read_json_lines
 from scripts.training.loop import train
-from tests import together
 from tests.conftest import tiny_config
+from tests.runtime import together
 
 MPIEXEC = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
 LAUNCHERS = {
@@ -91,7 +91,7 @@ def launcher(request: pytest.FixtureRequest) -> str:
 def output(launcher: str, place: Path) -> str:
     """What two processes print that do the same, in directories named after the launcher."""
     together.compute_features(place, place / f"{launcher}-features", 3)  # begun by one process
-    return output_of(launcher, "-m", "tests.together", place, launcher)
+    return output_of(launcher, "-m", "tests.runtime.together", place, launcher)
 
 
 def test_losses_are_those_of_one_process(launcher: str, place: Path, output: str) -> None:
@@ -143,7 +143,7 @@ def test_samples_features_and_bound_are_those_of_one_process(launcher: str, plac
 def test_one_process_that_fails_ends_all(how: str, launcher: str, place: Path, tmp_path: Path) -> None:
     """The launcher ends the others within a minute, with an exit code that is not 0."""
     shutil.copytree(place / "folder", tmp_path / "folder")
-    with job(launcher, "-m", "tests.together", tmp_path, "run", how) as process:
+    with job(launcher, "-m", "tests.runtime.together", tmp_path, "run", how) as process:
         output, _ = process.communicate(timeout=120)  # until no process holds the other end of the pipe
     seconds = time.time() - float((tmp_path / "failed_at").read_text())
     print(f"{launcher}, {how}: all had ended after {seconds:.1f} s, exit code {process.returncode}")

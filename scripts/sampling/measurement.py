@@ -6,11 +6,11 @@ import numpy as np
 import torch
 
 from model_code.process import Denoiser, Process
-from scripts import distributed
 from scripts.data.images import ImageSource
 from scripts.data.loader import first_readable, to_unit_range
-from scripts.device import Precision
-from scripts.randomness import Purpose, normal_by_index
+from scripts.runtime import distributed
+from scripts.runtime.device import Precision
+from scripts.runtime.randomness import Purpose, normal_by_index
 
 ENOUGH_IMAGES = 48
 """From so many images on, a level's errors are precise to a few per cent in the smallest rings, and are not smoothed."""

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from scripts import provenance
-from scripts.checkpoint import meta_path, numbered_path, read
-from scripts.io import read_json_lines
+from scripts.storage import provenance
+from scripts.storage.checkpoint import meta_path, numbered_path, read
+from scripts.storage.files import read_json_lines
+from scripts.training.log import MetricsWriter
 from scripts.training.loop import train
-from scripts.training.metrics import MetricsWriter
 from tests.conftest import tiny_config
 
 FACTS = {"time", "config_hash", "seed", "command", "commit", "versions", "device", "world_size"}

@@ -18,11 +18,11 @@ from scripts.errors import UserError
 from scripts.estimate import Estimate
 from scripts.evaluation.classifier import classifier_features
 from scripts.evaluation.distances import Gaussian, Reference, frechet_estimate
-from scripts.evaluation.fid import SampleEvaluation
 from scripts.evaluation.inception import InceptionFeatures
 from scripts.evaluation.metrics import MODES, Inputs
 from scripts.evaluation.references import save_statistics
 from scripts.evaluation.results import Result
+from scripts.evaluation.scores import SampleEvaluation
 from scripts.sampling.sampler import Sampler, load_sampler
 from tests.conftest import tiny_config
 from tests.evaluation.inception_stand_in import write_stand_in
@@ -60,7 +60,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("urllib.request.urlopen", refuse)
     monkeypatch.setattr("torch.hub.urlopen", refuse)
     monkeypatch.setattr(cleanfid, "__file__", str(tmp_path / "cleanfid" / "__init__.py"))
-    monkeypatch.setattr("scripts.evaluation.fid.classifier_features", functools.partial(classifier_features, steps=40))
+    monkeypatch.setattr("scripts.evaluation.scores.classifier_features", functools.partial(classifier_features, steps=40))
 
 
 @pytest.fixture

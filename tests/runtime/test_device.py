@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from scripts import device
-from scripts.device import Precision, bfloat16_ratio, to_device
 from scripts.errors import UserError
+from scripts.runtime import device
+from scripts.runtime.device import Precision, bfloat16_ratio, to_device
 from tests.conftest import tiny_config
 
 CPU = torch.device("cpu")

@@ -22,9 +22,10 @@ from torch import nn
 
 from model_code import build_model, build_process
 from model_code.process import Prior
-from scripts.config import FREE_IN_INFERENCE, refuse_differences, to_json
+from scripts.config.comparison import FREE_IN_INFERENCE, refuse_differences
+from scripts.config.load import to_json
 from scripts.errors import UserError, one_line
-from scripts.io import atomic_write, sync
+from scripts.storage.files import atomic_write, sync
 
 FORMAT = "ihdm-1"
 REQUIRED = {"step", "config", "ema"}
@@ -191,11 +192,6 @@ def load_trained(config: ConfigDict, workdir: Path | str, checkpoint: int) -> Tr
     if noise is None and noise_path(path).is_file():
         noise = _load(noise_path(path))
     return TrainedModel(model.eval(), prior, dequantized, noise, contents.get("precision", ""), contents["step"], path)
-
-
-def load_for_inference(config: ConfigDict, workdir: Path | str, checkpoint: int) -> nn.Module:
-    """The model with EMA weights, in eval mode on the CPU, from checkpoint number `checkpoint` of `workdir` (0: the newest)."""
-    return load_trained(config, workdir, checkpoint).model
 
 
 def _find(workdir: Path, checkpoint: int) -> tuple[Path, Contents]:

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from scripts import distributed
 from scripts.errors import UserError
-from scripts.io import atomic_write, read_json_lines
-from scripts.progress import warn
+from scripts.runtime import distributed
+from scripts.runtime.progress import warn
+from scripts.storage.files import atomic_write, read_json_lines
 from scripts.training.step import StepResult
 
 NUM_BANDS = 4

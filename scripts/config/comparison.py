@@ -1,0 +1,41 @@
+"""Whether two configurations describe the same weights and data."""
+
+import json
+
+from ml_collections import ConfigDict
+
+from configs import default
+from scripts.config.load import flatten, to_json
+from scripts.errors import UserError
+
+# Keys of model and data that trained weights do not depend on; optim and training are always free.
+FREE_ON_RESUME = {"model.delta_over_sigma", "model.sampling_noise", "data.num_workers", "data.path"}
+FREE_IN_INFERENCE = FREE_ON_RESUME | {
+    *("model.dropout", "model.ema_rate", "model.protocol", "data.uniform_dequantization", "data.random_flip")
+}
+
+
+def differences(saved: str, config: ConfigDict) -> dict[str, str]:
+    """Keys whose value in the JSON `saved` is another than in `config`: {"model.K": "50, now 100"}.
+
+    Keys that a `saved` of an earlier version lacks had the behaviour of today's defaults.
+    """
+    defaults, now = (dict(flatten(json.loads(to_json(c)))) for c in (default.get_config(), config))
+    before = defaults | dict(flatten(json.loads(saved)))
+    return {
+        key: f"{before.get(key, 'absent')}, now {now.get(key, 'absent')}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    }
+
+
+def refuse_differences(saved: str, config: ConfigDict, free: set[str], where: str) -> None:
+    """Raise UserError if `config` describes other weights or data than the JSON `saved` of the checkpoint `where`."""
+    changed = {
+        key: change
+        for key, change in differences(saved, config).items()
+        if key.startswith(("model.", "data.")) and key not in free
+    }
+    if changed:
+        listed = "; ".join(f"config.{key} was {change}" for key, change in changed.items())
+        raise UserError(f"{where} was made with another configuration: {listed}")

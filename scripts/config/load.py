@@ -1,0 +1,77 @@
+"""Configurations: read from files, completed by the defaults, as plain JSON."""
+
+import difflib
+import json
+import numbers
+import runpy
+import traceback
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import default
+from scripts.config import release
+from scripts.config.paths import ROOT, user_path
+from scripts.errors import UserError, one_line
+
+
+def load(text: str) -> ConfigDict:
+    """The configuration of FILE or FILE:ARGUMENT, whose `get_config` gets the argument, completed by the defaults.
+
+    Raises UserError for a file that is missing, fails, or has keys that are not in configs/default.py.
+    """
+    name, colon, argument = text.partition(":")
+    path = user_path(name, "--config")
+    if not path.is_file():
+        raise UserError(f"--config={text}: there is no such file; the project's own are in {ROOT / 'configs'}")
+    try:
+        given = runpy.run_path(str(path))["get_config"](*[argument] * bool(colon))
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        where = f" (line {lines[-1]})" if lines else ""
+        raise UserError(f"--config={text}: {type(error).__name__}: {error}{where}") from error
+    if not isinstance(given, ConfigDict | dict):
+        raise UserError(f"--config={text}: its get_config() returns {type(given).__name__}, not a ConfigDict")
+    config, values = default.get_config(), dict(flatten(given))
+    refuse_unknown(values.keys() - release.KEYS)
+    for key, default_value in flatten(default.get_config()):
+        if key in values:
+            value = _converted(values.pop(key), type(default_value))
+            if type(value) is not type(default_value):
+                right = f"{type(default_value).__name__}, such as {default_value!r}"
+                raise UserError(f"--config={text}: config.{key} = {one_line(value)[:100]}: must be {right}")
+            config.update_from_flattened_dict({key: value})
+    release.check_release_keys(values, config.model)
+    return config
+
+
+def _converted(value: Any, kind: type) -> Any:
+    """The value as of another kind where it means the same: an integer as a float, a NumPy number, a torch.device."""
+    alike = {float: numbers.Real, int: numbers.Integral, tuple: list}.get(kind)
+    if alike is not None and isinstance(value, alike) and not isinstance(value, bool):
+        return kind(value)
+    return str(value) if type(value).__name__ == "device" else value
+
+
+def refuse_unknown(keys: Iterable[str]) -> None:
+    """Raise UserError for a "section.key" that is not in configs/default.py."""
+    known = dict(flatten(default.get_config()))
+    for key in sorted(keys):
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0)[0]
+            raise UserError(f"config.{key}: there is no such key in configs/default.py; did you mean config.{near}?")
+
+
+def flatten(config: ConfigDict | dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """("section.key", value) for everything in a configuration."""
+    for key, value in config.items():
+        if isinstance(value, ConfigDict | dict):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def to_json(config: ConfigDict) -> str:
+    """The configuration as JSON, for config.json and checkpoints; tuples become lists."""
+    return json.dumps(config.to_dict(), indent=2)
