@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from scripts.config.flags import define_config_flag, define_path_flag, run
+from scripts.config.flags import define_config_flag, define_kernel_flags, define_path_flag, run
 from scripts.config.release import define_release_flags
 from scripts.errors import UserError
 from scripts.evaluation.metrics import MODES
@@ -26,13 +26,13 @@ CONFIG = define_config_flag(required=False)  # --save_stats needs none
 WORKDIR = define_path_flag("workdir", "Run directory that train.py made.")
 CHECKPOINT = flags.DEFINE_integer("checkpoint", 0, "n for checkpoints/checkpoint_n.pth, 0 for the newest.", lower_bound=0)
 MODE = flags.DEFINE_enum("mode", "fid", ["elbo", *MODES], "What to compute; all: all metrics of samples.")
-DELTA = flags.DEFINE_string("delta", None, "Sampling noise: a standard deviation, or spectral; by default the configuration's.")
+DELTA, STEPS, ETA = define_kernel_flags()
 SEED = flags.DEFINE_integer("seed", None, "Everything random is a function of it; by default config.seed.", 0, 2**64 - 1)
 PRECISION = flags.DEFINE_enum("precision", "float32", ["float32", "bfloat16", "float16"], "What the network computes in.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Images at a time; by default config.eval.batch_size.", lower_bound=1)
 SPLIT = flags.DEFINE_string("dataset_split", None, "Split to compare with; by default test for elbo, train otherwise.")
 SWEEP = flags.DEFINE_multi_string(
-    "sweep", [], "delta, checkpoint or seed =first:last:step or =a,b,...; several times for all combinations."
+    "sweep", [], "delta, steps, checkpoint or seed =first:last:step or =a,b,...; several times for all combinations."
 )
 
 DATASET_NAME = flags.DEFINE_string("dataset_name", None, "Folder of results below runs/; by default config.data.dataset.")
@@ -86,7 +86,7 @@ def evaluate() -> int:
     from scripts.config.checks import validate
     from scripts.evaluation import results, sweep
     from scripts.runtime import distributed
-    from scripts.sampling.sampler import parse_delta
+    from scripts.sampling.choice import parse_delta
 
     config, workdir = CONFIG.value, WORKDIR.value
     validate(config)
@@ -95,7 +95,8 @@ def evaluate() -> int:
         if flags.FLAGS[name].present:
             raise UserError(f"--{name} and --sweep={name}=...: choose one of them")
     seed = config.seed if SEED.value is None else SEED.value
-    base = sweep.Point(parse_delta(DELTA.value, config), CHECKPOINT.value, seed)
+    delta = None if DELTA.value is None else parse_delta(DELTA.value)
+    base = sweep.Point(delta, CHECKPOINT.value, seed, STEPS.value, ETA.value)
     dataset = DATASET_NAME.value or config.data.dataset.lower()
     directory = results.results_directory(results.RUNS, dataset, EXPERIMENT_NAME.value or workdir.resolve().name)
     runner = sweep.Runner(evaluation(directory), directory, request, PARAM_NAME.value or ",".join(axes) or "delta", workdir)
@@ -126,7 +127,7 @@ def evaluation(directory: "Path") -> "Evaluate":
             dequantize=DEQUANTIZE.value,
             precision=PRECISION.value,
         )
-        return lambda point: bound(**vars(point), directory=directory)
+        return lambda point: bound(checkpoint=point.checkpoint, choice=point.choice, seed=point.seed, directory=directory)
     from scripts.evaluation.scores import SampleEvaluation
 
     samples = SampleEvaluation(
@@ -143,7 +144,7 @@ def evaluation(directory: "Path") -> "Evaluate":
         k=NEIGHBOURS.value,
         precision=PRECISION.value,
     )
-    return lambda point: samples(**vars(point))
+    return lambda point: samples(checkpoint=point.checkpoint, choice=point.choice, seed=point.seed)
 
 
 def request(point: "Point") -> dict[str, Any]:
@@ -152,7 +153,9 @@ def request(point: "Point") -> dict[str, Any]:
     from scripts.storage.provenance import config_hash
 
     config = CONFIG.value
-    sampler, trained = load_sampler(config, WORKDIR.value, **vars(point), precision=PRECISION.value, scoring=True)
+    sampler, trained = load_sampler(
+        config, WORKDIR.value, point.checkpoint, choice=point.choice, seed=point.seed, precision=PRECISION.value, scoring=True
+    )
     return {
         "config_hash": config_hash(config),
         **sampler.settings(config, trained),

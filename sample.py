@@ -7,7 +7,7 @@ python sample.py --config C --workdir W --checkpoint 0 --batch_size=9 [--same_in
 
 from absl import flags
 
-from scripts.config.flags import define_config_flag, define_path_flag, run
+from scripts.config.flags import define_config_flag, define_kernel_flags, define_path_flag, run
 from scripts.config.release import define_release_flags
 from scripts.errors import UserError
 
@@ -15,7 +15,7 @@ CONFIG = define_config_flag()
 WORKDIR = define_path_flag("workdir", "Run directory that train.py made.", required=True)
 CHECKPOINT = flags.DEFINE_integer("checkpoint", 0, "n for checkpoints/checkpoint_n.pth, 0 for the newest.", lower_bound=0)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 9, "Samples in a picture, or at a time in an export.", lower_bound=1)
-DELTA = flags.DEFINE_string("delta", None, "Sampling noise: a standard deviation, or spectral; by default the configuration's.")
+DELTA, STEPS, ETA = define_kernel_flags()
 SEED = flags.DEFINE_integer("seed", None, "Sample i is a function of (seed, i); by default config.seed.", 0, 2**64 - 1)
 PRIOR = flags.DEFINE_enum("prior", "bank", ["bank", "data"], "Initial states from the checkpoint, or from the data set.")
 PRECISION = flags.DEFINE_enum("precision", "float32", ["float32", "bfloat16", "float16"], "What the network computes in.")
@@ -43,6 +43,7 @@ def draw() -> int:
     """Load the model and draw: single images in all processes, pictures in the first."""
     from scripts.runtime import distributed
     from scripts.sampling import output
+    from scripts.sampling.choice import Choice
     from scripts.sampling.export import export
     from scripts.sampling.sampler import load_sampler
 
@@ -51,7 +52,7 @@ def draw() -> int:
         config,
         workdir,
         CHECKPOINT.value,
-        delta=DELTA.value,
+        choice=Choice(DELTA.value, STEPS.value, ETA.value),
         seed=SEED.value,
         precision=PRECISION.value,
         from_data=PRIOR.value == "data",
@@ -69,15 +70,15 @@ def draw() -> int:
     suffix += "" if NUMBER.value is None else f"_{NUMBER.value}"
     number = NUMBER.value or 0
     if INTERPOLATE.value:
-        directory = base / f"interpolate_delta_{sampler.noise.label}{suffix}"
+        directory = base / f"interpolate_delta_{sampler.label}{suffix}"
         output.interpolation_set(directory, sampler, (2 * number, 2 * number + 1), NUM_POINTS.value)
     else:
         kind: output.Kind = "same_init" if SAME_INIT.value else "share_noise" if SHARE_NOISE.value else "independent"
         shared = "" if kind == "independent" else f"_{kind}"
-        directory = base / f"delta_{sampler.noise.label}{shared}{suffix}"
+        directory = base / f"delta_{sampler.label}{shared}{suffix}"
         indices = range(number * BATCH_SIZE.value, (number + 1) * BATCH_SIZE.value)
         output.sample_set(directory, sampler, indices, kind=kind, every=SAVE_SAMPLE_FREQ.value)
-    print(f"step {trained.step}, delta {sampler.noise.label}, seed {sampler.seed}: {directory}")
+    print(f"step {trained.step}, delta {sampler.label}, seed {sampler.seed}: {directory}")
     return 0
 
 

@@ -35,7 +35,7 @@ def _training() -> ConfigDict:
     training.eval_freq = 100  # steps between evaluations of the loss on held-out images
     training.sampling_freq = 10000  # steps between pictures in samples/
     training.num_samples = 16  # images in each of those pictures
-    training.noise_images = 48  # training images from which the spectrum of the sampling noise is measured, each at all levels
+    training.noise_images = 48  # training images from which reverse kernels are measured, each at all levels
     training.snapshot_freq = 50000  # steps between numbered checkpoints: checkpoint_n is step n * snapshot_freq
     training.snapshot_freq_for_preemption = 10000  # steps between saves of the checkpoint that a restart continues from
     training.max_nonfinite_steps = 10  # successive steps skipped for a non-finite loss or gradient, at which the run stops
@@ -74,9 +74,9 @@ def _model() -> ConfigDict:
     model.blur_sigma_max = 20.0  # length scale of the last one
     model.sigma = 0.01  # training noise: standard deviation, images in [0, 1]
     model.delta_over_sigma = 1.25  # sampling noise delta, as a multiple of sigma, unless --delta is given
-    # "isotropic": noise of standard deviation delta; "spectral": measured per level and frequency from the trained model;
-    # blurring diffusion has "posterior" instead
-    model.sampling_noise = "isotropic"
+    # "isotropic": noise of standard deviation delta; "calibrated": mean and variance of each reverse step measured by level and
+    # frequency from the trained model; "spectral": the variance alone; "auto": calibrated where that was measured
+    model.sampling_noise = "auto"
     model.ema_rate = 0.999  # decay of the moving average of weights, reached after a warm-up
     model.patch_size = 1  # the network works on squares of so many pixels a side, as channels: 2 is 4 times fewer points
     model.model_channels = 128  # channels of the first level; a multiple of 32

@@ -12,48 +12,15 @@ import torch
 from ml_collections import ConfigDict
 
 from model_code.dct import dct2, dct_matrix, idct2
-from model_code.noise import SamplingNoise
-from model_code.process import Denoiser, Prior, Process, require_sampling_noise
+from model_code.kernels import Chain, PosteriorKernel, ReverseKernel
+from model_code.prior import Prior, StandardNormal
+from model_code.process import Denoiser, Likelihood, Measured, Process, full_chain, require_sampling_noise
 
 HALF_BIN = 1 / 255
 """Half the distance of neighbouring 8-bit values in [-1, 1]."""
 
 
-class StandardNormal:
-    """The prior N(0, I): one mean, zero."""
-
-    def __init__(self, shape: tuple[int, int, int]) -> None:
-        """shape: (C, H, W) of an image."""
-        self.shape = shape
-
-    def __len__(self) -> int:
-        return 1
-
-    def means(self, indices: torch.Tensor) -> torch.Tensor:
-        """Zeros (B, C, H, W)."""
-        return torch.zeros(len(indices), *self.shape)
-
-    def dequantized(self) -> "StandardNormal":
-        """Itself: it does not depend on images."""
-        return self
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """Nothing to store."""
-        return {}
-
-
-class PosteriorNoise:
-    """Stands for the standard deviation of the posterior q(z_{k-1} | z_k, x), which the process knows itself."""
-
-    label = "posterior"
-    prior_std = 1.0
-
-    def checksum(self) -> int:
-        """0: the label says it all."""
-        return 0
-
-
-class BlurringDiffusion(Process):
+class BlurringDiffusion(Process, Likelihood):
     """Levels k = 1..K are the times t = k / K; level 0 is the image itself (alpha_0 = 1, sigma_0 = 0)."""
 
     MIN_SCALE = 0.001
@@ -66,6 +33,7 @@ class BlurringDiffusion(Process):
         """blur_sigma_max: the blur's length scale at level K, in pixels."""
         super().__init__()
         self.K, self.blur_sigma_max, self.shape = K, blur_sigma_max, (num_channels, image_size, image_size)
+        self.chain = full_chain(K)
         t = torch.arange(K + 1, dtype=torch.float64) / K
         first, last = (math.atan(math.exp(-log_snr / 2)) for log_snr in (self.LOG_SNR_MAX, self.LOG_SNR_MIN))
         angle = first + (last - first) * t  # log SNR = -2 log tan(angle), so that a^2 = sigmoid(log SNR) = cos^2(angle)
@@ -91,7 +59,7 @@ class BlurringDiffusion(Process):
     @classmethod
     def from_config(cls, config: ConfigDict) -> "BlurringDiffusion":
         """As config.model and config.data say. Raises ValueError for settings that cannot be."""
-        require_sampling_noise(config, PosteriorNoise.label)
+        require_sampling_noise(config, "auto", "posterior")
         if config.model.blur_sigma_max < 0:
             raise ValueError(f"config.model.blur_sigma_max = {config.model.blur_sigma_max}: must be at least 0")
         return cls(config.model.K, config.model.blur_sigma_max, config.data.num_channels, config.data.image_size)
@@ -113,19 +81,6 @@ class BlurringDiffusion(Process):
         a, sigma = (table[k][:, None, None, None] for table in (self.a, self.sigma))
         return a * self.scaling(k), sigma
 
-    def step_coefficients(self, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(1 / alpha_{t|s}, sigma_{t|s}^2 / (alpha_{t|s} sigma_t), posterior variance) of the step from t = k to s = k - 1.
-
-        With the estimate x = (z_t - sigma_t eps) / alpha_t, the mean of q(z_s | z_t, x) is the first of them times z_t minus
-        the second times eps. That equals the paper's expression, but divides by nothing small. The variance, in the paper
-        (1 / sigma_s^2 + alpha_{t|s}^2 / sigma_{t|s}^2)^-1, is sigma_s^2 sigma_{t|s}^2 / sigma_t^2. At k = 1 mean and variance
-        are x and 0. Float64 (B, 1, H, W) each, by frequency.
-        """
-        (alpha_t, sigma_t), (alpha_s, sigma_s) = self.alpha_sigma(k), self.alpha_sigma(k - 1)
-        alpha_ts = alpha_t / alpha_s
-        variance_ts = sigma_t**2 - alpha_ts**2 * sigma_s**2
-        return 1 / alpha_ts, variance_ts / (alpha_ts * sigma_t), sigma_s**2 * variance_ts / sigma_t**2
-
     def corrupt(self, u0: torch.Tensor, k: torch.Tensor, eps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """z_k = alpha_k x + sigma_k eps, alpha_k acting on frequencies, and the target eps."""
         alpha, sigma = self.alpha_sigma(k)
@@ -135,17 +90,6 @@ class BlurringDiffusion(Process):
     def predict(self, model: Denoiser, u_k: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         """The network's estimate of eps."""
         return model(u_k, k).float()
-
-    def mean(self, model: Denoiser, u_k: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-        """The posterior mean with the network's estimate of the image in place of the image; at k = 1 that estimate."""
-        of_z, of_eps, _ = self.step_coefficients(k)
-        eps = self._to_frequencies(self.predict(model, u_k, k))
-        return self._from_frequencies(of_z.float() * self._to_frequencies(u_k) - of_eps.float() * eps)
-
-    def reverse_step(self, mean: torch.Tensor, k: int, eps: torch.Tensor, noise: SamplingNoise) -> torch.Tensor:
-        """mean plus eps with the posterior's standard deviation in each frequency."""
-        _, _, variance = self.step_coefficients(torch.tensor([k], device=mean.device))
-        return mean + self._from_frequencies(variance.sqrt().float() * self._to_frequencies(eps))
 
     def to_images(self, state: torch.Tensor) -> torch.Tensor:
         """From [-1, 1] to [0, 1]."""
@@ -159,35 +103,43 @@ class BlurringDiffusion(Process):
         """N(0, I)."""
         return StandardNormal(self.shape)
 
-    def sampling_noise(self, kind: float | str, measured: Mapping[str, torch.Tensor] | None) -> SamplingNoise:
-        """The posterior's. Raises ValueError for any other."""
-        if kind != PosteriorNoise.label:
-            raise ValueError("this process's sampling noise is that of its posterior: leave --delta out")
-        return PosteriorNoise()
+    def sampling_noise(self, kind: float | str, measured: Measured, chain: Chain | None = None) -> PosteriorKernel:
+        """The posterior's, or "eta=E", with E times its standard deviation. Raises ValueError for any other."""
+        name, _, eta = str(kind).partition("=")
+        if kind not in ("auto", "posterior") and name != "eta":
+            raise ValueError("this process's sampling noise is that of its posterior: leave --delta out, or use --eta")
+        return PosteriorKernel(self.alpha_sigma, self.K, len(self.D), chain or self.chain, float(eta or 1))
 
-    def errors(self, model: Denoiser, u0: torch.Tensor, k: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
-        """The bound's terms themselves, as there is only one sampling noise: nats, float64 (B, 1).
+    def errors(
+        self, model: Denoiser, u0: torch.Tensor, k: torch.Tensor, eps: torch.Tensor, kernel: ReverseKernel
+    ) -> torch.Tensor:
+        """The bound's terms themselves, as there is only one kernel with a bound: nats, float64 (B, 1).
 
-        For k > 1 both posteriors have the same variance, and their divergence is (SNR_s / SNR_t - 1) / 2 times the squared
-        error of eps, summed over frequencies. For k = 1 see `reconstruction`.
+        For a step k -> j > 0 both posteriors have the same variance, and their divergence is (SNR_j / SNR_k - 1) / 2 times the
+        squared error of eps, summed over frequencies. For j = 0 see `reconstruction`. Raises ValueError unless eta is 1.
         """
+        assert isinstance(kernel, PosteriorKernel)
+        if kernel.eta != 1:
+            raise ValueError(f"--eta={kernel.eta:g}: there is a bound for ancestral sampling only, --eta=1")
         z, _ = self.corrupt(u0, k, eps)
         error = self._to_frequencies(self.predict(model, z, k) - eps).double()
-        of_z, _, _ = self.step_coefficients(k)
-        (_, sigma_t), (_, sigma_s) = self.alpha_sigma(k), self.alpha_sigma(k - 1)
-        divergence = 0.5 * ((of_z * sigma_t / sigma_s) ** 2 - 1) * error**2
-        # At k = 1 of_z is 1 / alpha_1 and the estimate of x is off by sigma_1 / alpha_1 times the error of eps.
+        of_z, _, _ = kernel.coefficients(k)
+        j = kernel.after(k)
+        _, sigma_k = self.alpha_sigma(k)
+        _, sigma_j = self.alpha_sigma(j)
+        divergence = 0.5 * ((of_z * sigma_k / sigma_j) ** 2 - 1) * error**2
+        # At j = 0 of_z is 1 / alpha_k and the estimate of x is off by sigma_k / alpha_k times the error of eps.
         x = 2 * u0.double() - 1
-        estimate = x - self._from_frequencies((of_z * sigma_t * error).float())
-        likelihood = log_discretized_gaussian(x, estimate, sigma_t / self.a[k][:, None, None, None])
-        return torch.where((k == 1)[:, None], -likelihood.sum((1, 2, 3))[:, None], divergence.sum((1, 2, 3))[:, None])
+        estimate = x - self._from_frequencies((of_z * sigma_k * error).float())
+        likelihood = log_discretized_gaussian(x, estimate, sigma_k / self.a[k][:, None, None, None])
+        return torch.where((j == 0)[:, None], -likelihood.sum((1, 2, 3))[:, None], divergence.sum((1, 2, 3))[:, None])
 
-    def terms(self, errors: torch.Tensor, k: torch.Tensor, noise: SamplingNoise) -> torch.Tensor:
-        """KL(q(z_{k-1} | z_k, x) || p(z_{k-1} | z_k))."""
+    def terms(self, errors: torch.Tensor, k: torch.Tensor, kernel: ReverseKernel) -> torch.Tensor:
+        """KL(q(z_j | z_k, x) || p(z_j | z_k))."""
         return errors[:, 0]
 
-    def reconstruction(self, errors: torch.Tensor, noise: SamplingNoise) -> torch.Tensor:
-        """-log p(x | z_1): a normal around the estimate of x with standard deviation sigma_1 / a_1, integrated over each of the
+    def reconstruction(self, errors: torch.Tensor, kernel: ReverseKernel) -> torch.Tensor:
+        """-log p(x | z_k): a normal around the estimate of x with standard deviation sigma_k / a_k, integrated over each of the
         256 values as in DDPM (Ho et al., 2020, equation 13).
         """
         return errors[:, 0]
@@ -198,7 +150,7 @@ class BlurringDiffusion(Process):
         mean = alpha * self._to_frequencies(2 * u0.to(self.D.device).float() - 1)
         return 0.5 * (mean**2 + sigma**2 - 1 - 2 * sigma.log()).sum((1, 2, 3))
 
-    def prior_term(self, summary: torch.Tensor, prior: Prior, noise: SamplingNoise) -> torch.Tensor:
+    def prior_term(self, summary: torch.Tensor, prior: Prior, kernel: ReverseKernel) -> torch.Tensor:
         """That divergence, exactly."""
         return summary
 

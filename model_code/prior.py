@@ -1,8 +1,11 @@
-"""The prior over blurred images, p(u_K) = 1/M sum_i N(A_K u_i, delta^2 I), in a few numbers per training image."""
+"""What sampling starts from. For heat dissipation it is p(u_K) = 1/M sum_i N(A_K u_i, delta^2 I) over the training images u_i,
+in a few numbers for each.
+"""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 
@@ -11,6 +14,81 @@ from model_code.dct import dct_matrix
 
 NEGLIGIBLE = 1e-6
 """DCT coefficients that the last blur level multiplies by this or less are left out."""
+
+
+class Prior(Protocol):
+    """Means of the last state, one of which is drawn for each sample."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+
+    def means(self, indices: torch.Tensor) -> torch.Tensor:
+        """Means of u_K for int64 indices (B,): float32 (B, C, H, W)."""
+
+    def dequantized(self) -> "Prior":
+        """The prior of the same images dequantised, (v + 1/2) / 256 on average, from that of v / 255."""
+
+    def gathered(self, gather_rows: Callable[[torch.Tensor], torch.Tensor]) -> "Prior":
+        """The prior of all images, where each of several processes built one from its share; `gather_rows` joins rows."""
+
+    def state_dict(self) -> Mapping[str, torch.Tensor]:
+        """Plain tensors for a checkpoint."""
+
+
+class StandardNormal:
+    """The prior N(0, I): one mean, zero."""
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        """shape: (C, H, W) of an image."""
+        self.shape = shape
+
+    def __len__(self) -> int:
+        return 1
+
+    def means(self, indices: torch.Tensor) -> torch.Tensor:
+        """Zeros (B, C, H, W)."""
+        return torch.zeros(len(indices), *self.shape)
+
+    def dequantized(self) -> "StandardNormal":
+        """Itself: it does not depend on images."""
+        return self
+
+    def gathered(self, gather_rows: Callable[[torch.Tensor], torch.Tensor]) -> "StandardNormal":
+        """Itself."""
+        return self
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Nothing to store."""
+        return {}
+
+
+class DataPrior:
+    """Prior states made from images when asked for, where a checkpoint holds no prior."""
+
+    def __init__(
+        self, count: int, images: Callable[[list[int]], torch.Tensor], build: Callable[[list[torch.Tensor]], Prior]
+    ) -> None:
+        """images: indices below `count` to images (B, C, H, W) in [0, 1]; build: `Process.build_prior`."""
+        self.count, self.images, self.build = count, images, build
+
+    def __len__(self) -> int:
+        return self.count
+
+    def means(self, indices: torch.Tensor) -> torch.Tensor:
+        """Those of the prior of these images alone."""
+        return self.build([self.images(indices.tolist())]).means(torch.arange(len(indices)))
+
+    def dequantized(self) -> "DataPrior":
+        """Itself: its images are dequantised as the configuration says."""
+        return self
+
+    def gathered(self, gather_rows: Callable[[torch.Tensor], torch.Tensor]) -> "DataPrior":
+        """Itself: every process has all images."""
+        return self
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Nothing: it is the data set's."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -63,6 +141,10 @@ class PriorBank:
         H, W = self.basis.shape[1:]
         coefficients[:, :, 0] += 0.5 / 256 * math.sqrt(H * W)  # the constant comes first, and no blur changes it
         return replace(self, coefficients=coefficients)
+
+    def gathered(self, gather_rows: Callable[[torch.Tensor], torch.Tensor]) -> "PriorBank":
+        """The bank of all processes' images."""
+        return replace(self, coefficients=gather_rows(self.coefficients))
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Plain tensors for a checkpoint."""

@@ -6,8 +6,7 @@ docs/your_own_process.md. Nothing outside knows of heat.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from ml_collections import ConfigDict
@@ -15,28 +14,17 @@ from torch import nn
 
 from model_code import elbo
 from model_code.blur import DCTBlur, blur_schedule
+from model_code.calibration import Calibration, Moments, bin_sums, frequency_bins, spectral_kernel
 from model_code.dct import dct2
-from model_code.noise import GaussianNoise, IsotropicNoise, SamplingNoise, SpectralNoise, ring_sums
-from model_code.prior import PriorBank
+from model_code.kernels import Chain, GaussianKernel, IsotropicKernel, ReverseKernel, arrivals
+from model_code.prior import Prior, PriorBank
 
 Denoiser = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """The network f(u_k, k): images (B, C, H, W) and int64 levels (B,) to (B, C, H, W)."""
+Measured = Mapping[str, torch.Tensor] | None
+"""What `Process.calibration` returned for a network, as it is kept in checkpoints; None if nothing was measured."""
 
-
-class Prior(Protocol):
-    """What sampling starts from: means of the last state, one of which is drawn for each sample."""
-
-    def __len__(self) -> int:
-        """How many there are."""
-
-    def means(self, indices: torch.Tensor) -> torch.Tensor:
-        """Means of u_K for int64 indices (B,): float32 (B, C, H, W)."""
-
-    def dequantized(self) -> "Prior":
-        """The prior of the same images dequantised, (v + 1/2) / 256 on average, from that of v / 255."""
-
-    def state_dict(self) -> Mapping[str, torch.Tensor]:
-        """Plain tensors for a checkpoint."""
+CALIBRATE = "run python -m scripts.tools.calibrate, or give a standard deviation with --delta"
 
 
 class Process(nn.Module, ABC):
@@ -47,9 +35,11 @@ class Process(nn.Module, ABC):
     """
 
     K: int
+    chain: Chain
+    """The levels that a network is trained to visit, K first, 0 last."""
     protocol = "paper"
-    discrete = False
-    """Whether the bound is one on the probability of 8-bit images, rather than on the density of dequantised ones."""
+    calibrates = False
+    """Whether there is a calibrated kernel, which `moments` and `calibration` measure."""
 
     @abstractmethod
     def corrupt(self, u0: torch.Tensor, k: torch.Tensor, eps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -59,33 +49,15 @@ class Process(nn.Module, ABC):
         """
 
     @abstractmethod
-    def mean(self, model: Denoiser, u_k: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-        """The mean of p(u_{k-1} | u_k), at k = 1 the sample itself: float32 (B, C, H, W)."""
+    def predict(self, model: Denoiser, u_k: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        """What the loss compares with the target of `corrupt`, and reverse kernels are made from: float32 (B, C, H, W)."""
 
     @abstractmethod
-    def reverse_step(self, mean: torch.Tensor, k: int, eps: torch.Tensor, noise: SamplingNoise) -> torch.Tensor:
-        """A draw from p(u_{k-1} | u_k) with the given mean, from standard normal eps (B, C, H, W)."""
+    def sampling_noise(self, kind: float | str, measured: Measured, chain: Chain | None = None) -> ReverseKernel:
+        """The reverse kernel that --delta asks for: a standard deviation, a name, or "auto" for the best.
 
-    def predict(self, model: Denoiser, u_k: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-        """What the loss compares with the target of `corrupt`: the mean, unless the network predicts something else."""
-        return self.mean(model, u_k, k)
-
-    def extra_repr(self) -> str:
-        """Its settings in a line, for a person."""
-        return f"K = {self.K} levels"
-
-    def to_images(self, state: torch.Tensor) -> torch.Tensor:
-        """A state in the range of images, about [0, 1]."""
-        return state
-
-    @property
-    def training_levels(self) -> range:
-        """Levels that are trained; the release leaves out level K."""
-        return range(1, self.K + 1 if self.protocol == "paper" else self.K)
-
-    def level_weights(self, power: float) -> torch.Tensor:
-        """By how much the loss of each level counts, of mean 1 over `training_levels`: float32 (K + 1,). 0 is no weighting."""
-        return torch.ones(self.K + 1)
+        chain: the levels to visit, by default those of the training. Raises ValueError, saying what to do, if there is none.
+        """
 
     @abstractmethod
     def build_prior(self, batches: Iterable[torch.Tensor]) -> Prior:
@@ -95,47 +67,79 @@ class Process(nn.Module, ABC):
     def prior_from_state(self, state: Mapping[str, torch.Tensor]) -> Prior:
         """The prior that `state_dict` described. Raises ValueError if it is of other images than this process's."""
 
-    @abstractmethod
-    def sampling_noise(self, kind: float | str, measured: Mapping[str, torch.Tensor] | None) -> SamplingNoise:
-        """The noise that --delta asks for: a standard deviation, or "spectral", which needs what `measured_noise` returned.
+    def to_images(self, state: torch.Tensor) -> torch.Tensor:
+        """A state in the range of images, about [0, 1]."""
+        return state
 
-        Raises ValueError, saying what to do, if it cannot be had.
-        """
+    def best_chain(self, measured: Measured, steps: int) -> Chain:
+        """The levels to visit in `steps` steps for the best bound. Raises ValueError if that is not known."""
+        raise ValueError("which levels are best is not known for this process: leave :bound out")
 
-    def measured_noise(self, errors: torch.Tensor) -> Mapping[str, torch.Tensor] | None:
-        """The state of spectral noise, from means of `errors` by level (K + 1, S); None for a process without such noise."""
-        return None
+    def moments(self, model: Denoiser, u0: torch.Tensor, k: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+        """Sums over a batch from which `calibration` is made, all at one level k: float64 (S,)."""
+        raise NotImplementedError
+
+    def calibration(self, rows: torch.Tensor, num_images: int) -> Mapping[str, torch.Tensor]:
+        """The state of what was measured, from the sums of `moments` over `num_images` images by level: (K + 1, S)."""
+        raise NotImplementedError
 
     @property
-    def bound_levels(self) -> range:
-        """Levels k whose terms L_{k-1} the bound sums, besides the prior's and that of k = 1."""
-        return range(2, self.K + 1) if self.protocol == "paper" else range(1, self.K)
+    def training_levels(self) -> Sequence[int]:
+        """Levels that are trained, ascending; the release leaves out level K."""
+        return sorted(self.chain[:-1] if self.protocol == "paper" else self.chain[1:-1])
+
+    def level_weights(self, power: float) -> torch.Tensor:
+        """By how much the loss of each level counts, of mean 1 over `training_levels`: float32 (K + 1,). 0 is no weighting."""
+        return torch.ones(self.K + 1)
+
+    def extra_repr(self) -> str:
+        """Its settings in a line, for a person."""
+        steps = f", {len(self.chain) - 1} of them visited" if len(self.chain) <= self.K else ""
+        return f"K = {self.K} levels{steps}"
+
+
+class Likelihood(ABC):
+    """What a process adds for a bound on the likelihood: L_K, a KL term for each step k -> j of a kernel's chain, and L_0."""
+
+    discrete = False
+    """Whether the bound is one on the probability of 8-bit images, rather than on the density of dequantised ones."""
+
+    def bound_levels(self, kernel: ReverseKernel) -> Sequence[int]:
+        """Levels k, ascending, whose KL terms the bound sums, besides the prior's and the last step's."""
+        return sorted(kernel.chain[:-2])
 
     @abstractmethod
-    def errors(self, model: Denoiser, u0: torch.Tensor, k: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
-        """What the bound needs of the network at levels k (B,), whatever the sampling noise: float64 (B, S)."""
+    def errors(
+        self, model: Denoiser, u0: torch.Tensor, k: torch.Tensor, eps: torch.Tensor, kernel: ReverseKernel
+    ) -> torch.Tensor:
+        """What the bound needs of the network at levels k (B,) for kernels with this one's mean: float64 (B, S)."""
 
     @abstractmethod
-    def terms(self, errors: torch.Tensor, k: torch.Tensor, noise: SamplingNoise) -> torch.Tensor:
-        """L_{k-1} = KL(q(u_{k-1} | u_k, u_0) || p(u_{k-1} | u_k)) from `errors` (B, S) at levels k (B,): nats, float64 (B,)."""
+    def terms(self, errors: torch.Tensor, k: torch.Tensor, kernel: ReverseKernel) -> torch.Tensor:
+        """KL(q(u_j | u_k, u_0) || p(u_j | u_k)) from `errors` (B, S) at levels k (B,): nats, float64 (B,)."""
 
     @abstractmethod
-    def reconstruction(self, errors: torch.Tensor, noise: SamplingNoise) -> torch.Tensor:
-        """L_0 = -log p(u_0 | u_1) from `errors` (B, S) at k = 1: nats, float64 (B,)."""
+    def reconstruction(self, errors: torch.Tensor, kernel: ReverseKernel) -> torch.Tensor:
+        """L_0 = -log p(u_0 | u_k) from `errors` (B, S) at the last level k before 0: nats, float64 (B,)."""
 
     @abstractmethod
     def prior_summary(self, u0: torch.Tensor, prior: Prior) -> torch.Tensor:
         """What `prior_term` needs of images u_0 (B, C, H, W): (B, ...)."""
 
     @abstractmethod
-    def prior_term(self, summary: torch.Tensor, prior: Prior, noise: SamplingNoise) -> torch.Tensor:
+    def prior_term(self, summary: torch.Tensor, prior: Prior, kernel: ReverseKernel) -> torch.Tensor:
         """L_K or a bound on it, in nats: float64 (B,)."""
 
     def prior_monte_carlo(
-        self, summary: torch.Tensor, prior: Prior, noise: SamplingNoise, eps: torch.Tensor
+        self, summary: torch.Tensor, prior: Prior, kernel: ReverseKernel, eps: torch.Tensor
     ) -> torch.Tensor | None:
         """Where `prior_term` is a bound: an unbiased estimate of L_K from standard normal eps of the summary's shape."""
         return None
+
+
+def full_chain(K: int) -> Chain:
+    """All levels: K, K - 1, ..., 0."""
+    return tuple(range(K, -1, -1))
 
 
 def require_sampling_noise(config: ConfigDict, *known: str) -> None:
@@ -144,25 +148,48 @@ def require_sampling_noise(config: ConfigDict, *known: str) -> None:
         raise ValueError(f"config.model.sampling_noise = {config.model.sampling_noise!r}: must be {' or '.join(known)}")
 
 
-class HeatDissipation(Process):
+class HeatDissipation(Process, Likelihood):
     """Images lose detail as heat spreads: q(u_k | u_0) = N(A_k u_0, sigma^2 I), mu(u_k, k) = u_k + f(u_k, k)."""
 
-    def __init__(self, blur: DCTBlur, sigma: float, num_channels: int = 1, protocol: str = "paper") -> None:
-        """sigma: the training noise, a standard deviation."""
+    calibrates = True
+
+    def __init__(
+        self,
+        blur: DCTBlur,
+        sigma: float,
+        num_channels: int = 1,
+        protocol: str = "paper",
+        patch_size: int = 1,
+        chain: Chain | None = None,
+        delta_over_sigma: float = 1.25,
+    ) -> None:
+        """sigma: the training noise, a standard deviation; patch_size: of the network, which is blind to a few frequencies.
+
+        delta_over_sigma: the paper's sampling noise; the release's is 0.01 whatever sigma is.
+        """
         super().__init__()
+        self.delta = 0.01 if protocol == "released" else delta_over_sigma * sigma
         self.blur, self.sigma, self.protocol, self.K = blur, sigma, protocol, blur.K
+        self.chain = chain or full_chain(blur.K)
         self.shape = (num_channels, len(blur.D_H), len(blur.D_W))
+        self.bins = frequency_bins(*self.shape[1:], patch_size)
+        self.register_buffer("after", arrivals(self.chain, self.K), persistent=False)
+
+    after: torch.Tensor
 
     @classmethod
     def from_config(cls, config: ConfigDict) -> "HeatDissipation":
         """As config.model and config.data say. Raises ValueError for settings that cannot be."""
         model, data = config.model, config.data
-        require_sampling_noise(config, "isotropic", "spectral")
+        require_sampling_noise(config, "auto", "isotropic", "spectral", "calibrated")
         if not 0 < model.blur_sigma_min <= model.blur_sigma_max:
             least = f"must be at least config.model.blur_sigma_min = {model.blur_sigma_min}"
             raise ValueError(f"config.model.blur_sigma_max = {model.blur_sigma_max}: {least}")
         schedule = blur_schedule(model.K, model.blur_sigma_min, model.blur_sigma_max)
-        return cls(DCTBlur(schedule, data.image_size, data.image_size), model.sigma, data.num_channels, model.protocol)
+        blur = DCTBlur(schedule, data.image_size, data.image_size)
+        return cls(
+            blur, model.sigma, data.num_channels, model.protocol, model.patch_size, delta_over_sigma=model.delta_over_sigma
+        )
 
     def extra_repr(self) -> str:
         """Levels, blur, noise."""
@@ -170,20 +197,13 @@ class HeatDissipation(Process):
         return f"{super().extra_repr()}, sigma_B {least:g} to {most:g} pixels, sigma {self.sigma:g}, protocol {self.protocol}"
 
     def corrupt(self, u0: torch.Tensor, k: torch.Tensor, eps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """u_k = A_k u_0 + sigma eps and the target A_{k-1} u_0 (paper, Algorithm 1)."""
-        target, mean = self.blur.at_levels(u0, k - 1, k)
+        """u_k = A_k u_0 + sigma eps and the target A_j u_0, where j = k - 1 (paper, Algorithm 1) or the chain's next level."""
+        target, mean = self.blur.at_levels(u0, self.after[k], k)
         return mean + self.sigma * eps, target
 
-    @staticmethod
-    def mean(model: Denoiser, u_k: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    def predict(self, model: Denoiser, u_k: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         """mu(u_k, k) = u_k + f(u_k, k)."""
         return u_k + model(u_k, k).float()
-
-    @staticmethod
-    def reverse_step(mean: torch.Tensor, k: int, eps: torch.Tensor, noise: SamplingNoise) -> torch.Tensor:
-        """mean + delta eps, with the standard deviation that `noise` has at step k (paper, Algorithm 2)."""
-        assert isinstance(noise, GaussianNoise)
-        return mean + noise.scaled(eps, k)
 
     def level_weights(self, power: float) -> torch.Tensor:
         """Squared errors fall with the blur, about as 1 / sigma_B: weighted by its first power all levels count alike."""
@@ -203,50 +223,97 @@ class HeatDissipation(Process):
             raise ValueError(f"its prior bank is of images {found}, where this configuration's are {self.shape}")
         return bank
 
-    def sampling_noise(self, kind: float | str, measured: Mapping[str, torch.Tensor] | None) -> GaussianNoise:
-        """The paper's isotropic noise, or that of the measured spectrum."""
-        if not isinstance(kind, str):
-            return IsotropicNoise(kind)
-        if measured is None:
-            raise ValueError("no spectrum of the sampling noise was measured: run python -m scripts.tools.measure_noise")
-        return SpectralNoise.from_state_dict(measured, self.sigma, *self.shape[1:])
+    def sampling_noise(self, kind: float | str, measured: Measured, chain: Chain | None = None) -> GaussianKernel:
+        """The paper's isotropic noise; "spectral", its variance by level and frequency; or "calibrated", mean and variance.
 
-    def measured_noise(self, errors: torch.Tensor) -> Mapping[str, torch.Tensor]:
-        """Mean squared errors of one coefficient, from those summed over rings."""
-        return SpectralNoise(errors / self._ring_sizes(), self.sigma, *self.shape[1:]).state_dict()
+        The first two take the network's mean as it is, and so visit the levels that it was trained to visit. "auto" is
+        "calibrated" where that was measured, isotropic noise of `delta` otherwise.
+        """
+        chain = chain or self.chain
+        spectrum_only = measured is not None and "errors" in measured  # as in older checkpoints
+        if kind == "auto":
+            best = "spectral" if spectrum_only else "calibrated"
+            kind = best if measured is not None and self.protocol == "paper" else "isotropic"
+        if kind == "calibrated" and not spectrum_only:
+            return self._calibration(measured).kernel("calibrated", chain)
+        if kind == "calibrated":
+            raise ValueError(f"only the spectrum of the noise was measured for this checkpoint: {CALIBRATE}")
+        if chain != self.chain[-len(chain) :]:
+            raise ValueError(f"skipping levels that were trained needs the calibrated kernel: {CALIBRATE}")
+        if kind == "isotropic" or not isinstance(kind, str):
+            return IsotropicKernel(self.delta if isinstance(kind, str) else kind, chain)
+        if kind != "spectral":
+            raise ValueError("must be a number of at least 0, auto, isotropic, spectral or calibrated")
+        if measured is not None and spectrum_only:
+            return spectral_kernel(measured["errors"], chain, self.bins, self.sigma)
+        return self._calibration(measured).kernel("spectral", chain, identity=True)
 
-    def errors(self, model: Denoiser, u0: torch.Tensor, k: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
-        """Squared errors of the mean, summed over rings of frequencies: float64 (B, R)."""
-        u_k, target = self.corrupt(u0, k, eps)
-        error = target - self.mean(model, u_k, k)
-        return ring_sums(dct2(error, self.blur.D_H, self.blur.D_W).square())
+    def best_chain(self, measured: Measured, steps: int) -> Chain:
+        """By the expected terms of the bound."""
+        return self._calibration(measured).best_chain(self.chain, steps)
 
-    def terms(self, errors: torch.Tensor, k: torch.Tensor, noise: SamplingNoise) -> torch.Tensor:
-        """KL(N(A_{k-1} u_0, sigma^2 I) || N(mu, diag(delta_k^2))), diagonal in the cosine basis."""
-        assert isinstance(noise, GaussianNoise)
-        return elbo.gaussian_kl(errors, self.sigma**2, noise.variances(k, errors.shape[1]), self._ring_sizes())
+    def moments(self, model: Denoiser, u0: torch.Tensor, k: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+        """Of u_k, f and u_0."""
+        u_k, _ = self.corrupt(u0, k, eps)
+        return Moments(self.bins, self.shape[0]).row(u0, u_k, self.predict(model, u_k, k) - u_k)
 
-    def reconstruction(self, errors: torch.Tensor, noise: SamplingNoise) -> torch.Tensor:
-        """-log N(u_0; mu, diag(delta_1^2))."""
-        assert isinstance(noise, GaussianNoise)
-        first = torch.ones(len(errors), dtype=torch.int64)
-        return elbo.negative_log_density(errors, noise.variances(first, errors.shape[1]), self._ring_sizes())
+    def calibration(self, rows: torch.Tensor, num_images: int) -> Mapping[str, torch.Tensor]:
+        """The state of a `Calibration`."""
+        return Moments(self.bins, self.shape[0]).calibrated(rows, num_images, self._decay())
+
+    def errors(
+        self, model: Denoiser, u0: torch.Tensor, k: torch.Tensor, eps: torch.Tensor, kernel: ReverseKernel
+    ) -> torch.Tensor:
+        """Squared errors of the kernel's mean, summed over bins of frequencies and channels: float64 (B, R)."""
+        after = arrivals(kernel.chain, self.K).to(k.device)
+        target, mean = self.blur.at_levels(u0, after[k], k)
+        u_k = mean + self.sigma * eps
+        error = target - kernel.mean(u_k, self.predict(model, u_k, k), k)
+        return bin_sums(dct2(error, self.blur.D_H, self.blur.D_W).square(), self.bins).sum(1)
+
+    def bound_levels(self, kernel: ReverseKernel) -> Sequence[int]:
+        """With protocol 'released' the levels 1..K-1: the release counts k = 1 twice and leaves out k = K."""
+        return super().bound_levels(kernel) if self.protocol == "paper" else range(1, self.K)
+
+    def terms(self, errors: torch.Tensor, k: torch.Tensor, kernel: ReverseKernel) -> torch.Tensor:
+        """KL(N(A_j u_0, sigma^2 I) || N(mean, diag(v))), diagonal in the cosine basis."""
+        return elbo.gaussian_kl(errors, self.sigma**2, _gaussian(kernel).variances(k), self._sizes())
+
+    def reconstruction(self, errors: torch.Tensor, kernel: ReverseKernel) -> torch.Tensor:
+        """-log N(u_0; mean, diag(v))."""
+        last = torch.full((len(errors),), kernel.chain[-2])
+        return elbo.negative_log_density(errors, _gaussian(kernel).variances(last), self._sizes())
 
     def prior_summary(self, u0: torch.Tensor, prior: Prior) -> torch.Tensor:
         """A_K u_0 in the bank's basis: float32 (B, C, F)."""
-        assert isinstance(prior, PriorBank)
-        return prior.project(u0)
+        return _bank(prior).project(u0)
 
-    def prior_term(self, summary: torch.Tensor, prior: Prior, noise: SamplingNoise) -> torch.Tensor:
+    def prior_term(self, summary: torch.Tensor, prior: Prior, kernel: ReverseKernel) -> torch.Tensor:
         """The paper's bound on L_K, by convexity in the mixture."""
-        assert isinstance(prior, PriorBank)
-        return elbo.prior_kl_bound_of_projected(summary, math.prod(self.shape), prior, self.sigma, noise.prior_std)
+        return elbo.prior_kl_bound_of_projected(summary, math.prod(self.shape), _bank(prior), self.sigma, kernel.prior_std)
 
-    def prior_monte_carlo(self, summary: torch.Tensor, prior: Prior, noise: SamplingNoise, eps: torch.Tensor) -> torch.Tensor:
+    def prior_monte_carlo(self, summary: torch.Tensor, prior: Prior, kernel: ReverseKernel, eps: torch.Tensor) -> torch.Tensor:
         """One draw of u_K for each image."""
-        assert isinstance(prior, PriorBank)
-        return elbo.prior_kl_monte_carlo(summary, math.prod(self.shape), prior, self.sigma, noise.prior_std, eps)
+        return elbo.prior_kl_monte_carlo(summary, math.prod(self.shape), _bank(prior), self.sigma, kernel.prior_std, eps)
 
-    def _ring_sizes(self) -> torch.Tensor:
-        """Coefficients in each ring, of all channels: float64 (R,)."""
-        return ring_sums(torch.ones(1, *self.shape))[0]
+    def _calibration(self, measured: Measured) -> Calibration:
+        if measured is None:
+            raise ValueError(f"nothing was measured for this checkpoint: {CALIBRATE}")
+        return Calibration(measured, Moments(self.bins, self.shape[0]), self._decay(), self.sigma)
+
+    def _decay(self) -> torch.Tensor:
+        """exp(-lambda t_k): float64 (K + 1, H, W)."""
+        return self.blur.decay(torch.arange(self.K + 1, device=self.after.device))[:, 0].double().cpu()
+
+    def _sizes(self) -> torch.Tensor:
+        """Coefficients in each bin, of all channels: float64 (R,)."""
+        return bin_sums(torch.ones(self.shape), self.bins).sum(0)
+
+
+def _gaussian(kernel: ReverseKernel) -> GaussianKernel:
+    return kernel  # type: ignore[return-value]  # the only kind that `sampling_noise` gives
+
+
+def _bank(prior: Prior) -> PriorBank:
+    assert isinstance(prior, PriorBank)
+    return prior

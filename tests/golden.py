@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from model_code.blur import DCTBlur, blur_schedule
+from model_code.process import HeatDissipation
 from model_code.unet import UNet
 
 DATA = Path(__file__).parent / "data"
@@ -41,6 +42,10 @@ class Golden:
     arrays: dict[str, np.ndarray]
     model: UNet
     blur: DCTBlur
+
+    def process(self, protocol: str = "paper") -> HeatDissipation:
+        """The process that they were measured with."""
+        return HeatDissipation(self.blur, self.settings["sigma"], self.settings["num_channels"], protocol)
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return torch.from_numpy(self.arrays[name])

@@ -10,7 +10,6 @@ import torch
 from model_code import build_model
 from model_code.elbo import prior_kl_bound
 from model_code.prior import PriorBank
-from model_code.process import HeatDissipation
 from scripts.sampling.reverse import reverse_process
 from scripts.training.step import process_loss
 from tests.golden import DATA, PARAM_COUNTS, Golden
@@ -36,8 +35,7 @@ def test_unet(golden: Golden) -> None:
 
 @torch.no_grad()
 def test_loss_per_example(golden: Golden) -> None:
-    process = HeatDissipation(golden.blur, golden.settings["sigma"])
-    loss = process_loss(process, golden.model, golden["u0"], golden["k"], golden["eps"])
+    loss = process_loss(golden.process(), golden.model, golden["u0"], golden["k"], golden["eps"])
     torch.testing.assert_close(loss, golden["loss_per_example"], rtol=1e-4, atol=0)
 
 
@@ -46,7 +44,7 @@ def test_loss_per_example(golden: Golden) -> None:
 def test_both_protocols(golden: Golden, protocol: str) -> None:
     """They differ in levels, prior noise and defaults, not in the loss at a level nor in the prior's term."""
     settings = golden.settings
-    process = HeatDissipation(golden.blur, settings["sigma"], settings["num_channels"], protocol)
+    process = golden.process(protocol)
     loss = process_loss(process, golden.model, golden["u0"], golden["k"], golden["eps"])
     torch.testing.assert_close(loss, golden["loss_per_example"], rtol=1e-4, atol=0)
     bank = process.build_prior([golden["prior_train"]])
@@ -65,17 +63,20 @@ def test_sampling_trajectory(golden: Golden) -> None:
         return noise[k - 1]
 
     K = golden.settings["K"]
-    sample = reverse_process(golden.model, golden["init"], K, golden.settings["delta"], recorded_noise)
+    process = golden.process()
+    isotropic = process.sampling_noise(golden.settings["delta"], None)
+    sample = reverse_process(process, golden.model, golden["init"], isotropic, recorded_noise)
     expected = golden["sample"]
     assert (sample - expected).norm() < 1e-3 * expected.norm()
     assert asked == list(range(K, 0, -1))
 
 
 def test_noise_of_the_last_step_does_not_reach_the_result(golden: Golden) -> None:
-    noise, K = golden["sampler_noise"], golden.settings["K"]
+    noise, process = golden["sampler_noise"], golden.process()
+    isotropic = process.sampling_noise(0.1, None)
     other = torch.cat([noise[:1] + 5, noise[1:]])
-    one = reverse_process(golden.model, golden["init"], K, 0.1, lambda k: noise[k - 1])
-    two = reverse_process(golden.model, golden["init"], K, 0.1, lambda k: other[k - 1])
+    one = reverse_process(process, golden.model, golden["init"], isotropic, lambda k: noise[k - 1])
+    two = reverse_process(process, golden.model, golden["init"], isotropic, lambda k: other[k - 1])
     assert torch.equal(one, two)
 
 

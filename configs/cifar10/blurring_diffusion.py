@@ -14,7 +14,6 @@ def get_config() -> ConfigDict:
     """K = 1000, largest blur 20 pixels."""
     config = default_cifar10_configs.get_config()
     config.model.process = "blurring_diffusion"
-    config.model.sampling_noise = "posterior"
     config.model.K = 1000
     config.model.blur_sigma_max = 20.0
     return config

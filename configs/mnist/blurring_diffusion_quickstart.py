@@ -13,6 +13,5 @@ def get_config() -> ConfigDict:
     config = quickstart.get_config()
     config.data.uniform_dequantization = False  # the bound is one on 8-bit images
     config.model.process = "velocity_blurring_diffusion"  # minutes are too short to predict eps well enough
-    config.model.sampling_noise = "posterior"
     config.model.K = 100
     return config

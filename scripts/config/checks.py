@@ -12,7 +12,7 @@ from scripts.errors import UserError
 AT_LEAST_1 = (
     *("training.batch_size", "training.accumulation_steps", "training.n_iters", "training.log_freq", "training.eval_freq"),
     *("training.sampling_freq", "training.num_samples", "training.snapshot_freq", "training.snapshot_freq_for_preemption"),
-    *("training.max_nonfinite_steps", "training.noise_images", "eval.batch_size", "data.image_size", "model.K"),
+    *("training.max_nonfinite_steps", "eval.batch_size", "data.image_size", "model.K"),
 )
 AT_LEAST_0 = (
     *("seed", "eval.num_images", "data.num_workers", "model.delta_over_sigma"),
@@ -49,6 +49,7 @@ def _checks(given: dict[str, Any]) -> Iterator[tuple[str, str, bool]]:
     """(key, what would be right, whether it is) for a configuration by "section.key"; later ones rely on earlier ones."""
     for key in AT_LEAST_1:
         yield key, "at least 1", given[key] >= 1
+    yield "training.noise_images", "at least 2", given["training.noise_images"] >= 2
     for key in AT_LEAST_0:
         yield key, "at least 0", 0 <= given[key] < math.inf
     for key in POSITIVE:

@@ -39,6 +39,17 @@ def define_path_flag(name: str, help_text: str, required: bool = False) -> flags
     return flags.DEFINE(parser, name, None, help_text, serializer=flags.ArgumentSerializer(), required=required)
 
 
+def define_kernel_flags() -> tuple[flags.FlagHolder, flags.FlagHolder, flags.FlagHolder]:
+    """--delta, --steps and --eta: which reverse kernel to sample with, and which levels to visit."""
+    delta = "Sampling noise: a standard deviation, spectral or calibrated; by default calibrated where that was measured."
+    steps = "Network calls for a sample: N (evenly spaced levels), N:bound (for the best bound) or all levels K,...,0."
+    return (
+        flags.DEFINE_string("delta", None, delta),
+        flags.DEFINE_string("steps", None, f"{steps} By default all levels."),
+        flags.DEFINE_float("eta", None, "For blurring diffusion: 1 is ancestral sampling, 0 deterministic (DDIM).", 0.0, 1.0),
+    )
+
+
 def run(main: Callable[[], int], positional: str | None = None) -> None:
     """Parse the command line and call `main` for its exit code; a UserError becomes one line on stderr and exit code 2.
 

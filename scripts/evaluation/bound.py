@@ -1,7 +1,7 @@
 """The bound on -log p(u_0) of a checkpoint: levels to look at, what the network does there, a table and a picture by level."""
 
 import csv
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -12,8 +12,10 @@ from ml_collections import ConfigDict
 
 from model_code import build_process
 from model_code.elbo import bits_per_dim
-from model_code.noise import SamplingNoise
-from model_code.process import Prior, Process
+from model_code.kernels import ReverseKernel
+from model_code.prior import DataPrior, Prior
+from model_code.process import Likelihood, Process
+from scripts.data.datasets import load_images
 from scripts.data.loader import Batch, HeldOutBatches, clean_batches, none_readable
 from scripts.errors import UserError
 from scripts.estimate import Estimate
@@ -23,41 +25,49 @@ from scripts.evaluation.results import Result
 from scripts.runtime import distributed
 from scripts.runtime.progress import progress_bar
 from scripts.runtime.randomness import Purpose, normal_by_index, stream
-from scripts.sampling.sampler import DataPrior, Sampler, gathered_prior, load_sampler
+from scripts.sampling.choice import Choice
+from scripts.sampling.sampler import Sampler, load_sampler, weights_checksum
 from scripts.storage.files import atomic_write, make_directory
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What the bound needs of the network and the images; it does not depend on the sampling noise."""
+    """What the bound needs of the network and the images, for all kernels with the same mean."""
 
     levels: torch.Tensor
     """The levels k of the intermediate terms that were looked at: int64 (B, n), ascending in each row."""
     errors: torch.Tensor
-    """`Process.errors` there: float64 (B, n, S)."""
+    """`Likelihood.errors` there: float64 (B, n, S)."""
     first_errors: torch.Tensor
-    """The same at k = 1: float64 (B, S)."""
+    """The same at the last level before 0: float64 (B, S)."""
     summary: torch.Tensor
-    """`Process.prior_summary`: (B, ...)."""
+    """`Likelihood.prior_summary`: (B, ...)."""
     num_levels: int
     """Intermediate terms in the whole bound, of which n were looked at."""
 
-    def bound(self, process: Process, prior: Prior, noise: SamplingNoise) -> dict[str, torch.Tensor]:
-        """The bound on -log p(u_0) for this sampling noise, "total" and its parts, in nats: each float64 (B,).
+    def bound(self, process: Likelihood, prior: Prior, kernel: ReverseKernel) -> dict[str, torch.Tensor]:
+        """The bound on -log p(u_0) for a reverse kernel, "total" and its parts, in nats: each float64 (B,).
 
-        Parts are "prior" L_K, "intermediate" sum_k L_{k-1}, where the levels looked at stand for all, and "reconstruction" L_0.
+        Parts are "prior" L_K, "intermediate" sum_k KL_k, where the levels looked at stand for all, and "reconstruction" L_0.
         """
         B, n = self.levels.shape
-        terms = process.terms(self.errors.flatten(0, 1), self.levels.flatten(), noise).view(B, n)
+        terms = process.terms(self.errors.flatten(0, 1), self.levels.flatten(), kernel).view(B, n)
         parts = {
-            "prior": process.prior_term(self.summary, prior, noise),
+            "prior": process.prior_term(self.summary, prior, kernel),
             "intermediate": terms.sum(1) * (self.num_levels / max(1, n)),
-            "reconstruction": process.reconstruction(self.first_errors, noise),
+            "reconstruction": process.reconstruction(self.first_errors, kernel),
         }
         return parts | {"total": parts["prior"] + parts["intermediate"] + parts["reconstruction"]}
 
 
-def draw_strata(seed: int, index: int, levels: range, num_draws: int) -> list[int]:
+def likelihood_of(process: Process) -> Likelihood:
+    """The process as one with a bound. Raises UserError if it has none."""
+    if not isinstance(process, Likelihood):
+        raise UserError(f"--mode=elbo: {type(process).__name__} has no bound on the likelihood")
+    return process
+
+
+def draw_strata(seed: int, index: int, levels: Sequence[int], num_draws: int) -> list[int]:
     """Levels for one image, ascending: `levels` cut into `num_draws` strata of equal width, a uniform draw from each.
 
     Every level is as likely as another to be drawn, so that the sum over draws times len(levels) / num_draws has the right
@@ -79,12 +89,13 @@ def measure(
     num_levels_per_image: int,
     on_images: Callable[[int], object] = lambda count: None,
 ) -> Measurement:
-    """Run a model on images of all processes, each at level 1 and at (at most) `num_levels_per_image` that are drawn in strata.
+    """Run a model on images of all processes, each at the last level and (at most) `num_levels_per_image` drawn in strata.
 
     batch_size: inputs of the network at a time. `on_images` tells of progress. What is measured is a function of (seed, image
     index). Raises ReadingFailed if no image can be read.
     """
-    process, levels = sampler.process, sampler.process.bound_levels
+    process, kernel = likelihood_of(sampler.process), sampler.kernel
+    levels, last = process.bound_levels(kernel), kernel.chain[-2]
     parts: list[tuple[torch.Tensor, ...]] = []
     unreadable: list[str] = []
     for batch in batches:
@@ -92,7 +103,7 @@ def measure(
         if len(batch.images) == 0:
             continue
         indices = batch.indices.tolist()
-        k = torch.tensor([[1, *draw_strata(sampler.seed, index, levels, num_levels_per_image)] for index in indices])
+        k = torch.tensor([[last, *draw_strata(sampler.seed, index, levels, num_levels_per_image)] for index in indices])
         summary = process.prior_summary(batch.images, sampler.prior).cpu()
         parts.append((k, _errors(sampler, batch, k, batch_size), summary))
         on_images(len(batch.images))
@@ -104,19 +115,20 @@ def measure(
 
 
 def _errors(sampler: Sampler, batch: Batch, levels: torch.Tensor, batch_size: int) -> torch.Tensor:
-    """`Process.errors` of every image at its row of levels (B, n), with noise that belongs to (seed, index, level)."""
+    """`Likelihood.errors` of every image at its row of levels (B, n), with noise that belongs to (seed, index, level)."""
     rows = torch.arange(len(levels)).repeat_interleave(levels.shape[1])
-    device, errors = sampler.precision.device, []
+    device, process, errors = sampler.precision.device, likelihood_of(sampler.process), []
     for row, k in zip(rows.split(batch_size), levels.flatten().split(batch_size), strict=True):
         places = zip(k.tolist(), batch.indices[row].tolist(), strict=True)
         eps = normal_by_index(device, sampler.seed, Purpose.BOUND_NOISE, places, sampler.shape)
         with sampler.precision.autocast():
-            errors.append(sampler.process.errors(sampler.model, batch.images[row].to(device), k.to(device), eps).cpu())
+            images = batch.images[row].to(device)
+            errors.append(process.errors(sampler.model, images, k.to(device), eps, sampler.kernel).cpu())
     return torch.cat(errors).view(*levels.shape, -1)
 
 
-def level_table(measurement: Measurement, process: Process, noise: SamplingNoise) -> list[LevelRow]:
-    """A row for k = 1 and for every level of the intermediate terms that was looked at, in the order of k.
+def level_table(measurement: Measurement, process: Likelihood, kernel: ReverseKernel) -> list[LevelRow]:
+    """A row for the last level before 0 and for every level of the intermediate terms that was looked at, in the order of k.
 
     With protocol 'released' k = 1 has two rows, as its sum counts that level twice.
     """
@@ -128,19 +140,19 @@ def level_table(measurement: Measurement, process: Process, noise: SamplingNoise
         return LevelRow(k, Estimate.of(errors[:-1].sum(1)), Estimate.of(terms[:-1]), floor=terms[-1].item())
 
     first = padded(measurement.first_errors)
-    rows = [row(1, first, process.reconstruction(first, noise))]
+    rows = [row(kernel.chain[-2], first, process.reconstruction(first, kernel))]
     levels = measurement.levels
     drawn_before = torch.zeros_like(levels, dtype=torch.bool)
     drawn_before[:, 1:] = levels[:, 1:] == levels[:, :-1]
     for level in levels.unique().tolist():
         errors = padded(measurement.errors[(levels == level) & ~drawn_before])
-        rows.append(row(level, errors, process.terms(errors, torch.full((len(errors),), level), noise)))
+        rows.append(row(level, errors, process.terms(errors, torch.full((len(errors),), level), kernel)))
     return rows
 
 
 @dataclass
 class BoundEvaluation:
-    """Evaluates the bound at one setting after another; the network runs again only if checkpoint or seed change."""
+    """Evaluates the bound at one setting after another; the network runs again if weights, seed or the kernel's mean change."""
 
     config: ConfigDict
     workdir: Path
@@ -155,32 +167,33 @@ class BoundEvaluation:
     dequantize: bool = True
     """Add uniform noise to the 8-bit values, without which images have no density, and no bits/dim."""
     precision: str = "float32"
-    _measured: tuple[tuple[int, int], Prior, Measurement] | None = field(default=None, init=False)
+    _measured: tuple[tuple[object, ...], Prior, Measurement] | None = field(default=None, init=False)
 
-    def __call__(self, *, checkpoint: int, delta: str | float | None, seed: int, directory: Path) -> list[Result]:
+    def __call__(self, *, checkpoint: int, choice: Choice, seed: int, directory: Path) -> list[Result]:
         """The bound in nats ("ELBO") and in bits per dimension ("BPD"), each with its value for every image.
 
         Prints its parts, and writes them by level to a folder in `directory`. Of several processes each runs the network on its
         part of the images, and only process 0 has results, the others get none. Raises UserError for a delta of 0.
         """
         sampler, trained = load_sampler(
-            self.config, self.workdir, checkpoint, delta=delta, seed=seed, precision=self.precision, scoring=True
+            self.config, self.workdir, checkpoint, choice=choice, seed=seed, precision=self.precision, scoring=True
         )
-        noise = sampler.noise
-        if noise.prior_std == 0:
+        kernel = sampler.kernel
+        if kernel.prior_std == 0:
             raise UserError("--delta=0: the bound is infinite without sampling noise; delta must be greater than 0")
-        dequantize = self.dequantize and not sampler.process.discrete
-        if self._measured is None or self._measured[0] != (checkpoint, seed):
+        dequantize = self.dequantize and not likelihood_of(sampler.process).discrete
+        key = weights_checksum(trained.model), seed, kernel.chain, kernel.mean_checksum()
+        if self._measured is None or self._measured[0] != key:
             sampler = replace(sampler, prior=self._prior(sampler, trained.dequantized, dequantize))
-            self._measured = ((checkpoint, seed), sampler.prior, self._measure(sampler, dequantize))
+            self._measured = (key, sampler.prior, self._measure(sampler, dequantize))
         _, prior, measurement = self._measured
         if not distributed.is_main():
             return []
-        process = build_process(self.config)  # on the CPU, as the measurement is
-        bound = measurement.bound(process, prior, noise)
+        process = likelihood_of(build_process(self.config))  # on the CPU, as the measurement is
+        bound = measurement.bound(process, prior, kernel)
         settings = sampler.settings(self.config, trained) | {
             "checkpoint": checkpoint,
-            "protocol": process.protocol,
+            "protocol": sampler.process.protocol,
             "dataset_split": self.split,
             "dequantized": dequantize,
             "num_levels_per_image": measurement.levels.shape[1],
@@ -188,12 +201,12 @@ class BoundEvaluation:
             "nats": {name: asdict(Estimate.of(part)) for name, part in bound.items()},
         }
         eps = torch.randn(measurement.summary.shape, generator=torch.Generator().manual_seed(seed % 2**63))
-        monte_carlo = process.prior_monte_carlo(measurement.summary, prior, noise, eps)
+        monte_carlo = process.prior_monte_carlo(measurement.summary, prior, kernel, eps)
         print(describe(bound, monte_carlo, settings, measurement.num_levels))
         suffix = ("" if self.split == "test" else f"_{self.split}") + ("_exact" if settings["exact"] else "")
-        folder = directory / f"bound_step_{trained.step}_delta_{noise.label}_seed_{seed}{suffix}"
-        title = f"step {trained.step}, delta {noise.label}, {len(bound['total'])} images"
-        write_by_level(folder, level_table(measurement, process, noise), title)
+        folder = directory / f"bound_step_{trained.step}_delta_{sampler.label}_seed_{seed}{suffix}"
+        title = f"step {trained.step}, delta {sampler.label}, {len(bound['total'])} images"
+        write_by_level(folder, level_table(measurement, process, kernel), title)
         print(f"by level: {folder / 'bound_by_level.png'}")
         scores = {"ELBO": (bound["total"], "nats")}
         if dequantize or process.discrete:
@@ -205,7 +218,7 @@ class BoundEvaluation:
         ]
 
     def _measure(self, sampler: Sampler, dequantize: bool) -> Measurement:
-        images, K = data_set_images(self.config.data, self.split), sampler.process.K
+        images, K = data_set_images(self.config.data, self.split), sampler.num_steps
         num_levels = K if self.exact else self.num_levels_per_image
         at_a_time = max(1, self.batch_size // min(K, num_levels + 1))  # images that make about one batch for the network
         batches = HeldOutBatches(images, sampler.seed, at_a_time, self.num_images, dequantize, self.config.data.num_workers)
@@ -216,12 +229,13 @@ class BoundEvaluation:
         """The prior over training images, dequantised as the images are."""
         data = self.config.data
         if isinstance(sampler.prior, DataPrior):
-            batches = clean_batches(sampler.prior.source, self.batch_size, data.num_workers, dequantize, sampler.prior.mirrored)
-            prior = gathered_prior(sampler.process.build_prior(batch.images for batch in batches))
+            images = load_images(data, "train")
+            batches = clean_batches(images, self.batch_size, data.num_workers, dequantize, data.random_flip)
+            prior = sampler.process.build_prior(batch.images for batch in batches).gathered(distributed.gather_rows)
             if len(prior) == 0:
-                raise none_readable([sampler.prior.source.name(0)])
+                raise none_readable([images.name(0)])
             return prior
-        if is_dequantized and not dequantize and not sampler.process.discrete:
+        if is_dequantized and not dequantize and not likelihood_of(sampler.process).discrete:
             raise UserError("--nodequantize: the model was trained on dequantised images; leave it out")
         return sampler.prior.dequantized() if dequantize and not is_dequantized else sampler.prior
 

@@ -18,6 +18,7 @@ from scripts.evaluation.metrics import Inputs, Metric
 from scripts.evaluation.references import find_reference, reference_features
 from scripts.evaluation.results import Result
 from scripts.runtime import distributed
+from scripts.sampling.choice import Choice
 from scripts.sampling.output import to_uint8
 from scripts.sampling.sampler import Sampler, load_sampler
 from scripts.storage.provenance import config_hash
@@ -43,7 +44,7 @@ class SampleEvaluation:
     k: int = 5
     precision: str = "float32"
 
-    def __call__(self, *, checkpoint: int, delta: str | float | None, seed: int | None) -> list[Result]:
+    def __call__(self, *, checkpoint: int, choice: Choice, seed: int | None) -> list[Result]:
         """Scores of a checkpoint (0: the newest); none in processes other than 0, which only sample and compute features.
 
         Features are cached in <workdir>/evaluation, so that an interrupted evaluation continues. With the classifier and the
@@ -54,7 +55,7 @@ class SampleEvaluation:
             if self.num_gen < metric.fewest(self.k):
                 raise UserError(f"--num_gen={self.num_gen}: {metric.name} needs at least {metric.fewest(self.k)} samples")
         sampler, trained = load_sampler(
-            self.config, self.workdir, checkpoint, delta=delta, seed=seed, precision=self.precision, scoring=True
+            self.config, self.workdir, checkpoint, choice=choice, seed=seed, precision=self.precision, scoring=True
         )
         made_by = sampler.settings(self.config, trained)
         device, directory = sampler.precision.device, self.workdir / "evaluation"

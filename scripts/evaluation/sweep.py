@@ -18,7 +18,7 @@ from scripts.evaluation.metrics import LOWER_IS_BETTER
 from scripts.evaluation.plots import plot_sweep
 from scripts.evaluation.results import Result, append_result
 from scripts.runtime import distributed
-from scripts.sampling.sampler import SPECTRAL
+from scripts.sampling.choice import Choice, parse_delta
 from scripts.storage.files import atomic_write, make_directory, read_npz
 
 Value = float | str
@@ -28,13 +28,23 @@ Value = float | str
 class Point:
     """The settings that can be swept."""
 
-    delta: Value
-    """Sampling noise: a standard deviation, or "spectral"."""
+    delta: Value | None
+    """As --delta; None for the configuration's."""
     checkpoint: int
     """Its number, 0 for the newest."""
     seed: int
+    steps: str | None = None
+    """As --steps; None for all levels."""
+    eta: float | None = None
+    """As --eta; not swept."""
+
+    @property
+    def choice(self) -> Choice:
+        """How to sample."""
+        return Choice(self.delta, self.steps, self.eta)
 
 
+SWEPT = ("delta", "steps", "checkpoint", "seed")
 Evaluate = Callable[[Point], list[Result]]
 Scores = Sequence[tuple[Point, list[Result]]]
 Axes = dict[str, list[Value]]
@@ -50,13 +60,13 @@ def parse_sweeps(texts: Sequence[str]) -> Axes:
     for text in texts:
         name, _, values = text.partition("=")
         try:
-            if name not in Point.__annotations__ or name in axes:
+            if name not in SWEPT or name in axes:
                 raise ValueError
-            axes[name] = _values(values, float if name == "delta" else int)
+            axes[name] = list(values.split(",")) if name == "steps" else _values(values, float if name == "delta" else int)
         except (ValueError, ArithmeticError):
             raise UserError(
-                f"--sweep={text}: must be delta, checkpoint or seed, each once, =first:last:step or =a,b,..., of at least 0; "
-                f"delta may be {SPECTRAL}, the others are integers"
+                f"--sweep={text}: must be {', '.join(SWEPT)}, each once, =first:last:step or =a,b,..., of at least 0; "
+                "delta may have names, such as calibrated, steps is as --steps, the others are integers"
             ) from None
     return axes
 
@@ -68,8 +78,8 @@ def _values(text: str, number: type[float] | type[int]) -> list[Value]:
         count = math.floor((last - first) / step + 1e-9) + 1
         values = [number(round(first + i * step, 12)) for i in range(count)]  # rounded to what one would type
     else:
-        values = [part if part == SPECTRAL and number is float else number(part) for part in text.split(",")]
-    if not values or any(value != SPECTRAL and not 0 <= float(value) < math.inf for value in values):
+        values = [parse_delta(part) if number is float else number(part) for part in text.split(",")]
+    if not values or any(not isinstance(value, str) and not 0 <= value < math.inf for value in values):
         raise ValueError
     return list(dict.fromkeys(values))
 

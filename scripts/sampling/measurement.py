@@ -1,4 +1,4 @@
-"""Measuring the spectrum of the sampling noise: the errors of a trained network by level and ring of frequencies."""
+"""Measuring what reverse kernels are made from: moments of a trained network's output, by level."""
 
 from collections.abc import Mapping
 
@@ -12,9 +12,6 @@ from scripts.runtime import distributed
 from scripts.runtime.device import Precision
 from scripts.runtime.randomness import Purpose, normal_by_index
 
-ENOUGH_IMAGES = 48
-"""From so many images on, a level's errors are precise to a few per cent in the smallest rings, and are not smoothed."""
-
 
 def images_to_measure(source: ImageSource, num_images: int, dequantized: bool) -> torch.Tensor:
     """`num_images` training images, spread evenly over the source: float32 (n, C, H, W) in [0, 1]."""
@@ -24,33 +21,32 @@ def images_to_measure(source: ImageSource, num_images: int, dequantized: bool) -
 
 
 @torch.no_grad()
-def measure_noise(
+def calibrate(
     process: Process, model: Denoiser, precision: Precision, images: torch.Tensor, seed: int, batch_size: int
 ) -> Mapping[str, torch.Tensor] | None:
-    """What `Process.sampling_noise("spectral", ...)` needs, or None for a process without such noise.
+    """What `Process.sampling_noise("calibrated", ...)` needs, or None for a process with nothing to measure.
 
-    images: of the training set (n, C, H, W) in [0, 1]. The model, in eval mode, sees each image once at each level, with noise
-    that is a function of (seed, level, image). Of several processes each takes some levels.
+    images: of the training set (n, C, H, W) in [0, 1]. The model, in eval mode, sees each image once at each level of the
+    chain, with noise that is a function of (seed, level, image). Of several processes each takes some levels.
     """
+    if not process.calibrates:
+        return None
 
-    def mean_errors(levels: range) -> torch.Tensor:
-        """`Process.errors` at each level, averaged over images: (levels, S)."""
+    def sums(levels: list[int]) -> torch.Tensor:
+        """`Process.moments` at each level, summed over images: (levels, S)."""
         rows = []
         for level in levels:
-            total = torch.zeros(())
+            batches = []
             for indices in torch.arange(len(images)).split(batch_size):
                 k = torch.full((len(indices),), level, device=precision.device)
                 places = [(level, int(i)) for i in indices]
                 eps = normal_by_index(precision.device, seed, Purpose.SPECTRUM_NOISE, places, tuple(images.shape[1:]))
                 with precision.autocast():
-                    errors = process.errors(model, images[indices].to(precision.device), k, eps)
-                total = total + errors.sum(0).cpu()
-            rows.append(total / len(images))
+                    batches.append(process.moments(model, images[indices].to(precision.device), k, eps))
+            rows.append(torch.stack(batches).sum(0))
         return torch.stack(rows)
 
-    measured = distributed.compute_rows(range(1, process.K + 1), mean_errors)
-    if len(images) < ENOUGH_IMAGES and process.K > 2:
-        # Errors change slowly from level to level, except at k = 1, where sharp images are predicted.
-        padded = torch.cat([measured[1:2], measured[1:], measured[-1:]])
-        measured[1:] = (padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4
-    return process.measured_noise(torch.cat([torch.zeros_like(measured[:1]), measured]))
+    levels = list(process.chain[:-1])
+    measured = distributed.compute_rows(levels, sums)
+    rows = measured.new_zeros(process.K + 1, measured.shape[1]).index_copy_(0, torch.tensor(levels), measured)
+    return process.calibration(rows, len(images))

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from model_code.kernels import Chain
 from scripts.runtime.progress import progress_bar
 from scripts.sampling.reverse import OnStep
 from scripts.sampling.sampler import Sampler
@@ -88,9 +89,9 @@ def frame_rate(num_frames: int) -> float:
 Kind = Literal["independent", "same_init", "share_noise"]
 
 
-def frame_levels(K: int, every: int) -> list[int]:
-    """Levels of the states to keep, from K down to 0: every `every`-th step, and both ends."""
-    return sorted({*range(K, 0, -every), 0}, reverse=True)
+def frame_levels(chain: Chain, every: int | None = None) -> Chain:
+    """Levels of the states to keep: every `every`-th of the chain (default: about a hundred in all), and both ends."""
+    return (*chain[: -1 : every or max(1, len(chain) // FRAMES)], 0)
 
 
 def sample_set(
@@ -106,9 +107,9 @@ def sample_set(
     `samples.npy` holds every `every`-th state (default: about a hundred in all), float32 (states, B, C, H, W).
     """
     make_directory(directory, "output directory")
-    levels = frame_levels(sampler.K, every or max(1, sampler.K // FRAMES))
+    levels = frame_levels(sampler.kernel.chain, every)
     shape = (len(levels), len(indices), *sampler.shape)
-    with atomic_write(directory / "samples.npy") as temporary, progress_bar(sampler.K, "step", "sampling") as bar:
+    with atomic_write(directory / "samples.npy") as temporary, progress_bar(sampler.num_steps, "step", "sampling") as bar:
         # A file rather than memory, which would grow with K.
         states = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
         with temporary.open("r+b") as file:
@@ -120,7 +121,7 @@ def sample_set(
                 states[levels.index(k)] = u_k.float().cpu().numpy()
             if on_step is not None:
                 on_step(k, u_k)
-            bar.update(k < sampler.K)
+            bar.update(k < levels[0])
 
         final = getattr(sampler, kind)(indices, observe)
         states.flush()
@@ -140,17 +141,17 @@ def interpolation_set(directory: Path, sampler: Sampler, ends: tuple[int, int], 
     `base_sample.png` the samples at both ends, `process.mp4` how all of them come about.
     """
     make_directory(directory, "output directory")
-    levels = frame_levels(sampler.K, max(1, sampler.K // FRAMES))
+    levels, first = frame_levels(sampler.kernel.chain), sampler.kernel.chain[0]
     columns = min(num_points, INTERPOLATION_COLUMNS)
     frames: list[np.ndarray] = []
-    with progress_bar(sampler.K, "step", "sampling") as bar:
+    with progress_bar(sampler.num_steps, "step", "sampling") as bar:
 
         def observe(k: int, u_k: torch.Tensor) -> None:
-            if k == sampler.K:
+            if k == first:
                 save_png(directory / "init_input.png", u_k.cpu(), columns)
             if k in levels:
                 frames.append(grid(u_k.cpu(), columns))
-            bar.update(k < sampler.K)
+            bar.update(k < first)
 
         points = sampler.interpolate(ends, num_points, observe)
     save_png(directory / "base_sample.png", points[[0, -1]])

@@ -1,18 +1,19 @@
 """Sampling (paper, Algorithm 2): one reverse loop; the kinds of samples differ in the noise and the initial state."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 
-from model_code.noise import IsotropicNoise, SamplingNoise
-from model_code.process import Denoiser, HeatDissipation, Process
+from model_code.kernels import ReverseKernel
+from model_code.process import Denoiser, Process
 from scripts.runtime.randomness import Purpose, torch_generator
 
-Noise = Callable[[int], torch.Tensor]
-"""noise(k): the standard normal noise (B, C, H, W) that is added on arriving at level k - 1."""
+Draw = Callable[[int], torch.Tensor]
+"""draw(k): the standard normal noise (B, C, H, W) of the step from level k."""
 
 OnStep = Callable[[int, torch.Tensor], None]
-"""on_step(k, u_k), called for k = K - 1, ..., 0 as the states come."""
+"""on_step(k, u_k), called as the states come, from the second level of the chain to 0."""
 
 BLOCK = 16
 """Levels of noise that a sample draws at a time."""
@@ -20,26 +21,20 @@ BLOCK = 16
 
 @torch.no_grad()
 def reverse_process(
-    model: Denoiser,
-    u_K: torch.Tensor,
-    K: int,
-    delta: float | SamplingNoise,
-    noise: Noise,
-    on_step: OnStep | None = None,
-    process: Process | type[HeatDissipation] = HeatDissipation,
+    process: Process, model: Denoiser, u_K: torch.Tensor, noise: ReverseKernel, draw: Draw, on_step: OnStep | None = None
 ) -> torch.Tensor:
     """Run the reverse process from u_K (B, C, H, W) down to level 0; the result is the last mean, without noise.
 
-    `noise(k)` is called for k = K..1 and its value added, with the standard deviation `delta` or that of a `SamplingNoise`, to
-    the mean of step k; the one for k = 1 does not reach the result. Only the current state is kept: `on_step` may store others.
+    `noise` is what `process.sampling_noise` returned. `draw(k)` is called for every level k of its chain but 0, and used after
+    the mean of step k; the last one does not reach the result. Only the current state is kept: `on_step` may store others.
     """
-    sampling_noise = IsotropicNoise(delta) if isinstance(delta, int | float) else delta
     u = u_K
-    for k in range(K, 0, -1):
-        mean = process.mean(model, u, torch.full((len(u),), k, device=u.device))
-        u = process.reverse_step(mean, k, noise(k).to(u.device, non_blocking=True), sampling_noise)
+    for k, j in pairwise(noise.chain):
+        levels = torch.full((len(u),), k, device=u.device)
+        mean = noise.mean(u, process.predict(model, u, levels), levels)
+        u = noise.step(mean, k, draw(k).to(u.device, non_blocking=True))
         if on_step is not None:
-            on_step(k - 1, u if k > 1 else mean)
+            on_step(j, u if j > 0 else mean)
     return mean
 
 

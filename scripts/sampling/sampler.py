@@ -1,11 +1,10 @@
 """A trained model ready to draw from, and the four kinds of samples."""
 
 import json
-import math
 import warnings
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,89 +13,26 @@ import torch
 from ml_collections import ConfigDict
 
 from model_code import build_process
-from model_code.noise import SamplingNoise
-from model_code.prior import PriorBank
-from model_code.process import Denoiser, Prior, Process
+from model_code.kernels import ReverseKernel
+from model_code.prior import DataPrior, Prior
+from model_code.process import Denoiser, Measured, Process
 from scripts.config.checks import validate
 from scripts.data.datasets import load_images
-from scripts.data.images import ImageSource
 from scripts.data.loader import first_readable, to_unit_range
 from scripts.errors import UserError
 from scripts.runtime import distributed
 from scripts.runtime.device import Precision, to_device
 from scripts.runtime.randomness import Purpose, stream
-from scripts.sampling.reverse import IndependentNoise, Noise, OnStep, SharedNoise, SphericalNoise, linear_path, reverse_process
+from scripts.sampling.choice import Choice
+from scripts.sampling.reverse import Draw, IndependentNoise, OnStep, SharedNoise, SphericalNoise, linear_path, reverse_process
 from scripts.storage.checkpoint import TrainedModel, load_trained
 
-SPECTRAL = "spectral"
 RANDOMNESS_VERSION = 1
 """Recorded with samples. Raise it when the same seed no longer gives the same random numbers."""
 TRAINING_ONLY = {"dropout", "ema_rate"}
 """Keys of config.model that act during training only: their effect is in the weights."""
-
-
-def parse_delta(text: str | float | None, config: ConfigDict) -> float | str:
-    """What --delta, or without it the configuration, asks for: a standard deviation of at least 0, or the name of a noise.
-
-    Names are "spectral" and config.model.sampling_noise. Raises UserError for anything else.
-    """
-    model, kind = config.model, config.model.sampling_noise
-    if text is None and kind == "isotropic":  # the original release's is 0.01 whatever sigma is
-        return 0.01 if model.protocol == "released" else model.delta_over_sigma * model.sigma
-    if text is None:
-        return kind
-    if text == SPECTRAL or (text == kind and kind != "isotropic"):
-        return text
-    try:
-        delta = float(text)
-        if not math.isfinite(delta) or delta < 0:
-            raise ValueError
-    except ValueError:
-        raise UserError(f"--delta={text}: must be a number of at least 0, or {SPECTRAL}") from None
-    return delta
-
-
-class DataPrior:
-    """Prior states made from the training images when asked for, where a checkpoint holds no prior.
-
-    mirrored: as in `clean_batches`, state 2i is of image i and state 2i + 1 of its mirror image.
-    """
-
-    def __init__(self, source: ImageSource, process: Process, uniform_dequantization: bool, mirrored: bool = False) -> None:
-        self.source, self.process = source, process
-        self.uniform_dequantization, self.mirrored = uniform_dequantization, mirrored
-
-    def __len__(self) -> int:
-        return len(self.source) * (2 if self.mirrored else 1)
-
-    def means(self, indices: torch.Tensor) -> torch.Tensor:
-        """Means of u_K for int64 indices (B,): float32 (B, C, H, W).
-
-        An unreadable image is replaced by the next readable one, with a warning. Raises UserError if there is none.
-        """
-        unreadable: list[str] = []
-        states = [divmod(i, 2) if self.mirrored else (i, 0) for i in indices.tolist()]
-        found = [(first_readable(self.source, i, unreadable)[1], flip) for i, flip in states]
-        pixels = np.stack([image[..., ::-1] if flip else image for image, flip in found])
-        if unreadable:
-            warnings.warn(f"prior: skipped unreadable images {', '.join(dict.fromkeys(unreadable))}", stacklevel=2)
-        images = to_unit_range(pixels, 0.5 if self.uniform_dequantization else None)
-        return self.process.build_prior([images]).means(torch.arange(len(images)))
-
-    def dequantized(self) -> "DataPrior":
-        """The same images, dequantised."""
-        return DataPrior(self.source, self.process, True, self.mirrored)
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """Nothing: it is the data set's."""
-        return {}
-
-
-def gathered_prior(prior: Prior) -> Prior:
-    """The prior of all training images, where each process built one from its share of them. A collective function."""
-    if isinstance(prior, PriorBank):
-        return replace(prior, coefficients=distributed.gather_rows(prior.coefficients))
-    return prior
+CONFIGURED = Choice()
+"""What the configuration says."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +44,9 @@ class Sampler:
     process: Process
     """On the same device."""
     prior: Prior
-    noise: SamplingNoise
+    kernel: ReverseKernel
+    label: str
+    """Of kernel and chain, for directories and records."""
     prior_std: float
     """Standard deviation of the noise on the prior's means."""
     seed: int
@@ -117,9 +55,9 @@ class Sampler:
     """(C, H, W) of an image."""
 
     @property
-    def K(self) -> int:
-        """Steps of the reverse process."""
-        return self.process.K
+    def num_steps(self) -> int:
+        """Network calls for a sample."""
+        return len(self.kernel.chain) - 1
 
     def settings(self, config: ConfigDict, trained: TrainedModel) -> dict[str, Any]:
         """All that sample i depends on besides i, as plain data.
@@ -131,14 +69,15 @@ class Sampler:
             "checkpoint_step": trained.step,
             "weights_crc32": weights_checksum(trained.model),
             "seed": self.seed,
-            "delta": self.noise.label,
+            "delta": self.kernel.label,
+            "chain": list(self.kernel.chain),
             "precision": self.precision.name,
             "prior_images": len(self.prior),
             "shape": list(self.shape),
             "model": json.loads(json.dumps(model)),  # tuples become lists, as they do in files
             "randomness_version": RANDOMNESS_VERSION,
             "prior_std": self.prior_std,
-            "noise_crc32": self.noise.checksum(),
+            "kernel_crc32": self.kernel.checksum(),
         }
 
     def independent(self, indices: Sequence[int], on_step: OnStep | None = None) -> torch.Tensor:
@@ -170,17 +109,17 @@ class Sampler:
         chosen = [int(stream(self.seed, Purpose.SAMPLE_PRIOR, position=i).integers(len(self.prior))) for i in indices]
         return self.prior.means(torch.tensor(chosen))
 
-    def _draw(self, means: torch.Tensor, prior_noise: Noise, noise: Noise, on_step: OnStep | None) -> torch.Tensor:
-        K, to_images = self.K, self.process.to_images
-        u_K = means.to(self.precision.device) + self.prior_std * prior_noise(K + 1)
+    def _draw(self, means: torch.Tensor, prior_draw: Draw, draw: Draw, on_step: OnStep | None) -> torch.Tensor:
+        first, to_images = self.kernel.chain[0], self.process.to_images
+        u_K = means.to(self.precision.device) + self.prior_std * prior_draw(self.process.K + 1)
 
         def observe(k: int, state: torch.Tensor) -> None:
             if on_step is not None:
                 on_step(k, to_images(state))
 
-        observe(K, u_K)
+        observe(first, u_K)
         with self.precision.autocast():
-            return to_images(reverse_process(self.model, u_K, K, self.noise, noise, observe, self.process)).cpu()
+            return to_images(reverse_process(self.process, self.model, u_K, self.kernel, draw, observe)).cpu()
 
 
 def make_sampler(
@@ -189,27 +128,24 @@ def make_sampler(
     process: Process,
     prior: Prior,
     precision: Precision,
-    measured: dict[str, torch.Tensor] | None,
+    measured: Measured,
     *,
-    delta: str | float | None = None,
+    choice: Choice = CONFIGURED,
     seed: int | None = None,
     scoring: bool = False,
 ) -> Sampler:
-    """The sampler for a model; arguments as of `load_sampler`, `measured` the spectrum of the sampling noise, if there is one.
+    """The sampler for a model; `measured` is what `Process.calibration` gave for it, other arguments as of `load_sampler`.
 
     scoring: samples are for scores, for which the release adds noise to the prior states, as it does not for pictures.
     """
-    asked = parse_delta(delta, config)
-    try:
-        noise = process.sampling_noise(asked, measured)
-    except ValueError as error:
-        raise UserError(f"--delta={delta or config.model.sampling_noise}: {error}") from None
+    kernel = choice.kernel(process, config, measured)
     return Sampler(
         model=model,
         process=process,
         prior=prior,
-        noise=noise,
-        prior_std=noise.prior_std if process.protocol == "paper" or scoring else 0.0,
+        kernel=kernel,
+        label=choice.label(kernel),
+        prior_std=kernel.prior_std if process.protocol == "paper" or scoring else 0.0,
         seed=config.seed if seed is None else seed,
         precision=precision,
         shape=(config.data.num_channels, config.data.image_size, config.data.image_size),
@@ -221,7 +157,7 @@ def load_sampler(
     workdir: Path,
     checkpoint: int,
     *,
-    delta: str | float | None = None,
+    choice: Choice = CONFIGURED,
     seed: int | None = None,
     precision: str = "float32",
     from_data: bool = False,
@@ -229,9 +165,8 @@ def load_sampler(
 ) -> tuple[Sampler, TrainedModel]:
     """The sampler for a checkpoint (0: the newest) of a run, and where it came from.
 
-    `delta` (a number or "spectral") and `seed` default to the configuration's. Prior states come from the checkpoint, or from
-    the training images with `from_data` and where it holds none, as those of the release. Raises UserError for whatever is
-    missing or does not fit.
+    `choice` and `seed` default to the configuration's. Prior states come from the checkpoint, or from the training images with
+    `from_data` and where it holds none, as those of the release. Raises UserError for whatever is missing or does not fit.
     """
     validate(config)
     device = distributed.device(config.device)
@@ -244,14 +179,33 @@ def load_sampler(
     if prior is None or from_data:
         if not from_data:
             print(f"{trained.path} holds no prior: initial states are made from the images of {config.data.dataset}")
-        data = config.data
-        prior = DataPrior(load_images(data, "train"), process, data.uniform_dequantization, mirrored=data.random_flip)
+        prior = data_prior(config, process)
     computed_in = Precision.named(device, precision)
     model = to_device(trained.model, device, config.compile, autocast=computed_in.enabled)
     sampler = make_sampler(
-        config, model, process.to(device), prior, computed_in, trained.noise, delta=delta, seed=seed, scoring=scoring
+        config, model, process.to(device), prior, computed_in, trained.measured, choice=choice, seed=seed, scoring=scoring
     )
     return sampler, trained
+
+
+def data_prior(config: ConfigDict, process: Process) -> DataPrior:
+    """Prior states made from the training images when asked for.
+
+    As in `clean_batches`, with `data.random_flip` state 2i is of image i and state 2i + 1 of its mirror image. An unreadable
+    image is replaced by the next readable one, with a warning.
+    """
+    data, source = config.data, load_images(config.data, "train")
+    copies = 2 if data.random_flip else 1
+
+    def images(indices: list[int]) -> torch.Tensor:
+        unreadable: list[str] = []
+        found = [(first_readable(source, i // copies, unreadable)[1], i % copies) for i in indices]
+        if unreadable:
+            warnings.warn(f"prior: skipped unreadable images {', '.join(dict.fromkeys(unreadable))}", stacklevel=2)
+        pixels = np.stack([image[..., ::-1] if mirrored else image for image, mirrored in found])
+        return to_unit_range(pixels, 0.5 if data.uniform_dequantization else None)
+
+    return DataPrior(len(source) * copies, images, process.build_prior)
 
 
 def weights_checksum(model: torch.nn.Module) -> int:

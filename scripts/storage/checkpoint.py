@@ -4,7 +4,7 @@ A run directory holds `checkpoints-meta/checkpoint.pth`, from which a restart co
 `checkpoint_previous.pth`, and numbered ones, `checkpoints/checkpoint_n.pth`. A file holds `step`, `config` (JSON), `ema`, and
 
 - to continue training: `model`, `optimizer`, `scaler`, `data`
-- to sample without the training images: `prior`, the process's prior states, and `noise`, the measured sampling noise
+- to sample without the training images: `prior`, the process's prior states, and `noise`, what reverse kernels are made from
 - for the record: `precision` of the training, `provenance`
 """
 
@@ -21,7 +21,8 @@ from ml_collections import ConfigDict
 from torch import nn
 
 from model_code import build_model, build_process
-from model_code.process import Prior
+from model_code.prior import Prior
+from model_code.process import Measured
 from scripts.config.comparison import FREE_IN_INFERENCE, refuse_differences
 from scripts.config.load import to_json
 from scripts.errors import UserError, one_line
@@ -52,7 +53,7 @@ def numbered_path(workdir: Path, number: int) -> Path:
 
 
 def noise_path(path: Path) -> Path:
-    """Where the spectrum of the sampling noise is that was measured later for a checkpoint."""
+    """Where the calibration is that was measured later for a checkpoint."""
     return path.with_suffix(".noise.pth")
 
 
@@ -163,8 +164,8 @@ class TrainedModel:
     prior: Prior | None
     dequantized: bool
     """Whether the prior is of dequantised images."""
-    noise: dict[str, torch.Tensor] | None
-    """The spectrum of the sampling noise, where one was measured."""
+    measured: Measured
+    """What `Process.calibration` gave for the network, where that was done."""
     precision: str
     """What it was trained in, or empty."""
     step: int
@@ -188,10 +189,10 @@ def load_trained(config: ConfigDict, workdir: Path | str, checkpoint: int) -> Tr
         reason = one_line(error).partition(": ")[2][:400]
         raise UserError(f"{path} holds another architecture than this configuration: {reason}") from None
     dequantized = json.loads(contents.get("config", to_json(config)))["data"]["uniform_dequantization"]
-    noise = contents.get("noise")
-    if noise is None and noise_path(path).is_file():
-        noise = _load(noise_path(path))
-    return TrainedModel(model.eval(), prior, dequantized, noise, contents.get("precision", ""), contents["step"], path)
+    measured = contents.get("noise")
+    if measured is None and noise_path(path).is_file():
+        measured = _load(noise_path(path))
+    return TrainedModel(model.eval(), prior, dequantized, measured, contents.get("precision", ""), contents["step"], path)
 
 
 def _find(workdir: Path, checkpoint: int) -> tuple[Path, Contents]:

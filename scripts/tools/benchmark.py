@@ -84,6 +84,7 @@ def tasks(config: ConfigDict, device: torch.device, theirs: nn.Module | None) ->
     images = torch.rand(n, *shape)
     u, k = images.to(device), torch.full((n,), config.model.K, device=device)
     noise = IndependentNoise(0, range(n), shape, device)
+    kernel = trainer.process.sampling_noise("auto", None, chain=trainer.process.chain[-2:])
 
     @torch.no_grad()
     def forward(model: nn.Module) -> None:
@@ -93,7 +94,7 @@ def tasks(config: ConfigDict, device: torch.device, theirs: nn.Module | None) ->
 
     def sample() -> None:
         trainer.model.eval()
-        reverse_process(trainer.model, u, 1, 0.01, noise)
+        reverse_process(trainer.process, trainer.model, u, kernel, noise)
 
     side = 8192 if device.type == "cuda" else 2048  # a product of large matrices is about the fastest that there is
     matrix = torch.rand(side, side, device=device, dtype=precision.dtype)

@@ -11,9 +11,10 @@ from absl import flags
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from model_code.noise import SpectralNoise
+from model_code.kernels import AffineKernel
 from scripts.config.flags import define_config_flag, define_path_flag, run
 from scripts.data.datasets import load_images
+from scripts.sampling.choice import Choice
 from scripts.sampling.output import grid, save_gif, save_png
 from scripts.sampling.sampler import load_sampler
 from scripts.storage.files import atomic_write, make_directory
@@ -28,16 +29,19 @@ def draw(config: ConfigDict, workdir: Path, out: Path, delta: str | None) -> Non
 
     Raises UserError if the checkpoint or the data set is missing.
     """
-    sampler, _ = load_sampler(config, workdir, 0, delta=delta)
+    sampler, _ = load_sampler(config, workdir, 0, choice=Choice(delta))
     make_directory(out, "--out")
     states: dict[int, torch.Tensor] = {}
     keep = states.__setitem__  # on_step(k, u_k)
-    levels = np.linspace(0, sampler.K, COLUMNS).round().astype(int).tolist()
+    chain = np.array(sampler.kernel.chain)
+    levels = chain[np.linspace(sampler.num_steps, 0, COLUMNS).round().astype(int)].tolist()
     sampler.independent(range(ROWS * COLUMNS), keep)
     save_png(out / "samples.png", states[0], COLUMNS)
     rows = [states[k][row * COLUMNS] for row in range(ROWS) for k in reversed(levels)]
     save_png(out / "process.png", torch.stack(rows), COLUMNS)
-    clip = [states[k][:COLUMNS] for k in np.linspace(sampler.K, 0, min(sampler.K + 1, 30)).round().astype(int).tolist()]
+    clip = [
+        states[k][:COLUMNS] for k in chain[np.linspace(0, sampler.num_steps, min(len(chain), 30)).round().astype(int)].tolist()
+    ]
     save_gif(out / "process.gif", [grid((u * (GREYS - 1)).round() / (GREYS - 1), COLUMNS) for u in clip])
 
     for name in ("same_init", "share_noise", "interpolation"):
@@ -45,10 +49,10 @@ def draw(config: ConfigDict, workdir: Path, out: Path, delta: str | None) -> Non
             sampler.interpolate((0, 1), COLUMNS, keep)
         else:
             getattr(sampler, name)(range(COLUMNS), keep)
-        save_png(out / f"{name}.png", torch.cat([states[sampler.K], states[0]]), COLUMNS)  # initial states above their samples
+        save_png(out / f"{name}.png", torch.cat([states[chain[0]], states[0]]), COLUMNS)  # initial states above their samples
 
-    if isinstance(sampler.noise, SpectralNoise):
-        plot_noise(out / "sampling_noise.png", sampler.noise, config.model.sigma)
+    if isinstance(sampler.kernel, AffineKernel):
+        plot_noise(out / "sampling_noise.png", sampler.kernel, config.model.sigma)
 
     # Training images at the same levels of the forward process, without its noise.
     images = load_images(config.data, "train")
@@ -58,9 +62,9 @@ def draw(config: ConfigDict, workdir: Path, out: Path, delta: str | None) -> Non
     save_png(out / "forward.png", torch.where((k == 0)[:, None, None, None], u, sampler.process.to_images(corrupted)), COLUMNS)
 
 
-def plot_noise(path: Path, noise: SpectralNoise, sigma: float) -> None:
+def plot_noise(path: Path, kernel: AffineKernel, sigma: float) -> None:
     """Write a picture of the standard deviation, in units of sigma, by level k > 1 and ring of frequencies."""
-    std, label = noise.variance[2:].sqrt() / sigma, r"standard deviation / $\sigma$"
+    std, label = kernel.variance[2:].sqrt() / sigma, r"standard deviation / $\sigma$"
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     image, lines = figure.subplots(1, 2)
     shown = image.imshow(std.T, origin="lower", aspect="auto", extent=(2, len(std) + 2, 0, std.shape[1]))

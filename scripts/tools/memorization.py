@@ -26,6 +26,7 @@ from scripts.data.images import ImageSource
 from scripts.data.loader import clean_batches
 from scripts.estimate import Estimate, wilson_interval
 from scripts.evaluation.classifier import ClassifierFeatures, classifier_features
+from scripts.sampling.choice import Choice
 from scripts.sampling.output import grid, to_uint8
 from scripts.sampling.sampler import load_sampler
 from scripts.storage.files import atomic_write, make_directory
@@ -122,7 +123,7 @@ def study(config: ConfigDict, workdir: Path, checkpoint: int, delta: str | None,
 
     Raises UserError if the checkpoint or the data set is missing.
     """
-    sampler, trained = load_sampler(config, workdir, checkpoint, delta=delta)
+    sampler, trained = load_sampler(config, workdir, checkpoint, choice=Choice(delta))
     train, held_out = load_images(config.data, "train"), load_images(config.data, "held_out")
     directory = make_directory(workdir / "evaluation", "--workdir")
     extractors: dict[str, Extract] = {"pixels": pixels}
@@ -131,7 +132,7 @@ def study(config: ConfigDict, workdir: Path, checkpoint: int, delta: str | None,
     indices = range(num_gen)
     batches = [indices[start : start + BATCH_SIZE] for start in indices[::BATCH_SIZE]]
     samples = torch.cat([to_uint8(sampler.independent(batch)) for batch in batches])
-    figures: dict[str, Any] = {"checkpoint_step": trained.step, "delta": sampler.noise.label, "seed": sampler.seed}
+    figures: dict[str, Any] = {"checkpoint_step": trained.step, "delta": sampler.label, "seed": sampler.seed}
     picture = Figure(figsize=(9, 2.2 * len(extractors)), layout="constrained")
     axes = picture.subplots(len(extractors), squeeze=False)[:, 0]
     for ax, (space, extract) in zip(axes, extractors.items(), strict=True):
@@ -146,7 +147,7 @@ def study(config: ConfigDict, workdir: Path, checkpoint: int, delta: str | None,
         ax.imshow(grid(torch.cat([samples[first], originals]) / 255, len(first)))
         ax.set_title(f"Samples nearest to a training image by {space}, and below each that image", fontsize=9)
         ax.axis("off")
-    path = directory / f"memorization_delta_{sampler.noise.label}.png"
+    path = directory / f"memorization_delta_{sampler.label}.png"
     with atomic_write(path) as temporary:
         picture.savefig(temporary, dpi=150)
     with atomic_write(path.with_suffix(".json")) as temporary:

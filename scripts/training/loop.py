@@ -20,9 +20,9 @@ from scripts.estimate import Estimate
 from scripts.runtime import distributed
 from scripts.runtime.device import device_name
 from scripts.runtime.progress import TrainingProgress, warn
-from scripts.sampling.measurement import images_to_measure, measure_noise
+from scripts.sampling.measurement import calibrate, images_to_measure
 from scripts.sampling.output import sample_set
-from scripts.sampling.sampler import SPECTRAL, make_sampler
+from scripts.sampling.sampler import make_sampler
 from scripts.storage import checkpoint
 from scripts.storage.files import atomic_write, make_directory
 from scripts.storage.provenance import provenance
@@ -76,9 +76,9 @@ def train(config: ConfigDict, workdir: Path) -> int:
 class TrainingRun:
     """A training in one run directory: made from the newest checkpoint, or anew with a prior; then `loop`."""
 
-    noise: dict[str, torch.Tensor] | None = None
-    """The spectrum of the sampling noise, as measured at step `noise_step`."""
-    noise_step = -1
+    measured: dict[str, torch.Tensor] | None = None
+    """What reverse kernels are made from, as measured at step `measured_step`."""
+    measured_step = -1
 
     def __init__(
         self, config: ConfigDict, workdir: Path, device: torch.device, guard: InterruptionGuard, images: tuple[ImageSource, ...]
@@ -181,7 +181,7 @@ class TrainingRun:
         """The numbered checkpoint, and the one to resume from unless the step was non-finite: the weights may be the reason."""
         training, step = self.config.training, self.trainer.step
         if self._due(training.snapshot_freq):
-            self._measure_noise()
+            self._calibrate()
             if distributed.is_main():
                 # Rounded up: a last step between two snapshots has a number of its own, and never 0, which means "newest".
                 path = checkpoint.numbered_path(self.workdir, math.ceil(step / training.snapshot_freq))
@@ -204,21 +204,21 @@ class TrainingRun:
             "config": to_json(self.config),
             "data": self.data,
             "prior": self.prior.state_dict(),
-            "noise": self.noise if self.noise_step == self.trainer.step else None,
+            "noise": self.measured if self.measured_step == self.trainer.step else None,
             "provenance": self.provenance,
         }
 
-    def _measure_noise(self) -> None:
-        """Measure the sampling noise of the averaged weights, unless that was done at this step. A collective function."""
+    def _calibrate(self) -> None:
+        """Measure the reverse kernels of the averaged weights, unless that was done at this step. A collective function."""
         config, trainer = self.config, self.trainer
-        if self.noise_step == trainer.step:
+        if self.measured_step == trainer.step:
             return
         images = images_to_measure(self.train_images, config.training.noise_images, config.data.uniform_dequantization)
         with trainer.ema.swapped_in(trainer.model):
             model = trainer.model.eval()
-            noise = measure_noise(trainer.process, model, trainer.precision, images, config.seed, config.eval.batch_size)
-        self.noise = None if noise is None else dict(noise)
-        self.noise_step = trainer.step
+            measured = calibrate(trainer.process, model, trainer.precision, images, config.seed, config.eval.batch_size)
+        self.measured = None if measured is None else dict(measured)
+        self.measured_step = trainer.step
 
     def show(self, only_missing: bool = False) -> None:
         """Evaluate and sample if that is due; with `only_missing` unless it was done before the run was interrupted."""
@@ -252,12 +252,12 @@ class TrainingRun:
     def sample(self, directory: Path) -> None:
         """Pictures of samples from the averaged weights, drawn by process 0, in `directory` and in TensorBoard."""
         config, trainer = self.config, self.trainer
-        if config.model.sampling_noise == SPECTRAL:
-            self._measure_noise()
+        if config.model.sampling_noise != "isotropic":
+            self._calibrate()
         with self.guard.until_interrupted(), trainer.ema.swapped_in(trainer.model):
             if distributed.is_main():
                 model = trainer.model.eval()
-                sampler = make_sampler(config, model, trainer.process, self.prior, trainer.precision, self.noise)
+                sampler = make_sampler(config, model, trainer.process, self.prior, trainer.precision, self.measured)
                 sample_set(directory, sampler, range(config.training.num_samples), on_step=lambda k, u_k: self.guard.check())
                 self.metrics.image(trainer.step, "samples", directory / "final.png")
         self.progress.say(f"step {trainer.step}: samples in {directory}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from model_code.process import Prior
+from model_code.prior import Prior
 from scripts.config.comparison import FREE_ON_RESUME, differences, refuse_differences
 from scripts.data.images import ImageSource
 from scripts.data.loader import clean_batches, none_readable
@@ -15,7 +15,6 @@ from scripts.errors import UserError, one_line
 from scripts.runtime import distributed
 from scripts.runtime.device import Precision
 from scripts.runtime.progress import progress_bar
-from scripts.sampling.sampler import gathered_prior
 from scripts.storage.checkpoint import Contents
 from scripts.training.interruption import InterruptionGuard
 from scripts.training.log import UnreadableImages
@@ -52,7 +51,7 @@ def build_prior(trainer: Trainer, images: ImageSource, guard: InterruptionGuard,
     with guard.until_interrupted():
         prior = trainer.process.build_prior(batches())
     unreadable.share()
-    prior = gathered_prior(prior)
+    prior = prior.gathered(distributed.gather_rows)
     if len(prior) == 0:
         raise none_readable(sorted(unreadable))
     return prior

@@ -93,7 +93,7 @@ class Trainer:
 
         # Algorithm 1: draw levels and noise for the whole batch, and take this process's rows.
         allowed = self.process.training_levels
-        levels = torch.from_numpy(stream(seed, Purpose.LEVEL, step).integers(allowed.start, allowed.stop, total))
+        levels = torch.tensor(allowed)[stream(seed, Purpose.LEVEL, step).integers(len(allowed), size=total)]
         eps = normal_batch(self.device, seed, Purpose.TRAIN_NOISE, step, rows, total, tuple(images.shape[1:]))
         u0 = images.to(self.device, non_blocking=True)
         k = levels[rows.start : rows.stop].to(self.device, non_blocking=True)
@@ -168,7 +168,7 @@ def held_out_losses(trainer: Trainer, images: torch.Tensor, indices: torch.Tenso
     """
     trainer.model.eval()
     seed, allowed, positions = trainer.config.seed, trainer.process.training_levels, indices.tolist()
-    levels = [int(stream(seed, Purpose.EVAL_LEVEL, position=i).integers(allowed.start, allowed.stop)) for i in positions]
+    levels = [allowed[int(stream(seed, Purpose.EVAL_LEVEL, position=i).integers(len(allowed)))] for i in positions]
     k, u0 = torch.tensor(levels).to(trainer.device), images.to(trainer.device)
     eps = normal_by_index(trainer.device, seed, Purpose.EVAL_NOISE, [(0, i) for i in positions], tuple(images.shape[1:]))
     with trainer.precision.autocast():

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from model_code.blur import DCTBlur, blur_schedule
 from model_code.dct import dct2, idct2
 from model_code.elbo import bits_per_dim, prior_kl_bound, prior_kl_monte_carlo
-from model_code.noise import IsotropicNoise
+from model_code.kernels import IsotropicKernel
 from model_code.prior import PriorBank
 from model_code.process import Denoiser, HeatDissipation
 from scripts.data.loader import Batch, ReadingFailed
@@ -25,7 +25,7 @@ from scripts.sampling.sampler import Sampler
 SIGMA, DELTA, K, SIZE = 0.01, 0.0125, 12, 8
 BLUR = DCTBlur(blur_schedule(K, 0.5, 5.0), SIZE, SIZE)
 PAPER, RELEASED = (HeatDissipation(BLUR, SIGMA, protocol=protocol) for protocol in ("paper", "released"))
-NOISE = IsotropicNoise(DELTA)
+KERNEL = IsotropicKernel(DELTA, PAPER.chain)
 FREQUENCY = torch.arange(SIZE, dtype=torch.float32)
 VARIANCES = 0.5 / (1 + FREQUENCY[:, None] ** 2 + FREQUENCY**2) ** 1.5
 """Of the DCT coefficients of the images below: float32 (H, W), falling as those of natural images do."""
@@ -56,9 +56,11 @@ def batches(u: torch.Tensor, size: int = 64) -> Iterator[Batch]:
         yield Batch(images, indices, ())
 
 
-def sampler(seed: int, process: HeatDissipation = PAPER, model: Denoiser = best_denoiser) -> Sampler:
+def sampler(
+    seed: int, process: HeatDissipation = PAPER, model: Denoiser = best_denoiser, kernel: IsotropicKernel | None = None
+) -> Sampler:
     precision = Precision.named(torch.device("cpu"), "float32")
-    return Sampler(model, process, BANK, NOISE, DELTA, seed, precision, (1, SIZE, SIZE))
+    return Sampler(model, process, BANK, kernel or KERNEL, "", DELTA, seed, precision, (1, SIZE, SIZE))
 
 
 def measured(images: torch.Tensor, seed: int = 3, num_levels: int = K, batch_size: int = 256, **options: Any) -> Measurement:
@@ -72,7 +74,7 @@ def idle(u: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
 IMAGES = gaussian_images(500)
 BANK = PriorBank.from_images(MEAN, BLUR)
 EXACT = measured(IMAGES)
-EXACT_BOUND = EXACT.bound(PAPER, BANK, NOISE)
+EXACT_BOUND = EXACT.bound(PAPER, BANK, KERNEL)
 
 
 def closed_form(protocol: str) -> dict[str, float]:
@@ -97,7 +99,7 @@ def closed_form(protocol: str) -> dict[str, float]:
 def test_known_answer(protocol: str, num_levels: int) -> None:
     """Every part of the bound of the best model on Gaussian data is its expectation, within the standard error."""
     process = PAPER if protocol == "paper" else RELEASED
-    bound = measured(IMAGES, 0, num_levels, process=process).bound(process, BANK, NOISE)
+    bound = measured(IMAGES, 0, num_levels, process=process).bound(process, BANK, KERNEL)
     for name, expected in closed_form(protocol).items():
         found = Estimate.of(bound[name])
         assert abs(found.value - expected) < 3 * found.standard_error, name
@@ -106,13 +108,13 @@ def test_known_answer(protocol: str, num_levels: int) -> None:
 
 def test_another_model_is_worse() -> None:
     """The bound of the best model is the smallest: on the same images with the same noise, doing nothing costs more."""
-    bound = measured(IMAGES, model=idle).bound(PAPER, BANK, NOISE)
+    bound = measured(IMAGES, model=idle).bound(PAPER, BANK, KERNEL)
     difference = Estimate.of(bound["total"] - EXACT_BOUND["total"])
     assert difference.value > 50 * difference.standard_error
 
 
 def test_squared_errors_by_level() -> None:
-    rows = level_table(EXACT, PAPER, NOISE)
+    rows = level_table(EXACT, PAPER, KERNEL)
     assert [row.k for row in rows] == list(range(1, K + 1))
     for row in rows:
         assert row.error.num_images == len(IMAGES)
@@ -132,20 +134,21 @@ def test_bits_per_dim() -> None:
 
 def test_sums_of_both_protocols() -> None:
     """The release has level 1 in place of level K."""
-    assert list(PAPER.bound_levels) == list(range(2, K + 1))
-    assert list(RELEASED.bound_levels) == list(range(1, K))
-    last = PAPER.terms(EXACT.errors[:, -1], EXACT.levels[:, -1], NOISE)
+    assert list(PAPER.bound_levels(KERNEL)) == list(range(2, K + 1))
+    assert list(RELEASED.bound_levels(KERNEL)) == list(range(1, K))
+    last = PAPER.terms(EXACT.errors[:, -1], EXACT.levels[:, -1], KERNEL)
     released = measured(IMAGES, process=RELEASED)
     torch.testing.assert_close(released.errors[:, 1:], EXACT.errors[:, :-1])
     assert released.levels[0].tolist() == list(range(1, K))
-    at_1 = RELEASED.terms(released.errors[:, 0], released.levels[:, 0], NOISE)
-    difference = released.bound(RELEASED, BANK, NOISE)["total"] - EXACT_BOUND["total"]
+    at_1 = RELEASED.terms(released.errors[:, 0], released.levels[:, 0], KERNEL)
+    difference = released.bound(RELEASED, BANK, KERNEL)["total"] - EXACT_BOUND["total"]
     torch.testing.assert_close(difference, at_1 - last)
 
 
 def test_one_level_has_no_intermediate_terms() -> None:
     process = HeatDissipation(DCTBlur(blur_schedule(1, 0.5, 5.0), SIZE, SIZE), SIGMA)
-    bound = measured(IMAGES[:5], num_levels=3, process=process, model=idle).bound(process, BANK, NOISE)
+    kernel = IsotropicKernel(DELTA, process.chain)
+    bound = measured(IMAGES[:5], num_levels=3, process=process, model=idle, kernel=kernel).bound(process, BANK, kernel)
     torch.testing.assert_close(bound["total"], bound["prior"] + bound["reconstruction"])
     assert not bound["intermediate"].any()
 
@@ -190,15 +193,15 @@ def subset(levels: torch.Tensor) -> Measurement:
 @pytest.mark.parametrize("num_draws", [3, 7])
 def test_strata_beat_independent_draws(num_draws: int) -> None:
     """For the same number of network calls the mean over images scatters less, and has no bias."""
-    rng = np.random.default_rng(0)
+    rng, levels = np.random.default_rng(0), PAPER.bound_levels(KERNEL)
     errors: dict[str, list[float]] = {"stratified": [], "independent": []}
     for seed in range(100):
         drawn = {
-            "stratified": torch.tensor([draw_strata(seed, i, PAPER.bound_levels, num_draws) for i in range(len(IMAGES))]),
+            "stratified": torch.tensor([draw_strata(seed, i, levels, num_draws) for i in range(len(IMAGES))]),
             "independent": torch.from_numpy(rng.integers(2, K + 1, (len(IMAGES), num_draws))),
         }
         for name, chosen in drawn.items():
-            errors[name].append((subset(chosen).bound(PAPER, BANK, NOISE)["total"] - EXACT_BOUND["total"]).mean().item())
+            errors[name].append((subset(chosen).bound(PAPER, BANK, KERNEL)["total"] - EXACT_BOUND["total"]).mean().item())
     assert np.std(errors["independent"]) > 1.5 * np.std(errors["stratified"])
     assert abs(np.mean(errors["stratified"])) < 4 * np.std(errors["stratified"]) / 10
 
@@ -208,7 +211,7 @@ def test_estimates_agree_with_all_levels() -> None:
     estimate = measured(IMAGES, num_levels=4)
     torch.testing.assert_close(estimate.errors, subset(estimate.levels).errors, rtol=1e-4, atol=1e-8)
     assert (estimate.levels.shape[1], EXACT.levels.shape[1]) == (4, K - 1)
-    difference = Estimate.of(estimate.bound(PAPER, BANK, NOISE)["total"] - EXACT_BOUND["total"])
+    difference = Estimate.of(estimate.bound(PAPER, BANK, KERNEL)["total"] - EXACT_BOUND["total"])
     assert abs(difference.value) < 3 * difference.standard_error
 
 

@@ -16,10 +16,12 @@ from scripts.config.paths import ROOT
 from scripts.errors import UserError
 from scripts.evaluation.bound import BoundEvaluation
 from scripts.evaluation.results import Result
+from scripts.sampling.choice import Choice
 from tests.conftest import tiny_config
 from tests.evaluation.made_run import make_run
 
 OWN_CONFIG = """
+from scripts.sampling.choice import Choice
 from tests.conftest import tiny_config
 
 
@@ -63,7 +65,7 @@ def bound_evaluation(config: ConfigDict, place: Path, **changes: Any) -> BoundEv
 
 def bound(config: ConfigDict, place: Path, *, delta: float = 0.0125, **changes: Any) -> list[Result]:
     evaluation = bound_evaluation(config, place, **changes)
-    return evaluation(checkpoint=0, delta=delta, seed=1, directory=place / "results")
+    return evaluation(checkpoint=0, choice=Choice(delta), seed=1, directory=place / "results")
 
 
 def test_bound_from_the_command_line(trained: Path) -> None:
@@ -103,9 +105,9 @@ def test_sweep_from_the_command_line(trained: Path) -> None:
 def test_delta_needs_no_new_network_calls(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sweep over delta gives what single evaluations give."""
     evaluation = bound_evaluation(small_config(), trained)
-    evaluation(checkpoint=0, delta=0.01, seed=1, directory=trained / "results")
+    evaluation(checkpoint=0, choice=Choice(0.01), seed=1, directory=trained / "results")
     monkeypatch.setattr("scripts.evaluation.bound.measure", None)
-    results = evaluation(checkpoint=0, delta=0.0125, seed=1, directory=trained / "results")
+    results = evaluation(checkpoint=0, choice=Choice(0.0125), seed=1, directory=trained / "results")
     monkeypatch.undo()
     assert [result.estimate for result in results] == [result.estimate for result in bound(small_config(), trained)]
 

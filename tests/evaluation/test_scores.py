@@ -23,6 +23,7 @@ from scripts.evaluation.metrics import MODES, Inputs
 from scripts.evaluation.references import save_statistics
 from scripts.evaluation.results import Result
 from scripts.evaluation.scores import SampleEvaluation
+from scripts.sampling.choice import Choice
 from scripts.sampling.sampler import Sampler, load_sampler
 from tests.conftest import tiny_config
 from tests.evaluation.inception_stand_in import write_stand_in
@@ -104,7 +105,7 @@ def test_exactly_the_first_samples_rounded(evaluate: Evaluate, run: Path, monkey
     assert (result.settings["checkpoint_step"], result.settings["reference_images"]) == (7, 500)
     assert [len(batch) for batch in recorder.batches[-4:]] == [4, 4, 4, 3], "500 reference images end with a batch of 4"
     drawn = torch.cat(recorder.batches[-3:])
-    sampler, _ = load_sampler(tiny_config(), run, 0, seed=5, delta=0.03, scoring=True)
+    sampler, _ = load_sampler(tiny_config(), run, 0, seed=5, choice=Choice(0.03), scoring=True)
     exact = sampler.independent(range(11)).clamp(0, 1) * 255
     assert (drawn.dtype, drawn.shape) == (torch.uint8, (11, 1, 8, 8))
     assert (drawn.float() - exact).abs().max() <= 0.5 + 1e-2, "rounded, not cut off"

@@ -69,7 +69,7 @@ class Evaluation:
         if self.left == len(self.asked):
             raise KeyboardInterrupt
         self.asked.append(point)
-        assert not isinstance(point.delta, str)
+        assert isinstance(point.delta, float | int)
         settings = {**SETTINGS, "delta": point.delta, "seed": point.seed}
         value = (point.delta - 2) ** 2 + point.seed / 100
         rng = np.random.default_rng(0)

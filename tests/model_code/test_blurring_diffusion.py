@@ -10,16 +10,15 @@ from ml_collections import ConfigDict
 from model_code import build_process
 from model_code.blurring_diffusion import (
     BlurringDiffusion,
-    PosteriorNoise,
     VelocityBlurringDiffusion,
     log_discretized_gaussian,
 )
 from model_code.dct import dct2, dct_matrix, idct2
+from model_code.kernels import Chain, PosteriorKernel
 from scripts.sampling.reverse import reverse_process
 
 SIZE, K = 8, 40
 D = dct_matrix(SIZE)
-NOISE = PosteriorNoise()
 
 
 class GaussianData:
@@ -52,6 +51,10 @@ class GaussianData:
         z_hat = dct2(z.double(), D, D)
         eps_hat = sigma * (z_hat - alpha * self.mean) / (alpha**2 * self.variance + sigma**2)
         return idct2(eps_hat, D, D).float()
+
+
+def kernel(process: BlurringDiffusion, chain: Chain | None = None, kind: str = "posterior") -> PosteriorKernel:
+    return process.sampling_noise(kind, None, chain)
 
 
 @pytest.fixture
@@ -107,14 +110,14 @@ def test_reverse_step_is_the_posterior_of_the_image(blur_sigma_max: float, steps
     x = dct2(2 * u0.double() - 1, D, D)
     for k in {2, 3, steps // 2, steps - 1, steps}:
         z, _ = process.corrupt(u0, torch.tensor([k]), eps)
-        mean = process.mean(lambda z, k: eps, z, torch.tensor([k]))
+        mean = kernel(process).mean(z, eps, torch.tensor([k]))
         (alpha_t, sigma_t), (alpha_s, sigma_s) = (process.alpha_sigma(torch.tensor([level])) for level in (k, k - 1))
         covariance = alpha_t / alpha_s * sigma_s**2  # of z_s and z_t = alpha_{t|s} z_s + noise, given x
         z_hat = dct2(z.double(), D, D)
         expected = alpha_s * x + covariance / sigma_t**2 * (z_hat - alpha_t * x)
         torch.testing.assert_close(dct2(mean.double(), D, D), expected, atol=1e-4, rtol=1e-3)  # few steps amplify rounding
         std = (sigma_s**2 - covariance**2 / sigma_t**2).sqrt()
-        noise = process.reverse_step(mean, k, eps, NOISE) - mean
+        noise = kernel(process).step(mean, k, eps) - mean
         torch.testing.assert_close(dct2(noise.double(), D, D), std * dct2(eps.double(), D, D), atol=2e-6, rtol=1e-4)
 
 
@@ -123,9 +126,9 @@ def test_last_mean_is_the_image(process: BlurringDiffusion) -> None:
     u0, eps = normal(2, 1, SIZE, SIZE).sigmoid(), normal(2, 1, SIZE, SIZE, seed=1)
     k = torch.ones(2, dtype=torch.int64)
     z, _ = process.corrupt(u0, k, eps)
-    mean = process.mean(lambda z, k: eps, z, k)
+    mean = kernel(process).mean(z, eps, k)
     torch.testing.assert_close(process.to_images(mean), u0, atol=1e-5, rtol=0)
-    assert torch.equal(process.reverse_step(mean, 1, eps, NOISE), mean)
+    assert torch.equal(kernel(process).step(mean, 1, eps), mean)
 
 
 def test_without_blur_it_is_ddpm() -> None:
@@ -138,13 +141,13 @@ def test_without_blur_it_is_ddpm() -> None:
         beta = 1 - bar / bar_before
         z, _ = process.corrupt(u0, torch.tensor([t]), eps)
         torch.testing.assert_close(z, (bar.sqrt() * x + (1 - bar).sqrt() * eps).float(), atol=1e-5, rtol=0)
-        mean = process.mean(lambda z, k: eps, z, torch.tensor([t]))
+        mean = kernel(process).mean(z, eps, torch.tensor([t]))
         by_eps = (z - beta / (1 - bar).sqrt() * eps) / (1 - beta).sqrt()
         torch.testing.assert_close(mean, by_eps.float(), atol=2e-5, rtol=1e-4)
         by_x = bar_before.sqrt() * beta / (1 - bar) * x + (1 - beta).sqrt() * (1 - bar_before) / (1 - bar) * z
         torch.testing.assert_close(mean, by_x.float(), atol=2e-5, rtol=1e-4)
         variance = (1 - bar_before) / (1 - bar) * beta
-        noise = process.reverse_step(mean, t, eps, NOISE) - mean
+        noise = kernel(process).step(mean, t, eps) - mean
         torch.testing.assert_close(noise, (variance.sqrt() * eps).float(), atol=2e-6, rtol=1e-4)
 
 
@@ -152,11 +155,11 @@ def sampled_moments(data: GaussianData) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and variance of the samples' coefficients with the best network: every step is linear in each frequency."""
     mean, variance = torch.zeros(SIZE, SIZE, dtype=torch.float64), torch.ones(SIZE, SIZE, dtype=torch.float64)
     for k in range(data.process.K, 0, -1):
-        of_z, of_eps, added = (c[0, 0] for c in data.process.step_coefficients(torch.tensor([k])))
+        of_z, of_eps, added = (c[0, 0] for c in kernel(data.process).coefficients(torch.tensor([k])))
         alpha, sigma = data.alpha_sigma(k)
         slope = sigma / data.marginal_variance(k)  # of E[eps | z]
-        mean = of_z * mean - of_eps * slope * (mean - alpha * data.mean)
-        variance = (of_z - of_eps * slope) ** 2 * variance + added
+        mean = of_z * mean + of_eps * slope * (mean - alpha * data.mean)
+        variance = (of_z + of_eps * slope) ** 2 * variance + added
     return mean, variance
 
 
@@ -165,7 +168,8 @@ def test_samples_have_the_spectrum_of_the_data(process: BlurringDiffusion) -> No
     data, count = GaussianData(process), 2000
     generator = torch.Generator().manual_seed(3)
     z_K = torch.randn(count, 1, SIZE, SIZE, generator=generator)
-    samples = reverse_process(data, z_K, K, NOISE, lambda k: torch.randn(z_K.shape, generator=generator), process=process)
+    posterior = kernel(process)
+    samples = reverse_process(process, data, z_K, posterior, lambda k: torch.randn(z_K.shape, generator=generator))
     mean, variance = sampled_moments(data)
     coefficients = dct2(samples.double(), D, D)[:, 0]
     assert within_errors(coefficients, mean)
@@ -192,13 +196,15 @@ def expected_prior_term(data: GaussianData) -> torch.Tensor:
 
 def test_bound_of_gaussian_data_is_the_closed_form(process: BlurringDiffusion) -> None:
     """Diffusion and prior terms, measured and expected."""
-    data, count = GaussianData(process), 4000
+    data, count, posterior = GaussianData(process), 4000, kernel(process)
     u0, prior = data.draw(count, torch.Generator().manual_seed(4)), process.build_prior([])
     summary = process.prior_summary(u0, prior)
-    assert within_errors(process.prior_term(summary, prior, NOISE)[:, None], expected_prior_term(data))
+    assert within_errors(process.prior_term(summary, prior, kernel(process))[:, None], expected_prior_term(data))
     for k in (2, K // 2, K):
         levels = torch.full((count,), k)
-        terms = process.terms(process.errors(data, u0, levels, normal(count, 1, SIZE, SIZE, seed=k)), levels, NOISE)
+        terms = process.terms(
+            process.errors(data, u0, levels, normal(count, 1, SIZE, SIZE, seed=k), posterior), levels, posterior
+        )
         assert within_errors(terms[:, None], expected_terms(data, levels[:1]))
 
 
@@ -227,10 +233,10 @@ def test_reconstruction_is_a_distribution_over_256_values(process: BlurringDiffu
         assert log_p.exp().sum().item() == pytest.approx(1, abs=1e-12)
         assert log_p.isfinite().all()
     u0, eps = torch.full((1, 1, SIZE, SIZE), 100 / 255), normal(1, 1, SIZE, SIZE)
-    errors = process.errors(lambda z, k: eps, u0, torch.tensor([1]), eps)
+    errors = process.errors(lambda z, k: eps, u0, torch.tensor([1]), eps, kernel(process))
     std = (process.sigma[1] / process.a[1]).item()
     nearest = math.erf(1 / 255 / (std * math.sqrt(2)))
-    assert process.reconstruction(errors, NOISE).item() == pytest.approx(-(SIZE**2) * math.log(nearest), rel=1e-3)
+    assert process.reconstruction(errors, kernel(process)).item() == pytest.approx(-(SIZE**2) * math.log(nearest), rel=1e-3)
 
 
 def test_a_network_that_predicts_v_is_another_way_to_predict_eps() -> None:
@@ -254,8 +260,8 @@ def test_levels_may_be_mixed_in_a_batch(process: BlurringDiffusion) -> None:
     data = GaussianData(process)
     u0, eps = data.draw(3, torch.Generator().manual_seed(5)).clamp(0, 1), normal(3, 1, SIZE, SIZE)
     k = torch.tensor([1, 2, K])
-    together = process.errors(data, u0, k, eps)
-    alone = torch.cat([process.errors(data, u0[i : i + 1], k[i : i + 1], eps[i : i + 1]) for i in range(3)])
+    together = process.errors(data, u0, k, eps, kernel(process))
+    alone = torch.cat([process.errors(data, u0[i : i + 1], k[i : i + 1], eps[i : i + 1], kernel(process)) for i in range(3)])
     assert together.isfinite().all()
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
@@ -265,10 +271,10 @@ def test_transforms_are_exact_under_autocast(process: BlurringDiffusion) -> None
     u0, eps = normal(2, 1, SIZE, SIZE).sigmoid(), normal(2, 1, SIZE, SIZE, seed=1)
     k = torch.tensor([1, K])
     z, _ = process.corrupt(u0, k, eps)
-    mean = process.mean(lambda z, k: eps, z, k)
+    mean = kernel(process).mean(z, eps, k)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(process.corrupt(u0, k, eps)[0], z)
-        assert torch.equal(process.mean(lambda z, k: eps, z, k), mean)
+        assert torch.equal(kernel(process).mean(z, eps, k), mean)
 
 
 def test_another_sampling_noise_is_refused(process: BlurringDiffusion) -> None:

@@ -22,6 +22,7 @@ from scripts.evaluation.bound import BoundEvaluation
 from scripts.evaluation.features import cached_features
 from scripts.evaluation.results import append_result
 from scripts.runtime import distributed
+from scripts.sampling.choice import Choice
 from scripts.sampling.export import export
 from scripts.sampling.sampler import load_sampler
 from scripts.storage.checkpoint import meta_path, read
@@ -66,7 +67,7 @@ def evaluate(place: Path, name: str) -> None:
             config, place / run, split="test", num_images=0, num_levels_per_image=2, exact=False, batch_size=4
         )
         scores = place / f"{name}-scores-{run}"
-        for result in bound(checkpoint=0, delta=0.0125, seed=0, directory=scores):
+        for result in bound(checkpoint=0, choice=Choice(0.0125), seed=0, directory=scores):
             append_result(scores, result, param_name="delta", seconds=0)
 
 

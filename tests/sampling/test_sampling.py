@@ -10,13 +10,17 @@ import torch
 from PIL import Image
 
 from model_code import build_model, build_process
+from model_code.blur import DCTBlur, blur_schedule
+from model_code.process import HeatDissipation
 from scripts.data.images import ArrayImages
 from scripts.data.loader import clean_batches
 from scripts.errors import UserError
 from scripts.runtime.device import Precision
+from scripts.sampling.choice import Choice, parse_delta, parse_steps
+from scripts.sampling.measurement import calibrate
 from scripts.sampling.output import frame_levels, interpolation_set, sample_set
 from scripts.sampling.reverse import BLOCK, IndependentNoise, SphericalNoise, linear_path, reverse_process
-from scripts.sampling.sampler import DataPrior, Sampler, make_sampler, parse_delta
+from scripts.sampling.sampler import Sampler, data_prior, make_sampler
 from tests.conftest import tiny_config
 from tests.golden import fill_golden
 
@@ -33,18 +37,18 @@ def sampler() -> Sampler:
     fill_golden(model)
     process = build_process(config)
     prior = process.build_prior([torch.from_numpy(PIXELS) / 255])
-    return make_sampler(config, model, process, prior, FLOAT32, None, delta=0.05, seed=1)
+    return make_sampler(config, model, process, prior, FLOAT32, None, choice=Choice(0.05), seed=1)
 
 
 def test_reverse_process_with_an_exact_model() -> None:
     """A model that removes what it is told to: the result is a sum that can be written down."""
-    u_K, K, delta = torch.full((2, 1, 4, 4), 10.0), 3, 0.5
+    u_K, process = torch.full((2, 1, 4, 4), 10.0), HeatDissipation(DCTBlur(blur_schedule(3, 0.5, 2.0), 4, 4), 0.01)
     seen: list[tuple[int, float]] = []
     result = reverse_process(
+        process,
         lambda u, k: -k.float()[:, None, None, None].expand_as(u),
         u_K,
-        K,
-        delta,
+        process.sampling_noise(0.5, None),
         lambda k: torch.full_like(u_K, float(k)),
         lambda k, u: seen.append((k, u[0, 0, 0, 0].item())),
     )
@@ -64,7 +68,7 @@ def test_a_sample_does_not_depend_on_its_batch(sampler: Sampler) -> None:
 def states(sampler: Sampler, kind: str, count: int) -> dict[int, torch.Tensor]:
     seen: dict[int, torch.Tensor] = {}
     getattr(sampler, kind)(range(count), lambda k, u: seen.update({k: u.clone()}))
-    assert sorted(seen) == list(range(sampler.K + 1))
+    assert sorted(seen) == list(range(sampler.num_steps + 1))
     return seen
 
 
@@ -111,7 +115,7 @@ def test_noise_on_prior_states(sampler: Sampler) -> None:
         seen: list[torch.Tensor] = []
         config = tiny_config(model__protocol=protocol)
         process = build_process(config)
-        other = make_sampler(config, sampler.model, process, sampler.prior, FLOAT32, None, delta=0.05, scoring=scoring)
+        other = make_sampler(config, sampler.model, process, sampler.prior, FLOAT32, None, choice=Choice(0.05), scoring=scoring)
         other.independent(range(20), lambda k, u: seen.append(u.clone()))
         differences = seen[0].flatten(1)[:, None] - blurred.flatten(1)
         return float(differences.norm(dim=2).amin(1).mean())
@@ -122,10 +126,12 @@ def test_noise_on_prior_states(sampler: Sampler) -> None:
 
 
 @pytest.mark.parametrize(("dequantized", "mirrored"), [(False, False), (True, False), (False, True)])
-def test_stored_prior_and_data_give_the_same_states(dequantized: bool, mirrored: bool) -> None:
-    process = build_process(tiny_config())
+def test_stored_prior_and_data_give_the_same_states(dequantized: bool, mirrored: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config(data__uniform_dequantization=dequantized, data__random_flip=mirrored)
+    monkeypatch.setattr("scripts.sampling.sampler.load_images", lambda data, split: SOURCE)
+    process = build_process(config)
     stored = process.build_prior(batch.images for batch in clean_batches(SOURCE, 4, 0, dequantized, mirrored))
-    data, chosen = DataPrior(SOURCE, process, dequantized, mirrored), torch.tensor([6, 7, 29, 6])
+    data, chosen = data_prior(config, process), torch.tensor([6, 7, 29, 6])
     assert len(stored) == len(data) == (60 if mirrored else 30)
     torch.testing.assert_close(stored.means(chosen), data.means(chosen), atol=2e-6, rtol=0)
     is_mirror_image = torch.allclose(data.means(chosen)[1], data.means(chosen)[0].flip(-1), atol=2e-6)
@@ -133,9 +139,9 @@ def test_stored_prior_and_data_give_the_same_states(dequantized: bool, mirrored:
 
 
 def test_frame_levels() -> None:
-    assert frame_levels(7, 3) == [7, 4, 1, 0]
-    assert frame_levels(4, 1) == [4, 3, 2, 1, 0]
-    assert frame_levels(4, 100) == [4, 0]
+    assert frame_levels((7, 6, 5, 4, 3, 2, 1, 0), 3) == (7, 4, 1, 0)
+    assert frame_levels((4, 3, 1, 0)) == (4, 3, 1, 0)
+    assert frame_levels((4, 3, 2, 1, 0), 100) == (4, 0)
 
 
 def test_files_of_a_sample_set(sampler: Sampler, tmp_path: Path) -> None:
@@ -175,32 +181,61 @@ def quiet() -> Iterator[None]:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_delta_is_the_configurations_unless_given() -> None:
+def test_what_is_sampled_with_by_default(sampler: Sampler) -> None:
+    """The calibrated kernel where it was measured, the paper's noise otherwise, the release's with its protocol."""
     config = tiny_config(model__sigma=0.02)
-    assert parse_delta(None, config) == 0.025
-    assert parse_delta("0", config) == 0.0
-    assert parse_delta("spectral", config) == "spectral"
-    assert parse_delta(None, tiny_config(model__protocol="released")) == 0.01
-    assert parse_delta(None, tiny_config(model__sampling_noise="spectral")) == "spectral"
-    assert parse_delta("posterior", tiny_config(model__sampling_noise="posterior")) == "posterior"
-    for wrong in ("-1", "nan", "isotropic"):
-        with pytest.raises(UserError, match=f"--delta={wrong}: must be a number of at least 0, or spectral"):
-            parse_delta(wrong, config)
+    process, measured = build_process(config), measured_kernels(sampler)
+    assert Choice().kernel(process, config, None).label == "0.025"
+    assert Choice().kernel(process, config, measured).label == "calibrated"
+    assert Choice("spectral").kernel(process, config, measured).label == "spectral"
+    assert Choice("0").kernel(process, config, measured).prior_std == 0
+    assert Choice().kernel(process, tiny_config(model__sampling_noise="spectral"), measured).label == "spectral"
+    released = tiny_config(model__protocol="released")
+    assert Choice().kernel(build_process(released), released, measured).label == "0.01"
+    for wrong in ("-1", "nan"):
+        with pytest.raises(UserError, match=f"--delta={wrong}: must be a number of at least 0"):
+            parse_delta(wrong)
+    with pytest.raises(UserError, match=r"--delta=0.o1: must be a number of at least 0, auto"):
+        Choice("0.o1").kernel(process, config, measured)
+    with pytest.raises(UserError, match=r"--delta=spectral: nothing was measured .* scripts\.tools\.calibrate"):
+        Choice("spectral").kernel(process, config, None)
 
 
-def test_spectral_noise_through_all_kinds(sampler: Sampler) -> None:
-    """A spectrum changes the samples, and neither their independence of the batch nor the ends of an interpolation."""
-    measured = sampler.process.measured_noise(torch.rand(sampler.K + 1, 11, generator=torch.Generator().manual_seed(0)))
-    assert measured is not None
+def measured_kernels(sampler: Sampler) -> dict[str, torch.Tensor]:
+    state = calibrate(sampler.process, sampler.model, FLOAT32, torch.from_numpy(PIXELS) / 255, 0, 8)
+    assert state is not None
+    return dict(state)
+
+
+@pytest.mark.parametrize("choice", [Choice("spectral"), Choice("calibrated"), Choice(steps="2"), Choice(steps="2:bound")])
+def test_measured_kernels_through_all_kinds(choice: Choice, sampler: Sampler) -> None:
+    """They change the samples, and neither their independence of the batch nor the ends of an interpolation."""
     config = tiny_config()
-    spectral = make_sampler(
-        config, sampler.model, sampler.process, sampler.prior, FLOAT32, dict(measured), delta="spectral", seed=1
-    )
-    together = spectral.independent(range(4))
+    prior, measured = sampler.prior, measured_kernels(sampler)
+    other = make_sampler(config, sampler.model, sampler.process, prior, FLOAT32, measured, choice=choice, seed=1)
+    together = other.independent(range(4))
     assert not torch.allclose(together, sampler.independent(range(4)), atol=1e-2)
-    torch.testing.assert_close(spectral.independent([2])[0], together[2], atol=1e-4, rtol=0)
-    torch.testing.assert_close(spectral.interpolate((2, 3), 5)[[0, -1]], together[[2, 3]], atol=1e-4, rtol=0)
-    assert spectral.noise.label == "spectral"
-    assert spectral.prior_std == config.model.sigma
-    with pytest.raises(UserError, match=r"measure_noise"):
-        make_sampler(config, sampler.model, sampler.process, sampler.prior, FLOAT32, None, delta="spectral")
+    torch.testing.assert_close(other.independent([2])[0], together[2], atol=1e-4, rtol=0)
+    torch.testing.assert_close(other.interpolate((2, 3), 5)[[0, -1]], together[[2, 3]], atol=1e-4, rtol=0)
+    torch.testing.assert_close(other.same_init(range(2))[:1], together[:1], atol=1e-4, rtol=0)
+    assert other.prior_std == config.model.sigma
+    assert other.num_steps == (3 if choice.steps is None else 2)
+
+
+def test_levels_to_visit(sampler: Sampler) -> None:
+    process, measured = HeatDissipation(DCTBlur(blur_schedule(10, 0.5, 2.0), 8, 8), 0.01), None
+    assert parse_steps("4", process, measured) == (10, 8, 5, 2, 0)
+    assert parse_steps("10", process, measured) == process.chain
+    assert parse_steps("10,7,3,0", process, measured) == (10, 7, 3, 0)
+    for wrong in ("0", "11", "x", "4:fid", "4:", "9,3,0", "10,3", "10,3,5,0", "10,3,3,0", "11,10,0"):
+        with pytest.raises(ValueError, match=r"must (be N from 1 to 10|go down from 10 to 0)"):
+            parse_steps(wrong, process, measured)
+    config, measured = tiny_config(), measured_kernels(sampler)
+    with pytest.raises(UserError, match=r"--delta=0.01 --steps=2: skipping levels"):
+        Choice("0.01", "2").kernel(sampler.process, config, measured)
+    labels = {Choice(steps=steps).label(sampler.kernel) for steps in (None, "2", "2:bound", "3,2,0", "3,1,0")}
+    assert len(labels) == 4, "explicit levels are told apart by the kernel's own chain"
+    for steps in ("3,2,0", "3,1,0"):
+        choice = Choice(steps=steps)
+        labels.add(choice.label(choice.kernel(sampler.process, config, measured)))
+    assert len(labels) == 6

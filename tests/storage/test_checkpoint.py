@@ -189,14 +189,14 @@ def test_noise_precision_and_dequantization(tmp_path: Path) -> None:
     config = tiny_config()
     write_meta(tmp_path, contents(config))
     trained = load_trained(config, tmp_path, 0)
-    assert (trained.noise, trained.precision, trained.dequantized) == (None, "", False)
+    assert (trained.measured, trained.precision, trained.dequantized) == (None, "", False)
     torch.save({"errors": torch.ones(2)}, noise_path(meta_path(tmp_path)))
-    assert (load_trained(config, tmp_path, 0).noise or {})["errors"].tolist() == [1, 1]
+    assert (load_trained(config, tmp_path, 0).measured or {})["errors"].tolist() == [1, 1]
     dequantized = contents(tiny_config(data__uniform_dequantization=True))
     write_meta(tmp_path, dequantized | {"noise": {"errors": torch.zeros(2)}, "precision": "bfloat16"})
     trained = load_trained(config, tmp_path, 0)
     assert (trained.precision, trained.dequantized) == ("bfloat16", True)
-    assert (trained.noise or {})["errors"].tolist() == [0, 0]
+    assert (trained.measured or {})["errors"].tolist() == [0, 0]
 
 
 def test_a_checkpoint_of_an_earlier_version(tmp_path: Path) -> None:

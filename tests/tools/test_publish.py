@@ -7,6 +7,7 @@ import torch
 
 from scripts.config.paths import ROOT
 from scripts.errors import UserError
+from scripts.sampling.choice import Choice
 from scripts.sampling.sampler import load_sampler
 from scripts.storage import checkpoint
 from scripts.storage.files import read_json_lines
@@ -24,7 +25,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def samples(workdir: Path, **overrides: object) -> torch.Tensor:
-    sampler, _ = load_sampler(tiny_config(**overrides), workdir, 0, delta="spectral")
+    sampler, _ = load_sampler(tiny_config(**overrides), workdir, 0, choice=Choice("calibrated"))
     return sampler.independent([0, 1, 2])
 
 

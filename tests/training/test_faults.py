@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from model_code import build_process
 from scripts.data.datasets import load_images
 from scripts.errors import UserError
-from scripts.sampling.sampler import DataPrior
+from scripts.sampling.sampler import data_prior
 from scripts.storage.checkpoint import meta_path, read
 from scripts.storage.files import atomic_write, read_json_lines
 from scripts.training.log import MetricsWriter
@@ -111,9 +111,12 @@ def test_a_disk_with_images_that_goes_away(tmp_path: Path, monkeypatch: pytest.M
     assert train(config, tmp_path / "run") == 0
 
 
-def test_prior_from_data_passes_over_an_unreadable_image() -> None:
+def test_prior_from_data_passes_over_an_unreadable_image(monkeypatch: pytest.MonkeyPatch) -> None:
     """As training does: the next readable one in its place, with a warning that names it."""
-    process, images = build_process(tiny_config()), numbered(4, 8)
+    config, images = tiny_config(), numbered(4, 8)
+    process = build_process(config)
+    sources = iter([WithDamage(images, {1}), images])
+    monkeypatch.setattr("scripts.sampling.sampler.load_images", lambda data, split: next(sources))
     with pytest.warns(UserWarning, match="skipped unreadable images image 1"):
-        found = DataPrior(WithDamage(images, {1}), process, False).means(torch.tensor([0, 1]))
-    torch.testing.assert_close(found, DataPrior(images, process, False).means(torch.tensor([0, 2])))
+        found = data_prior(config, process).means(torch.tensor([0, 1]))
+    torch.testing.assert_close(found, data_prior(config, process).means(torch.tensor([0, 2])))

@@ -1,0 +1,218 @@
+"""Reverse kernels: the distributions p(u_j | u_k) that one step of the reverse process draws from.
+
+A chain is the list of levels that a sample visits, K first and 0 last; j is the level that follows k in it. All are Gaussian.
+The paper's has the network's mean and one standard deviation, delta, for all levels and frequencies. An `AffineKernel` corrects
+mean and variance per radial bin of frequencies; where its numbers come from is in `calibration.py`.
+"""
+
+import zlib
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Protocol
+
+import torch
+
+from model_code.dct import dct2, dct_matrix, idct2
+
+Chain = tuple[int, ...]
+
+
+class ReverseKernel(Protocol):
+    """p(u_j | u_k) for each level k of a chain but the last."""
+
+    label: str
+    """Its name in directories and records: "0.0125", "spectral" or "calibrated"."""
+    chain: Chain
+    """The levels that are visited, the highest first, 0 last."""
+    prior_std: float
+    """Standard deviation of the components of the prior over u_K."""
+
+    def mean(self, u_k: torch.Tensor, prediction: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        """The mean of p(u_j | u_k), at j = 0 the sample itself, from what the process predicts at u_k: float32 (B, C, H, W).
+
+        u_k and prediction are (B, C, H, W), k int64 (B,) levels of the chain.
+        """
+
+    def step(self, mean: torch.Tensor, k: int, eps: torch.Tensor) -> torch.Tensor:
+        """A draw from p(u_j | u_k) with the given mean, from standard normal eps (B, C, H, W)."""
+
+    def checksum(self) -> int:
+        """A number that tells one kernel from another of the same label."""
+
+    def mean_checksum(self) -> int:
+        """A number that tells its mean from another's along the same chain."""
+
+
+class GaussianKernel(ReverseKernel, Protocol):
+    """A kernel with a covariance that is diagonal in the cosine basis, as the bound needs it."""
+
+    def variances(self, k: torch.Tensor) -> torch.Tensor:
+        """The variance in each bin of frequencies at int64 levels k (B,): float64 (B, R), or (B, 1) if all are alike."""
+
+
+def arrivals(chain: Chain, K: int) -> torch.Tensor:
+    """The level that follows k in the chain, for every level k: int64 (K + 1,), 0 for levels that are not in it."""
+    after = torch.zeros(K + 1, dtype=torch.int64)
+    for k, j in pairwise(chain):
+        after[k] = j
+    return after
+
+
+class IsotropicKernel:
+    """The paper's: N(prediction, delta^2 I)."""
+
+    def __init__(self, delta: float, chain: Chain) -> None:
+        self.delta = self.prior_std = delta
+        self.label, self.chain = f"{delta:g}", chain
+
+    def mean(self, u_k: torch.Tensor, prediction: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        """The prediction."""
+        return prediction
+
+    def step(self, mean: torch.Tensor, k: int, eps: torch.Tensor) -> torch.Tensor:
+        """mean + delta eps (paper, Algorithm 2)."""
+        return mean + self.delta * eps
+
+    def variances(self, k: torch.Tensor) -> torch.Tensor:
+        """delta^2."""
+        return torch.full((len(k), 1), self.delta**2, dtype=torch.float64, device=k.device)
+
+    def checksum(self) -> int:
+        """0: label and chain say everything."""
+        return 0
+
+    def mean_checksum(self) -> int:
+        """0: the mean is the prediction."""
+        return 0
+
+
+class AffineKernel:
+    """N(a u_k + b f + c, diag(v)) in the cosine basis, where f = prediction - u_k.
+
+    a, b and v depend on the level and the bin of frequencies, c on the level and the frequency. Without `gains` the mean is the
+    prediction itself: a = b = 1, c = 0.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        chain: Chain,
+        bins: torch.Tensor,
+        variance: torch.Tensor,
+        prior_std: float,
+        gains: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
+    ) -> None:
+        """bins: int64 (H, W), see `calibration.frequency_bins`; variance (K + 1, R); gains: a and b (K + 1, R) and c
+        (K + 1, C, h, w), which is 0 beyond the lowest h x w frequencies. Rows of levels outside the chain are not used.
+        """
+        self.label, self.chain, self.prior_std = label, chain, prior_std
+        self.variance = variance.double()
+        H, W = bins.shape
+        self._tables = [bins, dct_matrix(H).float(), dct_matrix(W).float(), variance.sqrt().float()]
+        self._tables += [] if gains is None else [table.float() for table in gains]
+
+    def mean(self, u_k: torch.Tensor, prediction: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        """a u_k + b f + c."""
+        bins, D_H, D_W, _, *gains = self._on(u_k.device)
+        if not gains:
+            return prediction
+        a, b, c = (gain[k] for gain in gains)
+        f = dct2(prediction - u_k, D_H, D_W)
+        mean = a[:, bins].unsqueeze(1) * dct2(u_k, D_H, D_W) + b[:, bins].unsqueeze(1) * f
+        mean[..., : c.shape[-2], : c.shape[-1]] += c
+        return idct2(mean, D_H, D_W)
+
+    def step(self, mean: torch.Tensor, k: int, eps: torch.Tensor) -> torch.Tensor:
+        """mean plus eps filtered in the cosine basis, which is orthonormal: there, too, eps is standard normal."""
+        bins, D_H, D_W, std, *_ = self._on(mean.device)
+        return mean + idct2(std[k][bins] * dct2(eps, D_H, D_W), D_H, D_W)
+
+    def variances(self, k: torch.Tensor) -> torch.Tensor:
+        """v in each bin."""
+        return self.variance.to(k.device)[k]
+
+    def checksum(self) -> int:
+        """Of variances and gains at the levels of the chain."""
+        return self._crc32(self._tables[3:])
+
+    def mean_checksum(self) -> int:
+        """Of the gains; 0 if the mean is the prediction."""
+        return self._crc32(self._tables[4:])
+
+    def _crc32(self, tables: list[torch.Tensor]) -> int:
+        used, value = list(self.chain[:-1]), 0
+        for table in tables:
+            value = zlib.crc32(table[used].cpu().numpy().tobytes(), value)
+        return value
+
+    def _on(self, device: torch.device) -> list[torch.Tensor]:
+        """The tables, moved there once."""
+        self._tables = [table.to(device) for table in self._tables]
+        return self._tables
+
+
+class PosteriorKernel:
+    """For a process z_k = alpha_k x + sigma_k eps in each frequency that predicts eps: q(z_j | z_k, x) with the x that follows.
+
+    Its standard deviation is multiplied by eta: 1 is ancestral sampling, 0 deterministic (DDIM, Song et al., 2021, in the basis
+    in which blur is diagonal, as gDDIM).
+    """
+
+    prior_std = 1.0
+
+    def __init__(
+        self,
+        alpha_sigma: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
+        K: int,
+        size: int,
+        chain: Chain,
+        eta: float,
+    ) -> None:
+        """alpha_sigma: int64 levels (B,) to alpha (B, 1, H, W) and sigma (B, 1, 1, 1), float64; size: of the square images."""
+        self.alpha_sigma, self.chain, self.eta = alpha_sigma, chain, eta
+        self.label = "posterior" if eta == 1 else f"eta_{eta:g}"
+        self._tables = [arrivals(chain, K), dct_matrix(size).float()]
+
+    def after(self, k: torch.Tensor) -> torch.Tensor:
+        """The levels that follow levels k (B,) in the chain."""
+        return self._on(k.device)[0][k]
+
+    def coefficients(self, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """For the steps from levels k (B,): what multiplies z_k and eps in the mean, and the variance of the posterior.
+
+        With the estimate x = (z_k - sigma_k eps) / alpha_k, the mean is alpha_j x + sqrt(sigma_j^2 - eta^2 v) eps with
+        v = sigma_j^2 sigma_{k|j}^2 / sigma_k^2, which for eta = 1 is the mean of q(z_j | z_k, x). Nothing is divided by
+        small numbers. At j = 0 mean and variance are x and 0. Float64 (B, 1, H, W) each, by frequency.
+        """
+        (alpha_k, sigma_k), (alpha_j, sigma_j) = self.alpha_sigma(k), self.alpha_sigma(self.after(k))
+        ratio = alpha_k / alpha_j
+        variance = sigma_j**2 * (1 - (ratio * sigma_j / sigma_k) ** 2)
+        of_eps = (sigma_j**2 - self.eta**2 * variance).clamp(min=0).sqrt() - sigma_k / ratio
+        return 1 / ratio, of_eps, variance
+
+    def mean(self, u_k: torch.Tensor, prediction: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        """The posterior's mean."""
+        of_z, of_eps, _ = self.coefficients(k)
+        D = self._on(u_k.device)[1]
+        return idct2(of_z.float() * dct2(u_k, D, D) + of_eps.float() * dct2(prediction, D, D), D, D)
+
+    def step(self, mean: torch.Tensor, k: int, eps: torch.Tensor) -> torch.Tensor:
+        """mean plus eps with eta times the posterior's standard deviation in each frequency."""
+        if self.eta == 0:
+            return mean
+        _, _, variance = self.coefficients(torch.tensor([k], device=mean.device))
+        D = self._on(mean.device)[1]
+        return mean + idct2(self.eta * variance.sqrt().float() * dct2(eps, D, D), D, D)
+
+    def checksum(self) -> int:
+        """0: label and chain say everything."""
+        return 0
+
+    def mean_checksum(self) -> int:
+        """0: the process knows it."""
+        return 0
+
+    def _on(self, device: torch.device) -> list[torch.Tensor]:
+        """The tables, moved there once."""
+        self._tables = [table.to(device) for table in self._tables]
+        return self._tables

@@ -1,0 +1,75 @@
+"""From --delta, --steps and --eta to a reverse kernel."""
+
+import math
+import zlib
+from dataclasses import dataclass
+
+from ml_collections import ConfigDict
+
+from model_code.kernels import Chain, ReverseKernel
+from model_code.process import Measured, Process
+from scripts.errors import UserError
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How to sample. None is the configuration's way: its sampling noise, all levels that were trained."""
+
+    delta: str | float | None = None
+    """A standard deviation, or a name: "auto", "isotropic", "spectral", "calibrated"."""
+    steps: str | None = None
+    """"N" evenly spaced, "N:bound" for the best bound, or all levels "K,...,0"."""
+    eta: float | None = None
+    """By what the posterior's standard deviation is multiplied, for processes whose kernel is a posterior."""
+
+    def kernel(self, process: Process, config: ConfigDict, measured: Measured) -> ReverseKernel:
+        """The kernel of a process for which `measured` is known. Raises UserError, naming the flag, if it cannot be had."""
+        kind = parse_delta(config.model.sampling_noise if self.delta is None else self.delta)
+        given = [f"--{name}={value}" for name, value in vars(self).items() if value is not None]
+        if self.eta is not None:
+            kind = f"eta={self.eta:g}"
+        try:
+            chain = None if self.steps is None else parse_steps(self.steps, process, measured)
+            return process.sampling_noise(kind, measured, chain)
+        except ValueError as error:
+            raise UserError(f"{' '.join(given) or f'config.model.sampling_noise = {kind!r}'}: {error}") from None
+
+    def label(self, kernel: ReverseKernel) -> str:
+        """A name for directories: "0.0125", "calibrated_steps_25", "calibrated_steps_25_bound"."""
+        if self.steps is None:
+            return kernel.label
+        name = self.steps.replace(":", "_")
+        if "," in self.steps:
+            name = f"{len(kernel.chain) - 1}_{zlib.crc32(repr(kernel.chain).encode()):08x}"
+        return f"{kernel.label}_steps_{name}"
+
+
+def parse_delta(text: str | float) -> str | float:
+    """A standard deviation of at least 0 as a number; anything else is a name, which the process has to know.
+
+    Raises UserError for other numbers.
+    """
+    try:
+        delta = float(text)
+    except ValueError:
+        return text
+    if not 0 <= delta < math.inf:
+        raise UserError(f"--delta={text}: must be a number of at least 0, or a name such as calibrated")
+    return delta
+
+
+def parse_steps(text: str, process: Process, measured: Measured) -> Chain:
+    """The levels that --steps names, some of `process.chain`. Raises ValueError for others."""
+    levels = process.chain
+    most = len(levels) - 1
+    number, _, how = text.partition(":")
+    if "," in text and all(part.strip().isdecimal() for part in text.split(",")):
+        chain = tuple(map(int, text.split(",")))
+        if (chain[0], chain[-1]) != (levels[0], 0) or list(chain) != sorted(set(chain) & set(levels), reverse=True):
+            raise ValueError(f"must go down from {levels[0]} to 0, each once, along levels that were trained")
+        return chain
+    if not number.isdecimal() or not 1 <= int(number) <= most or (how != "bound" and text != number):
+        raise ValueError(f"must be N from 1 to {most}, N:bound, or all levels from {levels[0]} to 0 with commas")
+    if how == "bound":
+        return process.best_chain(measured, int(number))
+    return tuple(levels[round(i * most / int(number))] for i in range(int(number) + 1))

@@ -1,0 +1,279 @@
+"""Reverse kernels: the paper's is a special case; on Gaussian data the calibrated ones are the best, in closed form."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from model_code.blur import DCTBlur, blur_schedule
+from model_code.calibration import Calibration, Moments, bin_sums, frequency_bins, shortest_path
+from model_code.dct import dct2, idct2
+from model_code.elbo import gaussian_kl, negative_log_density
+from model_code.kernels import AffineKernel, Chain, IsotropicKernel, ReverseKernel
+from model_code.process import Denoiser, HeatDissipation
+from scripts.runtime.device import Precision
+from scripts.sampling.measurement import calibrate
+from scripts.sampling.reverse import reverse_process
+from tests.golden import Golden
+
+CPU = torch.device("cpu")
+SIGMA, K, SIZE = 0.01, 30, 8
+BLUR = DCTBlur(blur_schedule(K, 0.5, 5.0), SIZE, SIZE)
+PROCESS = HeatDissipation(BLUR, SIGMA)
+RADII = (torch.arange(SIZE)[:, None] ** 2 + torch.arange(SIZE) ** 2).sqrt()
+BINS = PROCESS.bins = torch.unique(RADII, return_inverse=True)[1]
+"""Every radius on its own: there, closed forms are exact."""
+ALL = PROCESS.chain
+SKIPPING = (K, 24, 23, 15, 9, 4, 1, 0)
+VARIANCES = 0.5 / (1 + RADII**2) ** 1.5
+"""Of the DCT coefficients of the images below: float32 (H, W), falling as those of natural images do."""
+MEAN = torch.full((1, 1, SIZE, SIZE), 0.5)
+
+
+def gaussian_images(count: int, seed: int = 0) -> torch.Tensor:
+    """Images whose DCT coefficients are independent normals with `VARIANCES`."""
+    eps = torch.from_numpy(np.random.default_rng(seed).standard_normal((count, 1, SIZE, SIZE)).astype(np.float32))
+    return MEAN + idct2(eps * VARIANCES.sqrt(), BLUR.D_H, BLUR.D_W)
+
+
+def gain(k: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
+    """Of the posterior mean of A_j u_0 - m, per u_k - A_k m: (B, 1, H, W)."""
+    return BLUR.decay(j) * BLUR.decay(k) * VARIANCES / (BLUR.decay(k) ** 2 * VARIANCES + SIGMA**2)
+
+
+def posterior_mean(u: torch.Tensor, k: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
+    """E[A_j u_0 | u_k], which is linear for such images; the mean image is constant, and not changed by blur."""
+    return MEAN + idct2(gain(k, j) * dct2(u - MEAN, BLUR.D_H, BLUR.D_W), BLUR.D_H, BLUR.D_W)
+
+
+def best_denoiser(u: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """f(u_k, k) with the posterior mean of A_{k-1} u_0."""
+    return posterior_mean(u, k, k - 1) - u
+
+
+def blind_denoiser(u: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """It does not see the mean, as networks of the paper's kind, and leaves its noise; it is off by a factor and an offset."""
+    f = best_denoiser(u, k)
+    return 0.8 * (f - f.mean((2, 3), keepdim=True)) + 0.003
+
+
+def posterior_variance(k: int, j: int) -> torch.Tensor:
+    """Of the coefficients of A_j u_0 given u_k: float64 (H, W)."""
+    d_j, d_k = (BLUR.decay(torch.tensor([level]))[0, 0].double() for level in (j, k))
+    return d_j**2 * VARIANCES * SIGMA**2 / (d_k**2 * VARIANCES + SIGMA**2)
+
+
+def by_bin(coefficients: torch.Tensor) -> torch.Tensor:
+    """Means over bins: (..., H, W) to (..., R)."""
+    return bin_sums(coefficients, BINS) / bin_sums(torch.ones(SIZE, SIZE), BINS)
+
+
+def calibrated(model: Denoiser, count: int, process: HeatDissipation = PROCESS) -> dict[str, torch.Tensor]:
+    state = calibrate(process, model, Precision.named(CPU, "float32"), gaussian_images(count), 0, 200)
+    assert state is not None
+    return dict(state)
+
+
+STATE = calibrated(best_denoiser, 3000)
+
+
+def kernel(kind: str | float = "calibrated", chain: Chain | None = None) -> ReverseKernel:
+    return PROCESS.sampling_noise(kind, STATE, chain)
+
+
+# --- kernels ---
+
+
+def test_bins_are_radii_and_blind_frequencies() -> None:
+    """Distances from the constant, rounded; the constant alone, and with patches of p x p pixels p^2 frequencies alone."""
+    assert frequency_bins(3, 3).tolist() == [[3, 0, 1], [0, 0, 1], [1, 1, 2]]
+    for patch_size, alone in ((1, {0}), (2, {0, 7}), (4, {0, 4, 7})):
+        bins = frequency_bins(8, 8, patch_size)
+        sizes = bins.flatten().bincount()
+        assert (sizes > 0).all()
+        for n, m in itertools.product(alone, alone):
+            assert sizes[bins[n, m]] == 1
+    u = torch.rand(4, 3, SIZE, SIZE)
+    squares = dct2(u, BLUR.D_H, BLUR.D_W).square()
+    torch.testing.assert_close(bin_sums(squares, BINS).sum((1, 2)), u.double().square().sum((1, 2, 3)), rtol=1e-5, atol=0)
+
+
+def test_the_papers_noise_is_a_special_case(golden: Golden) -> None:
+    """The original's trajectory with a = b = 1, c = 0, v = delta^2, through the cosine basis."""
+    noise, delta, process = golden["sampler_noise"], golden.settings["delta"], golden.process()
+    levels, num_bins = process.K + 1, int(process.bins.max()) + 1
+    ones, c = torch.ones(levels, num_bins), torch.zeros(levels, golden.settings["num_channels"], 4, 4)
+    affine = AffineKernel("", process.chain, process.bins, delta**2 * ones, delta, (ones, ones, c))
+    sample = reverse_process(process, golden.model, golden["init"], affine, lambda k: noise[k - 1])
+    assert (sample - golden["sample"]).norm() < 1e-3 * golden["sample"].norm()
+
+
+def test_the_bound_of_isotropic_noise_is_the_papers() -> None:
+    delta, N = 0.0125, SIZE**2
+    isotropic, k = IsotropicKernel(delta, ALL), torch.full((5,), 7)
+    errors = PROCESS.errors(best_denoiser, gaussian_images(5), k, torch.randn(5, 1, SIZE, SIZE), isotropic)
+    squares = errors.sum(1)
+    term = 0.5 * (SIGMA**2 / delta**2 * N - N + squares / delta**2 + 2 * N * math.log(delta / SIGMA))
+    torch.testing.assert_close(PROCESS.terms(errors, k, isotropic), term)
+    reconstruction = 0.5 * squares / delta**2 + N * math.log(delta * math.sqrt(2 * math.pi))
+    torch.testing.assert_close(PROCESS.reconstruction(errors, isotropic), reconstruction)
+
+
+def test_terms_against_torch() -> None:
+    """A term is a divergence of Gaussians, the reconstruction minus a log density, also where variances differ."""
+    generator = torch.Generator().manual_seed(0)
+    a, b, w = (torch.rand(6, generator=generator, dtype=torch.float64) + 0.1 for _ in range(3))
+    p, q = torch.distributions.Normal(a, SIGMA), torch.distributions.Normal(b, w.sqrt())
+    ones, errors = torch.ones(6), (a - b).square()
+    divergence = torch.distributions.kl_divergence(p, q).sum()
+    torch.testing.assert_close(gaussian_kl(errors, SIGMA**2, w, ones), divergence)
+    torch.testing.assert_close(negative_log_density(errors, w, ones), -q.log_prob(a).sum())
+
+
+# --- calibration ---
+
+
+@pytest.mark.parametrize("model", [best_denoiser, blind_denoiser])
+def test_mean_and_variance_of_every_pair_are_the_known_ones(model: Denoiser) -> None:
+    """Of A_j u_0 given u_k, also for a network that leaves out the mean and is off by a factor and an offset.
+
+    Of n coefficients of 3,000 images a variance has a relative error of sqrt(2 / (3000 n)).
+    """
+    state = STATE if model is best_denoiser else calibrated(model, 3000)
+    tolerance = 5 * (2 / (3000 * bin_sums(torch.ones(SIZE, SIZE), BINS))).sqrt()
+    u0, eps = gaussian_images(200, 1), torch.randn(200, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+    for k, j in itertools.combinations(range(K, -1, -1), 2):
+        if k != K and j and (k + j) % 7:
+            continue  # a seventh of the pairs, and all that begin or end the chain
+        one = Calibration(state, Moments(BINS, 1), PROCESS._decay(), SIGMA).fit(torch.tensor([k]), torch.tensor([j]))
+        expected = by_bin(posterior_variance(k, j))
+        assert ((one.errors[0] - expected).abs() <= tolerance * expected + 3e-9).all(), (k, j, one.errors[0] / expected)
+        affine = PROCESS.sampling_noise("calibrated", state, (k, j) if j == 0 else (k, j, 0))
+        level = torch.full((200,), k)
+        u_k, _ = PROCESS.corrupt(u0, level, eps)
+        found = affine.mean(u_k, PROCESS.predict(model, u_k, level), level)
+        off = dct2(found - posterior_mean(u_k, level, level * 0 + j), BLUR.D_H, BLUR.D_W).square().mean((0, 1))
+        assert (by_bin(off) <= 0.02 * expected + 1e-9).all(), (k, j, by_bin(off) / expected)
+
+
+def power_of_samples(kernel: ReverseKernel, model: Denoiser = best_denoiser, count: int = 4000) -> torch.Tensor:
+    """Mean squares of the DCT coefficients of samples about the data's mean, by bin: (R,)."""
+    generator = torch.Generator().manual_seed(1)
+    draw = lambda k: torch.randn(count, 1, SIZE, SIZE, generator=generator)  # noqa: E731
+    u_K = BLUR(gaussian_images(count, 5), torch.full((count,), K)) + kernel.prior_std * draw(0)
+    samples = reverse_process(PROCESS, model, u_K, kernel, draw)
+    return by_bin(dct2(samples - MEAN, BLUR.D_H, BLUR.D_W).square().mean((0, 1)))
+
+
+@pytest.mark.parametrize("chain", [ALL, SKIPPING])
+def test_samples_have_the_power_spectrum_of_the_data(chain: Chain) -> None:
+    """With the calibrated kernel within the error of 4,000 samples; no single delta does that.
+
+    A sample is the last mean: its variance is that of the data less what nobody can know of u_0 from the last state.
+    """
+    data = by_bin(VARIANCES.double() - posterior_variance(chain[-2], 0))
+    ratio = power_of_samples(kernel(chain=chain)) / data
+    assert ((ratio - 1).abs() < 0.12).all(), ratio
+    if chain == ALL:
+        for delta in (1.0, 1.25, 1.5):
+            isotropic = power_of_samples(kernel(delta * SIGMA)) / data
+            assert ((isotropic - 1).abs() > 0.15).any(), (delta, isotropic)
+
+
+def test_a_blind_coefficient_is_corrected() -> None:
+    """Without calibration the mean's noise adds up from step to step; with it samples have the data's power there."""
+    state, constant = calibrated(blind_denoiser, 1000), BINS[0, 0]
+    data = VARIANCES[0, 0].double() - posterior_variance(1, 0)[0, 0]
+    off = {
+        kind: (power_of_samples(PROCESS.sampling_noise(kind, state), blind_denoiser)[constant] / data - 1).abs().item()
+        for kind in ("spectral", "calibrated")
+    }
+    assert off["calibrated"] < 0.06 < off["spectral"], off
+
+
+@pytest.mark.parametrize("chain", [ALL, SKIPPING, (K, 0)])
+def test_bound_of_any_chain_is_the_closed_form(chain: Chain) -> None:
+    """1/2 sum log(1 + E / sigma^2) for each step, 1/2 sum [log(2 pi E) + 1] for the last: expected and on new images."""
+    pairs = list(itertools.pairwise(chain))
+    expected = sum(0.5 * (1 + posterior_variance(k, j) / SIGMA**2).log().sum() for k, j in pairs[:-1])
+    expected += 0.5 * ((2 * math.pi * posterior_variance(chain[-2], 0)).log() + 1).sum()
+    costs = Calibration(STATE, Moments(BINS, 1), PROCESS._decay(), SIGMA).costs(ALL)
+    assert sum(costs[k, j].item() for k, j in pairs) == pytest.approx(
+        expected.item(), abs=1.5
+    )  # of images that all levels share
+
+    affine, u0 = kernel(chain=chain), gaussian_images(400, 2)
+    total = torch.zeros(400, dtype=torch.float64)
+    for k, j in pairs:
+        level = torch.full((400,), k)
+        eps = torch.randn(400, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(k))
+        errors = PROCESS.errors(best_denoiser, u0, level, eps, affine)
+        total += PROCESS.terms(errors, level, affine) if j else PROCESS.reconstruction(errors, affine)
+    assert abs(total.mean() - expected) < 4 * total.std() / 20
+
+
+def test_no_other_kernel_has_a_lower_bound() -> None:
+    """The calibrated one is the best affine one, the spectral one the best with the network's mean, then single deltas."""
+    u0, k = gaussian_images(400, 3), torch.full((400,), 12)
+    eps = torch.randn(400, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    state = calibrated(blind_denoiser, 1000)
+
+    def term(kind: str | float) -> float:
+        kernel = PROCESS.sampling_noise(kind, state)
+        return PROCESS.terms(PROCESS.errors(blind_denoiser, u0, k, eps, kernel), k, kernel).mean().item()
+
+    best_delta = min(term(ratio * SIGMA) for ratio in np.linspace(0.9, 2, 12))
+    assert term("calibrated") < term("spectral") < best_delta
+
+
+def test_few_images_do_no_harm() -> None:
+    """From twelve images the bound of new ones is still no worse than with isotropic noise; with one it is finite."""
+    u0 = gaussian_images(400, 4)
+    for count in (1, 12):
+        state, total = calibrated(best_denoiser, count), {}
+        for kind in (1.25 * SIGMA, "calibrated"):
+            affine = PROCESS.sampling_noise(kind, state)
+            levels = torch.arange(2, K + 1).repeat(14)[:400]
+            eps = torch.randn(400, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+            errors = PROCESS.errors(best_denoiser, u0, levels, eps, affine)
+            total[kind] = PROCESS.terms(errors, levels, affine).mean().item()
+        assert math.isfinite(total["calibrated"])
+        assert count == 1 or total["calibrated"] < total[1.25 * SIGMA], total
+
+
+def test_dynamic_programming_finds_the_best_chain() -> None:
+    """Against all chains of a small process."""
+    costs = torch.rand(9, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    costs[torch.arange(9)[:, None] <= torch.arange(9)] = math.inf
+    for steps in range(1, 9):
+        chains = [(8, *middle, 0) for middle in itertools.combinations(range(7, 0, -1), steps - 1)]
+        best = min(chains, key=lambda chain: sum(costs[k, j].item() for k, j in itertools.pairwise(chain)))
+        assert shortest_path(costs, 8, steps) == best
+    chain = PROCESS.best_chain(STATE, 6)
+    assert (len(chain), chain[0], chain[-1]) == (7, K, 0)
+
+
+def test_what_was_not_measured_is_refused() -> None:
+    """With what to run; what was measured for other images or levels is refused, too."""
+    for kind in ("spectral", "calibrated"):
+        with pytest.raises(ValueError, match=r"run python -m scripts\.tools\.calibrate"):
+            PROCESS.sampling_noise(kind, None)
+    with pytest.raises(ValueError, match="skipping levels"):
+        kernel(0.01, SKIPPING)
+    other = HeatDissipation(DCTBlur(blur_schedule(K + 1, 0.5, 5.0), SIZE, SIZE), SIGMA)
+    with pytest.raises(ValueError, match="calibration is of other levels or images"):
+        other.sampling_noise("calibrated", STATE)
+
+
+def test_older_checkpoints_have_their_spectrum() -> None:
+    """Errors by level and rounded radius, as they were kept: the same noise as ever."""
+    radii = RADII.round().long()
+    errors = torch.rand(K + 1, int(radii.max()) + 1, generator=torch.Generator().manual_seed(0)) * SIGMA**2
+    spectral = PROCESS.sampling_noise("auto", {"errors": errors})
+    assert spectral.label == "spectral"
+    eps = torch.randn(1, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+    std = (errors[5][radii] + SIGMA**2).sqrt()
+    expected = idct2(std * dct2(eps, BLUR.D_H, BLUR.D_W), BLUR.D_H, BLUR.D_W)
+    torch.testing.assert_close(spectral.step(torch.zeros_like(eps), 5, eps), expected)
