@@ -28,6 +28,7 @@ class BlurringDiffusion(Process, Likelihood):
     LOG_SNR_MAX, LOG_SNR_MIN = 10.0, -10.0
     """log(a_t^2 / sigma_t^2) at t = 0 and t = 1."""
     discrete = True
+    reads = frozenset({"model.blur_sigma_max"})
 
     def __init__(self, K: int, blur_sigma_max: float, num_channels: int, image_size: int) -> None:
         """blur_sigma_max: the blur's length scale at level K, in pixels."""

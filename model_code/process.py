@@ -38,6 +38,13 @@ class Process(nn.Module, ABC):
     chain: Chain
     """The levels that a network is trained to visit, K first, 0 last."""
     protocol = "paper"
+    reads = frozenset(
+        {
+            *("model.blur_sigma_min", "model.blur_sigma_max", "model.sigma", "model.delta_over_sigma"),
+            *("training.level_weighting", "training.noise_images"),
+        }
+    )
+    """Which of these keys of the configuration it reads, that not every process does."""
     calibrates = False
     """Whether there is a calibrated kernel, which `moments` and `calibration` measure."""
 

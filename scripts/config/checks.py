@@ -6,6 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from configs import default
 from scripts.config.load import flatten, refuse_unknown
 from scripts.errors import UserError
 
@@ -43,6 +44,17 @@ def validate(config: ConfigDict) -> None:
         check_buildable(config)
     except ValueError as error:
         raise UserError(str(error)) from None
+
+
+def unread(config: ConfigDict) -> list[str]:
+    """A line for each key with another value than the default that the configuration's process does not read."""
+    from model_code import build_process  # imports PyTorch
+    from model_code.process import Process
+
+    given, defaults = (dict(flatten(c)) for c in (config, default.get_config()))
+    keys = sorted(Process.reads - build_process(config).reads)
+    name = config.model.process
+    return [f"config.{key} = {given[key]}: not read by process {name}" for key in keys if given[key] != defaults[key]]
 
 
 def _checks(given: dict[str, Any]) -> Iterator[tuple[str, str, bool]]:

@@ -62,10 +62,10 @@ def first_readable(source: ImageSource, wanted: int, unreadable: list[str]) -> t
     raise none_readable(failed)
 
 
-def none_readable(names: Sequence[str]) -> ReadingFailed:
-    """The error for a data set of which no image can be read. names: of its images, at least one."""
+def none_readable(names: Sequence[str], kind: str = "") -> ReadingFailed:
+    """The error for a data set of which no image can be read. names: of its images, at least one; kind: as "held-out "."""
     where = "config.data.dataset, config.data.path"
-    return ReadingFailed(f"{where}: none of the {len(names)} images can be read, such as {names[0]}")
+    return ReadingFailed(f"{where}: none of the {len(names)} {kind}images can be read, such as {names[0]}")
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,9 @@ from scripts.evaluation.plots import LevelRow, plot_by_level
 from scripts.evaluation.results import Result
 from scripts.runtime import distributed
 from scripts.runtime.progress import progress_bar
-from scripts.runtime.randomness import Purpose, normal_by_index, stream
+from scripts.runtime.randomness import Purpose, normal_by_index, stream, torch_generator
 from scripts.sampling.choice import Choice
-from scripts.sampling.sampler import Sampler, load_sampler, weights_checksum
+from scripts.sampling.sampler import Sampler, load_sampler
 from scripts.storage.files import atomic_write, make_directory
 
 
@@ -182,7 +182,7 @@ class BoundEvaluation:
         if kernel.prior_std == 0:
             raise UserError("--delta=0: the bound is infinite without sampling noise; delta must be greater than 0")
         dequantize = self.dequantize and not likelihood_of(sampler.process).discrete
-        key = weights_checksum(trained.model), seed, kernel.chain, kernel.mean_checksum()
+        key = trained.weights_crc32, seed, kernel.chain, kernel.mean_checksum()
         if self._measured is None or self._measured[0] != key:
             sampler = replace(sampler, prior=self._prior(sampler, trained.dequantized, dequantize))
             self._measured = (key, sampler.prior, self._measure(sampler, dequantize))
@@ -200,7 +200,8 @@ class BoundEvaluation:
             "exact": measurement.levels.shape[1] == measurement.num_levels,
             "nats": {name: asdict(Estimate.of(part)) for name, part in bound.items()},
         }
-        eps = torch.randn(measurement.summary.shape, generator=torch.Generator().manual_seed(seed % 2**63))
+        generator = torch_generator(torch.device("cpu"), seed, Purpose.BOUND_PRIOR)
+        eps = torch.randn(measurement.summary.shape, generator=generator)
         monte_carlo = process.prior_monte_carlo(measurement.summary, prior, kernel, eps)
         print(describe(bound, monte_carlo, settings, measurement.num_levels))
         suffix = ("" if self.split == "test" else f"_{self.split}") + ("_exact" if settings["exact"] else "")

@@ -63,7 +63,7 @@ def parse_sweeps(texts: Sequence[str]) -> Axes:
             if name not in SWEPT or name in axes:
                 raise ValueError
             axes[name] = list(values.split(",")) if name == "steps" else _values(values, float if name == "delta" else int)
-        except (ValueError, ArithmeticError):
+        except (ValueError, ArithmeticError):  # a UserError is a ValueError
             raise UserError(
                 f"--sweep={text}: must be {', '.join(SWEPT)}, each once, =first:last:step or =a,b,..., of at least 0; "
                 "delta may have names, such as calibrated, steps is as --steps, the others are integers"
@@ -116,19 +116,23 @@ class Runner:
 
     def run(self, points: Sequence[Point]) -> Scores:
         """The scores of all points, in process 0. All requests are made first, so that an error in one shows at once."""
-        files = distributed.from_main([self._file(point) for point in points])
+        requests = [self.request(point) for point in points]
+        files = distributed.from_main([self._file(*pair) for pair in zip(points, requests, strict=True)])
         done = distributed.from_main([file.exists() for file in files])
         print(f"sweep of {len(points)} points, {sum(done)} of them in {self.directory}", flush=True)
-        for i, (point, file, is_done) in enumerate(zip(points, files, done, strict=True)):
+        for i, (point, request, file, is_done) in enumerate(zip(points, requests, files, done, strict=True)):
             if not is_done:
                 print(f"[{i + 1}/{len(points)}] {point}", flush=True)
                 results = self.run_point(point)
+                weights = {request.get("weights_crc32"), *(result.settings.get("weights_crc32") for result in results)}
+                if len(weights) > 1:
+                    raise UserError(f"{point}: the checkpoint changed while it was evaluated; name one with checkpoint=n")
                 if distributed.is_main():
                     _write_point(file, results)
         return [(point, _read_point(file)) for point, file in zip(points, files, strict=True)] if distributed.is_main() else []
 
-    def _file(self, point: Point) -> Path:
-        text = json.dumps({"point": asdict(point), "request": self.request(point)}, sort_keys=True)
+    def _file(self, point: Point, request: dict[str, Any]) -> Path:
+        text = json.dumps({"point": asdict(point), "request": request}, sort_keys=True)
         return self.directory / "points" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz"
 
 

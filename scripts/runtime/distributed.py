@@ -79,7 +79,7 @@ def gather(value: Any) -> list[Any]:
 
 def gather_rows(rows: torch.Tensor) -> torch.Tensor:
     """All processes' rows (n, ...), in the order of ranks, on the CPU; n may differ, and be 0."""
-    return torch.cat(gather(rows.detach().cpu())) if world_size() > 1 else rows
+    return torch.cat(gather(rows.detach().cpu()))
 
 
 def compute_rows(indices: Part, compute: Callable[[Part], torch.Tensor]) -> torch.Tensor:

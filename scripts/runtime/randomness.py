@@ -35,7 +35,7 @@ class Purpose(enum.IntEnum):
     CLASSIFIER = 12
     BOUND_LEVEL = 13
     BOUND_NOISE = 14
-    SPECTRUM_IMAGES = 15
+    # 15 is not used any more
     SPECTRUM_NOISE = 16
     BOUND_PRIOR = 17
 

@@ -1,5 +1,6 @@
 """From --delta, --steps and --eta to a reverse kernel."""
 
+import contextlib
 import math
 import zlib
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from ml_collections import ConfigDict
 from model_code.kernels import Chain, ReverseKernel
 from model_code.process import Measured, Process
 from scripts.errors import UserError
+
+NAMES = ("auto", "isotropic", "spectral", "calibrated", "posterior")
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Choice:
 
     def kernel(self, process: Process, config: ConfigDict, measured: Measured) -> ReverseKernel:
         """The kernel of a process for which `measured` is known. Raises UserError, naming the flag, if it cannot be had."""
-        kind = parse_delta(config.model.sampling_noise if self.delta is None else self.delta)
+        kind: str | float = config.model.sampling_noise if self.delta is None else parse_delta(self.delta)
         given = [f"--{name}={value}" for name, value in vars(self).items() if value is not None]
         if self.eta is not None:
             kind = f"eta={self.eta:g}"
@@ -33,6 +36,11 @@ class Choice:
             return process.sampling_noise(kind, measured, chain)
         except ValueError as error:
             raise UserError(f"{' '.join(given) or f'config.model.sampling_noise = {kind!r}'}: {error}") from None
+
+    def uses_measured(self, config: ConfigDict) -> bool:
+        """Whether the kernel depends on what was measured for the checkpoint, if it was."""
+        kind: str | float = config.model.sampling_noise if self.delta is None else parse_delta(self.delta)
+        return isinstance(kind, str) and kind != "isotropic"
 
     def label(self, kernel: ReverseKernel) -> str:
         """A name for directories: "0.0125", "calibrated_steps_25", "calibrated_steps_25_bound"."""
@@ -45,17 +53,13 @@ class Choice:
 
 
 def parse_delta(text: str | float) -> str | float:
-    """A standard deviation of at least 0 as a number; anything else is a name, which the process has to know.
-
-    Raises UserError for other numbers.
-    """
-    try:
-        delta = float(text)
-    except ValueError:
+    """A standard deviation of at least 0 as a number, or one of `NAMES`. Raises UserError for anything else."""
+    if text in NAMES:
         return text
-    if not 0 <= delta < math.inf:
-        raise UserError(f"--delta={text}: must be a number of at least 0, or a name such as calibrated")
-    return delta
+    with contextlib.suppress(ValueError):
+        if 0 <= (delta := float(text)) < math.inf:
+            return delta
+    raise UserError(f"--delta={text}: must be a number of at least 0, or one of {', '.join(NAMES)}")
 
 
 def parse_steps(text: str, process: Process, measured: Measured) -> Chain:

@@ -2,7 +2,6 @@
 
 import json
 import warnings
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +21,11 @@ from scripts.data.loader import first_readable, to_unit_range
 from scripts.errors import UserError
 from scripts.runtime import distributed
 from scripts.runtime.device import Precision, to_device
-from scripts.runtime.randomness import Purpose, stream
+from scripts.runtime.randomness import STREAM_VERSION, Purpose, stream
 from scripts.sampling.choice import Choice
 from scripts.sampling.reverse import Draw, IndependentNoise, OnStep, SharedNoise, SphericalNoise, linear_path, reverse_process
 from scripts.storage.checkpoint import TrainedModel, load_trained
 
-RANDOMNESS_VERSION = 1
-"""Recorded with samples. Raise it when the same seed no longer gives the same random numbers."""
 TRAINING_ONLY = {"dropout", "ema_rate"}
 """Keys of config.model that act during training only: their effect is in the weights."""
 CONFIGURED = Choice()
@@ -67,7 +64,7 @@ class Sampler:
         model = {key: value for key, value in config.model.to_dict().items() if key not in TRAINING_ONLY}
         return {
             "checkpoint_step": trained.step,
-            "weights_crc32": weights_checksum(trained.model),
+            "weights_crc32": trained.weights_crc32,
             "seed": self.seed,
             "delta": self.kernel.label,
             "chain": list(self.kernel.chain),
@@ -75,7 +72,7 @@ class Sampler:
             "prior_images": len(self.prior),
             "shape": list(self.shape),
             "model": json.loads(json.dumps(model)),  # tuples become lists, as they do in files
-            "randomness_version": RANDOMNESS_VERSION,
+            "randomness_version": STREAM_VERSION,
             "prior_std": self.prior_std,
             "kernel_crc32": self.kernel.checksum(),
         }
@@ -171,7 +168,7 @@ def load_sampler(
     validate(config)
     device = distributed.device(config.device)
     trained = load_trained(config, workdir, checkpoint)
-    if distributed.world_size() > 1 and len(set(distributed.gather(weights_checksum(trained.model)))) > 1:
+    if distributed.world_size() > 1 and len(set(distributed.gather(trained.weights_crc32))) > 1:
         # A training that goes on replaces the newest.
         raise UserError(f"{trained.path}: changed while it was read; --checkpoint=n names one that no training replaces")
     process = build_process(config)
@@ -182,8 +179,9 @@ def load_sampler(
         prior = data_prior(config, process)
     computed_in = Precision.named(device, precision)
     model = to_device(trained.model, device, config.compile, autocast=computed_in.enabled)
+    measured = trained.measured() if choice.uses_measured(config) else None
     sampler = make_sampler(
-        config, model, process.to(device), prior, computed_in, trained.measured, choice=choice, seed=seed, scoring=scoring
+        config, model, process.to(device), prior, computed_in, measured, choice=choice, seed=seed, scoring=scoring
     )
     return sampler, trained
 
@@ -206,11 +204,3 @@ def data_prior(config: ConfigDict, process: Process) -> DataPrior:
         return to_unit_range(pixels, 0.5 if data.uniform_dequantization else None)
 
     return DataPrior(len(source) * copies, images, process.build_prior)
-
-
-def weights_checksum(model: torch.nn.Module) -> int:
-    """A number that tells one set of weights from another."""
-    checksum = 0
-    for weight in model.parameters():
-        checksum = zlib.crc32(weight.detach().cpu().numpy().tobytes(), checksum)
-    return checksum

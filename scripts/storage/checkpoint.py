@@ -8,9 +8,13 @@ A run directory holds `checkpoints-meta/checkpoint.pth`, from which a restart co
 - for the record: `precision` of the training, `provenance`
 """
 
+import contextlib
+import functools
 import json
 import warnings
 import zipfile
+import zlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,9 +56,64 @@ def numbered_path(workdir: Path, number: int) -> Path:
     return workdir / "checkpoints" / f"checkpoint_{number}.pth"
 
 
+def free_number(workdir: Path, usual: int, step: int) -> Path:
+    """Where the snapshot of `step` goes: to number `usual`, or behind all others if that is another step's.
+
+    That happens to a run that goes on with another snapshot_freq or n_iters. A step that is done again has its own number.
+    """
+    steps = {number: _step(numbered_path(workdir, number)) for number in _numbers(workdir)}
+    own = [number for number, found in steps.items() if found == step]
+    return numbered_path(workdir, own[0] if own else usual if usual not in steps else max(steps) + 1)
+
+
+def _step(path: Path) -> int | None:
+    """The step of a checkpoint, without reading its tensors; None if it cannot be read."""
+    with contextlib.suppress(Exception):
+        return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["step"])
+    return None
+
+
 def noise_path(path: Path) -> Path:
     """Where the calibration is that was measured later for a checkpoint."""
     return path.with_suffix(".noise.pth")
+
+
+def weights_checksum(weights: Iterable[torch.Tensor]) -> int:
+    """A number that tells one set of averaged weights from another."""
+    checksum = 0
+    for weight in weights:
+        checksum = zlib.crc32(weight.detach().cpu().contiguous().numpy().tobytes(), checksum)
+    return checksum
+
+
+def write_measured(path: Path, contents: Contents, measured: Mapping[str, torch.Tensor]) -> Path:
+    """Keep what was measured later for the checkpoint at `path` beside it, with step and weights. Returns the file."""
+    made_for = {"step": contents["step"], "weights_crc32": weights_checksum(averages(contents))}
+    with atomic_write(noise_path(path)) as temporary:
+        torch.save({**made_for, "measured": dict(measured)}, temporary)
+    return noise_path(path)
+
+
+def read_measured(path: Path, contents: Contents) -> Measured:
+    """What was measured for the checkpoint at `path`, in it or later beside it; None if nothing was.
+
+    Raises UserError for a file beside it that was measured with other weights: the run went on.
+    """
+    file = noise_path(path)
+    if contents.get("noise") is not None or not file.is_file():
+        return contents.get("noise")
+    found = _load(file)
+    if found.get("weights_crc32") != weights_checksum(averages(contents)):
+        raise UserError(
+            f"{file}: measured with the weights of step {found.get('step', 'unknown')}, where {path.name} is of step "
+            f"{contents['step']}; run python -m scripts.tools.calibrate again"
+        )
+    return found["measured"]
+
+
+def averages(contents: Contents) -> Iterable[torch.Tensor]:
+    """The averaged weights of a checkpoint, in the order in which parameters were registered."""
+    return contents["ema"]["shadow_params"] if is_release(contents) else contents["ema"]["shadow"].values()
 
 
 def previous_path(workdir: Path) -> Path:
@@ -164,12 +223,20 @@ class TrainedModel:
     prior: Prior | None
     dequantized: bool
     """Whether the prior is of dequantised images."""
-    measured: Measured
-    """What `Process.calibration` gave for the network, where that was done."""
     precision: str
     """What it was trained in, or empty."""
     step: int
     path: Path
+    contents: Contents
+
+    @functools.cached_property
+    def weights_crc32(self) -> int:
+        """Of the averaged weights."""
+        return weights_checksum(averages(self.contents))
+
+    def measured(self) -> Measured:
+        """What `Process.calibration` gave for the network, where that was done. Raises UserError as `read_measured` does."""
+        return read_measured(self.path, self.contents)
 
 
 def load_trained(config: ConfigDict, workdir: Path | str, checkpoint: int) -> TrainedModel:
@@ -189,10 +256,7 @@ def load_trained(config: ConfigDict, workdir: Path | str, checkpoint: int) -> Tr
         reason = one_line(error).partition(": ")[2][:400]
         raise UserError(f"{path} holds another architecture than this configuration: {reason}") from None
     dequantized = json.loads(contents.get("config", to_json(config)))["data"]["uniform_dequantization"]
-    measured = contents.get("noise")
-    if measured is None and noise_path(path).is_file():
-        measured = _load(noise_path(path))
-    return TrainedModel(model.eval(), prior, dequantized, measured, contents.get("precision", ""), contents["step"], path)
+    return TrainedModel(model.eval(), prior, dequantized, contents.get("precision", ""), contents["step"], path, contents)
 
 
 def _find(workdir: Path, checkpoint: int) -> tuple[Path, Contents]:

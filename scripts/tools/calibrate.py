@@ -5,11 +5,9 @@ python -m scripts.tools.calibrate --config C --workdir W [--checkpoint 0] [--num
 They are written beside the checkpoint as CHECKPOINT.noise.pth, where sample.py and evaluate.py find them.
 """
 
-import torch
 from absl import flags
 
 from scripts.config.flags import define_config_flag, define_path_flag, run
-from scripts.storage.files import atomic_write
 
 CONFIG = define_config_flag()
 WORKDIR = define_path_flag("workdir", "Run directory.", required=True)
@@ -21,19 +19,18 @@ def main() -> int:
     """Load, measure, write."""
     from scripts.data.datasets import load_images
     from scripts.errors import UserError
+    from scripts.sampling.choice import Choice
     from scripts.sampling.measurement import calibrate, images_to_measure
     from scripts.sampling.sampler import load_sampler
-    from scripts.storage.checkpoint import noise_path
+    from scripts.storage.checkpoint import write_measured
 
     config = CONFIG.value
-    sampler, trained = load_sampler(config, WORKDIR.value, CHECKPOINT.value)
+    sampler, trained = load_sampler(config, WORKDIR.value, CHECKPOINT.value, choice=Choice("isotropic"))
     images = images_to_measure(load_images(config.data, "train"), NUM_IMAGES.value, config.data.uniform_dequantization)
     state = calibrate(sampler.process, sampler.model, sampler.precision, images, config.seed, config.eval.batch_size)
     if state is None:
         raise UserError(f"config.model.process = {config.model.process!r}: it has no kernels to measure")
-    path = noise_path(trained.path)
-    with atomic_write(path) as temporary:
-        torch.save(dict(state), temporary)
+    path = write_measured(trained.path, trained.contents, state)
     print(f"reverse kernels between {sampler.process.K + 1} levels, from {len(images)} images: {path}")
     return 0
 

@@ -16,7 +16,7 @@ from scripts.errors import UserError
 from scripts.storage import checkpoint
 from scripts.storage.files import make_directory, read_json_lines
 
-KEPT = ("step", "config", "data", "prior", "noise", "precision")
+KEPT = ("step", "config", "data", "prior", "precision")
 
 
 def publish(workdir: Path, out: Path) -> Path:
@@ -25,16 +25,18 @@ def publish(workdir: Path, out: Path) -> Path:
     Raises UserError if there is nothing to publish or `out` is itself a run that can go on.
     """
     path, contents = checkpoint.read_newest(workdir) or (None, None)
-    if contents is None or checkpoint.is_release(contents):
+    if path is None or contents is None or checkpoint.is_release(contents):
         raise UserError(f"--workdir={workdir}: there is no checkpoint of this program in it")
     if checkpoint.meta_path(out).exists():
         raise UserError(f"--out={out}: there is a run in it that can be trained further; choose another directory")
+    measured = checkpoint.read_measured(path, contents)
     provenance = contents.get("provenance", {})  # earlier versions had none
     # Of absolute paths only the last part, as the rest may be private.
     provenance["command"] = re.sub(r"(?<![^\s=])/\S*/", "", provenance.get("command", ""))
     ema = {"shadow": contents["ema"]["shadow"]}  # without the count of updates, which only training needs
     path = checkpoint.numbered_path(make_directory(out, "--out"), 1)
-    checkpoint.write(path, {name: contents[name] for name in KEPT} | {"ema": ema, "provenance": provenance})
+    kept = {name: contents[name] for name in KEPT if name in contents} | {"noise": measured}
+    checkpoint.write(path, kept | {"ema": ema, "provenance": provenance})
     config = json.loads(contents["config"]) | {"provenance": provenance}
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     rows = [row for row in read_json_lines(workdir / "metrics.jsonl") if "event" not in row]  # events repeat the command

@@ -73,10 +73,10 @@ def evaluate(run: Path, folder: Path) -> Evaluate:
             "mode": "kid", "batch_size": 8, "num_gen": 11, "reference": str(folder), "dataset_split": "train",
             "cleanfid_mode": "clean", "feature_extractor": "inception", "inception_path": str(run),
         } | changes  # fmt: skip
-        point = {name: options.pop(name, None) for name in ("delta", "seed")}
+        choice, seed = Choice(options.pop("delta", None)), options.pop("seed", None)
         metrics = MODES[options.pop("mode")]
         evaluation = SampleEvaluation(config or tiny_config(), run, metrics=metrics, **options)
-        return {result.score: result for result in evaluation(checkpoint=0, **point)}
+        return {result.score: result for result in evaluation(checkpoint=0, choice=choice, seed=seed)}
 
     return call
 

@@ -195,7 +195,7 @@ def test_what_is_sampled_with_by_default(sampler: Sampler) -> None:
     for wrong in ("-1", "nan"):
         with pytest.raises(UserError, match=f"--delta={wrong}: must be a number of at least 0"):
             parse_delta(wrong)
-    with pytest.raises(UserError, match=r"--delta=0.o1: must be a number of at least 0, auto"):
+    with pytest.raises(UserError, match=r"--delta=0.o1: must be a number of at least 0, or one of auto"):
         Choice("0.o1").kernel(process, config, measured)
     with pytest.raises(UserError, match=r"--delta=spectral: nothing was measured .* scripts\.tools\.calibrate"):
         Choice("spectral").kernel(process, config, None)

@@ -15,7 +15,7 @@ from model_code.ema import EMA
 from scripts.config.load import to_json
 from scripts.errors import UserError
 from scripts.storage import checkpoint
-from scripts.storage.checkpoint import load_trained, meta_path, noise_path, numbered_path, read, write, write_meta
+from scripts.storage.checkpoint import load_trained, meta_path, numbered_path, read, write, write_measured, write_meta
 from tests.conftest import tiny_config
 from tests.golden import fill_golden, load_golden
 
@@ -189,14 +189,22 @@ def test_noise_precision_and_dequantization(tmp_path: Path) -> None:
     config = tiny_config()
     write_meta(tmp_path, contents(config))
     trained = load_trained(config, tmp_path, 0)
-    assert (trained.measured, trained.precision, trained.dequantized) == (None, "", False)
-    torch.save({"errors": torch.ones(2)}, noise_path(meta_path(tmp_path)))
-    assert (load_trained(config, tmp_path, 0).measured or {})["errors"].tolist() == [1, 1]
+    assert (trained.measured(), trained.precision, trained.dequantized) == (None, "", False)
+    write_measured(trained.path, trained.contents, {"errors": torch.ones(2)})
+    assert (load_trained(config, tmp_path, 0).measured() or {})["errors"].tolist() == [1, 1]
+    later = contents(config)
+    for weight in later["ema"]["shadow"].values():
+        weight += 0.25
+    write_meta(tmp_path, later | {"step": 9})
+    with pytest.raises(
+        UserError, match=r"checkpoint\.noise\.pth: measured with the weights of step \d+, where .* step 9; run python"
+    ):
+        load_trained(config, tmp_path, 0).measured()
     dequantized = contents(tiny_config(data__uniform_dequantization=True))
     write_meta(tmp_path, dequantized | {"noise": {"errors": torch.zeros(2)}, "precision": "bfloat16"})
     trained = load_trained(config, tmp_path, 0)
     assert (trained.precision, trained.dequantized) == ("bfloat16", True)
-    assert (trained.measured or {})["errors"].tolist() == [0, 0]
+    assert (trained.measured() or {})["errors"].tolist() == [0, 0]
 
 
 def test_a_checkpoint_of_an_earlier_version(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_a_runs_files(tiny_array: Path, tmp_path: Path) -> None:
     assert config == json.loads(json.dumps(now.to_dict()))
     assert facts["config_hash"] == provenance.config_hash(now)
     assert read(meta_path(tmp_path))["provenance"] == facts
-    assert read(numbered_path(tmp_path, 1))["provenance"] == facts
+    assert read(numbered_path(tmp_path, 2))["provenance"] == facts
     started, resumed = [row for row in read_json_lines(tmp_path / "metrics.jsonl") if "event" in row]
     assert (started["step"], started["event"], resumed["step"], resumed["event"]) == (0, "started", 2, "resumed")
     assert {name: resumed[name] for name in FACTS} == facts

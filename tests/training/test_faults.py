@@ -17,7 +17,8 @@ from scripts.sampling.sampler import data_prior
 from scripts.storage.checkpoint import meta_path, read
 from scripts.storage.files import atomic_write, read_json_lines
 from scripts.training.log import MetricsWriter
-from scripts.training.loop import TrainingRun, train
+from scripts.training.loop import train
+from scripts.training.run import Run
 from tests.conftest import tiny_config
 from tests.images import WithDamage, numbered, save_images
 from tests.training import faults
@@ -49,16 +50,16 @@ def test_a_full_disk_while_saving(tiny_array: Path, tmp_path: Path, monkeypatch:
     assert train(config, workdir) == 0
     before = {path: path.read_bytes() for path in workdir.rglob("*.pth")}
     config.training.n_iters = 6
-    save = TrainingRun._save_what_is_due
+    snapshot = Run.snapshot
 
-    def on_full_disk(run: TrainingRun) -> None:
+    def on_full_disk(run: Run) -> None:
         with file_size_limit(100_000):
-            save(run)
+            snapshot(run)
 
     with monkeypatch.context() as patch:
-        patch.setattr(TrainingRun, "_save_what_is_due", on_full_disk)
+        patch.setattr(Run, "snapshot", on_full_disk)
         with pytest.raises(
-            UserError, match=r"checkpoint_1\.pth: the checkpoint could not be written .*earlier ones are intact"
+            UserError, match=r"checkpoint_2\.pth: the checkpoint could not be written .*earlier ones are intact"
         ):
             train(config, workdir)
     assert {path: path.read_bytes() for path in before} == before
@@ -113,7 +114,7 @@ def test_a_disk_with_images_that_goes_away(tmp_path: Path, monkeypatch: pytest.M
 
 def test_prior_from_data_passes_over_an_unreadable_image(monkeypatch: pytest.MonkeyPatch) -> None:
     """As training does: the next readable one in its place, with a warning that names it."""
-    config, images = tiny_config(), numbered(4, 8)
+    config, images = tiny_config(data__random_flip=False), numbered(4, 8)
     process = build_process(config)
     sources = iter([WithDamage(images, {1}), images])
     monkeypatch.setattr("scripts.sampling.sampler.load_images", lambda data, split: next(sources))

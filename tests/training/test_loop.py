@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -21,7 +22,7 @@ from scripts.storage.files import read_json_lines
 from scripts.training.log import LossWindow, MetricsWriter
 from scripts.training.loop import train
 from scripts.training.plan import describe
-from scripts.training.start import exclusive
+from scripts.training.run import exclusive
 from scripts.training.step import StepResult
 from tests.conftest import tiny_config
 from tests.training.runs import array_config, before_step, differing, final_state
@@ -270,3 +271,18 @@ def test_nothing_is_written_for_bad_input(tmp_path: Path) -> None:
         with pytest.raises(UserError):
             train(tiny_config(**overrides), workdir)
     assert not workdir.exists()
+
+
+def test_a_snapshot_never_takes_the_place_of_another_steps(tiny_array: Path, tmp_path: Path) -> None:
+    """Going on with another snapshot_freq or n_iters; a step that is done again has the number that it had."""
+
+    def steps(n_iters: int, freq: int) -> dict[int, int]:
+        assert train(array_config(tiny_array, training__n_iters=n_iters, training__snapshot_freq=freq), tmp_path) == 0
+        paths = (tmp_path / "checkpoints").glob("*.pth")
+        return {int(path.stem.removeprefix("checkpoint_")): read(path)["step"] for path in paths}
+
+    assert steps(3, 2) == {1: 2, 2: 3}
+    assert steps(4, 2) == {1: 2, 2: 3, 3: 4}
+    assert steps(6, 3) == {1: 2, 2: 3, 3: 4, 4: 6}
+    shutil.copy(numbered_path(tmp_path, 3), meta_path(tmp_path))  # as if killed after step 4
+    assert steps(6, 3) == {1: 2, 2: 3, 3: 4, 4: 6}

@@ -1,0 +1,188 @@
+"""A training in one run directory: how it starts, with a new prior or from its newest checkpoint, and how it is saved."""
+
+import fcntl
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from ml_collections import ConfigDict
+
+from model_code.prior import Prior
+from scripts.config.comparison import FREE_ON_RESUME, differences, refuse_differences
+from scripts.config.load import to_json
+from scripts.data.images import ImageSource, fingerprint
+from scripts.data.loader import HeldOutBatches, ReadingFailed, clean_batches, first_readable, none_readable
+from scripts.errors import UserError, one_line
+from scripts.runtime import distributed
+from scripts.runtime.device import Precision, device_name
+from scripts.runtime.progress import progress_bar
+from scripts.sampling.measurement import calibrate, images_to_measure
+from scripts.storage import checkpoint
+from scripts.storage.checkpoint import Contents
+from scripts.storage.files import atomic_write
+from scripts.storage.provenance import provenance
+from scripts.training.interruption import InterruptionGuard
+from scripts.training.log import UnreadableImages
+from scripts.training.step import Trainer
+
+
+@contextmanager
+def exclusive(workdir: Path) -> Iterator[None]:
+    """Refuse a second training in the same directory, by a lock that ends with process 0, however that comes about."""
+    with (workdir / ".lock").open("w") as lock:
+        try:
+            if distributed.is_main():
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise UserError(f"--workdir={workdir}: another training is running there; choose another, or wait") from None
+        yield
+
+
+class Run:
+    """Everything that a training consists of, and its state on disk."""
+
+    measured: dict[str, torch.Tensor] | None = None
+    """What reverse kernels are made from, as measured at step `measured_step`."""
+    measured_step = -1
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: Path,
+        device: torch.device,
+        guard: InterruptionGuard,
+        images: ImageSource,
+        held_out: ImageSource,
+    ) -> None:
+        """images: to train on. Raises Interrupted, and UserError if the checkpoint in `workdir` does not fit."""
+        self.config, self.workdir, self.guard, self.images = config, workdir, guard, images
+        self.trainer, self.unreadable = Trainer(config, device), UnreadableImages()
+        data, evaluation = config.data, config.eval
+        self.held_out = HeldOutBatches(
+            held_out, config.seed, evaluation.batch_size, evaluation.num_images, data.uniform_dequantization, data.num_workers
+        )
+        try:
+            first_readable(held_out, 0, [])
+        except ReadingFailed as error:  # here rather than at the first evaluation
+            raise UserError(f"held-out images: {error}") from None
+        self.data = fingerprint(images)
+        self.provenance = provenance(config, device=device_name(device), world_size=distributed.world_size())
+        saved = checkpoint.read_to_resume(workdir)
+        if saved is None:
+            self.prior = build_prior(self.trainer, images, guard, self.unreadable)
+            self.start: dict[str, Any] = {"event": "started"}
+        else:
+            self.prior, changes = resume(self.trainer, saved, self.data, workdir)
+            self.start = {"event": "resumed", "changed_config": changes}
+        if distributed.is_main():
+            with atomic_write(workdir / "config.json") as temporary:
+                temporary.write_text(json.dumps({**config.to_dict(), "provenance": self.provenance}, indent=2) + "\n")
+
+    def due(self, freq: int) -> bool:
+        """Whether something that happens every `freq` steps, and at the end, happens now."""
+        return self.trainer.step % freq == 0 or self.trainer.step == self.config.training.n_iters
+
+    def calibrate(self) -> None:
+        """Measure the reverse kernels of the averaged weights, unless that was done at this step. A collective function."""
+        config, trainer = self.config, self.trainer
+        if self.measured_step == trainer.step:
+            return
+        images = images_to_measure(self.images, config.training.noise_images, config.data.uniform_dequantization)
+        with trainer.ema.swapped_in(trainer.model):
+            model = trainer.model.eval()
+            measured = calibrate(trainer.process, model, trainer.precision, images, config.seed, config.eval.batch_size)
+        self.measured = None if measured is None else dict(measured)
+        self.measured_step = trainer.step
+
+    def snapshot(self) -> None:
+        """Write a numbered checkpoint, and the one to resume from. A collective function."""
+        training, step = self.config.training, self.trainer.step
+        self.calibrate()
+        if distributed.is_main():
+            # Rounded up: a last step between two snapshots has a number of its own, and never 0, which means "newest".
+            usual = math.ceil(step / training.snapshot_freq)
+            checkpoint.write(checkpoint.free_number(self.workdir, usual, step), self._contents())
+        if self.trainer.nonfinite_in_a_row == 0 or step == training.n_iters:
+            self.save()
+
+    def save(self) -> None:
+        """Write the checkpoint to resume from. Raises UserError if that fails, or if the weights are not finite."""
+        if distributed.is_main():
+            checkpoint.write_meta(self.workdir, self._contents())
+
+    def _contents(self) -> Contents:
+        """All that is in a checkpoint, as plain data."""
+        if not self.trainer.all_finite():
+            raise UserError(diverged(self, "weights or averages are not finite, and not saved; earlier checkpoints are intact"))
+        return {
+            **self.trainer.state_dict(),
+            "config": to_json(self.config),
+            "data": self.data,
+            "prior": self.prior.state_dict(),
+            "noise": self.measured if self.measured_step == self.trainer.step else None,
+            "provenance": self.provenance,
+        }
+
+
+def diverged(run: Run, what: str) -> str:
+    """A message about weights that went astray."""
+    advice = f"The same command with a lower config.optim.lr = {run.config.optim.lr:g} may help"
+    return f"step {run.trainer.step}: {what}. {advice}"
+
+
+def build_prior(trainer: Trainer, images: ImageSource, guard: InterruptionGuard, unreadable: UnreadableImages) -> Prior:
+    """The prior of all training images, and of their mirror images if training mirrors them.
+
+    Raises Interrupted, and ReadingFailed if no image can be read.
+    """
+    data, batch_size = trainer.config.data, trainer.config.eval.batch_size
+
+    def batches() -> Iterator[torch.Tensor]:
+        with progress_bar(len(distributed.shard(range(len(images)))), "image", "reading images for the prior") as bar:
+            for batch in clean_batches(images, batch_size, data.num_workers, data.uniform_dequantization, data.random_flip):
+                guard.check()
+                unreadable.note(batch.unreadable)
+                bar.update(len(batch.indices.unique()))
+                yield batch.images
+
+    with guard.until_interrupted():
+        prior = trainer.process.build_prior(batches())
+    unreadable.share()
+    prior = prior.gathered(distributed.gather_rows)
+    if len(prior) == 0:
+        raise none_readable(sorted(unreadable))
+    return prior
+
+
+def resume(trainer: Trainer, saved: Contents, data: dict[str, int], workdir: Path) -> tuple[Prior, dict[str, str]]:
+    """Load a checkpoint into `trainer`. Returns its prior, and what has changed in the configuration since.
+
+    data: the fingerprint of the training images. Raises UserError if the checkpoint is one of other images or another model.
+    """
+    config, where = trainer.config, f"the checkpoint in {workdir}"
+    refuse_differences(saved["config"], config, FREE_ON_RESUME, where)
+    if any(saved["data"].get(key, value) != value for key, value in data.items()):  # earlier versions had fewer keys
+        raise UserError(
+            f"{where} was trained on other images than {config.data.dataset!r} now has ({saved['data']['num_images']} then, "
+            f"{data['num_images']} now): restore them, or choose another --workdir"
+        )
+    changes = differences(saved["config"], config)
+    precision = saved.get("precision", trainer.precision.name)
+    # What "auto" chose when the run began stays, on whatever processor it goes on.
+    asked_for = config.optim.amp_dtype != "auto" or changes.keys() & {"optim.automatic_mp", "optim.amp_dtype"}
+    if precision != trainer.precision.name and not asked_for:
+        reason = f"as before; config.optim.amp_dtype = 'auto' would choose {trainer.precision.name} here"
+        trainer.compute_in(Precision.named(trainer.device, precision, reason))
+    try:
+        trainer.load_state_dict(saved)
+        prior = trainer.process.prior_from_state(saved["prior"])
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise UserError(f"{where} does not fit its own configuration: {one_line(error)}") from None
+    print(f"continuing from step {trainer.step}")
+    for key, change in changes.items():
+        print(f"config.{key} was {change}")
+    return prior, changes
