@@ -22,19 +22,23 @@ SMALLEST_VARIANCE = 1e-8
 """Of a bin at j = 0, where only the error counts: a frequency in which all training images agree would have none."""
 PRIOR_IMAGES = 1.0
 """Weight of the prior belief a = b = 1, in images: with few images the regression shrinks towards it."""
-OFFSET_FREQUENCIES = 32
+LARGEST_EXACT_RADIUS = 12
+OFFSET_FREQUENCIES = 16
 """c is 0 beyond so many frequencies on each axis: what all images have in common is coarse."""
 EXACT_SIZE = 64
 """Up to this image size shells are exact; beyond, radii are rounded to 1/16."""
 
 
-def frequency_bins(height: int, width: int, patch_size: int = 1) -> torch.Tensor:
-    """The bin of each frequency: int64 (H, W). Bins are radii, rounded, in steps of the longer axis; then the blind ones.
+def frequency_bins(height: int, width: int, num_images: int, patch_size: int = 1) -> torch.Tensor:
+    """The bin of each frequency: int64 (H, W). Bins are radii, in steps of the longer axis, and the blind ones for themselves.
 
+    Radii are rounded, except low ones, as far as `num_images` suffice for so many bins: there A_j changes most within a step.
     GroupNorm removes the means of its input's channels. On patches of p x p pixels these are the means over every p-th row and
     column, which are, nearly, the frequencies at multiples of 2 H / p and 2 W / p. A network does not denoise there.
     """
-    bins = _radii(height, width).round().long()
+    radii = _radii(height, width)
+    exact = radii < min(LARGEST_EXACT_RADIUS, math.sqrt(num_images) / 2)
+    bins = torch.where(exact, (radii**2).round(), LARGEST_EXACT_RADIUS**2 + radii.round()).long()
     blind = [sorted({min(2 * i * n // patch_size, n - 1) for i in range(patch_size // 2 + 1)}) for n in (height, width)]
     for n in blind[0]:
         for m in blind[1]:
@@ -96,6 +100,7 @@ class Moments:
         of_shells = of_shells - torch.stack([bin_sums(center, self.shells) for center in centers[3:]], 1)
         noise = u - self.lowest(decay)[:, None] * x  # the mean of u_k without what the blur makes of the images' mean
         return {
+            "bin_of_frequency": self.bins.to(torch.int16),
             "bins": of_bins,
             "shells": of_shells[:, :2].contiguous(),
             "power": of_shells[-1, 2].clone(),
@@ -132,17 +137,18 @@ class Fit:
 class Calibration:
     """Moments of (u_k, f, u_0) over training images at every level, and the kernels that follow from them."""
 
-    def __init__(self, state: Mapping[str, torch.Tensor], moments: Moments, decay: torch.Tensor, sigma: float) -> None:
+    def __init__(self, state: Mapping[str, torch.Tensor], decay: torch.Tensor, num_channels: int, sigma: float) -> None:
         """state: of `Moments.calibrated`; decay: exp(-lambda t_k), float64 (K + 1, H, W); sigma: the noise of all levels.
 
         Raises ValueError for a state of other images or levels.
         """
-        self.state, self.moments, self.sigma, self.K = state, moments, sigma, len(decay) - 1
-        R, S = int(moments.bins.max()) + 1, len(moments.bin_of_shell)
-        if state["bins"].shape != (self.K + 1, 3, R) or state["shells"].shape != (self.K + 1, 2, S):
-            raise ValueError(
-                f"the calibration is of other levels or images: {tuple(state['shells'].shape)}, not {(self.K + 1, 2, S)}"
-            )
+        bins = state["bin_of_frequency"].long()
+        found = len(state["bins"]) - 1, state["image_mean"].shape[0], *bins.shape
+        expected = len(decay) - 1, num_channels, *decay.shape[1:]
+        if found != expected:
+            raise ValueError(f"the calibration is of other levels or images: (K, C, H, W) = {found}, not {expected}")
+        self.moments = moments = Moments(bins, num_channels)
+        self.state, self.sigma, self.K = state, sigma, len(decay) - 1
         self.num_images = int(state["num_images"])
         self.low_decay = moments.lowest(decay)
         sizes = bin_sums(torch.ones(moments.shells.shape), moments.shells)
@@ -160,11 +166,12 @@ class Calibration:
         yy = self._to_bins(d**2 * self.state["power"])
         a = b = torch.ones_like(uu)
         if not identity:
-            # Ridge regression of y - u - f; the last term is for a network that returns zeros.
-            ridge_uu, ridge_ff = uu * (1 + PRIOR_IMAGES / n), ff * (1 + PRIOR_IMAGES / n) + 1e-9 * uu
-            ru, rf = uy - uu - uf, fy - uf - ff
-            determinant = (ridge_uu * ridge_ff - uf**2).clamp(min=1e-300)
-            a, b = 1 + (ridge_ff * ru - uf * rf) / determinant, 1 + (ridge_uu * rf - uf * ru) / determinant
+            # Ridge regression of what the prediction p = u + f leaves over, on p and u, which are less alike than u and f.
+            pp, up, ridge = uu + 2 * uf + ff, uu + uf, 1 + PRIOR_IMAGES / n
+            rp, ru = uy + fy - pp, uy - up
+            determinant = (pp * uu * ridge**2 - up**2).clamp(min=1e-300)
+            of_p, of_u = (uu * ridge * rp - up * ru) / determinant, (pp * ridge * ru - up * rp) / determinant
+            a, b = 1 + of_p + of_u, 1 + of_p
         errors = (yy - 2 * (a * uy + b * fy) + a**2 * uu + 2 * a * b * uf + b**2 * ff).clamp(min=0) / self.sizes
         noise, f = self.state["means"][k].double().unbind(1)
         x, bins = self.state["image_mean"].double(), self.moments.lowest(self.moments.bins)
@@ -210,13 +217,11 @@ class Calibration:
         return sums.index_add_(-1, self.moments.bin_of_shell, of_shells)
 
 
-def spectral_kernel(errors: torch.Tensor, chain: Chain, bins: torch.Tensor, sigma: float) -> AffineKernel:
+def spectral_kernel(errors: torch.Tensor, chain: Chain, height: int, width: int, sigma: float) -> AffineKernel:
     """The kernel of checkpoints in which only the mean's squared errors by level and radius (K + 1, radii) were measured."""
-    radius = torch.zeros(int(bins.max()) + 1, dtype=torch.int64)
-    radius[bins.flatten()] = _radii(*bins.shape).round().long().flatten()
-    variance = errors.double()[:, radius] + sigma**2
-    variance[chain[-2]] = (variance[chain[-2]] - sigma**2).clamp(min=SMALLEST_VARIANCE)
-    return AffineKernel("spectral", chain, bins, variance, sigma)
+    variance = errors.double() + sigma**2
+    variance[chain[-2]] = errors[chain[-2]].double().clamp(min=SMALLEST_VARIANCE)
+    return AffineKernel("spectral", chain, _radii(height, width).round().long(), variance, sigma)
 
 
 def shortest_path(costs: torch.Tensor, start: int, steps: int) -> Chain:

@@ -46,8 +46,11 @@ class ReverseKernel(Protocol):
 class GaussianKernel(ReverseKernel, Protocol):
     """A kernel with a covariance that is diagonal in the cosine basis, as the bound needs it."""
 
+    bins: torch.Tensor
+    """The bin of each frequency: int64 (H, W)."""
+
     def variances(self, k: torch.Tensor) -> torch.Tensor:
-        """The variance in each bin of frequencies at int64 levels k (B,): float64 (B, R), or (B, 1) if all are alike."""
+        """The variance in each bin of frequencies at int64 levels k (B,): float64 (B, R)."""
 
 
 def arrivals(chain: Chain, K: int) -> torch.Tensor:
@@ -61,8 +64,9 @@ def arrivals(chain: Chain, K: int) -> torch.Tensor:
 class IsotropicKernel:
     """The paper's: N(prediction, delta^2 I)."""
 
-    def __init__(self, delta: float, chain: Chain) -> None:
+    def __init__(self, delta: float, chain: Chain, height: int, width: int) -> None:
         self.delta = self.prior_std = delta
+        self.bins = torch.zeros(height, width, dtype=torch.int64)
         self.label, self.chain = f"{delta:g}", chain
 
     def mean(self, u_k: torch.Tensor, prediction: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
@@ -105,7 +109,7 @@ class AffineKernel:
         """bins: int64 (H, W), see `calibration.frequency_bins`; variance (K + 1, R); gains: a and b (K + 1, R) and c
         (K + 1, C, h, w), which is 0 beyond the lowest h x w frequencies. Rows of levels outside the chain are not used.
         """
-        self.label, self.chain, self.prior_std = label, chain, prior_std
+        self.label, self.chain, self.prior_std, self.bins = label, chain, prior_std, bins
         self.variance = variance.double()
         H, W = bins.shape
         self._tables = [bins, dct_matrix(H).float(), dct_matrix(W).float(), variance.sqrt().float()]
@@ -136,8 +140,8 @@ class AffineKernel:
         return self._crc32(self._tables[3:])
 
     def mean_checksum(self) -> int:
-        """Of the gains; 0 if the mean is the prediction."""
-        return self._crc32(self._tables[4:])
+        """Of bins and gains."""
+        return zlib.crc32(self.bins.numpy().tobytes(), self._crc32(self._tables[4:]))
 
     def _crc32(self, tables: list[torch.Tensor]) -> int:
         used, value = list(self.chain[:-1]), 0

@@ -4,6 +4,7 @@ Another process is another subclass of `Process` in a file of its own, and a lin
 docs/your_own_process.md. Nothing outside knows of heat.
 """
 
+import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -82,8 +83,8 @@ class Process(nn.Module, ABC):
         """The levels to visit in `steps` steps for the best bound. Raises ValueError if that is not known."""
         raise ValueError("which levels are best is not known for this process: leave :bound out")
 
-    def moments(self, model: Denoiser, u0: torch.Tensor, k: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
-        """Sums over a batch from which `calibration` is made, all at one level k: float64 (S,)."""
+    def moments(self, model: Denoiser, u0: torch.Tensor, k: torch.Tensor, eps: torch.Tensor, num_images: int) -> torch.Tensor:
+        """Sums over a batch, one of `num_images` in all, from which `calibration` is made, at one level k: float64 (S,)."""
         raise NotImplementedError
 
     def calibration(self, rows: torch.Tensor, num_images: int) -> Mapping[str, torch.Tensor]:
@@ -179,7 +180,7 @@ class HeatDissipation(Process, Likelihood):
         self.blur, self.sigma, self.protocol, self.K = blur, sigma, protocol, blur.K
         self.chain = chain or full_chain(blur.K)
         self.shape = (num_channels, len(blur.D_H), len(blur.D_W))
-        self.bins = frequency_bins(*self.shape[1:], patch_size)
+        self.patch_size = patch_size
         self.register_buffer("after", arrivals(self.chain, self.K), persistent=False)
 
     after: torch.Tensor
@@ -248,25 +249,25 @@ class HeatDissipation(Process, Likelihood):
         if chain != self.chain[-len(chain) :]:
             raise ValueError(f"skipping levels that were trained needs the calibrated kernel: {CALIBRATE}")
         if kind == "isotropic" or not isinstance(kind, str):
-            return IsotropicKernel(self.delta if isinstance(kind, str) else kind, chain)
+            return IsotropicKernel(self.delta if isinstance(kind, str) else kind, chain, *self.shape[1:])
         if kind != "spectral":
             raise ValueError("must be a number of at least 0, auto, isotropic, spectral or calibrated")
         if measured is not None and spectrum_only:
-            return spectral_kernel(measured["errors"], chain, self.bins, self.sigma)
+            return spectral_kernel(measured["errors"], chain, *self.shape[1:], self.sigma)
         return self._calibration(measured).kernel("spectral", chain, identity=True)
 
     def best_chain(self, measured: Measured, steps: int) -> Chain:
         """By the expected terms of the bound."""
         return self._calibration(measured).best_chain(self.chain, steps)
 
-    def moments(self, model: Denoiser, u0: torch.Tensor, k: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+    def moments(self, model: Denoiser, u0: torch.Tensor, k: torch.Tensor, eps: torch.Tensor, num_images: int) -> torch.Tensor:
         """Of u_k, f and u_0."""
         u_k, _ = self.corrupt(u0, k, eps)
-        return Moments(self.bins, self.shape[0]).row(u0, u_k, self.predict(model, u_k, k) - u_k)
+        return self._moments(num_images).row(u0, u_k, self.predict(model, u_k, k) - u_k)
 
     def calibration(self, rows: torch.Tensor, num_images: int) -> Mapping[str, torch.Tensor]:
         """The state of a `Calibration`."""
-        return Moments(self.bins, self.shape[0]).calibrated(rows, num_images, self._decay())
+        return self._moments(num_images).calibrated(rows, num_images, self._decay())
 
     def errors(
         self, model: Denoiser, u0: torch.Tensor, k: torch.Tensor, eps: torch.Tensor, kernel: ReverseKernel
@@ -276,7 +277,7 @@ class HeatDissipation(Process, Likelihood):
         target, mean = self.blur.at_levels(u0, after[k], k)
         u_k = mean + self.sigma * eps
         error = target - kernel.mean(u_k, self.predict(model, u_k, k), k)
-        return bin_sums(dct2(error, self.blur.D_H, self.blur.D_W).square(), self.bins).sum(1)
+        return bin_sums(dct2(error, self.blur.D_H, self.blur.D_W).square(), _gaussian(kernel).bins).sum(1)
 
     def bound_levels(self, kernel: ReverseKernel) -> Sequence[int]:
         """With protocol 'released' the levels 1..K-1: the release counts k = 1 twice and leaves out k = K."""
@@ -284,12 +285,12 @@ class HeatDissipation(Process, Likelihood):
 
     def terms(self, errors: torch.Tensor, k: torch.Tensor, kernel: ReverseKernel) -> torch.Tensor:
         """KL(N(A_j u_0, sigma^2 I) || N(mean, diag(v))), diagonal in the cosine basis."""
-        return elbo.gaussian_kl(errors, self.sigma**2, _gaussian(kernel).variances(k), self._sizes())
+        return elbo.gaussian_kl(errors, self.sigma**2, _gaussian(kernel).variances(k), self._sizes(kernel))
 
     def reconstruction(self, errors: torch.Tensor, kernel: ReverseKernel) -> torch.Tensor:
         """-log N(u_0; mean, diag(v))."""
         last = torch.full((len(errors),), kernel.chain[-2])
-        return elbo.negative_log_density(errors, _gaussian(kernel).variances(last), self._sizes())
+        return elbo.negative_log_density(errors, _gaussian(kernel).variances(last), self._sizes(kernel))
 
     def prior_summary(self, u0: torch.Tensor, prior: Prior) -> torch.Tensor:
         """A_K u_0 in the bank's basis: float32 (B, C, F)."""
@@ -306,15 +307,19 @@ class HeatDissipation(Process, Likelihood):
     def _calibration(self, measured: Measured) -> Calibration:
         if measured is None:
             raise ValueError(f"nothing was measured for this checkpoint: {CALIBRATE}")
-        return Calibration(measured, Moments(self.bins, self.shape[0]), self._decay(), self.sigma)
+        return Calibration(measured, self._decay(), self.shape[0], self.sigma)
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019  # for the batches of one measurement
+    def _moments(self, num_images: int) -> Moments:
+        return Moments(frequency_bins(*self.shape[1:], num_images, self.patch_size), self.shape[0])
 
     def _decay(self) -> torch.Tensor:
         """exp(-lambda t_k): float64 (K + 1, H, W)."""
         return self.blur.decay(torch.arange(self.K + 1, device=self.after.device))[:, 0].double().cpu()
 
-    def _sizes(self) -> torch.Tensor:
-        """Coefficients in each bin, of all channels: float64 (R,)."""
-        return bin_sums(torch.ones(self.shape), self.bins).sum(0)
+    def _sizes(self, kernel: ReverseKernel) -> torch.Tensor:
+        """Coefficients in each of the kernel's bins, of all channels: float64 (R,)."""
+        return bin_sums(torch.ones(self.shape), _gaussian(kernel).bins.cpu()).sum(0)
 
 
 def _gaussian(kernel: ReverseKernel) -> GaussianKernel:

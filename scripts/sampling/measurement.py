@@ -42,7 +42,7 @@ def calibrate(
                 places = [(level, int(i)) for i in indices]
                 eps = normal_by_index(precision.device, seed, Purpose.SPECTRUM_NOISE, places, tuple(images.shape[1:]))
                 with precision.autocast():
-                    batches.append(process.moments(model, images[indices].to(precision.device), k, eps))
+                    batches.append(process.moments(model, images[indices].to(precision.device), k, eps, len(images)))
             rows.append(torch.stack(batches).sum(0))
         return torch.stack(rows)
 

@@ -25,7 +25,7 @@ from scripts.sampling.sampler import Sampler
 SIGMA, DELTA, K, SIZE = 0.01, 0.0125, 12, 8
 BLUR = DCTBlur(blur_schedule(K, 0.5, 5.0), SIZE, SIZE)
 PAPER, RELEASED = (HeatDissipation(BLUR, SIGMA, protocol=protocol) for protocol in ("paper", "released"))
-KERNEL = IsotropicKernel(DELTA, PAPER.chain)
+KERNEL = IsotropicKernel(DELTA, PAPER.chain, SIZE, SIZE)
 FREQUENCY = torch.arange(SIZE, dtype=torch.float32)
 VARIANCES = 0.5 / (1 + FREQUENCY[:, None] ** 2 + FREQUENCY**2) ** 1.5
 """Of the DCT coefficients of the images below: float32 (H, W), falling as those of natural images do."""
@@ -147,7 +147,7 @@ def test_sums_of_both_protocols() -> None:
 
 def test_one_level_has_no_intermediate_terms() -> None:
     process = HeatDissipation(DCTBlur(blur_schedule(1, 0.5, 5.0), SIZE, SIZE), SIGMA)
-    kernel = IsotropicKernel(DELTA, process.chain)
+    kernel = IsotropicKernel(DELTA, process.chain, SIZE, SIZE)
     bound = measured(IMAGES[:5], num_levels=3, process=process, model=idle, kernel=kernel).bound(process, BANK, kernel)
     torch.testing.assert_close(bound["total"], bound["prior"] + bound["reconstruction"])
     assert not bound["intermediate"].any()

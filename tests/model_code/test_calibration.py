@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from model_code.blur import DCTBlur, blur_schedule
-from model_code.calibration import Calibration, Moments, bin_sums, frequency_bins, shortest_path
+from model_code.calibration import Calibration, bin_sums, frequency_bins, shortest_path
 from model_code.dct import dct2, idct2
 from model_code.elbo import gaussian_kl, negative_log_density
 from model_code.kernels import AffineKernel, Chain, IsotropicKernel, ReverseKernel
@@ -23,8 +23,8 @@ SIGMA, K, SIZE = 0.01, 30, 8
 BLUR = DCTBlur(blur_schedule(K, 0.5, 5.0), SIZE, SIZE)
 PROCESS = HeatDissipation(BLUR, SIGMA)
 RADII = (torch.arange(SIZE)[:, None] ** 2 + torch.arange(SIZE) ** 2).sqrt()
-BINS = PROCESS.bins = torch.unique(RADII, return_inverse=True)[1]
-"""Every radius on its own: there, closed forms are exact."""
+BINS = frequency_bins(SIZE, SIZE, 3000)
+"""With so many images every radius is on its own, and closed forms are exact."""
 ALL = PROCESS.chain
 SKIPPING = (K, 24, 23, 15, 9, 4, 1, 0)
 VARIANCES = 0.5 / (1 + RADII**2) ** 1.5
@@ -88,9 +88,10 @@ def kernel(kind: str | float = "calibrated", chain: Chain | None = None) -> Reve
 
 def test_bins_are_radii_and_blind_frequencies() -> None:
     """Distances from the constant, rounded; the constant alone, and with patches of p x p pixels p^2 frequencies alone."""
-    assert frequency_bins(3, 3).tolist() == [[3, 0, 1], [0, 0, 1], [1, 1, 2]]
+    assert frequency_bins(3, 3, 2).tolist() == [[3, 0, 1], [0, 0, 1], [1, 1, 2]]
+    assert frequency_bins(3, 3, 400).tolist() == [[5, 0, 2], [0, 1, 3], [2, 3, 4]]
     for patch_size, alone in ((1, {0}), (2, {0, 7}), (4, {0, 4, 7})):
-        bins = frequency_bins(8, 8, patch_size)
+        bins = frequency_bins(8, 8, 48, patch_size)
         sizes = bins.flatten().bincount()
         assert (sizes > 0).all()
         for n, m in itertools.product(alone, alone):
@@ -103,16 +104,17 @@ def test_bins_are_radii_and_blind_frequencies() -> None:
 def test_the_papers_noise_is_a_special_case(golden: Golden) -> None:
     """The original's trajectory with a = b = 1, c = 0, v = delta^2, through the cosine basis."""
     noise, delta, process = golden["sampler_noise"], golden.settings["delta"], golden.process()
-    levels, num_bins = process.K + 1, int(process.bins.max()) + 1
+    bins = frequency_bins(*process.shape[1:], 48)
+    levels, num_bins = process.K + 1, int(bins.max()) + 1
     ones, c = torch.ones(levels, num_bins), torch.zeros(levels, golden.settings["num_channels"], 4, 4)
-    affine = AffineKernel("", process.chain, process.bins, delta**2 * ones, delta, (ones, ones, c))
+    affine = AffineKernel("", process.chain, bins, delta**2 * ones, delta, (ones, ones, c))
     sample = reverse_process(process, golden.model, golden["init"], affine, lambda k: noise[k - 1])
     assert (sample - golden["sample"]).norm() < 1e-3 * golden["sample"].norm()
 
 
 def test_the_bound_of_isotropic_noise_is_the_papers() -> None:
     delta, N = 0.0125, SIZE**2
-    isotropic, k = IsotropicKernel(delta, ALL), torch.full((5,), 7)
+    isotropic, k = IsotropicKernel(delta, ALL, SIZE, SIZE), torch.full((5,), 7)
     errors = PROCESS.errors(best_denoiser, gaussian_images(5), k, torch.randn(5, 1, SIZE, SIZE), isotropic)
     squares = errors.sum(1)
     term = 0.5 * (SIGMA**2 / delta**2 * N - N + squares / delta**2 + 2 * N * math.log(delta / SIGMA))
@@ -147,7 +149,7 @@ def test_mean_and_variance_of_every_pair_are_the_known_ones(model: Denoiser) -> 
     for k, j in itertools.combinations(range(K, -1, -1), 2):
         if k != K and j and (k + j) % 7:
             continue  # a seventh of the pairs, and all that begin or end the chain
-        one = Calibration(state, Moments(BINS, 1), PROCESS._decay(), SIGMA).fit(torch.tensor([k]), torch.tensor([j]))
+        one = Calibration(state, PROCESS._decay(), 1, SIGMA).fit(torch.tensor([k]), torch.tensor([j]))
         expected = by_bin(posterior_variance(k, j))
         assert ((one.errors[0] - expected).abs() <= tolerance * expected + 3e-9).all(), (k, j, one.errors[0] / expected)
         affine = PROCESS.sampling_noise("calibrated", state, (k, j) if j == 0 else (k, j, 0))
@@ -155,7 +157,7 @@ def test_mean_and_variance_of_every_pair_are_the_known_ones(model: Denoiser) -> 
         u_k, _ = PROCESS.corrupt(u0, level, eps)
         found = affine.mean(u_k, PROCESS.predict(model, u_k, level), level)
         off = dct2(found - posterior_mean(u_k, level, level * 0 + j), BLUR.D_H, BLUR.D_W).square().mean((0, 1))
-        assert (by_bin(off) <= 0.02 * expected + 1e-9).all(), (k, j, by_bin(off) / expected)
+        assert (by_bin(off) <= 0.1 * expected + 1e-9).all(), (k, j, by_bin(off) / expected)
 
 
 def power_of_samples(kernel: ReverseKernel, model: Denoiser = best_denoiser, count: int = 4000) -> torch.Tensor:
@@ -184,7 +186,7 @@ def test_samples_have_the_power_spectrum_of_the_data(chain: Chain) -> None:
 
 def test_a_blind_coefficient_is_corrected() -> None:
     """Without calibration the mean's noise adds up from step to step; with it samples have the data's power there."""
-    state, constant = calibrated(blind_denoiser, 1000), BINS[0, 0]
+    state, constant = calibrated(blind_denoiser, 3000), BINS[0, 0]
     data = VARIANCES[0, 0].double() - posterior_variance(1, 0)[0, 0]
     off = {
         kind: (power_of_samples(PROCESS.sampling_noise(kind, state), blind_denoiser)[constant] / data - 1).abs().item()
@@ -199,7 +201,7 @@ def test_bound_of_any_chain_is_the_closed_form(chain: Chain) -> None:
     pairs = list(itertools.pairwise(chain))
     expected = sum(0.5 * (1 + posterior_variance(k, j) / SIGMA**2).log().sum() for k, j in pairs[:-1])
     expected += 0.5 * ((2 * math.pi * posterior_variance(chain[-2], 0)).log() + 1).sum()
-    costs = Calibration(STATE, Moments(BINS, 1), PROCESS._decay(), SIGMA).costs(ALL)
+    costs = Calibration(STATE, PROCESS._decay(), 1, SIGMA).costs(ALL)
     assert sum(costs[k, j].item() for k, j in pairs) == pytest.approx(
         expected.item(), abs=1.5
     )  # of images that all levels share
