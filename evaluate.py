@@ -1,13 +1,14 @@
 """Evaluate a trained model: a bound on its likelihood, or the quality of its samples.
 
-python evaluate.py --config C --workdir W --checkpoint 0 --mode=elbo [--exact] [--delta=0.013]
-python evaluate.py --config C --workdir W --checkpoint 0 --mode=fid --dataset_name_cleanfid=cifar10 --num_gen=50000
-python evaluate.py --config C --workdir W --mode=elbo --sweep=delta=0.010:0.016:0.001
+python evaluate.py --workdir W [--checkpoint 0] --mode=elbo [--exact] [--delta=0.013]
+python evaluate.py --workdir W [--checkpoint 0] --mode=fid --dataset_name_cleanfid=cifar10 --num_gen=50000
+python evaluate.py --workdir W --mode=elbo --sweep=delta=0.010:0.016:0.001
 python evaluate.py --save_stats --custom_name=N --dataset_path=D
 
 Scores are appended to runs/<dataset_name>/evaluation_results/<experiment_name>/, with everything that they depend on.
 """
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -19,6 +20,8 @@ from scripts.evaluation.metrics import MODES
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from ml_collections import ConfigDict
 
     from scripts.evaluation.sweep import Evaluate, Point
 
@@ -59,6 +62,7 @@ EXTRACTOR = flags.DEFINE_enum("feature_extractor", "inception", ["inception", "c
 INCEPTION_PATH = flags.DEFINE_string("inception_path", "", "inception-2015-12-05.pt, or the folder that it is in.")
 NEIGHBOURS = flags.DEFINE_integer("k", 5, "prdc: nearest neighbours; Kynkaanniemi et al. have 3.", lower_bound=1)
 
+OUT = define_path_flag("out", "Where results go; by default runs/<dataset_name>/evaluation_results/<experiment_name>.")
 SAVE_STATS = flags.DEFINE_bool("save_stats", False, "Make clean-fid statistics of a folder of images, and nothing else.")
 CUSTOM_NAME = flags.DEFINE_string("custom_name", "", "With --save_stats: their name.")
 DATASET_PATH = define_path_flag("dataset_path", "With --save_stats: the folder.")
@@ -70,7 +74,7 @@ SETTINGS = (MODE, SPLIT, NUM_IMAGES, NUM_LEVELS, EXACT, DEQUANTIZE, NUM_GEN, REF
 
 def main() -> int:
     """Check how the flags go together, evaluate, write the scores down."""
-    for flag in (CUSTOM_NAME, DATASET_PATH) if SAVE_STATS.value else (CONFIG, WORKDIR):
+    for flag in (CUSTOM_NAME, DATASET_PATH) if SAVE_STATS.value else (WORKDIR,):
         if not flag.value:
             raise UserError(f"--{flag.name} is needed {'with' if SAVE_STATS.value else 'without'} --save_stats")
     from scripts.runtime import distributed  # imports PyTorch, which --help and mistyped flags need not wait for
@@ -87,8 +91,11 @@ def evaluate() -> int:
     from scripts.evaluation import results, sweep
     from scripts.runtime import distributed
     from scripts.sampling.choice import parse_delta
+    from scripts.storage.checkpoint import saved_config
+    from scripts.storage.files import make_directory
 
-    config, workdir = CONFIG.value, WORKDIR.value
+    workdir = WORKDIR.value
+    config = CONFIG.value or saved_config(workdir, CHECKPOINT.value)
     validate(config)
     axes = sweep.parse_sweeps(SWEEP.value)
     for name in axes:
@@ -98,8 +105,15 @@ def evaluate() -> int:
     delta = None if DELTA.value is None else parse_delta(DELTA.value)
     base = sweep.Point(delta, CHECKPOINT.value, seed, STEPS.value, ETA.value)
     dataset = DATASET_NAME.value or config.data.dataset.lower()
-    directory = results.results_directory(results.RUNS, dataset, EXPERIMENT_NAME.value or workdir.resolve().name)
-    runner = sweep.Runner(evaluation(directory), directory, request, PARAM_NAME.value or ",".join(axes) or "delta", workdir)
+    experiment = EXPERIMENT_NAME.value or workdir.resolve().name
+    directory = OUT.value or results.results_directory(results.RUNS, dataset, experiment)
+    cache = workdir / "evaluation" if OUT.value is None else OUT.value / "features"
+    if distributed.is_main():  # before anything is computed
+        make_directory(directory, "--out")
+        make_directory(cache, "--out")
+    evaluate_point = evaluation(config, directory, cache)
+    param_name = PARAM_NAME.value or ",".join(axes) or "delta"
+    runner = sweep.Runner(evaluate_point, directory, functools.partial(request, config), param_name, workdir)
     if not axes:
         runner.run_point(base)
         print(f"scores appended to {directory}")
@@ -110,9 +124,9 @@ def evaluate() -> int:
     return 0
 
 
-def evaluation(directory: "Path") -> "Evaluate":
-    """What --mode names, as the flags say; the bound's tables by level go to `directory`."""
-    config, batch_size = CONFIG.value, BATCH_SIZE.value or CONFIG.value.eval.batch_size
+def evaluation(config: "ConfigDict", directory: "Path", cache: "Path") -> "Evaluate":
+    """What --mode names, as the flags say; the bound's tables by level go to `directory`, features to `cache`."""
+    batch_size = BATCH_SIZE.value or config.eval.batch_size
     if MODE.value == "elbo":
         from scripts.evaluation.bound import BoundEvaluation
 
@@ -133,6 +147,7 @@ def evaluation(directory: "Path") -> "Evaluate":
     samples = SampleEvaluation(
         config,
         WORKDIR.value,
+        cache=cache,
         metrics=MODES[MODE.value],
         batch_size=batch_size,
         reference=REFERENCE.value,
@@ -147,12 +162,11 @@ def evaluation(directory: "Path") -> "Evaluate":
     return lambda point: samples(checkpoint=point.checkpoint, choice=point.choice, seed=point.seed)
 
 
-def request(point: "Point") -> dict[str, Any]:
+def request(config: "ConfigDict", point: "Point") -> dict[str, Any]:
     """What the scores of a point depend on, as plain data. Raises UserError for a checkpoint that is not there."""
     from scripts.sampling.sampler import load_sampler
     from scripts.storage.provenance import config_hash
 
-    config = CONFIG.value
     sampler, trained = load_sampler(
         config, WORKDIR.value, point.checkpoint, choice=point.choice, seed=point.seed, precision=PRECISION.value, scoring=True
     )

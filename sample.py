@@ -1,8 +1,8 @@
 """Draw samples from a trained model.
 
-python sample.py --config C --workdir W --checkpoint 0 --batch_size=9 [--same_init | --share_noise | --interpolate]
+python sample.py --workdir W [--checkpoint 0] [--batch_size=9] [--same_init | --share_noise | --interpolate]
 
---config names the file that the model was trained with; --config.section.key=value repeats the overrides of its training.
+The configuration is the run's own; the release's checkpoints have none, and need --config.
 """
 
 from absl import flags
@@ -11,7 +11,7 @@ from scripts.config.flags import define_config_flag, define_kernel_flags, define
 from scripts.config.release import define_release_flags
 from scripts.errors import UserError
 
-CONFIG = define_config_flag()
+CONFIG = define_config_flag(required=False)
 WORKDIR = define_path_flag("workdir", "Run directory that train.py made.", required=True)
 CHECKPOINT = flags.DEFINE_integer("checkpoint", 0, "n for checkpoints/checkpoint_n.pth, 0 for the newest.", lower_bound=0)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 9, "Samples in a picture, or at a time in an export.", lower_bound=1)
@@ -26,6 +26,7 @@ NUM_POINTS = flags.DEFINE_integer("num_points", 20, "Points on that path, both e
 NUMBER = flags.DEFINE_integer("number", None, "Draw the i-th batch of samples instead of the first, 0.", lower_bound=0)
 SAVE_SAMPLE_FREQ = flags.DEFINE_integer("save_sample_freq", None, "Keep every F-th state of the process.", lower_bound=1)
 NUM_SAMPLES = flags.DEFINE_integer("num_samples", None, "With --export_dir: samples to write as single images.", lower_bound=1)
+OUT = define_path_flag("out", "Where pictures go; by default additional_samples in --workdir.")
 EXPORT_DIR = define_path_flag("export_dir", "Where to; an export that was interrupted is continued.")
 define_release_flags()
 
@@ -46,8 +47,12 @@ def draw() -> int:
     from scripts.sampling.choice import Choice
     from scripts.sampling.export import export
     from scripts.sampling.sampler import load_sampler
+    from scripts.storage.checkpoint import saved_config
+    from scripts.storage.files import make_directory
 
-    config, workdir, export_dir = CONFIG.value, WORKDIR.value, EXPORT_DIR.value
+    workdir, export_dir = WORKDIR.value, EXPORT_DIR.value
+    config = CONFIG.value or saved_config(workdir, CHECKPOINT.value)
+    base = (OUT.value or workdir / "additional_samples") / f"checkpoint_{CHECKPOINT.value}"
     sampler, trained = load_sampler(
         config,
         workdir,
@@ -63,20 +68,23 @@ def draw() -> int:
         return 0
     if not distributed.is_main():
         return 0
-
-    base = workdir / "additional_samples" / f"checkpoint_{CHECKPOINT.value}"
-    # Another seed or batch has a directory of its own.
+    make_directory(base, "--out")
+    # Another seed or batch has a name of its own; for whatever else differs see `own_directory`.
     suffix = "" if sampler.seed == config.seed else f"_seed_{sampler.seed}"
     suffix += "" if NUMBER.value is None else f"_{NUMBER.value}"
     number = NUMBER.value or 0
+    settings = sampler.settings(config, trained) | {"prior": PRIOR.value}
     if INTERPOLATE.value:
-        directory = base / f"interpolate_delta_{sampler.label}{suffix}"
-        output.interpolation_set(directory, sampler, (2 * number, 2 * number + 1), NUM_POINTS.value)
+        ends = 2 * number, 2 * number + 1
+        settings |= {"kind": "interpolation", "ends": list(ends), "num_points": NUM_POINTS.value}
+        directory = output.own_directory(base / f"interpolate_delta_{sampler.label}{suffix}", settings)
+        output.interpolation_set(directory, sampler, ends, NUM_POINTS.value)
     else:
         kind: output.Kind = "same_init" if SAME_INIT.value else "share_noise" if SHARE_NOISE.value else "independent"
         shared = "" if kind == "independent" else f"_{kind}"
-        directory = base / f"delta_{sampler.label}{shared}{suffix}"
         indices = range(number * BATCH_SIZE.value, (number + 1) * BATCH_SIZE.value)
+        settings |= {"kind": kind, "samples": [indices.start, indices.stop], "save_sample_freq": SAVE_SAMPLE_FREQ.value}
+        directory = output.own_directory(base / f"delta_{sampler.label}{shared}{suffix}", settings)
         output.sample_set(directory, sampler, indices, kind=kind, every=SAVE_SAMPLE_FREQ.value)
     print(f"step {trained.step}, delta {sampler.label}, seed {sampler.seed}: {directory}")
     return 0

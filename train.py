@@ -1,6 +1,7 @@
 """Train an inverse heat dissipation model.
 
 python train.py --config configs/mnist/quickstart.py --workdir runs/mnist/quickstart [--config.training.n_iters=2000 ...]
+python train.py --workdir runs/mnist/quickstart      # goes on
 
 --config names a file below configs/ or your own; --config.section.key=value overrides any key of configs/default.py.
 """
@@ -45,11 +46,11 @@ def main() -> int:
 def write_page(workdir: Path) -> None:
     """Write the page about the run and print where it is. A failure is a warning: the training itself is complete."""
     command = [sys.executable, "-m", "scripts.tools.report", f"--workdir={workdir.resolve()}"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if result.returncode == 0:
-        print(result.stdout.strip())
-    else:
-        warnings.warn(f"the report could not be written: {result.stderr.strip()[-300:]}", stacklevel=1)
+    try:
+        print(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip())
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = error.stderr.strip()[-300:] if isinstance(error, subprocess.CalledProcessError) else error
+        warnings.warn(f"the report could not be written: {reason}", stacklevel=1)
 
 
 if __name__ == "__main__":

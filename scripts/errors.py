@@ -12,6 +12,28 @@ class UserError(ValueError):
     """Bad input. The message names the key, flag or file, the value found, and what would be right."""
 
 
+def expected(error: BaseException) -> str | None:
+    """What to tell a user of an error that needs no traceback, in a line; None for a defect of the program."""
+    if isinstance(error, UserError | OSError):  # OSError: a full disk, permissions; the message names the file
+        return str(error)
+    if out_of_memory(error):
+        return (
+            f"out of memory ({one_line(error)[:200] or type(error).__name__}): for training raise "
+            "config.training.accumulation_steps or set config.training.recompute, otherwise lower --batch_size"
+        )
+    return None
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of a GPU or a processor: PyTorch says so in several ways."""
+    text = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and ("can't allocate memory" in text or "CUDA out of memory" in text))
+    )
+
+
 def error_line(error: object) -> str:
     """How an error is shown."""
     return f"error: {one_line(error)}"

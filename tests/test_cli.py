@@ -99,6 +99,47 @@ def test_every_sampling_flag_has_an_effect(trained: Path) -> None:
     np.testing.assert_allclose(np.load(base / "delta_0.0125_seed_3_1" / "final.npy"), kept[-1, 2:], atol=1e-3)
 
 
+def test_a_run_directory_is_enough(trained: Path, tmp_path: Path) -> None:
+    """Sampling, evaluating and going on without --config; overrides are compared as ever; pictures elsewhere with --out."""
+
+    def run(script: str, *args: object) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, str(ROOT / script), *map(str, args)]
+        return subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, timeout=240, check=False)
+
+    sample = ["--workdir", trained, "--batch_size=2", "--out=pictures"]
+    for more in (
+        [],
+        [f"--config={trained / 'config.json'}"],
+        ["--config.device=cpu", "--config.model.sampling_noise=isotropic"],
+    ):
+        assert run("sample.py", *sample, *more).returncode == 0
+    assert [path.name for path in (tmp_path / "pictures" / "checkpoint_0").iterdir()] == ["delta_0.0125"], (
+        "the same, drawn again"
+    )
+    assert "config.model.K was 3, now 4" in error_line(run("sample.py", *sample, "--config.model.K=4"))
+    result = run("evaluate.py", "--workdir", trained, "--mode=elbo", "--num_images=2", "--out=scores")
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "scores" / "BPD_log.txt").exists()
+    assert "already finished at step 2" in run("train.py", "--workdir", trained).stdout
+    (tmp_path / "file").touch()
+    for script, options in (("sample.py", sample[:3]), ("evaluate.py", ["--workdir", trained, "--mode=elbo"])):
+        assert "--out=file/x" in error_line(run(script, *options, "--out=file/x")), "before anything is computed"
+
+
+def test_pictures_of_other_settings_are_never_replaced(trained: Path, tmp_path: Path) -> None:
+    """Whatever differs: seed of the configuration, number, precision, prior; and the step, after more training."""
+    base, kept = tmp_path / "checkpoint_0", {}
+    for changes in ([], ["--batch_size=1"], ["--prior=data"], ["--precision=bfloat16"], ["--config.seed=5"]):
+        result = command("sample.py", "--workdir", trained, "--out", tmp_path, "--batch_size=2", *changes)
+        assert result.returncode == 0, result.stderr
+        directories = [path for path in base.iterdir() if path not in kept]
+        assert len(directories) == 1
+        kept[directories[0]] = (directories[0] / "final.npy").read_bytes()
+    assert all((path / "final.npy").read_bytes() == pixels for path, pixels in kept.items())
+    assert base / "delta_0.0125" in kept
+    assert base / "delta_0.0125_step_2" in kept
+
+
 def test_dead_flags_of_the_release_are_named_in_a_warning(trained: Path) -> None:
     result = command("sample.py", "--workdir", trained, "--batch_size=1", "--final_noise=0.1", "--eval_folder=eval")
     assert result.returncode == 0, result.stderr
@@ -117,6 +158,7 @@ def test_export_continues_where_it_stopped(trained: Path, tmp_path: Path) -> Non
     (directory / "000002.png").unlink()
     untouched = (directory / "000001.png").stat().st_mtime_ns
     assert export("--num_samples=6").returncode == 0
+    assert "holds 6 images" in export("--num_samples=3").stderr
     assert (directory / "000001.png").stat().st_mtime_ns == untouched
     assert (directory / "000005.png").exists()
     again = np.asarray(Image.open(directory / "000002.png"))
@@ -213,4 +255,4 @@ def test_help_and_missing_flags(script: str) -> None:
     result = subprocess.run([sys.executable, str(ROOT / script), "--help"], capture_output=True, text=True, check=False)
     assert "--workdir" in result.stdout
     result = subprocess.run([sys.executable, str(ROOT / script)], capture_output=True, text=True, check=False)
-    assert "--config" in error_line(result)
+    assert ("--config" if script == "train.py" else "--workdir") in error_line(result)

@@ -3,15 +3,16 @@
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from absl import app, flags
 from ml_collections import config_flags
 
 from scripts.config import release
-from scripts.config.load import load, refuse_unknown
+from scripts.config.load import RUN_CONFIG, load, refuse_unknown
 from scripts.config.paths import user_path
-from scripts.errors import USAGE_ERROR, UserError, error_line, one_line
+from scripts.errors import USAGE_ERROR, UserError, error_line, expected, one_line
 
 
 class _Parser(flags.ArgumentParser):
@@ -26,10 +27,16 @@ class _Parser(flags.ArgumentParser):
 
 def define_config_flag(required: bool = True) -> flags.FlagHolder:
     """The flag `--config FILE` with its overrides `--config.section.key=value`, for an entry script."""
-    holder = config_flags.DEFINE_config_file("config", None, "Configuration file, see configs/.")
+    text = "Configuration: a file of configs/ or your own, or the config.json of a run; by default that in --workdir."
+    sys.argv[:] = _with_config_of_run(sys.argv)  # which ml_collections reads, too, for the overrides
+    try:
+        holder = config_flags.DEFINE_config_file("config", None, text)
+    except flags.Error as error:  # a --flagfile that cannot be opened
+        fail(error)
     flags.FLAGS["config"].parser = _Parser(lambda path: load(path).lock())  # ml_collections applies the overrides afterwards
     if required:
-        flags.mark_flag_as_required("config")
+        needed = "is needed: a configuration file, or a --workdir with a config.json"
+        flags.register_validator("config", lambda config: config is not None, needed)
     return holder
 
 
@@ -66,8 +73,11 @@ def run(main: Callable[[], int], positional: str | None = None) -> None:
                 raise UserError(f"{rest[0]!r} is not a flag: options are written --name=value")
             release.warn_of_release_flags()
             return main()
-        except (UserError, OSError, flags.Error) as error:  # OSError: a full disk, permissions; the message names the file
-            fail(error)
+        except Exception as error:
+            line = str(error) if isinstance(error, flags.Error) else expected(error)
+            if line is None:
+                raise
+            fail(line)
 
     warnings.formatwarning = lambda message, *_, **__: f"warning: {one_line(message)}\n"
     app.run(guarded, flags_parser=_parse_flags)
@@ -77,6 +87,21 @@ def fail(error: object) -> NoReturn:
     """Print one line and exit."""
     print(error_line(error), file=sys.stderr)
     sys.exit(USAGE_ERROR)
+
+
+def _with_config_of_run(argv: list[str]) -> list[str]:
+    """The command line with --config=W/config.json where it has --workdir W and no --config, if there is such a file.
+
+    At its front, so that --config.section.key=value overrides it.
+    """
+    if any(arg.lstrip("-").partition("=")[0] == "config" for arg in argv if arg[:1] == "-"):
+        return argv
+    for i, arg in enumerate(argv):
+        name, _, value = arg.lstrip("-").partition("=")
+        if arg.startswith("-") and name == "workdir":
+            file = Path(value or "".join(argv[i + 1 : i + 2])).expanduser() / RUN_CONFIG
+            return [argv[0], f"--config={file}", *argv[1:]] if file.is_file() else argv
+    return argv
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

@@ -15,9 +15,14 @@ from scripts.config import release
 from scripts.config.paths import ROOT, user_path
 from scripts.errors import UserError, one_line
 
+RUN_CONFIG = "config.json"
+"""In a run directory: its configuration."""
+
 
 def load(text: str) -> ConfigDict:
     """The configuration of FILE or FILE:ARGUMENT, whose `get_config` gets the argument, completed by the defaults.
+
+    A file that ends with .json holds one as `to_json` writes it, as each run directory does.
 
     Raises UserError for a file that is missing, fails, or has keys that are not in configs/default.py.
     """
@@ -26,13 +31,34 @@ def load(text: str) -> ConfigDict:
     if not path.is_file():
         raise UserError(f"--config={text}: there is no such file; the project's own are in {ROOT / 'configs'}")
     try:
+        if path.suffix == ".json":
+            return from_json(path.read_text(), f"--config={text}")
         given = runpy.run_path(str(path))["get_config"](*[argument] * bool(colon))
+    except UserError:
+        raise
     except Exception as error:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         where = f" (line {lines[-1]})" if lines else ""
         raise UserError(f"--config={text}: {type(error).__name__}: {error}{where}") from error
     if not isinstance(given, ConfigDict | dict):
         raise UserError(f"--config={text}: its get_config() returns {type(given).__name__}, not a ConfigDict")
+    return _completed(given, f"--config={text}")
+
+
+def from_json(text: str, where: str) -> ConfigDict:
+    """The configuration that `to_json` wrote, completed by the defaults. Raises UserError, naming `where`, if it is none."""
+    try:
+        given = dict(json.loads(text))
+    except ValueError as error:
+        raise UserError(f"{where}: not the JSON of a configuration ({error})") from None
+    known = dict(flatten(default.get_config()))
+    # Keys of the training that an earlier version had, and the run's provenance, mean nothing here.
+    kept = {key: value for key, value in flatten(given) if key in known or key.startswith(("model.", "data."))}
+    return _completed(kept, where)
+
+
+def _completed(given: ConfigDict | dict, where: str) -> ConfigDict:
+    """The defaults with the values of `given`. Raises UserError for unknown keys and for values of another kind."""
     config, values = default.get_config(), dict(flatten(given))
     refuse_unknown(values.keys() - release.KEYS)
     for key, default_value in flatten(default.get_config()):
@@ -40,7 +66,7 @@ def load(text: str) -> ConfigDict:
             value = _converted(values.pop(key), type(default_value))
             if type(value) is not type(default_value):
                 right = f"{type(default_value).__name__}, such as {default_value!r}"
-                raise UserError(f"--config={text}: config.{key} = {one_line(value)[:100]}: must be {right}")
+                raise UserError(f"{where}: config.{key} = {one_line(value)[:100]}: must be {right}")
             config.update_from_flattened_dict({key: value})
     release.check_release_keys(values, config.model)
     return config

@@ -30,6 +30,8 @@ class SampleEvaluation:
 
     config: ConfigDict
     workdir: Path
+    cache: Path
+    """Where features are kept, so that an interrupted evaluation continues."""
     metrics: Sequence[Metric]
     batch_size: int
     num_gen: int
@@ -47,7 +49,7 @@ class SampleEvaluation:
     def __call__(self, *, checkpoint: int, choice: Choice, seed: int | None) -> list[Result]:
         """Scores of a checkpoint (0: the newest); none in processes other than 0, which only sample and compute features.
 
-        Features are cached in <workdir>/evaluation, so that an interrupted evaluation continues. With the classifier and the
+        With the classifier and the
         configuration's own training images the settings of each result include the score of held-out images, see
         `floor_settings`. Raises UserError for whatever is missing or does not fit, before anything is sampled.
         """
@@ -58,7 +60,7 @@ class SampleEvaluation:
             self.config, self.workdir, checkpoint, choice=choice, seed=seed, precision=self.precision, scoring=True
         )
         made_by = sampler.settings(self.config, trained)
-        device, directory = sampler.precision.device, self.workdir / "evaluation"
+        device, directory = sampler.precision.device, self.cache
         with distributed.main_first():  # it may download or train
             extractor = self._extractor(directory, device)
         against = find_reference(

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from scripts.errors import USAGE_ERROR, UserError, error_line
+from scripts.errors import USAGE_ERROR, UserError, error_line, expected
 from scripts.runtime.device import resolve_device
 
 Part = TypeVar("Part", bound=Sequence[int])
@@ -163,10 +163,10 @@ def _end_job(error: BaseException) -> NoReturn:
     """Print the error and exit at once, without clean-up, which could wait for the other processes."""
     if rank() > 0:
         time.sleep(2)  # an error that all processes have is printed by process 0 only: the launcher then ends this one
-    expected = isinstance(error, UserError | OSError)
-    print(error_line(error) if expected else f"process {rank()}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+    known = expected(error)
+    print(error_line(known) if known else f"process {rank()}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
     sys.stdout.flush()
-    code = USAGE_ERROR if expected else 1
+    code = USAGE_ERROR if known else 1
     if "mpi4py.MPI" in sys.modules:  # started by mpirun, which takes an exit alone for the normal end of one process
         time.sleep(0.5)  # Abort may overtake the line on its way through mpirun
         sys.modules["mpi4py.MPI"].COMM_WORLD.Abort(code)

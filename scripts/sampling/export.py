@@ -1,6 +1,7 @@
 """Many samples as single PNG files, continued where an earlier export stopped."""
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ def export(directory: Path, sampler: Sampler, settings: dict[str, Any], num_samp
         make_directory(directory, "--export_dir")
         _check_export(directory, settings)
         missing = [i for i in range(num_samples) if not (directory / f"{i:06d}.png").exists()]
+        if (held := sum(1 for _ in directory.glob("*.png")) + len(missing)) > num_samples:
+            text = f"--num_samples={num_samples}: {directory} holds {held} images, and who reads it will read them all"
+            warnings.warn(text, stacklevel=2)
     missing = distributed.from_main(missing)
     with progress_bar(num_samples, "image", "export", initial=num_samples - len(missing)) as bar:
         for start in range(0, len(missing), batch_size * distributed.world_size()):

@@ -1,10 +1,12 @@
 """What samples are written as: arrays, grids (PNG), and the reverse process as GIF and MP4."""
 
+import json
 import math
 import os
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import imageio_ffmpeg
 import numpy as np
@@ -49,6 +51,24 @@ def grid(images: torch.Tensor, columns: int | None = None) -> np.ndarray:
         top, left = i // columns * height + GAP, i % columns * width + GAP
         sheet[top : top + tile.shape[0], left : left + tile.shape[1]] = tile  # grey is the same in all three channels
     return sheet
+
+
+def own_directory(base: Path, settings: dict[str, Any]) -> Path:
+    """`base`, or if pictures of other settings are there a directory beside it, made and with `settings.json` in it.
+
+    settings: all that the pictures depend on, as plain data. The same settings have the same directory, and may be drawn again.
+    """
+    text = json.dumps(settings, indent=2) + "\n"
+    step = f"{base.name}_step_{settings['checkpoint_step']}"
+    for name in (base.name, step, f"{step}_{zlib.crc32(text.encode()):08x}"):
+        directory = base.with_name(name)
+        record = directory / "settings.json"
+        if not directory.exists() or (record.exists() and record.read_text() == text):
+            break
+    make_directory(directory, "output directory")
+    with atomic_write(record) as temporary:
+        temporary.write_text(text)
+    return directory
 
 
 def save_png(path: Path, images: torch.Tensor, columns: int | None = None) -> None:

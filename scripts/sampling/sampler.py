@@ -24,7 +24,7 @@ from scripts.runtime.device import Precision, to_device
 from scripts.runtime.randomness import STREAM_VERSION, Purpose, stream
 from scripts.sampling.choice import Choice
 from scripts.sampling.reverse import Draw, IndependentNoise, OnStep, SharedNoise, SphericalNoise, linear_path, reverse_process
-from scripts.storage.checkpoint import TrainedModel, load_trained
+from scripts.storage.checkpoint import TrainedModel, load_trained, saved_config
 
 TRAINING_ONLY = {"dropout", "ema_rate"}
 """Keys of config.model that act during training only: their effect is in the weights."""
@@ -150,7 +150,7 @@ def make_sampler(
 
 
 def load_sampler(
-    config: ConfigDict,
+    config: ConfigDict | None,
     workdir: Path,
     checkpoint: int,
     *,
@@ -160,11 +160,12 @@ def load_sampler(
     from_data: bool = False,
     scoring: bool = False,
 ) -> tuple[Sampler, TrainedModel]:
-    """The sampler for a checkpoint (0: the newest) of a run, and where it came from.
+    """The sampler for a checkpoint (0: the newest) of a run, and where it came from; config None: the checkpoint's own.
 
     `choice` and `seed` default to the configuration's. Prior states come from the checkpoint, or from the training images with
     `from_data` and where it holds none, as those of the release. Raises UserError for whatever is missing or does not fit.
     """
+    config = saved_config(workdir, checkpoint) if config is None else config
     validate(config)
     device = distributed.device(config.device)
     trained = load_trained(config, workdir, checkpoint)

@@ -28,7 +28,7 @@ from model_code import build_model, build_process
 from model_code.prior import Prior
 from model_code.process import Measured
 from scripts.config.comparison import FREE_IN_INFERENCE, refuse_differences
-from scripts.config.load import to_json
+from scripts.config.load import from_json, to_json
 from scripts.errors import UserError, one_line
 from scripts.storage.files import atomic_write, sync
 
@@ -257,6 +257,14 @@ def load_trained(config: ConfigDict, workdir: Path | str, checkpoint: int) -> Tr
         raise UserError(f"{path} holds another architecture than this configuration: {reason}") from None
     dequantized = json.loads(contents.get("config", to_json(config)))["data"]["uniform_dequantization"]
     return TrainedModel(model.eval(), prior, dequantized, contents.get("precision", ""), contents["step"], path, contents)
+
+
+def saved_config(workdir: Path, checkpoint: int) -> ConfigDict:
+    """The configuration in a checkpoint. Raises UserError for the release's, which have none."""
+    path, contents = _find(workdir, checkpoint)
+    if "config" not in contents:
+        raise UserError(f"{path}: the release's checkpoints have no configuration; name its file with --config")
+    return from_json(contents["config"], str(path)).lock()
 
 
 def _find(workdir: Path, checkpoint: int) -> tuple[Path, Contents]:

@@ -12,7 +12,7 @@ from scripts.config.checks import unread, validate
 from scripts.config.load import to_json
 from scripts.data.datasets import load_images
 from scripts.data.loader import ReadingFailed, TrainBatches, none_readable, train_loader
-from scripts.errors import UserError
+from scripts.errors import UserError, expected
 from scripts.estimate import Estimate
 from scripts.runtime import distributed
 from scripts.runtime.progress import TrainingProgress, warn
@@ -57,11 +57,12 @@ def train(config: ConfigDict, workdir: Path) -> int:
             run.save()
             print(f"{interruption}: saved at step {trainer.step}; the same command goes on from there")
             return interruption.exit_code
-        except ReadingFailed as error:
-            if not distributed.is_main():
+        except (ReadingFailed, MemoryError, RuntimeError) as error:
+            reason = expected(error)
+            if reason is None or not distributed.is_main():
                 raise
-            run.save()
-            raise UserError(f"{error}. Saved at step {trainer.step}; the same command goes on from there") from None
+            run.save()  # a step that failed has not touched the weights
+            raise UserError(f"{reason}. Saved at step {trainer.step}; the same command goes on from there") from None
     if trainer.step > first_step:
         print(f"finished at step {trainer.step}: {workdir}")
     else:

@@ -75,7 +75,7 @@ def evaluate(run: Path, folder: Path) -> Evaluate:
         } | changes  # fmt: skip
         choice, seed = Choice(options.pop("delta", None)), options.pop("seed", None)
         metrics = MODES[options.pop("mode")]
-        evaluation = SampleEvaluation(config or tiny_config(), run, metrics=metrics, **options)
+        evaluation = SampleEvaluation(config or tiny_config(), run, cache=run / "evaluation", metrics=metrics, **options)
         return {result.score: result for result in evaluation(checkpoint=0, choice=choice, seed=seed)}
 
     return call
