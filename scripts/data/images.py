@@ -3,8 +3,9 @@
 import contextlib
 import functools
 import io
-import os
+import math
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -15,11 +16,20 @@ from PIL import Image, ImageOps
 from PIL.Image import Resampling
 
 from scripts.errors import printable
+from scripts.runtime.progress import warn_once
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""Formats that are decoded, whatever the suffix. Others of Pillow's are unsafe: it would run an EPS file in Ghostscript."""
+Image.init()
+_SUFFIXES = {
+    **{"BMP": (".bmp",), "GIF": (".gif",), "JPEG": (".jpeg", ".jpg", ".jfif", ".jpe"), "PNG": (".png",), "WEBP": (".webp",)},
+    **{"PPM": (".pgm", ".ppm", ".pnm", ".pbm"), "TIFF": (".tif", ".tiff"), "AVIF": (".avif",)},
+}
+IMAGE_FORMATS = tuple(name for name in _SUFFIXES if name in Image.OPEN)
+"""Formats that are decoded, whatever the suffix, as far as Pillow was built with them. Others of its are unsafe: it would run
+an EPS file in Ghostscript."""
+IMAGE_SUFFIXES = frozenset(suffix for name in IMAGE_FORMATS for suffix in _SUFFIXES[name])
 FINGERPRINT_IMAGES = 64
+THIN = 8
+"""From this ratio of sides on, an image is cropped before it is resized."""
 
 
 class UnreadableImage(Exception):
@@ -70,17 +80,36 @@ def box_bicubic(image: Image.Image, size: int) -> Image.Image:
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Resampling.BOX)
     scale = size / min(image.size)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Resampling.BICUBIC)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+    width, height = round(image.width * scale), round(image.height * scale)
+    return _resized_centre(image, (width, height), ((width - size) // 2, (height - size) // 2), size, Resampling.BICUBIC)
 
 
 def bilinear(image: Image.Image, size: int) -> Image.Image:
     """torchvision's `Resize(size)` and `CenterCrop(size)`: what the release does with LSUN, MNIST and CIFAR-10."""
     shorter = min(image.size)
-    image = image.resize((int(size * image.width / shorter), int(size * image.height / shorter)), Resampling.BILINEAR)
-    left, top = round((image.width - size) / 2), round((image.height - size) / 2)
-    return image.crop((left, top, left + size, top + size))
+    width, height = int(size * image.width / shorter), int(size * image.height / shorter)
+    corner = round((width - size) / 2), round((height - size) / 2)
+    return _resized_centre(image, (width, height), corner, size, Resampling.BILINEAR)
+
+
+def _resized_centre(
+    image: Image.Image, resized: tuple[int, int], corner: tuple[int, int], size: int, method: Resampling
+) -> Image.Image:
+    """The square of `size` pixels at `corner` of the image resized to `resized` (width, height).
+
+    Of a thin image, which would become huge, only what the square depends on is resized: the same to one grey value.
+    """
+    if max(resized) <= THIN * size:
+        left, top = corner
+        return image.resize(resized, method).crop((left, top, left + size, top + size))
+    box, shape, place = [0.0, 0.0, 0.0, 0.0], [0, 0], [0, 0]
+    for axis, (source, whole, first) in enumerate(zip(image.size, resized, corner, strict=True)):
+        margin = math.ceil(3 * max(whole / source, 1)) + 2  # filters reach two pixels of the source or of the result
+        start, end = max(0, first - margin), min(whole, first + size + margin)
+        box[axis], box[axis + 2] = start * source / whole, min(end * source / whole, source)
+        shape[axis], place[axis] = end - start, first - start
+    part = image.resize((shape[0], shape[1]), method, box=(box[0], box[1], box[2], box[3]))
+    return part.crop((place[0], place[1], place[0] + size, place[1] + size))
 
 
 # --- sources ---
@@ -178,18 +207,35 @@ def _lmdb_environment(folder: str) -> lmdb.Environment:
 def list_images(root: Path) -> list[str]:
     """Paths of all image files below `root`, relative to it with forward slashes, sorted; hidden names are left out.
 
-    Linked folders are followed. Raises OSError if a folder cannot be listed.
+    Links are followed, and every folder is read once, by its own name rather than a link's. Warnings say what is left out.
+    Raises OSError if a folder cannot be listed.
     """
     found: list[Path] = []
-
-    def stop(error: OSError) -> None:
-        raise error  # by default os.walk leaves the folder out silently, which changes the data set
-
-    for folder, subfolders, files in os.walk(root, onerror=stop, followlinks=True):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+    others: Counter[str] = Counter()
+    seen: set[tuple[int, int]] = set()
+    folders, links, repeated = [root], list[Path](), list[Path]()
+    while folders or links:
+        folder = folders.pop() if folders else links.pop(0)
+        place = folder.stat()
+        if (place.st_dev, place.st_ino) in seen:
+            repeated.append(folder)
+            continue
+        seen.add((place.st_dev, place.st_ino))
         # Hidden files are mostly not images, whatever their suffix: macOS leaves "._photo.jpg" beside each photo.jpg.
-        found += [Path(folder, name) for name in files if not name.startswith(".")]
-    return sorted(path.relative_to(root).as_posix() for path in found if path.suffix.lower() in IMAGE_SUFFIXES)
+        for path in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):
+            if path.is_dir():
+                (links if path.is_symlink() else folders).append(path)
+            elif path.suffix.lower() in IMAGE_SUFFIXES:
+                found.append(path)
+            else:
+                others[path.suffix.lower() or "without suffix"] += 1
+    if repeated:
+        link = printable(repeated[0].relative_to(root))
+        warn_once(f"{root}: {len(repeated)} links lead to folders that are read anyway, and are left out, such as {link}")
+    if others:
+        kinds = ", ".join(f"{count} {printable(suffix)}" for suffix, count in others.most_common(4))
+        warn_once(f"{root}: {others.total()} files are left out, as their suffixes are not of images that are read: {kinds}")
+    return sorted(path.relative_to(root).as_posix() for path in found)
 
 
 # --- decoding ---

@@ -5,7 +5,7 @@ a run continues from any step as if it had never stopped.
 import functools
 import itertools
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -15,11 +15,39 @@ import torch
 from scripts.data.images import ImageSource, UnreadableImage
 from scripts.errors import UserError
 from scripts.runtime import distributed
+from scripts.runtime.progress import warn
 from scripts.runtime.randomness import Purpose, stream
 
 
 class ReadingFailed(UserError):
     """No further batches can be read. Those before it were good, so what was learnt from them is worth saving."""
+
+
+NAMED = 5
+"""Unreadable images that are named in warnings; the others are counted."""
+
+
+class UnreadableImages(set[str]):
+    """Names of images that could not be read. The first few are named in warnings by process 0."""
+
+    def note(self, names: Iterable[str]) -> None:
+        """Add names that one batch came with."""
+        for name in dict.fromkeys(names):
+            if name not in self:
+                self.add(name)
+                if len(self) <= NAMED:
+                    further = "; further ones are only counted" if len(self) == NAMED else ""
+                    warn(f"skipped unreadable image {len(self)}: {name}{further}")
+
+    def share(self) -> None:
+        """Add those of the other processes. A collective function."""
+        for names in distributed.gather(sorted(self)):
+            self.note(names)
+
+    def sum_up(self, of: int, what: str) -> None:
+        """Say how many there are of `of` images, unless all were named."""
+        if len(self) > NAMED:
+            warn(f"{len(self)} of {of} {what} cannot be read")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,11 +14,14 @@ from ml_collections import ConfigDict
 
 from scripts.data.datasets import Split, load_images
 from scripts.data.images import Images, ImageSource, UnreadableImage, channels_first, opened_image
+from scripts.data.loader import UnreadableImages
 from scripts.errors import UserError, printable
 from scripts.runtime import distributed
 from scripts.runtime.progress import progress_bar
 from scripts.storage.files import atomic_write, make_directory
 
+ORIENTATION = 0x0112
+"""EXIF's tag for how an image is to be turned."""
 SECONDS_BETWEEN_FILES = 60
 """An interrupted evaluation loses at most this much work, and one batch."""
 SPLITS: dict[str, Split] = {"train": "train", "test": "held_out", "val": "held_out", "held_out": "held_out"}
@@ -49,6 +52,8 @@ class NativeFolder:
 
     def __init__(self, root: Path, paths: Sequence[str]) -> None:
         self._root, self._paths = root, paths
+        self.altered: Counter[str] = Counter()
+        """Images that clean-fid's way of reading changes, by what happens to them."""
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -56,20 +61,27 @@ class NativeFolder:
     def __getitem__(self, i: int) -> np.ndarray:
         """Image i, uint8 (3, H, W). Raises UnreadableImage."""
         with opened_image(self._root / self._paths[i], self.name(i)) as image:
+            for what, happens in (
+                ("16-bit grey, clipped to white", image.mode.startswith("I")),
+                ("floating point, clipped to black and white", image.mode == "F"),
+                ("transparency, dropped", image.has_transparency_data),
+                ("rotation in EXIF, ignored", image.getexif().get(ORIENTATION, 1) != 1),
+            ):
+                self.altered[what] += happens
             return channels_first(np.asarray(image.convert("RGB")))
 
     def name(self, i: int) -> str:
         return printable(self._root / self._paths[i])
 
 
-def image_features(images: Images, indices: Sequence[int], extractor: Extractor) -> np.ndarray:
-    """Features float32 (len(indices), d), rows of NaN for images that cannot be read, with a warning naming each."""
+def image_features(images: Images, indices: Sequence[int], extractor: Extractor, unreadable: UnreadableImages) -> np.ndarray:
+    """Features float32 (len(indices), d), rows of NaN for images that cannot be read, whose names `unreadable` gets."""
     pixels: dict[int, np.ndarray] = {}
     for row, index in enumerate(indices):
         try:
             pixels[row] = images[index]
         except UnreadableImage as error:
-            warnings.warn(f"{error.name} cannot be read and is left out", stacklevel=2)
+            unreadable.note([error.name])
     features = np.full((len(indices), extractor.num_features), np.nan, np.float32)
     for shape in {image.shape for image in pixels.values()}:
         rows = [row for row, image in pixels.items() if image.shape == shape]

@@ -1,6 +1,7 @@
 """What generated images are compared with: clean-fid's statistics, an .npz, a folder of images, or a data set."""
 
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,13 +12,17 @@ from ml_collections import ConfigDict
 
 from scripts.config.paths import plain_name, user_path
 from scripts.data.images import Images, fingerprint, list_images
+from scripts.data.loader import UnreadableImages
 from scripts.errors import UserError
 from scripts.evaluation.distances import Gaussian, Reference
 from scripts.evaluation.features import Extractor, NativeFolder, cached_features, data_set_images, image_features
 from scripts.evaluation.metrics import Metric
 from scripts.runtime import distributed
+from scripts.runtime.progress import warn
 from scripts.storage.files import atomic_write, make_directory, read_npz
 
+CLEANFID = "cleanfid:"
+"""Before a name: that of clean-fid's statistics, whatever folder has the same name."""
 Arrays = dict[str, np.ndarray]
 """Mean and covariance of features, `mu` (d,) and `sigma` (d, d), the features `feats` (M, d), or all three."""
 
@@ -44,15 +49,20 @@ def find_reference(
             "leave it empty, or use --feature_extractor=inception"
         )
     path = user_path(name, "--dataset_name_cleanfid")
+    if path.is_dir() and "/" not in name and split != "custom":
+        raise UserError(
+            f"--dataset_name_cleanfid={name}: a folder here, and perhaps a name of clean-fid's; "
+            f"write ./{name} for the folder, or {CLEANFID}{name} for clean-fid's statistics"
+        )
     if name == "":
         images = data_set_images(data, split)
         found = Reference(f"{data.dataset} {split}", reference_features(directory, images, extractor, batch_size))
     elif path.suffix == ".npz":
         found = _reference(name, _read(path), extractor.num_features, metrics)
-    elif "/" in name or (path.is_dir() and split != "custom"):
+    elif "/" in name:
         found = Reference(name, reference_features(directory, folder_images(path), extractor, batch_size))
     else:
-        arrays = named_statistics(name, extractor.settings["mode"], split, data.image_size, metrics)
+        arrays = named_statistics(name.removeprefix(CLEANFID), extractor.settings["mode"], split, data.image_size, metrics)
         found = _reference(f"{name} {split}, clean-fid's statistics", arrays, extractor.num_features, metrics)
     for metric in metrics:
         if found.features is not None and len(found.features) < metric.fewest(k):
@@ -71,12 +81,18 @@ def folder_images(folder: Path) -> NativeFolder:
 
 def reference_features(directory: Path, images: Images, extractor: Extractor, batch_size: int) -> np.ndarray:
     """Features (M, d) of all images that can be read, cached in `directory`."""
-    settings = {"images": "reference", **fingerprint(images), **extractor.settings}
+    settings, unreadable = {"images": "reference", **fingerprint(images), **extractor.settings}, UnreadableImages()
+    altered = images.altered if isinstance(images, NativeFolder) else Counter[str]()
+    altered.clear()  # of what the fingerprint read
 
     def compute(indices: range) -> np.ndarray:
-        return image_features(images, indices, extractor)
+        return image_features(images, indices, extractor, unreadable)
 
     rows = cached_features(directory, settings, len(images), batch_size, compute, "reference features")
+    unreadable.sum_up(len(images), "reference images")
+    if altered.total():
+        kinds = "; ".join(f"{count} with {what}" for what, count in altered.most_common() if count)
+        warn(f"reference images are read as clean-fid reads them: {kinds}")
     return rows[~np.isnan(rows[:, 0])]
 
 
@@ -126,9 +142,18 @@ def named_statistics(name: str, mode: str, split: str, image_size: int, metrics:
 
 def _read(file: Path) -> Arrays:
     try:
-        return read_npz(file)
+        arrays = read_npz(file)
     except (ValueError, OSError) as error:
         raise UserError(f"{file}: cannot be read as an .npz of arrays ({error})") from None
+    for name in arrays.keys() & {"mu", "sigma", "feats"}:
+        if arrays[name].dtype.kind != "f" or not np.isfinite(arrays[name]).all():
+            raise UserError(f"{file}: {name} must be finite numbers; make the statistics again")
+    sigma = arrays.get("sigma", np.zeros((1, 1)))
+    if sigma.ndim == 2 and sigma.shape[0] == sigma.shape[1]:
+        values = np.linalg.eigvalsh((sigma + sigma.T) / 2)
+        if values[0] < -1e-6 * max(values[-1], 1e-12) * len(values) or not np.allclose(sigma, sigma.T, atol=1e-6 * values[-1]):
+            raise UserError(f"{file}: sigma is no covariance, as it is not symmetric and positive semi-definite")
+    return arrays
 
 
 def _reference(where: str, arrays: Arrays, d: int, metrics: Sequence[Metric]) -> Reference:
@@ -157,6 +182,8 @@ def save_statistics(name: str, folder: Path, extractor: Extractor, mode: str, ba
     images = folder_images(folder)
     with tempfile.TemporaryDirectory() as temporary_directory:
         features = reference_features(Path(temporary_directory), images, extractor, batch_size)
+    if len(features) < 2:
+        raise UserError(f"--dataset_path={folder}: {len(features)} images can be read, where statistics need at least 2")
     gaussian = Gaussian.of(features)
     with atomic_write(directory / f"{stem}_kid.npz") as temporary:
         np.savez_compressed(temporary, feats=features)

@@ -1,5 +1,6 @@
 """Progress for people: bars with time to go on a terminal, now and then a line in a log file. Of process 0 only."""
 
+import functools
 import sys
 import time
 from contextlib import AbstractContextManager
@@ -14,16 +15,44 @@ SECONDS_BETWEEN_LINES = 30
 
 def warn(text: str) -> None:
     """A warning, as a line on stderr that does not break a bar."""
-    if distributed.is_main():
+    if not distributed.is_main():
+        return
+    if sys.stderr.isatty():
         tqdm.write(f"warning: {text}", file=sys.stderr)
+    else:  # tqdm would write its bars anew with every line
+        print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+@functools.cache
+def warn_once(text: str) -> None:
+    """A warning, the first time that it is given."""
+    warn(text)
+
+
+class _Lines(tqdm):
+    """A bar for log files: now and then a whole line, nothing to be overwritten."""
+
+    disable: bool
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        self.fp.write(f"{self}\n")
+
+    def clear(self, nolock: bool = False) -> None:
+        pass
+
+    def close(self) -> None:
+        if not self.disable:
+            self.disable = True
+            self._decr_instances(self)
 
 
 def progress_bar(total: int, unit: str, description: str, initial: int = 0) -> tqdm:
     """A tqdm bar that leaves nothing behind; where there is no terminal, it shows only work of over half a minute."""
     options: dict[str, Any] = {"leave": False, "dynamic_ncols": True, "disable": not distributed.is_main()}
+    kind = tqdm
     if not sys.stderr.isatty():
-        options |= {"delay": SECONDS_BETWEEN_LINES, "mininterval": SECONDS_BETWEEN_LINES}
-    return tqdm(total=total, unit=unit, desc=description, initial=initial, **options)
+        kind, options = _Lines, options | {"delay": SECONDS_BETWEEN_LINES, "mininterval": SECONDS_BETWEEN_LINES}
+    return kind(total=total, unit=unit, desc=description, initial=initial, **options)
 
 
 class TrainingProgress(AbstractContextManager["TrainingProgress"]):
@@ -53,8 +82,10 @@ class TrainingProgress(AbstractContextManager["TrainingProgress"]):
 
     def say(self, text: str) -> None:
         """A message on stdout that does not break the bar."""
-        tqdm.write(text, file=sys.stdout)
-        sys.stdout.flush()
+        if self.on_terminal:
+            tqdm.write(text, file=sys.stdout)
+        else:
+            print(text, flush=True)
 
 
 def duration(seconds: float) -> str:

@@ -1,7 +1,6 @@
 """What a run measures: rows of metrics.jsonl, and the same with sample pictures and configuration in TensorBoard."""
 
 import json
-from collections.abc import Iterable
 from contextlib import AbstractContextManager, suppress
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +12,6 @@ from PIL import Image
 
 from scripts.errors import UserError
 from scripts.runtime import distributed
-from scripts.runtime.progress import warn
 from scripts.storage.files import atomic_write, read_json_lines
 from scripts.training.step import StepResult
 
@@ -75,22 +73,6 @@ class MetricsWriter(AbstractContextManager["MetricsWriter"]):
             self._file.flush()
         except OSError as error:
             raise UserError(f"{self._file.name}: cannot be written ({error.strerror})") from None
-
-
-class UnreadableImages(set[str]):
-    """Names of images that could not be read. Each is named once, in a warning by process 0."""
-
-    def note(self, names: Iterable[str]) -> None:
-        """Add names that one batch came with."""
-        for name in dict.fromkeys(names):
-            if name not in self:
-                self.add(name)
-                warn(f"skipped unreadable image {len(self)}: {name}")
-
-    def share(self) -> None:
-        """Add those of the other processes. A collective function."""
-        for names in distributed.gather(sorted(self)):
-            self.note(names)
 
 
 class LossWindow:

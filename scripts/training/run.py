@@ -15,7 +15,7 @@ from model_code.prior import Prior
 from scripts.config.comparison import FREE_ON_RESUME, differences, refuse_differences
 from scripts.config.load import to_json
 from scripts.data.images import ImageSource, fingerprint
-from scripts.data.loader import HeldOutBatches, ReadingFailed, clean_batches, first_readable, none_readable
+from scripts.data.loader import HeldOutBatches, ReadingFailed, UnreadableImages, clean_batches, first_readable, none_readable
 from scripts.errors import UserError, one_line
 from scripts.runtime import distributed
 from scripts.runtime.device import Precision, device_name
@@ -26,7 +26,6 @@ from scripts.storage.checkpoint import Contents
 from scripts.storage.files import atomic_write
 from scripts.storage.provenance import provenance
 from scripts.training.interruption import InterruptionGuard
-from scripts.training.log import UnreadableImages
 from scripts.training.step import Trainer
 
 
@@ -152,6 +151,7 @@ def build_prior(trainer: Trainer, images: ImageSource, guard: InterruptionGuard,
     with guard.until_interrupted():
         prior = trainer.process.build_prior(batches())
     unreadable.share()
+    unreadable.sum_up(len(images), "training images")
     prior = prior.gathered(distributed.gather_rows)
     if len(prior) == 0:
         raise none_readable(sorted(unreadable))

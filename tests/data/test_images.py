@@ -2,14 +2,18 @@
 
 import io
 import struct
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from torchvision import transforms
 
-from scripts.data.images import ArrayImages, FolderImages, UnreadableImage, bilinear, fingerprint
+from scripts.data import images
+from scripts.data.images import ArrayImages, FolderImages, UnreadableImage, bilinear, box_bicubic, fingerprint, list_images
 from tests.images import decoded
 
 
@@ -150,3 +154,63 @@ def test_array_images_are_converted_when_size_or_channels_differ() -> None:
     assert (grey[0] == 50).all()
     colour = ArrayImages(np.full((3, 4, 4, 3), [0, 255, 0], np.uint8), 4, 1)
     assert (colour[0] == 150).all()
+
+
+@given(st.integers(1, 40), st.integers(1, 9), st.sampled_from([4, 16, 32]), st.booleans())
+def test_thin_images_are_what_resizing_them_whole_gives(short: int, times: int, size: int, wide: bool) -> None:
+    """To one grey value, for both ways of resizing, however thin."""
+    shape = (short, short * 8 * times + 3)
+    pixels = np.random.default_rng(short).integers(0, 256, shape if wide else shape[::-1], dtype=np.uint8)
+    for resize in (box_bicubic, bilinear):
+        part = np.asarray(resize(Image.fromarray(pixels), size)).astype(int)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(images, "THIN", 10**9)
+            whole = np.asarray(resize(Image.fromarray(pixels), size)).astype(int)
+        assert np.abs(part - whole).max() <= 1
+
+
+def test_a_line_of_pixels_takes_no_gigabytes() -> None:
+    """1 x 30,000 pixels at 256: whole, it would be resized to 256 x 7,680,000."""
+    line = Image.fromarray(np.arange(30_000, dtype=np.uint32).astype(np.uint8)[:, None])
+    tracemalloc.start()
+    assert box_bicubic(line, 256).size == (256, 256)
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
+
+
+def test_absurdly_large_images_are_refused_by_name(tmp_path: Path) -> None:
+    """By what the file says of its size, before anything is decoded."""
+    with pytest.raises(UnreadableImage, match=r"image\.ppm: .*exceeds limit"):
+        decoded(tmp_path, b"P6 100000 100000 255\n", ".ppm")
+
+
+def test_every_folder_is_read_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Links to a parent, to a sibling twice, and to a folder elsewhere; one line says what is left out."""
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    for file in (root / "a" / "1.png", root / "b" / "2.jfif", elsewhere / "3.PNG"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    (root / "a" / "up").symlink_to(root)
+    (root / "0b").symlink_to(root / "b")
+    (root / "c").symlink_to(elsewhere)
+    (root / "d").symlink_to(elsewhere)
+    assert list_images(root) == ["a/1.png", "b/2.jfif", "c/3.PNG"]
+    assert "3 links lead to folders that are read anyway" in capsys.readouterr().err
+
+
+def test_files_that_are_left_out_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("1.png", "2.HEIC", "3.heic", "labels.txt", ".hidden"):
+        (tmp_path / name).touch()
+    assert list_images(tmp_path) == ["1.png"]
+    assert "3 files are left out" in (line := capsys.readouterr().err)
+    assert "2 .heic, 1 .txt" in line
+
+
+@pytest.mark.parametrize(("suffix", "name"), [(".avif", "AVIF"), (".jfif", "JPEG"), (".webp", "WEBP")])
+def test_further_formats(suffix: str, name: str, tmp_path: Path) -> None:
+    if name not in images.IMAGE_FORMATS:
+        pytest.skip(f"Pillow without {name}")
+    file = tmp_path / f"1{suffix}"
+    Image.new("RGB", (9, 9), (200, 200, 200)).save(file, name)
+    assert list_images(tmp_path) == [file.name]
+    assert np.abs(FolderImages(tmp_path, [file.name], 8, 1)[0].astype(int) - 200).max() <= 3

@@ -20,7 +20,7 @@ from scripts.evaluation.classifier import classifier_features
 from scripts.evaluation.distances import Gaussian, Reference, frechet_estimate
 from scripts.evaluation.inception import InceptionFeatures
 from scripts.evaluation.metrics import MODES, Inputs
-from scripts.evaluation.references import save_statistics
+from scripts.evaluation.references import folder_images, reference_features, save_statistics
 from scripts.evaluation.results import Result
 from scripts.evaluation.scores import SampleEvaluation
 from scripts.sampling.choice import Choice
@@ -257,3 +257,57 @@ def test_too_few_and_foreign_reference_images(evaluate: Evaluate, tmp_path: Path
     for name in ("other", "odd"):
         with pytest.raises(UserError, match=r"must hold feats \(M, 2048\) or, .*; it has {'(feats': \(9, 5\)|mu')"):
             evaluate(mode="fid", reference=str(tmp_path / f"{name}.npz"))
+
+
+def test_a_folder_with_a_name_of_clean_fids(evaluate: Evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which of the two is meant is for the user to say."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cifar10").mkdir()
+    with pytest.raises(UserError, match=r"write \./cifar10 for the folder, or cleanfid:cifar10 for clean-fid's"):
+        evaluate(reference="cifar10", dataset_split="train")
+    with pytest.raises(UserError, match="no image files in it"):
+        evaluate(reference="./cifar10", dataset_split="train")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda mu, sigma: (mu * np.nan, sigma), "mu must be finite"),
+        (lambda mu, sigma: (mu, -sigma), "not symmetric and positive semi-definite"),
+        (lambda mu, sigma: (mu, sigma + np.triu(sigma, 1) + 1), "not symmetric and positive semi-definite"),
+    ],
+)
+def test_statistics_that_cannot_be(change: Any, says: str, evaluate: Evaluate, tmp_path: Path) -> None:
+    d = 2048
+    mu, sigma = change(np.zeros(d), np.eye(d) + 0.1)
+    np.savez(tmp_path / "stats.npz", mu=mu, sigma=sigma)
+    with pytest.raises(UserError, match=rf"stats\.npz: .*{says}"):
+        evaluate(reference=str(tmp_path / "stats.npz"))
+
+
+def test_statistics_of_one_readable_image_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name stays free."""
+    monkeypatch.setattr("scripts.evaluation.references.statistics_folder", lambda: tmp_path / "stats")
+    folder = tmp_path / "images"
+    folder.mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "1.png")
+    (folder / "2.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"--dataset_path=.*: 1 images can be read, where statistics need at least 2"):
+        save_statistics("mine", folder, Recorder(), "clean", 4)
+    assert not list((tmp_path / "stats").iterdir())
+
+
+def test_reading_as_clean_fid_does_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Once, with counts."""
+    folder, exif = tmp_path / "images", Image.Exif()
+    folder.mkdir()
+    exif[0x0112] = 6
+    Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(folder / "1.png")
+    Image.new("RGBA", (8, 8)).save(folder / "2.png")
+    Image.new("RGB", (8, 8)).save(folder / "3.jpg", exif=exif)
+    Image.new("RGB", (8, 8)).save(folder / "4.png")
+    reference_features(tmp_path / "cache", folder_images(folder), Recorder(), 2)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    for text in ("1 with 16-bit grey", "1 with transparency", "1 with rotation in EXIF"):
+        assert text in lines[0]

@@ -121,3 +121,25 @@ def test_prior_from_data_passes_over_an_unreadable_image(monkeypatch: pytest.Mon
     with pytest.warns(UserWarning, match="skipped unreadable images image 1"):
         found = data_prior(config, process).means(torch.tensor([0, 1]))
     torch.testing.assert_close(found, data_prior(config, process).means(torch.tensor([0, 2])))
+
+
+def test_unreadable_images_are_named_a_few_times_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Log files get whole lines, few of them."""
+    config = folder_config(tmp_path / "images")
+    for i in range(100):
+        (tmp_path / "images" / f"broken{i}.png").write_bytes(b"no image")
+    assert train(config, tmp_path / "run") == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert sum("skipped unreadable image" in line for line in lines) <= 5
+    assert any("training images cannot be read" in line for line in lines)
+    assert not any("\r" in line for line in lines)
+
+
+def test_held_out_images_are_tried_before_training(tmp_path: Path) -> None:
+    config = folder_config(tmp_path / "images")
+    held_out = load_images(config.data, "held_out")
+    for i in range(len(held_out)):
+        (tmp_path / "images" / held_out.name(i)).write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"held-out images: .*none of the \d+ images can be read"):
+        train(config, tmp_path / "run")
+    assert not list((tmp_path / "run").rglob("*.pth"))
