@@ -97,18 +97,24 @@ def _resized_centre(
 ) -> Image.Image:
     """The square of `size` pixels at `corner` of the image resized to `resized` (width, height).
 
-    Of a thin image, which would become huge, only what the square depends on is resized: the same to one grey value.
+    Of a thin image that is enlarged, and would become huge, only what the square depends on is resized: the same to one grey
+    value.
     """
-    if max(resized) <= THIN * size:
+    if max(resized) <= THIN * size or min(image.size) >= size:
         left, top = corner
         return image.resize(resized, method).crop((left, top, left + size, top + size))
-    box, shape, place = [0.0, 0.0, 0.0, 0.0], [0, 0], [0, 0]
+    box, crop, shape, place = [0.0] * 4, [0] * 4, [0, 0], [0, 0]
     for axis, (source, whole, first) in enumerate(zip(image.size, resized, corner, strict=True)):
         margin = math.ceil(3 * max(whole / source, 1)) + 2  # filters reach two pixels of the source or of the result
         start, end = max(0, first - margin), min(whole, first + size + margin)
-        box[axis], box[axis + 2] = start * source / whole, min(end * source / whole, source)
+        low, high = start * source / whole, min(end * source / whole, source)
+        crop[axis], crop[axis + 2] = max(0, math.floor(low) - margin), min(source, math.ceil(high) + margin)
+        box[axis], box[axis + 2] = low - crop[axis], high - crop[axis]
         shape[axis], place[axis] = end - start, first - start
-    part = image.resize((shape[0], shape[1]), method, box=(box[0], box[1], box[2], box[3]))
+    part = image.crop((crop[0], crop[1], crop[2], crop[3]))
+    # Columns first, as Pillow enlarges: between both passes values are rounded and clipped.
+    part = part.resize((shape[0], part.height), method, box=(box[0], 0, box[2], part.height))
+    part = part.resize((shape[0], shape[1]), method, box=(0, box[1], part.width, box[3]))
     return part.crop((place[0], place[1], place[0] + size, place[1] + size))
 
 

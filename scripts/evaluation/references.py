@@ -49,7 +49,7 @@ def find_reference(
             "leave it empty, or use --feature_extractor=inception"
         )
     path = user_path(name, "--dataset_name_cleanfid")
-    if path.is_dir() and "/" not in name and split != "custom":
+    if name and path.is_dir() and "/" not in name and split != "custom":
         raise UserError(
             f"--dataset_name_cleanfid={name}: a folder here, and perhaps a name of clean-fid's; "
             f"write ./{name} for the folder, or {CLEANFID}{name} for clean-fid's statistics"

@@ -78,7 +78,8 @@ def measure(tasks: Iterator[Task], device: torch.device) -> None:
 
 def tasks(config: ConfigDict, device: torch.device, theirs: nn.Module | None) -> Iterator[Task]:
     """A matrix product, the parts of training and sampling with `config` on noise, and the network `theirs` if given."""
-    trainer, gflop = Trainer(config, device), Work.of(config).forward / 1e9
+    trainer, work = Trainer(config, device), Work.of(config)
+    gflop = work.forward / 1e9
     precision, n, size = trainer.precision, config.training.batch_size, config.data.image_size
     shape = (config.data.num_channels, size, size)
     images = torch.rand(n, *shape)
@@ -99,7 +100,7 @@ def tasks(config: ConfigDict, device: torch.device, theirs: nn.Module | None) ->
     side = 8192 if device.type == "cuda" else 2048  # a product of large matrices is about the fastest that there is
     matrix = torch.rand(side, side, device=device, dtype=precision.dtype)
     yield Task(f"matrix product {side}x{side}", lambda: matrix @ matrix, gflop=2 * side**3 / 1e9)
-    yield Task(f"training step, {n} of {size}x{size}", lambda: trainer.train_step(images), n, 3 * n * gflop)
+    yield Task(f"training step, {n} of {size}x{size}", lambda: trainer.train_step(images), n, work.training / 1e9 * n)
     yield Task("noise of a step", lambda: normal_batch(device, 0, Purpose.TRAIN_NOISE, 0, range(n), n, shape), n)
     yield Task("corruption of a step", lambda: trainer.process.corrupt(u, k, u), n)
     yield Task("U-Net forward", lambda: forward(trainer.model), n, n * gflop)

@@ -1,6 +1,5 @@
 """What is said when a data set is missing, damaged or too small: one line, with what would be right."""
 
-import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -63,14 +62,14 @@ def test_folder_with_too_few_images(tmp_path: Path) -> None:
 
 def test_unlistable_subfolder_is_an_error_not_a_smaller_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_images(tmp_path, ["a.png", "b.png", "locked/c.png"])
-    scandir = os.scandir
+    iterdir = Path.iterdir
 
-    def refuse(path: Any) -> Any:
-        if str(path).endswith("locked"):
+    def refuse(path: Path) -> Any:
+        if path.name == "locked":
             raise PermissionError(13, "Permission denied", str(path))
-        return scandir(path)
+        return iterdir(path)
 
-    monkeypatch.setattr(os, "scandir", refuse)
+    monkeypatch.setattr(Path, "iterdir", refuse)
     check_message(data_config("folder", tmp_path), "Permission denied", "locked")
 
 
