@@ -4,8 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 QUICKSTART := --config configs/mnist/quickstart.py --workdir runs/mnist/quickstart
-PRETRAINED := --config configs/mnist/pretrained.py --workdir runs/mnist/pretrained
-SAMPLE := $(RUN) sample.py $(QUICKSTART)
+PRETRAINED := --workdir runs/mnist/pretrained
+SAMPLE := $(RUN) sample.py --workdir runs/mnist/quickstart
 
 .PHONY: help quickstart gallery test lint types clean
 
