@@ -7,7 +7,8 @@ from ml_collections import ConfigDict
 from torch.nn import Module
 
 from model_code.blurring_diffusion import BlurringDiffusion, VelocityBlurringDiffusion
-from model_code.process import HeatDissipation, Process
+from model_code.heat import HeatDissipation
+from model_code.process import Process
 from model_code.unet import UNet
 
 PROCESSES: dict[str, Callable[[ConfigDict], Process]] = {

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from model_code.blur import DCTBlur, blur_schedule
-from model_code.process import HeatDissipation
+from model_code.heat import HeatDissipation
 from model_code.unet import UNet
 
 DATA = Path(__file__).parent / "data"

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from model_code.blur import DCTBlur, blur_schedule
 from model_code.dct import dct2, idct2
 from model_code.elbo import bits_per_dim, prior_kl_bound, prior_kl_monte_carlo
+from model_code.heat import HeatDissipation
 from model_code.kernels import IsotropicKernel
 from model_code.prior import PriorBank
-from model_code.process import Denoiser, HeatDissipation
+from model_code.process import Denoiser
 from scripts.data.loader import Batch, ReadingFailed
 from scripts.estimate import Estimate
 from scripts.evaluation.bound import Measurement, draw_strata, level_table, measure

@@ -11,7 +11,7 @@ from PIL import Image
 
 from model_code import build_model, build_process
 from model_code.blur import DCTBlur, blur_schedule
-from model_code.process import HeatDissipation
+from model_code.heat import HeatDissipation
 from scripts.data.images import ArrayImages
 from scripts.data.loader import clean_batches
 from scripts.errors import UserError
