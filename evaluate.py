@@ -109,8 +109,8 @@ def evaluate() -> int:
     directory = OUT.value or results.results_directory(results.RUNS, dataset, experiment)
     cache = workdir / "evaluation" if OUT.value is None else OUT.value / "features"
     if distributed.is_main():  # before anything is computed
-        make_directory(directory, "--out")
-        make_directory(cache, "--out")
+        for place in (directory,) if MODE.value == "elbo" else (directory, cache):
+            make_directory(place, "--out")
     evaluate_point = evaluation(config, directory, cache)
     param_name = PARAM_NAME.value or ",".join(axes) or "delta"
     runner = sweep.Runner(evaluate_point, directory, functools.partial(request, config), param_name, workdir)

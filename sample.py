@@ -100,6 +100,7 @@ def check_combinations() -> None:
     for flag, others in (
         (NUM_POINTS, [] if INTERPOLATE.value else ["without --interpolate"]),
         (NUMBER, ["with --export_dir"] if EXPORT_DIR.value is not None else []),
+        (OUT, ["with --export_dir"] if EXPORT_DIR.value is not None else []),
         (SAVE_SAMPLE_FREQ, [f"with {name}" for name in chosen if name in ("--interpolate", "--export_dir")]),
     ):
         if others and flags.FLAGS[flag.name].present:

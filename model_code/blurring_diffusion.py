@@ -111,17 +111,20 @@ class BlurringDiffusion(Process, Likelihood):
             raise ValueError("this process's sampling noise is that of its posterior: leave --delta out, or use --eta")
         return PosteriorKernel(self.alpha_sigma, self.K, len(self.D), chain or self.chain, float(eta or 1))
 
+    def require_bound(self, kernel: ReverseKernel) -> None:
+        """Other variances than the posterior's have another bound, which is not here."""
+        if isinstance(kernel, PosteriorKernel) and kernel.eta != 1:
+            raise ValueError(f"--eta={kernel.eta:g}: there is a bound for ancestral sampling only, --eta=1")
+
     def errors(
         self, model: Denoiser, u0: torch.Tensor, k: torch.Tensor, eps: torch.Tensor, kernel: ReverseKernel
     ) -> torch.Tensor:
         """The bound's terms themselves, as there is only one kernel with a bound: nats, float64 (B, 1).
 
         For a step k -> j > 0 both posteriors have the same variance, and their divergence is (SNR_j / SNR_k - 1) / 2 times the
-        squared error of eps, summed over frequencies. For j = 0 see `reconstruction`. Raises ValueError unless eta is 1.
+        squared error of eps, summed over frequencies. For j = 0 see `reconstruction`.
         """
         assert isinstance(kernel, PosteriorKernel)
-        if kernel.eta != 1:
-            raise ValueError(f"--eta={kernel.eta:g}: there is a bound for ancestral sampling only, --eta=1")
         z, _ = self.corrupt(u0, k, eps)
         error = self._to_frequencies(self.predict(model, z, k) - eps).double()
         of_z, _, _ = kernel.coefficients(k)

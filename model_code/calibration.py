@@ -36,7 +36,7 @@ def frequency_bins(height: int, width: int, num_images: int, patch_size: int = 1
     GroupNorm removes the means of its input's channels. On patches of p x p pixels these are the means over every p-th row and
     column, which are, nearly, the frequencies at multiples of 2 H / p and 2 W / p. A network does not denoise there.
     """
-    radii = _radii(height, width)
+    radii = radii_of(height, width)
     exact = radii < min(LARGEST_EXACT_RADIUS, math.sqrt(num_images) / 2)
     bins = torch.where(exact, (radii**2).round(), LARGEST_EXACT_RADIUS**2 + radii.round()).long()
     blind = [sorted({min(2 * i * n // patch_size, n - 1) for i in range(patch_size // 2 + 1)}) for n in (height, width)]
@@ -46,7 +46,7 @@ def frequency_bins(height: int, width: int, num_images: int, patch_size: int = 1
     return torch.unique(bins, return_inverse=True)[1]  # a radius may have lost its only member
 
 
-def _radii(height: int, width: int) -> torch.Tensor:
+def radii_of(height: int, width: int) -> torch.Tensor:
     """Distance of each frequency from the constant, in steps of the longer axis: float64 (H, W)."""
     longer = max(height, width)
     n = torch.arange(height, dtype=torch.float64)[:, None] * longer / height
@@ -67,7 +67,7 @@ class Moments:
     def __init__(self, bins: torch.Tensor, num_channels: int) -> None:
         """bins: int64 (H, W), see `frequency_bins`."""
         H, W = bins.shape
-        radii = _radii(H, W)
+        radii = radii_of(H, W)
         key = (radii**2).round() if max(H, W) <= EXACT_SIZE else (16 * radii).round()
         pairs, shells = torch.unique(torch.stack([bins.flatten(), key.flatten().long()]), dim=1, return_inverse=True)
         self.bins, self.shells, self.bin_of_shell = bins, shells.view(H, W), pairs[0]
@@ -221,7 +221,7 @@ def spectral_kernel(errors: torch.Tensor, chain: Chain, height: int, width: int,
     """The kernel of checkpoints in which only the mean's squared errors by level and radius (K + 1, radii) were measured."""
     variance = errors.double() + sigma**2
     variance[chain[-2]] = errors[chain[-2]].double().clamp(min=SMALLEST_VARIANCE)
-    return AffineKernel("spectral", chain, _radii(height, width).round().long(), variance, sigma)
+    return AffineKernel("spectral", chain, radii_of(height, width).round().long(), variance, sigma)
 
 
 def shortest_path(costs: torch.Tensor, start: int, steps: int) -> Chain:

@@ -141,9 +141,15 @@ class HeatDissipation(Process, Likelihood):
         error = target - kernel.mean(u_k, self.predict(model, u_k, k), k)
         return bin_sums(dct2(error, self.blur.D_H, self.blur.D_W).square(), _gaussian(kernel).bins).sum(1)
 
+    def require_bound(self, kernel: ReverseKernel) -> None:
+        """A step without noise has no density."""
+        if kernel.prior_std == 0:
+            raise ValueError("--delta=0: the bound is infinite without sampling noise; delta must be greater than 0")
+
     def bound_levels(self, kernel: ReverseKernel) -> Sequence[int]:
         """With protocol 'released' the levels 1..K-1: the release counts k = 1 twice and leaves out k = K."""
-        return super().bound_levels(kernel) if self.protocol == "paper" else range(1, self.K)
+        as_released = self.protocol == "released" and kernel.chain == full_chain(self.K)
+        return range(1, self.K) if as_released else super().bound_levels(kernel)
 
     def terms(self, errors: torch.Tensor, k: torch.Tensor, kernel: ReverseKernel) -> torch.Tensor:
         """KL(N(A_j u_0, sigma^2 I) || N(mean, diag(v))), diagonal in the cosine basis."""

@@ -61,6 +61,16 @@ def arrivals(chain: Chain, K: int) -> torch.Tensor:
     return after
 
 
+class _Tables:
+    """Tensors that follow the states to their device."""
+
+    _tables: list[torch.Tensor]
+
+    def _on(self, device: torch.device) -> list[torch.Tensor]:
+        self._tables = [table.to(device) for table in self._tables]
+        return self._tables
+
+
 class IsotropicKernel:
     """The paper's: N(prediction, delta^2 I)."""
 
@@ -90,7 +100,7 @@ class IsotropicKernel:
         return 0
 
 
-class AffineKernel:
+class AffineKernel(_Tables):
     """N(a u_k + b f + c, diag(v)) in the cosine basis, where f = prediction - u_k.
 
     a, b and v depend on the level and the bin of frequencies, c on the level and the frequency. Without `gains` the mean is the
@@ -149,13 +159,8 @@ class AffineKernel:
             value = zlib.crc32(table[used].cpu().numpy().tobytes(), value)
         return value
 
-    def _on(self, device: torch.device) -> list[torch.Tensor]:
-        """The tables, moved there once."""
-        self._tables = [table.to(device) for table in self._tables]
-        return self._tables
 
-
-class PosteriorKernel:
+class PosteriorKernel(_Tables):
     """For a process z_k = alpha_k x + sigma_k eps in each frequency that predicts eps: q(z_j | z_k, x) with the x that follows.
 
     Its standard deviation is multiplied by eta: 1 is ancestral sampling, 0 deterministic (DDIM, Song et al., 2021, in the basis
@@ -215,8 +220,3 @@ class PosteriorKernel:
     def mean_checksum(self) -> int:
         """0: the process knows it."""
         return 0
-
-    def _on(self, device: torch.device) -> list[torch.Tensor]:
-        """The tables, moved there once."""
-        self._tables = [table.to(device) for table in self._tables]
-        return self._tables

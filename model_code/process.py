@@ -104,6 +104,10 @@ class Likelihood(ABC):
     discrete = False
     """Whether the bound is one on the probability of 8-bit images, rather than on the density of dequantised ones."""
 
+    def require_bound(self, kernel: ReverseKernel) -> None:  # most have none to refuse
+        """Raise ValueError, naming the flag, for a kernel whose bound is infinite or not known."""
+        return
+
     def bound_levels(self, kernel: ReverseKernel) -> Sequence[int]:
         """Levels k, ascending, whose KL terms the bound sums, besides the prior's and the last step's."""
         return sorted(kernel.chain[:-2])

@@ -16,6 +16,7 @@ from model_code.kernels import Chain, ReverseKernel, arrivals
 from model_code.prior import Prior, StandardNormal
 from model_code.process import Denoiser, Likelihood, Measured, Process, full_chain
 from scripts.config.paths import ROOT
+from scripts.errors import UserError
 from scripts.evaluation.bound import BoundEvaluation
 from scripts.sampling.choice import Choice
 from scripts.sampling.sampler import load_sampler
@@ -119,6 +120,9 @@ def test_another_process_trains_is_sampled_and_evaluated(name: str, tmp_path: Pa
     nats, bits = evaluation(checkpoint=0, choice=Choice(), seed=0, directory=tmp_path)
     assert nats.per_image is not None
     assert np.isfinite(nats.per_image).all()
+    if name != NAME:
+        with pytest.raises(UserError, match=r"--eta=0: there is a bound for ancestral sampling only"):
+            evaluation(checkpoint=0, choice=Choice(eta=0.0), seed=0, directory=tmp_path)
     offset = 8 if name == NAME else 0  # densities and probabilities of 8-bit images
     assert bits.estimate.value == pytest.approx(nats.estimate.value / (64 * math.log(2)) + offset)
 

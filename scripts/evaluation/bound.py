@@ -179,9 +179,12 @@ class BoundEvaluation:
             self.config, self.workdir, checkpoint, choice=choice, seed=seed, precision=self.precision, scoring=True
         )
         kernel = sampler.kernel
-        if kernel.prior_std == 0:
-            raise UserError("--delta=0: the bound is infinite without sampling noise; delta must be greater than 0")
-        dequantize = self.dequantize and not likelihood_of(sampler.process).discrete
+        likelihood = likelihood_of(sampler.process)
+        try:
+            likelihood.require_bound(kernel)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        dequantize = self.dequantize and not likelihood.discrete
         key = trained.weights_crc32, seed, kernel.chain, kernel.mean_checksum()
         if self._measured is None or self._measured[0] != key:
             sampler = replace(sampler, prior=self._prior(sampler, trained.dequantized, dequantize))

@@ -40,7 +40,7 @@ class Choice:
     def uses_measured(self, config: ConfigDict) -> bool:
         """Whether the kernel depends on what was measured for the checkpoint, if it was."""
         kind: str | float = config.model.sampling_noise if self.delta is None else parse_delta(self.delta)
-        return isinstance(kind, str) and kind != "isotropic"
+        return self.steps is not None or (isinstance(kind, str) and kind != "isotropic")
 
     def label(self, kernel: ReverseKernel) -> str:
         """A name for directories: "0.0125", "calibrated_steps_25", "calibrated_steps_25_bound"."""

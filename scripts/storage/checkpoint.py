@@ -9,7 +9,6 @@ A run directory holds `checkpoints-meta/checkpoint.pth`, from which a restart co
 """
 
 import contextlib
-import functools
 import json
 import warnings
 import zipfile
@@ -84,31 +83,6 @@ def weights_checksum(weights: Iterable[torch.Tensor]) -> int:
     for weight in weights:
         checksum = zlib.crc32(weight.detach().cpu().contiguous().numpy().tobytes(), checksum)
     return checksum
-
-
-def write_measured(path: Path, contents: Contents, measured: Mapping[str, torch.Tensor]) -> Path:
-    """Keep what was measured later for the checkpoint at `path` beside it, with step and weights. Returns the file."""
-    made_for = {"step": contents["step"], "weights_crc32": weights_checksum(averages(contents))}
-    with atomic_write(noise_path(path)) as temporary:
-        torch.save({**made_for, "measured": dict(measured)}, temporary)
-    return noise_path(path)
-
-
-def read_measured(path: Path, contents: Contents) -> Measured:
-    """What was measured for the checkpoint at `path`, in it or later beside it; None if nothing was.
-
-    Raises UserError for a file beside it that was measured with other weights: the run went on.
-    """
-    file = noise_path(path)
-    if contents.get("noise") is not None or not file.is_file():
-        return contents.get("noise")
-    found = _load(file)
-    if found.get("weights_crc32") != weights_checksum(averages(contents)):
-        raise UserError(
-            f"{file}: measured with the weights of step {found.get('step', 'unknown')}, where {path.name} is of step "
-            f"{contents['step']}; run python -m scripts.tools.calibrate again"
-        )
-    return found["measured"]
 
 
 def averages(contents: Contents) -> Iterable[torch.Tensor]:
@@ -226,17 +200,38 @@ class TrainedModel:
     precision: str
     """What it was trained in, or empty."""
     step: int
+    weights_crc32: int
     path: Path
-    contents: Contents
-
-    @functools.cached_property
-    def weights_crc32(self) -> int:
-        """Of the averaged weights."""
-        return weights_checksum(averages(self.contents))
+    kept: Measured
+    """What `Process.calibration` gave for the network when it was saved."""
 
     def measured(self) -> Measured:
-        """What `Process.calibration` gave for the network, where that was done. Raises UserError as `read_measured` does."""
-        return read_measured(self.path, self.contents)
+        """That, or what was measured later; None if nothing was. Raises UserError if that was done with other weights."""
+        return read_measured(self.path, self.kept, self.step, self.weights_crc32)
+
+    def write_measured(self, measured: Mapping[str, torch.Tensor]) -> Path:
+        """Keep what was measured later beside the checkpoint, with step and weights. Returns the file."""
+        file = noise_path(self.path)
+        with atomic_write(file) as temporary:
+            torch.save({"step": self.step, "weights_crc32": self.weights_crc32, "measured": dict(measured)}, temporary)
+        return file
+
+
+def read_measured(path: Path, kept: Measured, step: int, weights_crc32: int) -> Measured:
+    """What was measured for the checkpoint at `path`: `kept` in it, or later beside it; None if nothing was.
+
+    Raises UserError for a file beside it that was measured with other weights: the run went on.
+    """
+    file = noise_path(path)
+    if kept is not None or not file.is_file():
+        return kept
+    found = _load(file)
+    if found.get("weights_crc32") != weights_crc32:
+        raise UserError(
+            f"{file}: measured with the weights of step {found.get('step', 'unknown')}, where {path.name} is of step {step}; "
+            "run python -m scripts.tools.calibrate again"
+        )
+    return found["measured"]
 
 
 def load_trained(config: ConfigDict, workdir: Path | str, checkpoint: int) -> TrainedModel:
@@ -256,7 +251,9 @@ def load_trained(config: ConfigDict, workdir: Path | str, checkpoint: int) -> Tr
         reason = one_line(error).partition(": ")[2][:400]
         raise UserError(f"{path} holds another architecture than this configuration: {reason}") from None
     dequantized = json.loads(contents.get("config", to_json(config)))["data"]["uniform_dequantization"]
-    return TrainedModel(model.eval(), prior, dequantized, contents.get("precision", ""), contents["step"], path, contents)
+    precision, kept = contents.get("precision", ""), contents.get("noise")
+    crc32 = weights_checksum(averages(contents))
+    return TrainedModel(model.eval(), prior, dequantized, precision, contents["step"], crc32, path, kept)
 
 
 def saved_config(workdir: Path, checkpoint: int) -> ConfigDict:

@@ -22,7 +22,6 @@ def main() -> int:
     from scripts.sampling.choice import Choice
     from scripts.sampling.measurement import calibrate, images_to_measure
     from scripts.sampling.sampler import load_sampler
-    from scripts.storage.checkpoint import write_measured
 
     config = CONFIG.value
     sampler, trained = load_sampler(config, WORKDIR.value, CHECKPOINT.value, choice=Choice("isotropic"))
@@ -30,7 +29,7 @@ def main() -> int:
     state = calibrate(sampler.process, sampler.model, sampler.precision, images, config.seed, config.eval.batch_size)
     if state is None:
         raise UserError(f"config.model.process = {config.model.process!r}: it has no kernels to measure")
-    path = write_measured(trained.path, trained.contents, state)
+    path = trained.write_measured(state)
     print(f"reverse kernels between {sampler.process.K + 1} levels, from {len(images)} images: {path}")
     return 0
 

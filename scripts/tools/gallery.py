@@ -11,6 +11,7 @@ from absl import flags
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
+from model_code.calibration import bin_sums, radii_of
 from model_code.kernels import AffineKernel
 from scripts.config.flags import define_config_flag, define_path_flag, run
 from scripts.data.datasets import load_images
@@ -63,16 +64,18 @@ def draw(config: ConfigDict, workdir: Path, out: Path, delta: str | None) -> Non
 
 
 def plot_noise(path: Path, kernel: AffineKernel, sigma: float) -> None:
-    """Write a picture of the standard deviation, in units of sigma, by level k > 1 and ring of frequencies."""
-    std, label = kernel.variance[2:].sqrt() / sigma, r"standard deviation / $\sigma$"
+    """Write a picture of the standard deviation, in units of sigma, by level k > 1 and radius of frequencies."""
+    radii = radii_of(*kernel.bins.shape).round().long()
+    variance = bin_sums(kernel.variance[2:, kernel.bins], radii) / bin_sums(torch.ones(radii.shape), radii)
+    std, label = variance.sqrt() / sigma, r"standard deviation / $\sigma$"
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     image, lines = figure.subplots(1, 2)
     shown = image.imshow(std.T, origin="lower", aspect="auto", extent=(2, len(std) + 2, 0, std.shape[1]))
     figure.colorbar(shown, ax=image, label=label)
-    image.set(xlabel="level $k$", ylabel="frequency (ring)")
+    image.set(xlabel="level $k$", ylabel="frequency (radius)")
     for k in np.linspace(2, len(std) + 1, 5).astype(int):
         lines.plot(std[k - 2], label=f"$k = {k}$")
-    lines.set(xlabel="frequency (ring)", ylabel=label)
+    lines.set(xlabel="frequency (radius)", ylabel=label)
     lines.axhline(1.25, color="gray", ls="--", lw=1, label="the paper's")
     lines.legend(fontsize="small")
     with atomic_write(path) as temporary:

@@ -12,6 +12,7 @@ from pathlib import Path
 from absl import flags
 
 from scripts.config.flags import define_path_flag, run
+from scripts.config.load import RUN_CONFIG
 from scripts.errors import UserError
 from scripts.storage import checkpoint
 from scripts.storage.files import make_directory, read_json_lines
@@ -29,7 +30,8 @@ def publish(workdir: Path, out: Path) -> Path:
         raise UserError(f"--workdir={workdir}: there is no checkpoint of this program in it")
     if checkpoint.meta_path(out).exists():
         raise UserError(f"--out={out}: there is a run in it that can be trained further; choose another directory")
-    measured = checkpoint.read_measured(path, contents)
+    crc32 = checkpoint.weights_checksum(checkpoint.averages(contents))
+    measured = checkpoint.read_measured(path, contents.get("noise"), contents["step"], crc32)
     provenance = contents.get("provenance", {})  # earlier versions had none
     # Of absolute paths only the last part, as the rest may be private.
     provenance["command"] = re.sub(r"(?<![^\s=])/\S*/", "", provenance.get("command", ""))
@@ -38,7 +40,7 @@ def publish(workdir: Path, out: Path) -> Path:
     kept = {name: contents[name] for name in KEPT if name in contents} | {"noise": measured}
     checkpoint.write(path, kept | {"ema": ema, "provenance": provenance})
     config = json.loads(contents["config"]) | {"provenance": provenance}
-    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (out / RUN_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     rows = [row for row in read_json_lines(workdir / "metrics.jsonl") if "event" not in row]  # events repeat the command
     (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path

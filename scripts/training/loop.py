@@ -61,8 +61,10 @@ def train(config: ConfigDict, workdir: Path) -> int:
             reason = expected(error)
             if reason is None or not distributed.is_main():
                 raise
-            run.save()  # a step that failed has not touched the weights
-            raise UserError(f"{reason}. Saved at step {trainer.step}; the same command goes on from there") from None
+            if not trainer.moving:
+                run.save()
+            saved = "Not saved, as it came amid a step" if trainer.moving else f"Saved at step {trainer.step}"
+            raise UserError(f"{reason}. {saved}; the same command goes on from the last save") from None
     if trainer.step > first_step:
         print(f"finished at step {trainer.step}: {workdir}")
     else:

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from model_code.prior import Prior
 from scripts.config.comparison import FREE_ON_RESUME, differences, refuse_differences
-from scripts.config.load import to_json
+from scripts.config.load import RUN_CONFIG, to_json
 from scripts.data.images import ImageSource, fingerprint
 from scripts.data.loader import HeldOutBatches, ReadingFailed, UnreadableImages, clean_batches, first_readable, none_readable
 from scripts.errors import UserError, one_line
@@ -78,7 +78,7 @@ class Run:
             self.prior, changes = resume(self.trainer, saved, self.data, workdir)
             self.start = {"event": "resumed", "changed_config": changes}
         if distributed.is_main():
-            with atomic_write(workdir / "config.json") as temporary:
+            with atomic_write(workdir / RUN_CONFIG) as temporary:
                 temporary.write_text(json.dumps({**config.to_dict(), "provenance": self.provenance}, indent=2) + "\n")
 
     def due(self, freq: int) -> bool:

@@ -75,6 +75,7 @@ class Trainer:
         self.step = 0  # steps done, skipped ones included
         self.nonfinite_steps = 0  # skipped ones
         self.nonfinite_in_a_row = 0
+        self.moving = False  # weights, moments and averages: after an error then, some have moved and some have not
 
     def compute_in(self, precision: Precision) -> None:
         """Set the precision of forward passes, and with it the loss scaling."""
@@ -114,8 +115,10 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.optim.grad_clip or math.inf).item()
         result = StepResult(distributed.gather_rows(torch.cat(losses)), levels, norm)
         if result.finite:
+            self.moving = True
             self.scaler.step(self.optimizer)
             self.ema.update(self.model)
+            self.moving = False
             self.nonfinite_in_a_row = 0
         else:
             self.nonfinite_steps += 1

@@ -137,6 +137,7 @@ def test_sums_of_both_protocols() -> None:
     """The release has level 1 in place of level K."""
     assert list(PAPER.bound_levels(KERNEL)) == list(range(2, K + 1))
     assert list(RELEASED.bound_levels(KERNEL)) == list(range(1, K))
+    assert list(RELEASED.bound_levels(IsotropicKernel(DELTA, (5, 3, 2, 0), SIZE, SIZE))) == [3, 5], "of a part of the levels"
     last = PAPER.terms(EXACT.errors[:, -1], EXACT.levels[:, -1], KERNEL)
     released = measured(IMAGES, process=RELEASED)
     torch.testing.assert_close(released.errors[:, 1:], EXACT.errors[:, :-1])

@@ -20,7 +20,7 @@ from scripts.evaluation.classifier import classifier_features
 from scripts.evaluation.distances import Gaussian, Reference, frechet_estimate
 from scripts.evaluation.inception import InceptionFeatures
 from scripts.evaluation.metrics import MODES, Inputs
-from scripts.evaluation.references import folder_images, reference_features, save_statistics
+from scripts.evaluation.references import save_statistics
 from scripts.evaluation.results import Result
 from scripts.evaluation.scores import SampleEvaluation
 from scripts.sampling.choice import Choice
@@ -283,31 +283,3 @@ def test_statistics_that_cannot_be(change: Any, says: str, evaluate: Evaluate, t
     np.savez(tmp_path / "stats.npz", mu=mu, sigma=sigma)
     with pytest.raises(UserError, match=rf"stats\.npz: .*{says}"):
         evaluate(reference=str(tmp_path / "stats.npz"))
-
-
-def test_statistics_of_one_readable_image_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The name stays free."""
-    monkeypatch.setattr("scripts.evaluation.references.statistics_folder", lambda: tmp_path / "stats")
-    folder = tmp_path / "images"
-    folder.mkdir()
-    Image.new("RGB", (8, 8)).save(folder / "1.png")
-    (folder / "2.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"--dataset_path=.*: 1 images can be read, where statistics need at least 2"):
-        save_statistics("mine", folder, Recorder(), "clean", 4)
-    assert not list((tmp_path / "stats").iterdir())
-
-
-def test_reading_as_clean_fid_does_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Once, with counts."""
-    folder, exif = tmp_path / "images", Image.Exif()
-    folder.mkdir()
-    exif[0x0112] = 6
-    Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(folder / "1.png")
-    Image.new("RGBA", (8, 8)).save(folder / "2.png")
-    Image.new("RGB", (8, 8)).save(folder / "3.jpg", exif=exif)
-    Image.new("RGB", (8, 8)).save(folder / "4.png")
-    reference_features(tmp_path / "cache", folder_images(folder), Recorder(), 2)
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1
-    for text in ("1 with 16-bit grey", "1 with transparency", "1 with rotation in EXIF"):
-        assert text in lines[0]

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from model_code.ema import EMA
 from scripts.errors import UserError, expected
 from scripts.storage.checkpoint import meta_path, read
 from scripts.training.loop import train
@@ -33,8 +34,13 @@ def test_training_saves_what_was_learnt(tiny_array: Path, tmp_path: Path, monkey
     assert train(array_config(tiny_array), tmp_path / "undisturbed") == 0
     with monkeypatch.context() as patch:
         before_step(patch, 3, fill_memory)
-        with pytest.raises(UserError, match=r"out of memory .*Saved at step 3; the same command goes on from there"):
+        with pytest.raises(UserError, match=r"out of memory .*Saved at step 3; the same command goes on"):
             train(array_config(tiny_array), tmp_path / "run")
     assert read(meta_path(tmp_path / "run"))["step"] == 3
+    with monkeypatch.context() as patch:
+        patch.setattr(EMA, "update", lambda *_: fill_memory())
+        with pytest.raises(UserError, match=r"out of memory .*Not saved, as it came amid a step"):
+            train(array_config(tiny_array), tmp_path / "run")
+    assert read(meta_path(tmp_path / "run"))["step"] == 3, "half a step is not kept"
     assert train(array_config(tiny_array), tmp_path / "run") == 0
     assert not differing(final_state(tmp_path / "run"), final_state(tmp_path / "undisturbed"))

@@ -15,7 +15,7 @@ from model_code.ema import EMA
 from scripts.config.load import to_json
 from scripts.errors import UserError
 from scripts.storage import checkpoint
-from scripts.storage.checkpoint import load_trained, meta_path, numbered_path, read, write, write_measured, write_meta
+from scripts.storage.checkpoint import load_trained, meta_path, numbered_path, read, write, write_meta
 from tests.conftest import tiny_config
 from tests.golden import fill_golden, load_golden
 
@@ -190,7 +190,7 @@ def test_noise_precision_and_dequantization(tmp_path: Path) -> None:
     write_meta(tmp_path, contents(config))
     trained = load_trained(config, tmp_path, 0)
     assert (trained.measured(), trained.precision, trained.dequantized) == (None, "", False)
-    write_measured(trained.path, trained.contents, {"errors": torch.ones(2)})
+    trained.write_measured({"errors": torch.ones(2)})
     assert (load_trained(config, tmp_path, 0).measured() or {})["errors"].tolist() == [1, 1]
     later = contents(config)
     for weight in later["ema"]["shadow"].values():
