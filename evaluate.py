@@ -16,6 +16,7 @@ from absl import flags
 from scripts.config.flags import define_config_flag, define_kernel_flags, define_path_flag, run
 from scripts.config.release import define_release_flags
 from scripts.errors import UserError
+from scripts.evaluation.extractors import EXTRACTORS
 from scripts.evaluation.metrics import MODES
 
 if TYPE_CHECKING:
@@ -58,8 +59,9 @@ REFERENCE = flags.DEFINE_string(
 CLEANFID_MODE = flags.DEFINE_enum(
     "cleanfid_mode", "clean", ["clean", "legacy_tensorflow", "legacy_pytorch"], "As clean-fid's modes."
 )
-EXTRACTOR = flags.DEFINE_enum("feature_extractor", "inception", ["inception", "classifier"], "What makes the features.")
+EXTRACTOR = flags.DEFINE_enum("feature_extractor", "inception", list(EXTRACTORS), "What makes the features.")
 INCEPTION_PATH = flags.DEFINE_string("inception_path", "", "inception-2015-12-05.pt, or the folder that it is in.")
+DINOV2_PATH = define_path_flag("dinov2_path", "Weights of timm's vit_large_patch14_dinov2.lvd142m, a .safetensors file.")
 NEIGHBOURS = flags.DEFINE_integer("k", 5, "prdc: nearest neighbours; Kynkaanniemi et al. have 3.", lower_bound=1)
 
 OUT = define_path_flag("out", "Where results go; by default runs/<dataset_name>/evaluation_results/<experiment_name>.")
@@ -156,6 +158,7 @@ def evaluation(config: "ConfigDict", directory: "Path", cache: "Path") -> "Evalu
         cleanfid_mode=CLEANFID_MODE.value,
         feature_extractor=EXTRACTOR.value,
         inception_path=INCEPTION_PATH.value,
+        dinov2_path=DINOV2_PATH.value,
         k=NEIGHBOURS.value,
         precision=PRECISION.value,
     )

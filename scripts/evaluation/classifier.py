@@ -56,6 +56,7 @@ class ClassifierFeatures:
     """Features (B, 64) of uint8 images: the last layer before the classes."""
 
     num_features = FEATURES
+    own_data_only = True
 
     def __init__(self, network: Network, device: torch.device, accuracy: float) -> None:
         """accuracy: of the network on held-out images, a part of 1."""

@@ -1,4 +1,4 @@
-"""Distances between two sets of features: Frechet, kernel, and precision, recall, density and coverage.
+"""Distances between two sets of features: Frechet and kernel.
 
 Everything here is arithmetic on arrays: features (N, d), one row per image. Standard errors are those over generated images,
 with the reference held fixed.
@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.linalg
-import torch
 
 from scripts.estimate import Estimate
 from scripts.runtime.randomness import Purpose, stream
@@ -18,9 +17,6 @@ SUBSETS = 100
 SUBSET_SIZE = 1000
 KERNEL_ROWS = 2000
 """Generated images from which the variance of KID is estimated."""
-JACKKNIFE_GROUPS = 20
-ROWS = 1024
-"""Rows of a distance matrix in memory at once."""
 
 
 @dataclass(frozen=True)
@@ -137,66 +133,3 @@ def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def _off_diagonal_mean(square: np.ndarray) -> float:
     return (square.sum() - np.trace(square)) / (len(square) * (len(square) - 1))
-
-
-def prdc_estimates(generated: np.ndarray, reference: np.ndarray, k: int, device: torch.device) -> dict[str, Estimate]:
-    """Precision and recall (Kynkaanniemi et al., 2019, with k = 3), density and coverage (Naeem et al., 2020, with k = 5).
-
-    generated (N, d), reference (M, d), both of more than k images. An image's ball reaches to its k-th nearest neighbour in its
-    own set, itself not counted. Precision: the share of generated images in some reference ball. Recall: of reference images
-    in some generated ball. Density: reference balls around a generated image, over k, on average. Coverage: the share of
-    reference balls with a generated image in them. The standard errors of recall and coverage are by the jackknife over 20
-    groups of generated images.
-    """
-    x = torch.from_numpy(generated).to(device, torch.float32)
-    y = torch.from_numpy(reference).to(device, torch.float32)
-    centre = y.mean(0)  # distances are computed from inner products, whose rounding grows with the distance from the origin
-    x, y = x - centre, y - centre
-    groups = min(JACKKNIFE_GROUPS, len(x))
-    radius_y = _radii(y, 0, k)[0]
-    radii_x = _radii(x, groups, k)
-    balls = torch.zeros(len(x), device=device)
-    # For all generated images, then without each group: reference images in a ball of theirs, with one of theirs in its ball.
-    recalled, covered = torch.zeros(2, groups + 1, len(y), dtype=torch.bool, device=device)
-    index = torch.arange(len(x), device=device)
-    for start in range(0, len(x), ROWS):
-        rows = slice(start, start + ROWS)
-        distances = torch.cdist(x[rows], y)
-        within = distances < radius_y
-        balls[rows] = within.sum(1).float()
-        for left_out in range(-1, groups):
-            kept = index[rows] % groups != left_out
-            recalled[left_out + 1] |= (distances < radii_x[left_out + 1, rows, None])[kept].any(0)
-            covered[left_out + 1] |= within[kept].any(0)
-    return {
-        "Precision": Estimate.of(balls > 0),
-        "Recall": _jackknifed(recalled, len(x)),
-        "Density": Estimate.of(balls / k),
-        "Coverage": _jackknifed(covered, len(x)),
-    }
-
-
-def _radii(x: torch.Tensor, groups: int, k: int) -> torch.Tensor:
-    """Distance of each row of x (N, d) from its k-th nearest neighbour among the others: (1 + groups, N).
-
-    The first row is for all of them, row 1 + g without those whose index is g modulo `groups`.
-    """
-    radii = torch.zeros(1 + groups, len(x), device=x.device)
-    for start in range(0, len(x), ROWS):
-        rows = slice(start, start + ROWS)
-        distances = torch.cdist(x[rows], x)
-        distances.diagonal(start).fill_(torch.inf)
-        # 4 k of them, so that k are left without a group; where fewer are, which is rare, the last one is nearly right.
-        near, who = distances.topk(min(4 * k, len(x) - 1), largest=False)
-        radii[0, rows] = near[:, k - 1]
-        for group in range(groups):
-            left = near.masked_fill(who % groups == group, torch.inf).sort(dim=1).values[:, k - 1]
-            radii[1 + group, rows] = torch.where(left.isinf(), near[:, -1], left)
-    return radii
-
-
-def _jackknifed(reached: torch.Tensor, num_images: int) -> Estimate:
-    """The share of reference images that is reached: bool (1 + groups, M), all images first, then without each group."""
-    value, without = reached[0].double().mean(), reached[1:].double().mean(1)
-    error = (without.var(correction=0) * (len(without) - 1)) ** 0.5
-    return Estimate(float(value), float(error), num_images)

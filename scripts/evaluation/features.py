@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from scripts.data.datasets import Split, load_images
 from scripts.data.images import Images, ImageSource, UnreadableImage, channels_first, opened_image
 from scripts.data.loader import UnreadableImages
 from scripts.errors import UserError, printable
+from scripts.evaluation.extractors import Extractor
 from scripts.runtime import distributed
 from scripts.runtime.progress import progress_bar
 from scripts.storage.files import atomic_write, make_directory
@@ -26,18 +27,6 @@ SECONDS_BETWEEN_FILES = 60
 """An interrupted evaluation loses at most this much work, and one batch."""
 SPLITS: dict[str, Split] = {"train": "train", "test": "held_out", "val": "held_out", "held_out": "held_out"}
 """Values of --dataset_split for the configuration's own data set."""
-
-
-class Extractor(Protocol):
-    """From images to features."""
-
-    settings: dict[str, Any]
-    """Plain data that identify it."""
-    num_features: int
-    """d"""
-
-    def __call__(self, pixels: torch.Tensor) -> np.ndarray:
-        """Images uint8 (B, C, H, W) to features float32 (B, d)."""
 
 
 def data_set_images(data: ConfigDict, split: str) -> ImageSource:

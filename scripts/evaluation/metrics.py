@@ -53,10 +53,10 @@ def _fid(inputs: Inputs) -> list[Result]:
     from scripts.evaluation import distances
 
     estimate, influence = distances.frechet_estimate(inputs.generated, inputs.reference.gaussian)
-    floor = distances.frechet_of_reference(inputs.reference.gaussian, len(inputs.generated))
+    expected = distances.frechet_of_reference(inputs.reference.gaussian, len(inputs.generated))
     note = ""
-    if estimate.value < FEW_TIMES * floor:
-        note = f"its standard error is first order and rough here: draws from the reference itself would have about {floor:.3g}"
+    if estimate.value < FEW_TIMES * expected:
+        note = f"its standard error is rough here, of first order: draws from the reference itself have about {expected:.3g}"
     return [Result("FID", estimate, {"standard_error_by": "influence functions, first order"}, per_image=influence, note=note)]
 
 
@@ -68,10 +68,10 @@ def _kid(inputs: Inputs) -> list[Result]:
 
 
 def _prdc(inputs: Inputs) -> list[Result]:
-    from scripts.evaluation import distances
+    from scripts.evaluation.prdc import prdc_estimates
 
     assert inputs.reference.features is not None
-    found = distances.prdc_estimates(inputs.generated, inputs.reference.features, inputs.k, inputs.device)
+    found = prdc_estimates(inputs.generated, inputs.reference.features, inputs.k, inputs.device)
     return [
         Result(score, estimate, {"k": inputs.k}, interval=None if score == "Density" else estimate.wilson())
         for score, estimate in found.items()

@@ -15,7 +15,8 @@ from scripts.data.images import Images, fingerprint, list_images
 from scripts.data.loader import UnreadableImages
 from scripts.errors import UserError
 from scripts.evaluation.distances import Gaussian, Reference
-from scripts.evaluation.features import Extractor, NativeFolder, cached_features, data_set_images, image_features
+from scripts.evaluation.extractors import Extractor
+from scripts.evaluation.features import NativeFolder, cached_features, data_set_images, image_features
 from scripts.evaluation.metrics import Metric
 from scripts.runtime import distributed
 from scripts.runtime.progress import warn
@@ -43,10 +44,10 @@ def find_reference(
     split of the configuration's own data set. Features of images are cached in `directory`. Raises UserError for whatever is
     missing, and if there are fewer images than a metric needs.
     """
-    if name and extractor.settings["extractor"] != "inception":
+    if name and extractor.own_data_only:
         raise UserError(
-            f"--dataset_name_cleanfid={name}: the classifier compares with the configuration's own data set only; "
-            "leave it empty, or use --feature_extractor=inception"
+            f"--dataset_name_cleanfid={name}: the {extractor.settings['extractor']} compares with the configuration's own data "
+            "set only; leave it empty, or use --feature_extractor=inception"
         )
     path = user_path(name, "--dataset_name_cleanfid")
     if name and path.is_dir() and "/" not in name and split != "custom":
@@ -61,6 +62,8 @@ def find_reference(
         found = _reference(name, _read(path), extractor.num_features, metrics)
     elif "/" in name:
         found = Reference(name, reference_features(directory, folder_images(path), extractor, batch_size))
+    elif "mode" not in extractor.settings:
+        raise UserError(f"--dataset_name_cleanfid={name}: clean-fid's statistics are of Inception's features; give a folder")
     else:
         arrays = named_statistics(name.removeprefix(CLEANFID), extractor.settings["mode"], split, data.image_size, metrics)
         found = _reference(f"{name} {split}, clean-fid's statistics", arrays, extractor.num_features, metrics)

@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from ml_collections import ConfigDict
 
 from scripts.errors import UserError
-from scripts.evaluation.classifier import classifier_features
-from scripts.evaluation.features import Extractor, cached_features, data_set_images
-from scripts.evaluation.inception import InceptionFeatures
+from scripts.evaluation.extractors import EXTRACTORS, Extractor, Options
+from scripts.evaluation.features import cached_features, data_set_images
 from scripts.evaluation.metrics import Inputs, Metric
 from scripts.evaluation.references import find_reference, reference_features
 from scripts.evaluation.results import Result
@@ -41,17 +39,17 @@ class SampleEvaluation:
     dataset_split: str
     cleanfid_mode: str
     feature_extractor: str
-    """"inception" or "classifier"."""
+    """A key of `EXTRACTORS`."""
     inception_path: str
+    dinov2_path: Path | None = None
     k: int = 5
     precision: str = "float32"
 
     def __call__(self, *, checkpoint: int, choice: Choice, seed: int | None) -> list[Result]:
         """Scores of a checkpoint (0: the newest); none in processes other than 0, which only sample and compute features.
 
-        With the classifier and the
-        configuration's own training images the settings of each result include the score of held-out images, see
-        `floor_settings`. Raises UserError for whatever is missing or does not fit, before anything is sampled.
+        Compared with the configuration's own training images, the settings of each result include the score of held-out images,
+        see `held_out_settings`. Raises UserError for whatever is missing or does not fit, before anything is sampled.
         """
         for metric in self.metrics:
             if self.num_gen < metric.fewest(self.k):
@@ -62,7 +60,8 @@ class SampleEvaluation:
         made_by = sampler.settings(self.config, trained)
         device, directory = sampler.precision.device, self.cache
         with distributed.main_first():  # it may download or train
-            extractor = self._extractor(directory, device)
+            options = Options(self.config.data, directory, device, self.cleanfid_mode, self.inception_path, self.dinov2_path)
+            extractor = EXTRACTORS[self.feature_extractor](options)
         against = find_reference(
             self.reference, self.dataset_split, self.config.data, self.metrics, self.k, extractor, directory, self.batch_size
         )
@@ -71,11 +70,11 @@ class SampleEvaluation:
             warnings.warn(text, stacklevel=2)
         generated = self._generated_features(directory, sampler, made_by, extractor)
         inputs = Inputs(generated, against, sampler.seed, self.k, device)
-        floor: dict[str, dict[str, Any]] = {}
-        if self.feature_extractor == "classifier" and self.dataset_split == "train":
+        real: dict[str, dict[str, Any]] = {}
+        if not self.reference and self.dataset_split == "train":
             images = data_set_images(self.config.data, "held_out")
             held_out = reference_features(directory, images, extractor, self.batch_size)
-            floor = floor_settings(self.metrics, inputs, held_out) if distributed.is_main() else {}
+            real = held_out_settings(self.metrics, inputs, held_out) if distributed.is_main() else {}
         if not distributed.is_main():
             return []
         common = made_by | {
@@ -86,16 +85,9 @@ class SampleEvaluation:
             **{f"features_{key}": value for key, value in extractor.settings.items()},
         }
         return [
-            replace(result, settings=common | result.settings | floor.get(result.score, {}))
+            replace(result, settings=common | result.settings | real.get(result.score, {}))
             for result in scores(self.metrics, inputs)
         ]
-
-    def _extractor(self, directory: Path, device: torch.device) -> Extractor:
-        if self.feature_extractor == "inception":
-            return InceptionFeatures(self.cleanfid_mode, self.inception_path, device)
-        classifier = classifier_features(directory, self.config.data, device)
-        print(f"classifier: {classifier.accuracy:.2%} of held-out images right", flush=True)
-        return classifier
 
     def _generated_features(
         self, directory: Path, sampler: Sampler, made_by: dict[str, Any], extractor: Extractor
@@ -113,27 +105,27 @@ def scores(metrics: Sequence[Metric], inputs: Inputs) -> list[Result]:
     return [result for metric in metrics for result in metric.compute(inputs)]
 
 
-def floor_settings(metrics: Sequence[Metric], inputs: Inputs, held_out: np.ndarray) -> dict[str, dict[str, Any]]:
-    """For each score, printed and returned, what held-out images (H, d) get in place of samples: what a perfect model would.
+def held_out_settings(metrics: Sequence[Metric], inputs: Inputs, held_out: np.ndarray) -> dict[str, dict[str, Any]]:
+    """For each score, printed and returned, what held-out images (H, d) get in place of samples, as a perfect model would.
 
-    Scores depend on the number of images, so the score of equally many samples is given with it.
+    Scores depend on the number of images, so the score of equally many samples is given with it. Metrics that need more images
+    than are held out are left out.
     """
     count = min(len(inputs.generated), len(held_out))
+    metrics = [metric for metric in metrics if count >= metric.fewest(inputs.k)]
     evenly = np.linspace(0, len(held_out) - 1, count).astype(int)  # data sets may be sorted by class
     settings = {}
-    for floor, samples in zip(
+    for real, samples in zip(
         scores(metrics, replace(inputs, generated=held_out[evenly])),
         scores(metrics, replace(inputs, generated=inputs.generated[:count])),
         strict=True,
     ):
         value = samples.estimate.value
-        print(
-            f"{floor.score}: floor {floor.estimate}, of {count} held-out images; as many samples have {value:.4g}", flush=True
-        )
-        settings[floor.score] = {
-            "floor": floor.estimate.value,
-            "floor_standard_error": floor.estimate.standard_error,
-            "floor_images": count,
-            "value_at_floor_images": value,
+        print(f"{real.score}: {count} held-out images have {real.estimate}; as many samples {value:.4g}", flush=True)
+        settings[real.score] = {
+            "held_out": real.estimate.value,
+            "held_out_standard_error": real.estimate.standard_error,
+            "held_out_images": count,
+            "value_at_held_out_images": value,
         }
     return settings

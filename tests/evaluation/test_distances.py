@@ -5,13 +5,12 @@ import pytest
 import torch
 from cleanfid import fid as cleanfid_fid
 
-from scripts.estimate import Estimate, wilson_interval
+from scripts.estimate import Estimate
 from scripts.evaluation.distances import (
     Gaussian,
     frechet_estimate,
     frechet_of_reference,
     kernel_estimate,
-    prdc_estimates,
 )
 from scripts.evaluation.results import Result
 from scripts.evaluation.sweep import difference
@@ -79,28 +78,6 @@ def test_kernel_standard_error_is_that_of_repeated_draws(
     assert 0.83 < spread_ratio(found) < 1.2
 
 
-def test_standard_errors_of_shares_are_those_of_repeated_draws() -> None:
-    """Those by jackknife are too large rather than too small."""
-    reference = features(1000, 400, 20)
-    for scale, scores in ((0.6, ("Recall", "Coverage")), (1.3, ("Precision", "Density"))):  # away from 1 and from 0
-        found = [prdc_estimates(scale * features(seed, 200, 20), reference, 5, CPU) for seed in range(50)]
-        for score in scores:
-            assert 0.7 < spread_ratio([one[score] for one in found]) < 1.6, score
-
-
-def test_intervals_hold_the_true_proportion() -> None:
-    """At a precision near 1, where value +- error does not: 95% of the intervals, less chance."""
-    reference = features(1000, 300, 4)
-    found = [prdc_estimates(1.1 * features(seed, 60, 4), reference, 5, CPU)["Precision"] for seed in range(120)]
-    truth = np.mean([one.value for one in found])
-    intervals = [one.wilson() for one in found]
-    assert 0.9 < truth < 0.99
-    assert np.mean([low <= truth <= high for low, high in intervals]) > 0.92
-    low, high = wilson_interval(0, 500)
-    assert (low, high) == pytest.approx((0, 0.00762), abs=1e-5)
-    assert wilson_interval(0.1, 50) == pytest.approx((0.04348, 0.21361), abs=1e-4)
-
-
 def test_frechet_distance_of_draws_from_the_reference() -> None:
     moments = Gaussian(np.zeros(6), np.diag([4.0, 2, 1, 1, 0.5, 0]))
     rng = np.random.default_rng(0)
@@ -124,43 +101,3 @@ def test_differences_are_paired_by_influence() -> None:
         alone.append(one.estimate.standard_error)
     assert 0.8 < np.mean(errors) / np.std(differences, ddof=1) < 1.25
     assert np.mean(errors) < 0.3 * np.mean(alone)
-
-
-def test_coverage_of_duplicates_is_that_by_brute_force() -> None:
-    """Samples whose ball has no extent are samples: 100 identical and 100 varied ones, and one image 200 times."""
-    y = features(1, 300)
-    for x in (np.concatenate([np.repeat(y[:1], 100, 0), features(2, 100)]), np.repeat(y[:1], 200, 0)):
-        between = np.linalg.norm(y[:, None].astype(float) - y, axis=-1)
-        radius = np.sort(between, axis=1)[:, 5]  # after itself
-        to_samples = np.linalg.norm(y[:, None].astype(float) - x, axis=-1).min(1)
-        found = prdc_estimates(x, y, 5, CPU)["Coverage"]
-        assert found.value == pytest.approx(np.mean(to_samples < radius))
-        assert found.value > 0
-
-
-@pytest.mark.parametrize("k", [3, 5])
-def test_precision_recall_density_coverage_by_brute_force(k: int) -> None:
-    """Every distance written out, on sets so small that every ball is of a different size."""
-    x, y = features(0, 17), 1.2 * features(1, 23)
-
-    def distance(a: np.ndarray, b: np.ndarray) -> float:
-        return float(np.sqrt(((a.astype(float) - b) ** 2).sum()))
-
-    def radii(points: np.ndarray) -> list[float]:
-        return [sorted(distance(a, b) for j, b in enumerate(points) if i != j)[k - 1] for i, a in enumerate(points)]
-
-    radius_x, radius_y = radii(x), radii(y)
-    in_real = [[distance(a, b) < radius for b, radius in zip(y, radius_y, strict=True)] for a in x]
-    in_generated = [[distance(a, b) < radius for b in y] for a, radius in zip(x, radius_x, strict=True)]
-    found = prdc_estimates(x, y, k, CPU)
-    assert found["Precision"].value == pytest.approx(np.mean([any(row) for row in in_real]))
-    assert found["Density"].value == pytest.approx(np.mean([sum(row) / k for row in in_real]))
-    assert found["Recall"].value == pytest.approx(np.mean([any(column) for column in zip(*in_generated, strict=True)]))
-    assert found["Coverage"].value == pytest.approx(np.mean([any(column) for column in zip(*in_real, strict=True)]))
-
-
-def test_distances_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, y = features(0, 50), features(1, 60)
-    whole = prdc_estimates(x, y, 5, CPU)
-    monkeypatch.setattr("scripts.evaluation.distances.ROWS", 7)
-    assert prdc_estimates(x, y, 5, CPU) == whole

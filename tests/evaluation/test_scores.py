@@ -18,6 +18,7 @@ from scripts.errors import UserError
 from scripts.estimate import Estimate
 from scripts.evaluation.classifier import classifier_features
 from scripts.evaluation.distances import Gaussian, Reference, frechet_estimate
+from scripts.evaluation.extractors import EXTRACTORS
 from scripts.evaluation.inception import InceptionFeatures
 from scripts.evaluation.metrics import MODES, Inputs
 from scripts.evaluation.references import save_statistics
@@ -61,7 +62,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("urllib.request.urlopen", refuse)
     monkeypatch.setattr("torch.hub.urlopen", refuse)
     monkeypatch.setattr(cleanfid, "__file__", str(tmp_path / "cleanfid" / "__init__.py"))
-    monkeypatch.setattr("scripts.evaluation.scores.classifier_features", functools.partial(classifier_features, steps=40))
+    monkeypatch.setattr("scripts.evaluation.classifier.classifier_features", functools.partial(classifier_features, steps=40))
 
 
 @pytest.fixture
@@ -86,6 +87,7 @@ class Recorder:
 
     settings: dict[str, Any] = {"extractor": "recorder"}  # noqa: RUF012
     num_features = 2
+    own_data_only = False
 
     def __init__(self) -> None:
         self.batches: list[torch.Tensor] = []
@@ -99,7 +101,7 @@ class Recorder:
 def test_exactly_the_first_samples_rounded(evaluate: Evaluate, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the extractor sees last are samples 0..num_gen-1 to the nearest of 0..255."""
     recorder = Recorder()
-    monkeypatch.setattr(SampleEvaluation, "_extractor", lambda *_: recorder)
+    monkeypatch.setitem(EXTRACTORS, "inception", lambda _: recorder)
     result = evaluate(num_gen=11, batch_size=4, reference="", dataset_split="held_out", seed=5, delta=0.03)["KID"]
     assert (result.estimate.num_images, result.settings["seed"], result.settings["delta"]) == (11, 5, "0.03")
     assert (result.settings["checkpoint_step"], result.settings["reference_images"]) == (7, 500)
@@ -137,30 +139,30 @@ def test_another_metric_and_more_samples_reuse_features(evaluate: Evaluate, run:
     assert drawn == [*range(11)] * 4, "samples do not depend on dropout"
 
 
-def test_classifier_scores_have_their_floor(evaluate: Evaluate, capsys: pytest.CaptureFixture[str]) -> None:
+def test_scores_come_with_those_of_held_out_images(evaluate: Evaluate, capsys: pytest.CaptureFixture[str]) -> None:
     results = evaluate(feature_extractor="classifier", reference="", mode="all", num_gen=200, batch_size=100)
     assert list(results) == ["FID", "KID", "Precision", "Recall", "Density", "Coverage"]
     printed = capsys.readouterr().out
     assert "% of held-out images right" in printed
-    assert "FID: floor " in printed
+    assert "FID: 200 held-out images have " in printed
     for result in results.values():
         settings, estimate = result.settings, result.estimate
         assert np.isfinite(estimate.standard_error)
-        assert (estimate.num_images, settings["floor_images"], settings["reference_images"]) == (200, 200, 4500)
-        assert settings["value_at_floor_images"] == pytest.approx(estimate.value, rel=1e-6)
+        assert (estimate.num_images, settings["held_out_images"], settings["reference_images"]) == (200, 200, 4500)
+        assert settings["value_at_held_out_images"] == pytest.approx(estimate.value, rel=1e-6)
     for score in ("FID", "KID"):
-        assert results[score].estimate.value > 3 * results[score].settings["floor"], "golden weights are not a good model"
-    assert results["Precision"].settings["floor"] > 0.5
+        assert results[score].estimate.value > 3 * results[score].settings["held_out"], "golden weights are not a good model"
+    assert results["Precision"].settings["held_out"] > 0.5
     assert results["Precision"].settings["k"] == 5
     assert results["FID"].per_image is not None
     assert [score for score, result in results.items() if result.interval] == ["Precision", "Recall", "Coverage"]
 
 
-def test_fid_at_the_floor_says_that_its_error_is_rough() -> None:
+def test_fid_near_that_of_the_reference_itself_says_that_its_error_is_rough() -> None:
     """Which it does not where the error can be relied upon."""
     rng = np.random.default_rng(0)
     x, reference = (rng.standard_normal((count, 6)).astype(np.float32) for count in (200, 4000))
-    for scale, expected in ((1.0, "its standard error is first order and rough here"), (2.0, "")):
+    for scale, expected in ((1.0, "its standard error is rough here, of first order"), (2.0, "")):
         inputs = Inputs(scale * x, Reference("draws", reference), seed=0, k=5, device=CPU)
         (result,) = MODES["fid"][0].compute(inputs)
         assert result.note.startswith(expected)
