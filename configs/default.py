@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
 def _training() -> ConfigDict:
     training = ConfigDict()
     training.batch_size = 128  # images per optimizer step, in all processes together
-    training.accumulation_steps = 1  # parts that a batch is split into, for less memory; same result but for dropout masks
+    training.accumulation_steps = 1  # microbatches of a batch, for less memory; same result but for dropout masks
     training.level_weighting = 0.0  # p: the loss of level k counts sigma_B,k^p times, scaled to mean 1; the paper's is 0
     training.recompute = False  # activations again in the backward pass instead of keeping them: less memory, more time
     training.n_iters = 1300001  # optimizer steps in all; raise it to extend a finished run

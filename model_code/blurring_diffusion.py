@@ -104,12 +104,13 @@ class BlurringDiffusion(Process, Likelihood):
         """N(0, I)."""
         return StandardNormal(self.shape)
 
-    def sampling_noise(self, kind: float | str, measured: Measured, chain: Chain | None = None) -> PosteriorKernel:
-        """The posterior's, or "eta=E", with E times its standard deviation. Raises ValueError for any other."""
-        name, _, eta = str(kind).partition("=")
-        if kind not in ("auto", "posterior") and name != "eta":
+    def sampling_noise(
+        self, kind: float | str, measured: Measured, chain: Chain | None = None, eta: float | None = None
+    ) -> PosteriorKernel:
+        """The posterior's, with `eta` times its standard deviation (default 1). Raises ValueError for any other."""
+        if kind not in ("auto", "posterior"):
             raise ValueError("this process's sampling noise is that of its posterior: leave --delta out, or use --eta")
-        return PosteriorKernel(self.alpha_sigma, self.K, len(self.D), chain or self.chain, float(eta or 1))
+        return PosteriorKernel(self.alpha_sigma, self.K, len(self.D), chain or self.chain, 1.0 if eta is None else eta)
 
     def require_bound(self, kernel: ReverseKernel) -> None:
         """Other variances than the posterior's have another bound, which is not here."""

@@ -73,7 +73,9 @@ def prior_kl_monte_carlo(
 def _centered(projected: torch.Tensor, bank: PriorBank, delta: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Images (B, C F) and bank (M, C F) in float64 and in units of delta, without their common offset."""
     center = bank.coefficients.double().mean(0)
-    return ((v.double() - center).flatten(1) / delta for v in (projected, bank.coefficients))  # type: ignore[return-value]
+    x = (projected.double() - center).flatten(1) / delta
+    y = (bank.coefficients.double() - center).flatten(1) / delta
+    return x, y
 
 
 def _log_sum_over_bank(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

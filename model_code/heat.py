@@ -93,12 +93,16 @@ class HeatDissipation(Process, Likelihood):
             raise ValueError(f"its prior bank is of images {found}, where this configuration's are {self.shape}")
         return bank
 
-    def sampling_noise(self, kind: float | str, measured: Measured, chain: Chain | None = None) -> GaussianKernel:
+    def sampling_noise(
+        self, kind: float | str, measured: Measured, chain: Chain | None = None, eta: float | None = None
+    ) -> GaussianKernel:
         """The paper's isotropic noise; "spectral", its variance by level and frequency; or "calibrated", mean and variance.
 
         The first two take the network's mean as it is, and so visit the levels that it was trained to visit. "auto" is
         "calibrated" where that was measured, isotropic noise of `delta` otherwise.
         """
+        if eta is not None:
+            raise ValueError("only for processes whose reverse kernel is a posterior, such as blurring_diffusion")
         chain = chain or self.chain
         spectrum_only = measured is not None and "errors" in measured  # as in older checkpoints
         if kind == "auto":

@@ -53,10 +53,13 @@ class Process(nn.Module, ABC):
         """What the loss compares with the target of `corrupt`, and reverse kernels are made from: float32 (B, C, H, W)."""
 
     @abstractmethod
-    def sampling_noise(self, kind: float | str, measured: Measured, chain: Chain | None = None) -> ReverseKernel:
+    def sampling_noise(
+        self, kind: float | str, measured: Measured, chain: Chain | None = None, eta: float | None = None
+    ) -> ReverseKernel:
         """The reverse kernel that --delta asks for: a standard deviation, a name, or "auto" for the best.
 
-        chain: the levels to visit, by default those of the training. Raises ValueError, saying what to do, if there is none.
+        chain: the levels to visit, by default those of the training. eta: by what a posterior's standard deviation is
+        multiplied, for a process with such kernels. Raises ValueError, saying what to do, if there is none.
         """
 
     @abstractmethod

@@ -100,9 +100,9 @@ class UNet(nn.Module):
     def from_config(cls, config: ConfigDict) -> "UNet":
         """As config.model and config.data say. Raises ValueError for settings that cannot be."""
         model = config.model
-        for section, name, right, ok in _checks(config):
+        for section, name, expected, ok in _checks(config):
             if not ok:
-                raise ValueError(f"config.{section}.{name} = {config[section][name]!r}: must be {right}")
+                raise ValueError(f"config.{section}.{name} = {config[section][name]!r}: must be {expected}")
         return cls(
             num_channels=config.data.num_channels,
             model_channels=model.model_channels,
@@ -139,7 +139,7 @@ class UNet(nn.Module):
 
 
 def _checks(config: ConfigDict) -> Iterator[tuple[str, str, str, bool]]:
-    """(section, key, what would be right, whether it is) for the network's settings; later ones rely on earlier ones."""
+    """(section, key, what is expected, whether it holds) for the network's settings; later ones rely on earlier ones."""
     model = config.model
     for name in ("model_channels", "num_res_blocks", "num_heads", "patch_size"):
         yield "model", name, "at least 1", model[name] >= 1

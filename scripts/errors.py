@@ -9,7 +9,7 @@ USAGE_ERROR = 2
 
 
 class UserError(ValueError):
-    """Bad input. The message names the key, flag or file, the value found, and what would be right."""
+    """Bad input. The message names the key, flag or file, the value found, and what is expected."""
 
 
 def expected(error: BaseException) -> str | None:

@@ -71,7 +71,9 @@ class AdditiveNoise(Process, Likelihood):
     def prior_from_state(self, state: Mapping[str, torch.Tensor]) -> Prior:
         return StandardNormal(self.shape)
 
-    def sampling_noise(self, kind: float | str, measured: Measured, chain: Chain | None = None) -> ReverseKernel:
+    def sampling_noise(
+        self, kind: float | str, measured: Measured, chain: Chain | None = None, eta: float | None = None
+    ) -> ReverseKernel:
         return PosteriorSteps(self, chain or self.chain)
 
     def errors(

@@ -1,7 +1,7 @@
 """Whether a configuration can be used, asked once, before anything is made or read."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -10,34 +10,74 @@ from configs import default
 from scripts.config.load import flatten, refuse_unknown
 from scripts.errors import UserError
 
-AT_LEAST_1 = (
-    *("training.batch_size", "training.accumulation_steps", "training.n_iters", "training.log_freq", "training.eval_freq"),
-    *("training.sampling_freq", "training.num_samples", "training.snapshot_freq", "training.snapshot_freq_for_preemption"),
-    *("training.max_nonfinite_steps", "eval.batch_size", "data.image_size", "model.K"),
-)
-AT_LEAST_0 = (
-    *("seed", "eval.num_images", "data.num_workers", "model.delta_over_sigma"),
-    *("optim.warmup", "optim.weight_decay", "optim.grad_clip"),
-)
-POSITIVE = ("distributed_timeout_minutes", "model.blur_sigma_min", "model.sigma", "optim.lr", "optim.eps")
-FRACTIONS = ("model.ema_rate", "model.dropout", "optim.beta1", "optim.beta2")
-CHOICES = {
-    "compile": ("none", "default", "reduce-overhead", "max-autotune"),
-    "data.num_channels": (1, 3),
-    "model.protocol": ("paper", "released"),
-    "optim.optimizer": ("Adam", "AdamW"),
-    "optim.schedule": ("constant", "cosine"),
-    "optim.amp_dtype": ("auto", "bfloat16", "float16"),
+Check = tuple[str, Callable[[Any], bool]]
+"""What is expected of a value, for messages, and whether a value is that."""
+
+
+def _one_of(*choices: object) -> Check:
+    return f"one of {', '.join(map(repr, choices))}", lambda value: value in choices
+
+
+_AT_LEAST_1: Check = "at least 1", lambda value: value >= 1
+_AT_LEAST_0: Check = "at least 0", lambda value: 0 <= value < math.inf
+_POSITIVE: Check = "greater than 0", lambda value: 0 < value < math.inf
+_FRACTION: Check = "in [0, 1)", lambda value: 0 <= value < 1
+
+CHECKS: dict[str, Check] = {
+    "seed": ("an integer from 0 to 2^64 - 1", lambda value: 0 <= value < 2**64),
+    "compile": _one_of("none", "default", "reduce-overhead", "max-autotune"),
+    "distributed_timeout_minutes": _POSITIVE,
+    "training.batch_size": _AT_LEAST_1,
+    "training.accumulation_steps": _AT_LEAST_1,
+    "training.n_iters": _AT_LEAST_1,
+    "training.log_freq": _AT_LEAST_1,
+    "training.eval_freq": _AT_LEAST_1,
+    "training.sampling_freq": _AT_LEAST_1,
+    "training.num_samples": _AT_LEAST_1,
+    "training.noise_images": ("at least 2", lambda value: value >= 2),
+    "training.snapshot_freq": _AT_LEAST_1,
+    "training.snapshot_freq_for_preemption": _AT_LEAST_1,
+    "training.max_nonfinite_steps": _AT_LEAST_1,
+    "eval.batch_size": _AT_LEAST_1,
+    "eval.num_images": _AT_LEAST_0,
+    "data.image_size": _AT_LEAST_1,
+    "data.num_channels": _one_of(1, 3),
+    "data.num_workers": _AT_LEAST_0,
+    "model.protocol": _one_of("paper", "released"),
+    "model.K": _AT_LEAST_1,
+    "model.blur_sigma_min": _POSITIVE,
+    "model.sigma": _POSITIVE,
+    "model.delta_over_sigma": _AT_LEAST_0,
+    "model.ema_rate": _FRACTION,
+    "model.dropout": _FRACTION,
+    "optim.optimizer": _one_of("Adam", "AdamW"),
+    "optim.lr": _POSITIVE,
+    "optim.warmup": _AT_LEAST_0,
+    "optim.schedule": _one_of("constant", "cosine"),
+    "optim.beta1": _FRACTION,
+    "optim.beta2": _FRACTION,
+    "optim.eps": _POSITIVE,
+    "optim.weight_decay": _AT_LEAST_0,
+    "optim.grad_clip": _AT_LEAST_0,
+    "optim.amp_dtype": _one_of("auto", "bfloat16", "float16"),
 }
+"""By "section.key". The network's own settings are checked where it is built."""
 
 
 def validate(config: ConfigDict) -> None:
-    """Raise UserError, naming key, value and what would be right, unless process and network can be built and trained."""
+    """Raise UserError, naming key, value and what is expected, unless process and network can be built and trained."""
     given = dict(flatten(config))
     refuse_unknown(given)
-    for key, right, ok in _checks(given):
-        if not ok:
-            raise UserError(f"config.{key} = {given[key]!r}: must be {right}")
+    for key, (expected, holds) in CHECKS.items():
+        if not holds(given[key]):
+            raise UserError(f"config.{key} = {given[key]!r}: must be {expected}")
+    batch_size, steps = config.training.batch_size, config.training.accumulation_steps
+    if batch_size % steps:
+        raise UserError(
+            f"config.training.accumulation_steps = {steps}: must be a divisor of training.batch_size = {batch_size}"
+        )
+    if config.model.protocol == "released" and config.model.K < 2:
+        raise UserError(f"config.model.K = {config.model.K}: must be at least 2 with model.protocol = 'released'")
     from model_code import check_buildable  # imports PyTorch
 
     try:
@@ -55,23 +95,3 @@ def unread(config: ConfigDict) -> list[str]:
     keys = sorted(Process.reads - build_process(config).reads)
     name = config.model.process
     return [f"config.{key} = {given[key]}: not read by process {name}" for key in keys if given[key] != defaults[key]]
-
-
-def _checks(given: dict[str, Any]) -> Iterator[tuple[str, str, bool]]:
-    """(key, what would be right, whether it is) for a configuration by "section.key"; later ones rely on earlier ones."""
-    for key in AT_LEAST_1:
-        yield key, "at least 1", given[key] >= 1
-    yield "training.noise_images", "at least 2", given["training.noise_images"] >= 2
-    for key in AT_LEAST_0:
-        yield key, "at least 0", 0 <= given[key] < math.inf
-    for key in POSITIVE:
-        yield key, "greater than 0", 0 < given[key] < math.inf
-    for key in FRACTIONS:
-        yield key, "in [0, 1)", 0 <= given[key] < 1
-    for key, choices in CHOICES.items():
-        yield key, f"one of {', '.join(map(repr, choices))}", given[key] in choices
-    yield "seed", "an integer from 0 to 2^64 - 1", given["seed"] < 2**64
-    batch_size, parts = given["training.batch_size"], given["training.accumulation_steps"]
-    yield "training.accumulation_steps", f"a divisor of training.batch_size = {batch_size}", batch_size % parts == 0
-    trains_a_level = given["model.protocol"] == "paper" or given["model.K"] >= 2
-    yield "model.K", "at least 2 with model.protocol = 'released'", trains_a_level

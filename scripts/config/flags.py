@@ -28,12 +28,16 @@ class _Parser(flags.ArgumentParser):
 def define_config_flag(required: bool = True) -> flags.FlagHolder:
     """The flag `--config FILE` with its overrides `--config.section.key=value`, for an entry script."""
     text = "Configuration: a file of configs/ or your own, or the config.json of a run; by default that in --workdir."
-    sys.argv[:] = _with_config_of_run(sys.argv)  # which ml_collections reads, too, for the overrides
+    # ml_collections defines a flag for each --config.section.key that it finds in sys.argv, parses them into the flag's value,
+    # and has its own way to read FILE and to say that a key is unknown. Here the run's own configuration is put into sys.argv
+    # first, where only --workdir names it; FILE is read by `load`, which completes it by the defaults and takes JSON, too; and
+    # the result is locked, so that an unknown key is an error, which `_parse_flags` turns into one line.
+    sys.argv[:] = _with_config_of_run(sys.argv)
     try:
         holder = config_flags.DEFINE_config_file("config", None, text)
     except flags.Error as error:  # a --flagfile that cannot be opened
         fail(error)
-    flags.FLAGS["config"].parser = _Parser(lambda path: load(path).lock())  # ml_collections applies the overrides afterwards
+    flags.FLAGS["config"].parser = _Parser(lambda path: load(path).lock())
     if required:
         needed = "is needed: a configuration file, or a --workdir with a config.json"
         flags.register_validator("config", lambda config: config is not None, needed)

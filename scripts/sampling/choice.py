@@ -29,11 +29,9 @@ class Choice:
         """The kernel of a process for which `measured` is known. Raises UserError, naming the flag, if it cannot be had."""
         kind: str | float = config.model.sampling_noise if self.delta is None else parse_delta(self.delta)
         given = [f"--{name}={value}" for name, value in vars(self).items() if value is not None]
-        if self.eta is not None:
-            kind = f"eta={self.eta:g}"
         try:
             chain = None if self.steps is None else parse_steps(self.steps, process, measured)
-            return process.sampling_noise(kind, measured, chain)
+            return process.sampling_noise(kind, measured, chain, self.eta)
         except ValueError as error:
             raise UserError(f"{' '.join(given) or f'config.model.sampling_noise = {kind!r}'}: {error}") from None
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,19 +37,14 @@ def to_uint8(images: torch.Tensor) -> torch.Tensor:
 def grid(images: torch.Tensor, columns: int | None = None) -> np.ndarray:
     """Images (B, C, H, W) in [0, 1] as one picture, row by row: uint8 (H', W', 3).
 
-    Without `columns` the grid is as square as B allows. Both sides of the picture are even, as video encoders want.
+    Without `columns` the grid is as square as B allows.
     """
-    columns = columns or math.ceil(math.sqrt(len(images)))
+    from torchvision.utils import make_grid  # takes a second to import
+
     factor = max(1, round(TILE / images.shape[-1]))
-    tiles = to_uint8(images).repeat_interleave(factor, 2).repeat_interleave(factor, 3).permute(0, 2, 3, 1).numpy()
-    columns = min(columns, len(tiles))
-    rows = -(-len(tiles) // columns)
-    height, width = tiles.shape[1] + GAP, tiles.shape[2] + GAP
-    sheet = np.full((rows * height + GAP, columns * width + GAP, 3), 255, np.uint8)
-    for i, tile in enumerate(tiles):
-        top, left = i // columns * height + GAP, i % columns * width + GAP
-        sheet[top : top + tile.shape[0], left : left + tile.shape[1]] = tile  # grey is the same in all three channels
-    return sheet
+    tiles = to_uint8(images).repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    sheet = make_grid(tiles, columns or math.ceil(math.sqrt(len(images))), padding=GAP, pad_value=255)
+    return sheet.permute(1, 2, 0).numpy()
 
 
 def own_directory(base: Path, settings: dict[str, Any]) -> Path:
@@ -128,28 +122,23 @@ def sample_set(
     """
     make_directory(directory, "output directory")
     levels = frame_levels(sampler.kernel.chain, every)
-    shape = (len(levels), len(indices), *sampler.shape)
-    with atomic_write(directory / "samples.npy") as temporary, progress_bar(sampler.num_steps, "step", "sampling") as bar:
-        # A file rather than memory, which would grow with K.
-        states = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
-        with temporary.open("r+b") as file:
-            # Preallocate the file: writing a sparse memory map to a full disk ends the process with SIGBUS.
-            os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
+    states: list[torch.Tensor] = []
+    with progress_bar(sampler.num_steps, "step", "sampling") as bar:
 
         def observe(k: int, u_k: torch.Tensor) -> None:
             if k in levels:
-                states[levels.index(k)] = u_k.float().cpu().numpy()
+                states.append(u_k.float().cpu())
             if on_step is not None:
                 on_step(k, u_k)
             bar.update(k < levels[0])
 
         final = getattr(sampler, kind)(indices, observe)
-        states.flush()
-    with atomic_write(directory / "final.npy") as temporary:
-        np.save(temporary, final.numpy())
-    save_png(directory / "init.png", torch.from_numpy(states[0]))
+    for name, array in (("samples.npy", torch.stack(states)), ("final.npy", final)):
+        with atomic_write(directory / name) as temporary:
+            np.save(temporary, array.numpy())
+    save_png(directory / "init.png", states[0])
     save_png(directory / "final.png", final)
-    frames = [grid(torch.from_numpy(state)) for state in states]
+    frames = [grid(state) for state in states]
     save_gif(directory / "process.gif", frames)
     save_mp4(directory / "process.mp4", frames)
 

@@ -35,10 +35,10 @@ def train(config: ConfigDict, workdir: Path) -> int:
     validate(config)
     for line in unread(config):
         warn(line)
-    size, parts = config.training.batch_size, distributed.world_size() * config.training.accumulation_steps
-    if size % parts:
+    size, microbatches = config.training.batch_size, distributed.world_size() * config.training.accumulation_steps
+    if size % microbatches:
         split = f"{distributed.world_size()} processes and config.training.accumulation_steps"
-        raise UserError(f"config.training.batch_size = {size}: must be a multiple of {parts}, for {split}")
+        raise UserError(f"config.training.batch_size = {size}: must be a multiple of {microbatches}, for {split}")
     device = distributed.device(config.device)
     images = load_images(config.data, "train"), load_images(config.data, "held_out")
     distributed.barrier()  # nothing is written before all processes have found the data

@@ -42,14 +42,14 @@ def describe(config: ConfigDict, precision: Precision, num_train: int, num_held_
     """A few lines for a person: network, data, work per step, device and precision, and how often things happen."""
     training, data, work = config.training, config.data, Work.of(config)
     processes, gpus, size = distributed.world_size(), torch.cuda.device_count(), data.image_size
-    parts = f" in {training.accumulation_steps} parts" if training.accumulation_steps > 1 else ""
+    micro = f" in {training.accumulation_steps} microbatches" if training.accumulation_steps > 1 else ""
     gflop = f"{work.training * training.batch_size / 1e9:.0f} GFLOP"
     compiled = f", torch.compile {config.compile}" if config.compile != "none" else ""
     lines = [
         f"network      {work}",
         f"data         {data.dataset}, {size}x{size}x{data.num_channels}: {num_train} training images, {num_held_out} held out",
         f"process      {config.model.process}: {build_process(config).extra_repr()}",
-        f"steps        {first_step} to {training.n_iters}, batches of {training.batch_size}{parts}, {gflop} each",
+        f"steps        {first_step} to {training.n_iters}, batches of {training.batch_size}{micro}, {gflop} each",
         f"device       {device_name(precision.device)}, {precision}{compiled}",
         f"every        {training.log_freq} steps a row of metrics, {training.eval_freq} an evaluation, "
         f"{training.sampling_freq} samples, {training.snapshot_freq_for_preemption} a save, "

@@ -87,28 +87,20 @@ class Trainer:
         A step whose gradient is not finite is skipped: weights, averages and moments stay as they were. In float16 that also
         lowers the loss scale, which is the usual reason there.
         """
-        config, step, seed = self.config, self.step, self.config.seed
-        size, parts = len(images), config.training.accumulation_steps
-        total, rank = size * distributed.world_size(), distributed.rank()
-        rows = range(rank * size, (rank + 1) * size)  # this process's part of the whole batch
-
-        # Algorithm 1: draw levels and noise for the whole batch, and take this process's rows.
-        allowed = self.process.training_levels
-        levels = torch.tensor(allowed)[stream(seed, Purpose.LEVEL, step).integers(len(allowed), size=total)]
-        eps = normal_batch(self.device, seed, Purpose.TRAIN_NOISE, step, rows, total, tuple(images.shape[1:]))
+        config, size = self.config, len(images)
         u0 = images.to(self.device, non_blocking=True)
-        k = levels[rows.start : rows.stop].to(self.device, non_blocking=True)
-
+        levels, k, eps = self._draw(size, tuple(images.shape[1:]))
         self.model.train()
-        torch.manual_seed(int(stream(seed, Purpose.DROPOUT, step, rank).integers(2**63)))
+        torch.manual_seed(int(stream(config.seed, Purpose.DROPOUT, self.step, distributed.rank()).integers(2**63)))
         self._set_learning_rate()
         losses: list[torch.Tensor] = []
-        for part in torch.arange(size, device=self.device).chunk(parts):
-            with distributed.averaging_after(self.averaging_model, last=len(losses) == parts - 1):
+        microbatches = torch.arange(size, device=self.device).chunk(config.training.accumulation_steps)
+        for rows in microbatches:
+            with distributed.averaging_after(self.averaging_model, last=len(losses) == len(microbatches) - 1):
                 with self.precision.autocast():
-                    loss = process_loss(self.process, self.averaging_model, u0[part], k[part], eps[part])
+                    loss = process_loss(self.process, self.averaging_model, u0[rows], k[rows], eps[rows])
                 # The mean over this process's examples: averaged over processes, the mean over the whole batch.
-                self.scaler.scale((self.level_weights[k[part]] * loss).sum() / size).backward()
+                self.scaler.scale((self.level_weights[k[rows]] * loss).sum() / size).backward()
             losses.append(loss.detach())
 
         self.scaler.unscale_(self.optimizer)
@@ -127,6 +119,18 @@ class Trainer:
         self.optimizer.zero_grad()
         self.step += 1
         return result
+
+    def _draw(self, size: int, shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Levels of the whole batch, then levels k (size,) and noise eps (size, *shape) of this process's part of it.
+
+        They are drawn for the whole batch, so that they do not depend on the number of processes (paper, Algorithm 1).
+        """
+        seed, allowed = self.config.seed, self.process.training_levels
+        total, rank = size * distributed.world_size(), distributed.rank()
+        rows = range(rank * size, (rank + 1) * size)
+        levels = torch.tensor(allowed)[stream(seed, Purpose.LEVEL, self.step).integers(len(allowed), size=total)]
+        eps = normal_batch(self.device, seed, Purpose.TRAIN_NOISE, self.step, rows, total, shape)
+        return levels, levels[rows.start : rows.stop].to(self.device, non_blocking=True), eps
 
     def _set_learning_rate(self) -> None:
         optim, n_iters = self.config.optim, self.config.training.n_iters

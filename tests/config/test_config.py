@@ -160,7 +160,7 @@ def test_every_flag_is_read(script: str) -> None:
     ],
 )
 def test_bad_values(key: str, value: object, right: str) -> None:
-    """The message names a key, its value and what would be right."""
+    """The message names a key, its value and what is expected."""
     config = tiny_config(**{key: value})
     with pytest.raises(UserError, match=right) as error:
         validate(config)
@@ -262,5 +262,5 @@ def test_changed_keys_are_named() -> None:
 
 def test_plan_says_what_is_to_come() -> None:
     text = describe(tiny_config(training__accumulation_steps=2), Precision.named(torch.device("cpu"), "float32"), 4500, 500, 0)
-    for part in ("4500 training images", "500 held out", "batches of 4 in 2 parts", "float32", "K = 3"):
+    for part in ("4500 training images", "500 held out", "batches of 4 in 2 microbatches", "float32", "K = 3"):
         assert part in text

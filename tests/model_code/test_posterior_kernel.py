@@ -38,14 +38,14 @@ def test_a_step_over_levels_is_the_posterior(k: int, j: int, process: BlurringDi
 def test_the_deterministic_step_keeps_the_noise(process: BlurringDiffusion) -> None:
     """DDIM: given the true eps it leads to z_j with the same eps, and adds none; so any chain ends at the image."""
     u0, eps = normal(2, 1, SIZE, SIZE).sigmoid(), normal(2, 1, SIZE, SIZE, seed=1)
-    ddim = process.sampling_noise("eta=0", None, SKIPPING)
+    ddim = process.sampling_noise("auto", None, SKIPPING, eta=0.0)
     k, j = torch.tensor([33, 9]), torch.tensor([20, 2])
     z, _ = process.corrupt(u0, k, eps)
     expected, _ = process.corrupt(u0, j, eps)
     mean = ddim.mean(z, eps, k)
     torch.testing.assert_close(mean, expected, atol=1e-4, rtol=1e-3)
     assert torch.equal(ddim.step(mean, 33, eps), mean)
-    part = process.sampling_noise("eta=0", None, SKIPPING[1:])  # from K rounding would be amplified 150,000 times
+    part = process.sampling_noise("auto", None, SKIPPING[1:], eta=0.0)  # from K rounding would be amplified 150,000 times
     z, _ = process.corrupt(u0, torch.full((2,), 33), eps)
     end = reverse_process(process, lambda z, k: eps, z, part, lambda k: torch.full_like(eps, torch.nan))
     torch.testing.assert_close(process.to_images(end), u0, atol=1e-3, rtol=0)
@@ -65,12 +65,12 @@ def test_bound_over_fewer_levels_is_the_closed_form(process: BlurringDiffusion) 
 
 def test_what_this_process_does_not_have(process: BlurringDiffusion) -> None:
     """--delta has no meaning here, and other variances than the posterior's have no bound."""
-    assert process.sampling_noise("auto", None).label == process.sampling_noise("eta=1", None).label == "posterior"
+    assert process.sampling_noise("auto", None).label == process.sampling_noise("auto", None, eta=1.0).label == "posterior"
     for kind in (0.01, "spectral"):
         with pytest.raises(ValueError, match="leave --delta out"):
             process.sampling_noise(kind, None)
     process.require_bound(kernel(process))
     with pytest.raises(ValueError, match=r"--eta=0.5: there is a bound for ancestral sampling only"):
-        process.require_bound(process.sampling_noise("eta=0.5", None))
+        process.require_bound(process.sampling_noise("auto", None, eta=0.5))
     with pytest.raises(ValueError, match="not known for this process"):
         process.best_chain(None, 5)
