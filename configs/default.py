@@ -89,6 +89,7 @@ def _model() -> ConfigDict:
     model.use_scale_shift_norm = False  # level embedding scales and shifts (True) or is added (False)
     model.resblock_updown = False  # residual blocks (True) or plain convolutions (False) change the resolution
     model.conv_resample = True  # resolution changes by convolutions (True) or by pooling and repeating pixels (False)
+    model.sees_means = False  # tell the network the means of its input's channels, which GroupNorm removes
     model.dropout = 0.1  # probability, inside residual blocks, training only
     return model
 

@@ -39,7 +39,8 @@ class UNet(nn.Module):
     Attention has `num_heads` heads or, unless num_head_channels is -1, heads of `num_head_channels` channels. Resolution
     changes in residual blocks (`resblock_updown`), by a convolution (`conv_resample`), or by averaging 2x2 pixels and
     repeating them. With `recompute` the backward pass recomputes activations: the same numbers, less memory, a third more
-    time.
+    time. GroupNorm removes the means of the input's channels; with `sees_means` they join the embedding of the level, scaled so
+    that the noise in them is that of a pixel.
     """
 
     def __init__(
@@ -59,10 +60,11 @@ class UNet(nn.Module):
         resblock_updown: bool = False,
         conv_resample: bool = True,
         recompute: bool = False,
+        sees_means: bool = False,
     ) -> None:
         super().__init__()
         self.model_channels = model_channels
-        self.patch_size = patch_size
+        self.patch_size, self.sees_means = patch_size, sees_means
         patch_channels = num_channels * patch_size**2
         self.recompute = recompute
         emb_channels = 4 * model_channels
@@ -95,6 +97,8 @@ class UNet(nn.Module):
         self.output_blocks = nn.ModuleList(_decoder(widths, skip_channels, num_res_blocks, blocks, resample))
         output_conv = zero_init(nn.Conv2d(widths[0], patch_channels, 3, padding=1))
         self.out = nn.Sequential(GroupNorm32(widths[0]), nn.SiLU(), output_conv)
+        if sees_means:
+            self.mean_embed = zero_init(nn.Linear(patch_channels, emb_channels))
 
     @classmethod
     def from_config(cls, config: ConfigDict) -> "UNet":
@@ -118,12 +122,15 @@ class UNet(nn.Module):
             use_scale_shift_norm=model.use_scale_shift_norm,
             resblock_updown=model.resblock_updown,
             recompute=config.training.recompute,
+            sees_means=model.sees_means,
         )
 
     def forward(self, u: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         """f(u, k): images u (B, C, H, W) at int64 blur levels k (B,), to (B, C, H, W)."""
         emb = self.time_embed(level_embedding(k, self.model_channels))
         h, skips = F.pixel_unshuffle(u, self.patch_size), []
+        if self.sees_means:
+            emb = emb + self.mean_embed(h.float().mean((2, 3)) * (h.shape[2] * h.shape[3]) ** 0.5)
         for stage in self.input_blocks:
             h = self._through(stage, h, emb)
             skips.append(h)

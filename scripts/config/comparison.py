@@ -8,11 +8,11 @@ from configs import default
 from scripts.config.load import flatten, to_json
 from scripts.errors import UserError
 
-# Keys of model and data that trained weights do not depend on; optim and training are always free.
+# Keys of model and data; those of optim and training are always free.
+TRAINING_ONLY = {"model.dropout", "model.ema_rate"}
+"""They act during training only: their effect is in the weights."""
 FREE_ON_RESUME = {"model.delta_over_sigma", "model.sampling_noise", "data.num_workers", "data.path"}
-FREE_IN_INFERENCE = FREE_ON_RESUME | {
-    *("model.dropout", "model.ema_rate", "model.protocol", "data.uniform_dequantization", "data.random_flip")
-}
+FREE_IN_INFERENCE = FREE_ON_RESUME | TRAINING_ONLY | {"model.protocol", "data.uniform_dequantization", "data.random_flip"}
 
 
 def differences(saved: str, config: ConfigDict) -> dict[str, str]:

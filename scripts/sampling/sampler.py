@@ -16,6 +16,7 @@ from model_code.kernels import ReverseKernel
 from model_code.prior import DataPrior, Prior
 from model_code.process import Denoiser, Measured, Process
 from scripts.config.checks import validate
+from scripts.config.comparison import TRAINING_ONLY
 from scripts.data.datasets import load_images
 from scripts.data.loader import first_readable, to_unit_range
 from scripts.errors import UserError
@@ -26,8 +27,6 @@ from scripts.sampling.choice import Choice
 from scripts.sampling.reverse import Draw, IndependentNoise, OnStep, SharedNoise, SphericalNoise, linear_path, reverse_process
 from scripts.storage.checkpoint import TrainedModel, load_trained, saved_config
 
-TRAINING_ONLY = {"dropout", "ema_rate"}
-"""Keys of config.model that act during training only: their effect is in the weights."""
 CONFIGURED = Choice()
 """What the configuration says."""
 
@@ -61,7 +60,7 @@ class Sampler:
 
         Cached features, exports and sweeps are used again only where all of it agrees.
         """
-        model = {key: value for key, value in config.model.to_dict().items() if key not in TRAINING_ONLY}
+        model = {key: value for key, value in config.model.to_dict().items() if f"model.{key}" not in TRAINING_ONLY}
         return {
             "checkpoint_step": trained.step,
             "weights_crc32": trained.weights_crc32,

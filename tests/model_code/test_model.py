@@ -154,6 +154,25 @@ def test_dropout_only_in_training() -> None:
     assert not torch.equal(model(u, k), model(u, k))
 
 
+def test_sees_means() -> None:
+    """At first the same network; once trained, an offset of the input, which GroupNorm would remove, reaches the embedding."""
+    plain, seeing = (UNet(**SMALL, patch_size=2, sees_means=sees).eval() for sees in (False, True))
+    assert list(seeing.state_dict())[:-2] == list(plain.state_dict()), "after all of the release's"
+    seeing.load_state_dict(plain.state_dict() | {n: w for n, w in seeing.state_dict().items() if n.startswith("mean_embed")})
+    torch.nn.init.normal_(plain.out[-1].weight)
+    seeing.out[-1].load_state_dict(plain.out[-1].state_dict())
+    u, k = torch.randn(3, 3, 8, 8), torch.tensor([1, 2, 3])
+    with torch.no_grad():
+        torch.testing.assert_close(seeing(u, k), plain(u, k))
+        shift = torch.zeros(1, 3, 8, 8)
+        shift[:, 0, 1::2, ::2] = 0.5  # one channel of the patches, all of it
+        seeing.mean_embed.weight[:, 2] = 1
+        given: list[torch.Tensor] = []
+        seeing.middle_block.register_forward_pre_hook(lambda _, inputs: given.append(inputs[1]))
+        seeing(u, k), seeing(u + shift, k)
+    torch.testing.assert_close(given[1] - given[0], torch.full_like(given[0], 0.5 * 4))  # times the root of 4 x 4 points
+
+
 def test_ema_by_hand() -> None:
     """Decay of the n-th update: min(rate, (1 + n) / (10 + n))."""
     model, rate = torch.nn.Linear(1, 1, bias=False), 0.3
