@@ -17,6 +17,7 @@ import torch
 
 from model_code.dct import dct2, dct_matrix
 from model_code.kernels import AffineKernel, Chain, arrivals
+from model_code.spectrum import bin_sums, radii_of
 
 SMALLEST_VARIANCE = 1e-8
 """Of a bin at j = 0, where only the error counts: a frequency in which all training images agree would have none."""
@@ -44,21 +45,6 @@ def frequency_bins(height: int, width: int, num_images: int, patch_size: int = 1
         for m in blind[1]:
             bins[n, m] = bins.max() + 1
     return torch.unique(bins, return_inverse=True)[1]  # a radius may have lost its only member
-
-
-def radii_of(height: int, width: int) -> torch.Tensor:
-    """Distance of each frequency from the constant, in steps of the longer axis: float64 (H, W)."""
-    longer = max(height, width)
-    n = torch.arange(height, dtype=torch.float64)[:, None] * longer / height
-    m = torch.arange(width, dtype=torch.float64) * longer / width
-    return (n**2 + m**2).sqrt()
-
-
-def bin_sums(values: torch.Tensor, bins: torch.Tensor) -> torch.Tensor:
-    """Sums over the frequencies in each bin: (..., H, W) to float64 (..., R)."""
-    bins = bins.to(values.device)
-    sums = torch.zeros(*values.shape[:-2], int(bins.max()) + 1, dtype=torch.float64, device=values.device)
-    return sums.index_add_(-1, bins.flatten(), values.double().flatten(-2))
 
 
 class Moments:

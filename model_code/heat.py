@@ -9,11 +9,12 @@ from ml_collections import ConfigDict
 
 from model_code import elbo
 from model_code.blur import DCTBlur, blur_schedule
-from model_code.calibration import Calibration, Moments, bin_sums, frequency_bins, spectral_kernel
+from model_code.calibration import Calibration, Moments, frequency_bins, spectral_kernel
 from model_code.dct import dct2
 from model_code.kernels import Chain, GaussianKernel, IsotropicKernel, ReverseKernel, arrivals
 from model_code.prior import Prior, PriorBank
 from model_code.process import Denoiser, Likelihood, Measured, Process, full_chain, require_sampling_noise
+from model_code.spectrum import bin_sums
 
 CALIBRATE = "run python -m scripts.tools.calibrate, or give a standard deviation with --delta"
 

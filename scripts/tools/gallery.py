@@ -11,8 +11,8 @@ from absl import flags
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from model_code.calibration import bin_sums, radii_of
 from model_code.kernels import AffineKernel
+from model_code.spectrum import bin_means, radii_of
 from scripts.config.flags import define_config_flag, define_path_flag, run
 from scripts.data.datasets import load_images
 from scripts.sampling.choice import Choice
@@ -66,7 +66,7 @@ def draw(config: ConfigDict, workdir: Path, out: Path, delta: str | None) -> Non
 def plot_noise(path: Path, kernel: AffineKernel, sigma: float) -> None:
     """Write a picture of the standard deviation, in units of sigma, by level k > 1 and radius of frequencies."""
     radii = radii_of(*kernel.bins.shape).round().long()
-    variance = bin_sums(kernel.variance[2:, kernel.bins], radii) / bin_sums(torch.ones(radii.shape), radii)
+    variance = bin_means(kernel.variance[2:, kernel.bins], radii)
     std, label = variance.sqrt() / sigma, r"standard deviation / $\sigma$"
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     image, lines = figure.subplots(1, 2)

@@ -15,11 +15,11 @@ from model_code.prior import Prior
 from scripts.config.comparison import FREE_ON_RESUME, differences, refuse_differences
 from scripts.config.load import RUN_CONFIG, to_json
 from scripts.data.images import ImageSource, fingerprint
-from scripts.data.loader import HeldOutBatches, ReadingFailed, UnreadableImages, clean_batches, first_readable, none_readable
+from scripts.data.loader import HeldOutBatches, ReadingFailed, UnreadableImages, first_readable, none_readable
+from scripts.data.training_set import training_images
 from scripts.errors import UserError, one_line
 from scripts.runtime import distributed
 from scripts.runtime.device import Precision, device_name
-from scripts.runtime.progress import progress_bar
 from scripts.sampling.measurement import calibrate, images_to_measure
 from scripts.storage import checkpoint
 from scripts.storage.checkpoint import Contents
@@ -138,18 +138,9 @@ def build_prior(trainer: Trainer, images: ImageSource, guard: InterruptionGuard,
 
     Raises Interrupted, and ReadingFailed if no image can be read.
     """
-    data, batch_size = trainer.config.data, trainer.config.eval.batch_size
-
-    def batches() -> Iterator[torch.Tensor]:
-        with progress_bar(len(distributed.shard(range(len(images)))), "image", "reading images for the prior") as bar:
-            for batch in clean_batches(images, batch_size, data.num_workers, data.uniform_dequantization, data.random_flip):
-                guard.check()
-                unreadable.note(batch.unreadable)
-                bar.update(len(batch.indices.unique()))
-                yield batch.images
-
+    batches = training_images(images, trainer.config, unreadable, "the prior", lambda _: guard.check())
     with guard.until_interrupted():
-        prior = trainer.process.build_prior(batches())
+        prior = trainer.process.build_prior(batches)
     unreadable.share()
     unreadable.sum_up(len(images), "training images")
     prior = prior.gathered(distributed.gather_rows)

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from model_code.blur import DCTBlur, blur_schedule
-from model_code.calibration import Calibration, bin_sums, frequency_bins, shortest_path
+from model_code.calibration import Calibration, frequency_bins, shortest_path
 from model_code.dct import dct2, idct2
 from model_code.elbo import gaussian_kl, negative_log_density
 from model_code.heat import HeatDissipation
 from model_code.kernels import AffineKernel, Chain, IsotropicKernel, ReverseKernel
 from model_code.process import Denoiser
+from model_code.spectrum import bin_sums
 from scripts.runtime.device import Precision
 from scripts.sampling.measurement import calibrate
 from scripts.sampling.reverse import reverse_process

@@ -1,0 +1,51 @@
+"""One pass over all training images: for the prior, for their spectrum, or for both at once."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from ml_collections import ConfigDict
+
+from model_code.spectrum import DCTMoments
+from scripts.data.images import ImageSource
+from scripts.data.loader import UnreadableImages, clean_batches
+from scripts.runtime import distributed
+from scripts.runtime.progress import progress_bar
+
+
+def training_images(
+    source: ImageSource,
+    config: ConfigDict,
+    unreadable: UnreadableImages,
+    what_for: str,
+    each: Callable[[torch.Tensor], None] = lambda images: None,
+) -> Iterator[torch.Tensor]:
+    """All readable training images, and mirror images if training mirrors them, in batches float32 (B, C, H, W).
+
+    Shows progress; `each` gets every batch first. Of several processes each reads its part; a batch may be empty.
+    """
+    data = config.data
+    with progress_bar(len(distributed.shard(range(len(source)))), "image", f"reading images for {what_for}") as bar:
+        for batch in clean_batches(
+            source, config.eval.batch_size, data.num_workers, data.uniform_dequantization, data.random_flip
+        ):
+            unreadable.note(batch.unreadable)
+            bar.update(len(batch.indices.unique()))
+            each(batch.images)
+            yield batch.images
+
+
+def share_moments(moments: DCTMoments) -> DCTMoments:
+    """The moments of all processes' images, the same numbers in each. A collective function."""
+    shared = DCTMoments(*moments.sum.shape)
+    for count, total, squares in distributed.gather((moments.count, moments.sum, moments.squares)):
+        shared.merge(count, total, squares)
+    return shared
+
+
+def dct_moments(source: ImageSource, config: ConfigDict, unreadable: UnreadableImages) -> DCTMoments:
+    """Mean and variance of each DCT coefficient over the training images. A collective function; memory is a batch's."""
+    moments = DCTMoments(*source.shape)
+    for _ in training_images(source, config, unreadable, "their spectrum", moments.add):
+        pass
+    unreadable.share()
+    return share_moments(moments)

@@ -1,0 +1,21 @@
+"""One pass over the training images: what it sees, and the moments that come of it."""
+
+import numpy as np
+from scipy.fft import dctn
+
+from scripts.data.images import ArrayImages
+from scripts.data.loader import UnreadableImages
+from scripts.data.training_set import dct_moments
+from tests.conftest import tiny_config
+from tests.images import WithDamage
+
+
+def test_moments_are_of_all_readable_images_and_their_mirror_images() -> None:
+    pixels = np.random.default_rng(0).integers(256, size=(11, 8, 8), dtype=np.uint8)
+    source, unreadable = WithDamage(ArrayImages(pixels, 8, 1), {4}), UnreadableImages()
+    moments = dct_moments(source, tiny_config(data__random_flip=True), unreadable)
+    images = np.stack([source[i] for i in range(11) if i != 4]) / 255
+    coefficients = dctn(np.concatenate([images, images[..., ::-1]]), axes=(2, 3), norm="ortho")
+    assert (moments.count, len(unreadable)) == (20, 1)
+    np.testing.assert_allclose(moments.mean, coefficients.mean(0), atol=1e-6)
+    np.testing.assert_allclose(moments.variance, coefficients.var(0, ddof=1), rtol=1e-4, atol=1e-9)
