@@ -159,7 +159,7 @@ def test_sees_means() -> None:
     plain, seeing = (UNet(**SMALL, patch_size=2, sees_means=sees).eval() for sees in (False, True))
     assert list(seeing.state_dict())[:-2] == list(plain.state_dict()), "after all of the release's"
     seeing.load_state_dict(plain.state_dict() | {n: w for n, w in seeing.state_dict().items() if n.startswith("mean_embed")})
-    torch.nn.init.normal_(plain.out[-1].weight)
+    torch.nn.init.normal_(plain.get_parameter("out.2.weight"))
     seeing.out[-1].load_state_dict(plain.out[-1].state_dict())
     u, k = torch.randn(3, 3, 8, 8), torch.tensor([1, 2, 3])
     with torch.no_grad():
