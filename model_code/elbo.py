@@ -55,21 +55,6 @@ def prior_kl_bound_of_projected(
     return gaussian_kl_constant(num_pixels, sigma, delta) + math.log(len(bank)) - _log_sum_over_bank(x, y)
 
 
-def prior_kl_monte_carlo(
-    projected: torch.Tensor, num_pixels: int, bank: PriorBank, sigma: float, delta: float, eps: torch.Tensor
-) -> torch.Tensor:
-    """An unbiased estimate of L_K itself, E_q[log q(u_K | u_0) - log p(u_K)], by one draw of u_K: float64 (B,), in nats.
-
-    eps: standard normal, the shape of `projected` (B, C, F). Frequencies outside the bank's basis have the same mean in all
-    components, so that their part is in closed form.
-    """
-    x, y = _centered(projected.double() + sigma * eps, bank, delta)
-    F = x.shape[1]
-    log_q = -eps.double().square().flatten(1).sum(1) / 2 - F * math.log(sigma)
-    log_p = _log_sum_over_bank(x, y) - math.log(len(bank)) - F * math.log(delta)
-    return log_q - log_p + gaussian_kl_constant(num_pixels - F, sigma, delta)
-
-
 def _centered(projected: torch.Tensor, bank: PriorBank, delta: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Images (B, C F) and bank (M, C F) in float64 and in units of delta, without their common offset."""
     center = bank.coefficients.double().mean(0)

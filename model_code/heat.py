@@ -173,10 +173,6 @@ class HeatDissipation(Process, Likelihood):
         """The paper's bound on L_K, by convexity in the mixture."""
         return elbo.prior_kl_bound_of_projected(summary, math.prod(self.shape), _bank(prior), self.sigma, kernel.prior_std)
 
-    def prior_monte_carlo(self, summary: torch.Tensor, prior: Prior, kernel: ReverseKernel, eps: torch.Tensor) -> torch.Tensor:
-        """One draw of u_K for each image."""
-        return elbo.prior_kl_monte_carlo(summary, math.prod(self.shape), _bank(prior), self.sigma, kernel.prior_std, eps)
-
     def _calibration(self, measured: Measured) -> Calibration:
         if measured is None:
             raise ValueError(f"nothing was measured for this checkpoint: {CALIBRATE}")

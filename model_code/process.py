@@ -137,12 +137,6 @@ class Likelihood(ABC):
     def prior_term(self, summary: torch.Tensor, prior: Prior, kernel: ReverseKernel) -> torch.Tensor:
         """L_K or a bound on it, in nats: float64 (B,)."""
 
-    def prior_monte_carlo(
-        self, summary: torch.Tensor, prior: Prior, kernel: ReverseKernel, eps: torch.Tensor
-    ) -> torch.Tensor | None:
-        """Where `prior_term` is a bound: an unbiased estimate of L_K from standard normal eps of the summary's shape."""
-        return None
-
 
 def full_chain(K: int) -> Chain:
     """All levels: K, K - 1, ..., 0."""

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import io
-import math
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +28,7 @@ an EPS file in Ghostscript."""
 IMAGE_SUFFIXES = frozenset(suffix for name in IMAGE_FORMATS for suffix in _SUFFIXES[name])
 FINGERPRINT_IMAGES = 64
 THIN = 8
-"""From this ratio of sides on, an image is cropped before it is resized."""
+"""Above this ratio of its sides an image is cropped before it is resized."""
 
 
 class UnreadableImage(Exception):
@@ -77,45 +76,29 @@ Resize = Callable[[Image.Image, int], Image.Image]
 
 def box_bicubic(image: Image.Image, size: int) -> Image.Image:
     """Box halvings to less than twice the size, bicubic, central square: as the release and guided-diffusion do it."""
+    image = _not_thin(image)
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Resampling.BOX)
     scale = size / min(image.size)
-    width, height = round(image.width * scale), round(image.height * scale)
-    return _resized_centre(image, (width, height), ((width - size) // 2, (height - size) // 2), size, Resampling.BICUBIC)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Resampling.BICUBIC)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))
 
 
 def bilinear(image: Image.Image, size: int) -> Image.Image:
     """torchvision's `Resize(size)` and `CenterCrop(size)`: what the release does with LSUN, MNIST and CIFAR-10."""
+    image = _not_thin(image)
     shorter = min(image.size)
-    width, height = int(size * image.width / shorter), int(size * image.height / shorter)
-    corner = round((width - size) / 2), round((height - size) / 2)
-    return _resized_centre(image, (width, height), corner, size, Resampling.BILINEAR)
+    image = image.resize((int(size * image.width / shorter), int(size * image.height / shorter)), Resampling.BILINEAR)
+    left, top = round((image.width - size) / 2), round((image.height - size) / 2)
+    return image.crop((left, top, left + size, top + size))
 
 
-def _resized_centre(
-    image: Image.Image, resized: tuple[int, int], corner: tuple[int, int], size: int, method: Resampling
-) -> Image.Image:
-    """The square of `size` pixels at `corner` of the image resized to `resized` (width, height).
-
-    Of a thin image that is enlarged, and would become huge, only what the square depends on is resized: the same to one grey
-    value.
-    """
-    if max(resized) <= THIN * size or min(image.size) >= size:
-        left, top = corner
-        return image.resize(resized, method).crop((left, top, left + size, top + size))
-    box, crop, shape, place = [0.0] * 4, [0] * 4, [0, 0], [0, 0]
-    for axis, (source, whole, first) in enumerate(zip(image.size, resized, corner, strict=True)):
-        margin = math.ceil(3 * max(whole / source, 1)) + 2  # filters reach two pixels of the source or of the result
-        start, end = max(0, first - margin), min(whole, first + size + margin)
-        low, high = start * source / whole, min(end * source / whole, source)
-        crop[axis], crop[axis + 2] = max(0, math.floor(low) - margin), min(source, math.ceil(high) + margin)
-        box[axis], box[axis + 2] = low - crop[axis], high - crop[axis]
-        shape[axis], place[axis] = end - start, first - start
-    part = image.crop((crop[0], crop[1], crop[2], crop[3]))
-    # Columns first, as Pillow enlarges: between both passes values are rounded and clipped.
-    part = part.resize((shape[0], part.height), method, box=(box[0], 0, box[2], part.height))
-    part = part.resize((shape[0], shape[1]), method, box=(0, box[1], part.width, box[3]))
-    return part.crop((place[0], place[1], place[0] + size, place[1] + size))
+def _not_thin(image: Image.Image) -> Image.Image:
+    """The middle of an image whose sides are in a ratio above `THIN`: the rest, enlarged with it, could take gigabytes."""
+    width, height = (min(side, THIN * min(image.size)) for side in image.size)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 # --- sources ---

@@ -24,7 +24,7 @@ from scripts.evaluation.plots import LevelRow, plot_by_level
 from scripts.evaluation.results import Result
 from scripts.runtime import distributed
 from scripts.runtime.progress import progress_bar
-from scripts.runtime.randomness import Purpose, normal_by_index, stream, torch_generator
+from scripts.runtime.randomness import Purpose, normal_by_index, stream
 from scripts.sampling.choice import Choice
 from scripts.sampling.sampler import Sampler, load_sampler
 from scripts.storage.files import atomic_write, make_directory
@@ -203,10 +203,7 @@ class BoundEvaluation:
             "exact": measurement.levels.shape[1] == measurement.num_levels,
             "nats": {name: asdict(Estimate.of(part)) for name, part in bound.items()},
         }
-        generator = torch_generator(torch.device("cpu"), seed, Purpose.BOUND_PRIOR)
-        eps = torch.randn(measurement.summary.shape, generator=generator)
-        monte_carlo = process.prior_monte_carlo(measurement.summary, prior, kernel, eps)
-        print(describe(bound, monte_carlo, settings, measurement.num_levels))
+        print(describe(bound, settings, measurement.num_levels))
         suffix = ("" if self.split == "test" else f"_{self.split}") + ("_exact" if settings["exact"] else "")
         folder = directory / f"bound_step_{trained.step}_delta_{sampler.label}_seed_{seed}{suffix}"
         title = f"step {trained.step}, delta {sampler.label}, {len(bound['total'])} images"
@@ -244,9 +241,7 @@ class BoundEvaluation:
         return sampler.prior.dequantized() if dequantize and not is_dequantized else sampler.prior
 
 
-def describe(
-    bound: dict[str, torch.Tensor], monte_carlo: torch.Tensor | None, settings: dict[str, Any], num_levels: int
-) -> str:
+def describe(bound: dict[str, torch.Tensor], settings: dict[str, Any], num_levels: int) -> str:
     """A few lines for a person: the parts of the bound with their standard errors."""
     looked_at = "all" if settings["exact"] else str(settings["num_levels_per_image"])
     lines = [
@@ -254,8 +249,6 @@ def describe(
         f"{len(bound['total'])} images ({settings['dataset_split']}), {looked_at} of {num_levels} levels for each"
     ]
     lines += [f"  {name:<15}{Estimate.of(part)!s:>24} nats" for name, part in bound.items()]
-    if monte_carlo is not None:
-        lines.append(f"  (the prior term itself, by Monte Carlo: {Estimate.of(monte_carlo)} nats)")
     return "\n".join(lines)
 
 

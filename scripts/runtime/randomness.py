@@ -35,9 +35,8 @@ class Purpose(enum.IntEnum):
     CLASSIFIER = 12
     BOUND_LEVEL = 13
     BOUND_NOISE = 14
-    # 15 is not used any more
+    # 15 and 17 are not used any more
     SPECTRUM_NOISE = 16
-    BOUND_PRIOR = 17
 
 
 def stream(seed: int, purpose: Purpose, step: int = 0, position: int = 0) -> np.random.Generator:
