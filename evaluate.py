@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from scripts.config.flags import define_config_flag, define_kernel_flags, define_path_flag, run
+from scripts.config.flags import (
+    define_config_flag,
+    define_init_flags,
+    define_kernel_flags,
+    define_path_flag,
+    refuse_meaningless,
+    run,
+)
 from scripts.config.release import define_release_flags
 from scripts.errors import UserError
 from scripts.evaluation.extractors import EXTRACTORS
@@ -31,6 +38,7 @@ WORKDIR = define_path_flag("workdir", "Run directory that train.py made.")
 CHECKPOINT = flags.DEFINE_integer("checkpoint", 0, "n for checkpoints/checkpoint_n.pth, 0 for the newest.", lower_bound=0)
 MODE = flags.DEFINE_enum("mode", "fid", ["elbo", *MODES], "What to compute; all: all metrics of samples.")
 DELTA, STEPS, ETA = define_kernel_flags()
+INIT, PER_INIT, FROM_LEVEL = define_init_flags()
 SEED = flags.DEFINE_integer("seed", None, "Everything random is a function of it; by default config.seed.", 0, 2**64 - 1)
 PRECISION = flags.DEFINE_enum("precision", "float32", ["float32", "bfloat16", "float16"], "What the network computes in.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Images at a time; by default config.eval.batch_size.", lower_bound=1)
@@ -79,6 +87,10 @@ def main() -> int:
     for flag in (CUSTOM_NAME, DATASET_PATH) if SAVE_STATS.value else (WORKDIR,):
         if not flag.value:
             raise UserError(f"--{flag.name} is needed {'with' if SAVE_STATS.value else 'without'} --save_stats")
+    refuse_meaningless(
+        (INIT, MODE.value == "elbo" and "with --mode=elbo"),
+        *((flag, INIT.value is None and "without --init") for flag in (PER_INIT, FROM_LEVEL)),
+    )
     from scripts.runtime import distributed  # imports PyTorch, which --help and mistyped flags need not wait for
 
     with distributed.processes():
@@ -105,7 +117,7 @@ def evaluate() -> int:
             raise UserError(f"--{name} and --sweep={name}=...: choose one of them")
     seed = config.seed if SEED.value is None else SEED.value
     delta = None if DELTA.value is None else parse_delta(DELTA.value)
-    base = sweep.Point(delta, CHECKPOINT.value, seed, STEPS.value, ETA.value)
+    base = sweep.Point(delta, CHECKPOINT.value, seed, STEPS.value, ETA.value, INIT.value, PER_INIT.value, FROM_LEVEL.value)
     dataset = DATASET_NAME.value or config.data.dataset.lower()
     experiment = EXPERIMENT_NAME.value or workdir.resolve().name
     directory = OUT.value or results.results_directory(results.RUNS, dataset, experiment)

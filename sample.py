@@ -1,13 +1,21 @@
 """Draw samples from a trained model.
 
 python sample.py --workdir W [--checkpoint 0] [--batch_size=9] [--same_init | --share_noise | --interpolate]
+python sample.py --workdir W --init=photo.png --from_level=60
 
 The configuration is the run's own; the release's checkpoints have none, and need --config.
 """
 
 from absl import flags
 
-from scripts.config.flags import define_config_flag, define_kernel_flags, define_path_flag, run
+from scripts.config.flags import (
+    define_config_flag,
+    define_init_flags,
+    define_kernel_flags,
+    define_path_flag,
+    refuse_meaningless,
+    run,
+)
 from scripts.config.release import define_release_flags
 from scripts.errors import UserError
 
@@ -17,6 +25,7 @@ CHECKPOINT = flags.DEFINE_integer("checkpoint", 0, "n for checkpoints/checkpoint
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 9, "Samples in a picture, or at a time in an export.", lower_bound=1)
 DELTA, STEPS, ETA = define_kernel_flags()
 SEED = flags.DEFINE_integer("seed", None, "Sample i is a function of (seed, i); by default config.seed.", 0, 2**64 - 1)
+INIT, PER_INIT, FROM_LEVEL = define_init_flags()
 PRIOR = flags.DEFINE_enum("prior", "bank", ["bank", "data"], "Initial states from the checkpoint, or from the data set.")
 PRECISION = flags.DEFINE_enum("precision", "float32", ["float32", "bfloat16", "float16"], "What the network computes in.")
 SAME_INIT = flags.DEFINE_bool("same_init", False, "One initial state for all samples.")
@@ -57,7 +66,7 @@ def draw() -> int:
         config,
         workdir,
         CHECKPOINT.value,
-        choice=Choice(DELTA.value, STEPS.value, ETA.value),
+        choice=Choice(DELTA.value, STEPS.value, ETA.value, INIT.value, PER_INIT.value, FROM_LEVEL.value),
         seed=SEED.value,
         precision=PRECISION.value,
         from_data=PRIOR.value == "data",
@@ -73,6 +82,8 @@ def draw() -> int:
     suffix = "" if sampler.seed == config.seed else f"_seed_{sampler.seed}"
     suffix += "" if NUMBER.value is None else f"_{NUMBER.value}"
     number = NUMBER.value or 0
+    whole = INTERPOLATE.value or SHARE_NOISE.value
+    sampler, batch_size = output.fill_rows(sampler, BATCH_SIZE.value, 1 if whole else PER_INIT.value)
     settings = sampler.settings(config, trained) | {"prior": PRIOR.value}
     if INTERPOLATE.value:
         ends = 2 * number, 2 * number + 1
@@ -82,7 +93,7 @@ def draw() -> int:
     else:
         kind: output.Kind = "same_init" if SAME_INIT.value else "share_noise" if SHARE_NOISE.value else "independent"
         shared = "" if kind == "independent" else f"_{kind}"
-        indices = range(number * BATCH_SIZE.value, (number + 1) * BATCH_SIZE.value)
+        indices = range(number * batch_size, (number + 1) * batch_size)
         settings |= {"kind": kind, "samples": [indices.start, indices.stop], "save_sample_freq": SAVE_SAMPLE_FREQ.value}
         directory = output.own_directory(base / f"delta_{sampler.label}{shared}{suffix}", settings)
         output.sample_set(directory, sampler, indices, kind=kind, every=SAVE_SAMPLE_FREQ.value)
@@ -97,14 +108,17 @@ def check_combinations() -> None:
         chosen.append("--export_dir")
     if len(chosen) > 1:
         raise UserError(f"{' and '.join(chosen)}: choose one of them")
-    for flag, others in (
-        (NUM_POINTS, [] if INTERPOLATE.value else ["without --interpolate"]),
-        (NUMBER, ["with --export_dir"] if EXPORT_DIR.value is not None else []),
-        (OUT, ["with --export_dir"] if EXPORT_DIR.value is not None else []),
-        (SAVE_SAMPLE_FREQ, [f"with {name}" for name in chosen if name in ("--interpolate", "--export_dir")]),
-    ):
-        if others and flags.FLAGS[flag.name].present:
-            raise UserError(f"--{flag.name} has no meaning {others[0]}: leave it out")
+    exported = EXPORT_DIR.value is not None
+    refuse_meaningless(
+        (NUM_POINTS, not INTERPOLATE.value and "without --interpolate"),
+        (NUMBER, exported and "with --export_dir"),
+        (OUT, exported and "with --export_dir"),
+        (SAVE_SAMPLE_FREQ, (exported or INTERPOLATE.value) and f"with {chosen[0]}"),
+        (PRIOR, INIT.value is not None and "with --init"),
+        (PER_INIT, bool(chosen) and not exported and f"with {chosen[0]}"),
+        (PER_INIT, INIT.value is None and "without --init"),
+        (FROM_LEVEL, INIT.value is None and "without --init"),
+    )
     if (NUM_SAMPLES.value is None) != (EXPORT_DIR.value is None):
         raise UserError("--num_samples and --export_dir go together: how many single images, and where to")
 

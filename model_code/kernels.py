@@ -5,6 +5,7 @@ The paper's has the network's mean and one standard deviation, delta, for all le
 mean and variance per radial bin of frequencies; where its numbers come from is in `calibration.py`.
 """
 
+import copy
 import zlib
 from collections.abc import Callable
 from itertools import pairwise
@@ -24,8 +25,10 @@ class ReverseKernel(Protocol):
     """Its name in directories and records: "0.0125", "spectral" or "calibrated"."""
     chain: Chain
     """The levels that are visited, the highest first, 0 last."""
-    prior_std: float
-    """Standard deviation of the components of the prior over u_K."""
+
+    @property
+    def prior_std(self) -> float:
+        """Standard deviation of the noise on the chain's first state, at K that of the prior's components."""
 
     def mean(self, u_k: torch.Tensor, prediction: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         """The mean of p(u_j | u_k), at j = 0 the sample itself, from what the process predicts at u_k: float32 (B, C, H, W).
@@ -59,6 +62,13 @@ def arrivals(chain: Chain, K: int) -> torch.Tensor:
     for k, j in pairwise(chain):
         after[k] = j
     return after
+
+
+def starting_at(kernel: ReverseKernel, k: int) -> ReverseKernel:
+    """The same kernel along its chain from level k on."""
+    shorter = copy.copy(kernel)
+    shorter.chain = kernel.chain[kernel.chain.index(k) :]
+    return shorter
 
 
 class _Tables:
@@ -167,8 +177,6 @@ class PosteriorKernel(_Tables):
     in which blur is diagonal, as gDDIM).
     """
 
-    prior_std = 1.0
-
     def __init__(
         self,
         alpha_sigma: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
@@ -178,9 +186,14 @@ class PosteriorKernel(_Tables):
         eta: float,
     ) -> None:
         """alpha_sigma: int64 levels (B,) to alpha (B, 1, H, W) and sigma (B, 1, 1, 1), float64; size: of the square images."""
-        self.alpha_sigma, self.chain, self.eta = alpha_sigma, chain, eta
+        self.alpha_sigma, self.K, self.chain, self.eta = alpha_sigma, K, chain, eta
         self.label = "posterior" if eta == 1 else f"eta_{eta:g}"
         self._tables = [arrivals(chain, K), dct_matrix(size).float()]
+
+    @property
+    def prior_std(self) -> float:
+        """sigma_k of the chain's first level, 1 at K."""
+        return 1.0 if self.chain[0] == self.K else self.alpha_sigma(torch.tensor([self.chain[0]]))[1].item()
 
     def after(self, k: torch.Tensor) -> torch.Tensor:
         """The levels that follow levels k (B,) in the chain."""

@@ -63,20 +63,20 @@ class StandardNormal:
 
 
 class DataPrior:
-    """Prior states made from images when asked for, where a checkpoint holds no prior."""
+    """States made from images when asked for, where a checkpoint holds no prior or samples start from other images."""
 
     def __init__(
-        self, count: int, images: Callable[[list[int]], torch.Tensor], build: Callable[[list[torch.Tensor]], Prior]
+        self, count: int, images: Callable[[list[int]], torch.Tensor], corrupt: Callable[[torch.Tensor], torch.Tensor]
     ) -> None:
-        """images: indices below `count` to images (B, C, H, W) in [0, 1]; build: `Process.build_prior`."""
-        self.count, self.images, self.build = count, images, build
+        """images: indices below `count` to images (B, C, H, W) in [0, 1]; corrupt: from these to the states' means."""
+        self.count, self.images, self.corrupt = count, images, corrupt
 
     def __len__(self) -> int:
         return self.count
 
     def means(self, indices: torch.Tensor) -> torch.Tensor:
-        """Those of the prior of these images alone."""
-        return self.build([self.images(indices.tolist())]).means(torch.arange(len(indices)))
+        """Those of these images."""
+        return self.corrupt(self.images(indices.tolist()))
 
     def dequantized(self) -> "DataPrior":
         """Itself: its images are dequantised as the configuration says."""

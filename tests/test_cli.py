@@ -72,6 +72,11 @@ def test_training_again_says_that_it_is_done_and_a_failing_report_is_a_warning(t
     [
         (["--batch_size=2"], "checkpoint_0/delta_0.0125", ["final.png", "init.png", "samples.npy", "process.mp4"]),
         (["--batch_size=2", "--same_init", "--delta=0.01"], "checkpoint_0/delta_0.01_same_init", ["final.npy"]),
+        (
+            ["--init=held_out", "--from_level=2", "--per_init=3", "--batch_size=7"],
+            "checkpoint_0/delta_0.0125_init_held_out_from_2",
+            ["seeds.png"],
+        ),
         (["--checkpoint=1", "--batch_size=2", "--share_noise"], "checkpoint_1/delta_0.0125_share_noise", ["process.gif"]),
         (
             ["--interpolate", "--num_points=3", "--number=1"],
@@ -239,6 +244,11 @@ def test_own_images_with_a_truncated_one_among_them(tmp_path: Path) -> None:
         ("--delta=nan", "--delta=nan"),
         ("--same_init --interpolate", "--same_init and --interpolate: choose one"),
         ("--num_points=3", "--num_points has no meaning without --interpolate"),
+        ("--from_level=2", "--from_level has no meaning without --init"),
+        ("--init=train --prior=data", "--prior has no meaning with --init"),
+        ("--init=train --per_init=2 --share_noise", "--per_init has no meaning with --share_noise"),
+        ("--init=/no/where", "--init=/no/where: cannot be used"),
+        ("--init=held_out --from_level=4", "--from_level=4: must be a level that is visited; near it 2 and 3"),
         ("--num_samples=3", "--num_samples and --export_dir go together"),
         ("--checkpoint=7", "has no checkpoints/checkpoint_7.pth; there are 1"),
         ("--config.model.K=4", "config.model.K was 3, now 4"),

@@ -61,6 +61,23 @@ def define_kernel_flags() -> tuple[flags.FlagHolder, flags.FlagHolder, flags.Fla
     )
 
 
+def define_init_flags() -> tuple[flags.FlagHolder, flags.FlagHolder, flags.FlagHolder]:
+    """--init, --per_init and --from_level: images that samples start from, instead of those of the prior."""
+    init = "Images to start from: held_out, train, a folder, an image or an array (.npy, .npz); by default the prior's."
+    return (
+        flags.DEFINE_string("init", None, init),
+        flags.DEFINE_integer("per_init", None, "Samples of each of these images; they differ in the noise.", lower_bound=1),
+        flags.DEFINE_integer("from_level", None, "The level to which these images are blurred; by default K.", lower_bound=1),
+    )
+
+
+def refuse_meaningless(*cases: tuple[flags.FlagHolder, str | bool]) -> None:
+    """Raise UserError for a flag that was given beside something that makes it meaningless, such as "without --init"."""
+    for flag, why in cases:
+        if why and flags.FLAGS[flag.name].present:
+            raise UserError(f"--{flag.name} has no meaning {why}: leave it out")
+
+
 def run(main: Callable[[], int], positional: str | None = None) -> None:
     """Parse the command line and call `main` for its exit code; a UserError becomes one line on stderr and exit code 2.
 

@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from scripts.config.paths import user_path
-from scripts.data.images import ArrayImages, FolderImages, ImageSource, LsunImages, bilinear, list_images
+from scripts.data.images import ArrayImages, FolderImages, ImageSource, LsunImages, UnreadableImage, bilinear, list_images
 from scripts.errors import UserError, one_line
 from scripts.storage.files import read_npz
 
@@ -47,6 +47,37 @@ def load_images(data: ConfigDict, split: Split) -> ImageSource:
         reason = one_line(error) or type(error).__name__
         right = data_set.right.format(place=place)
         raise UserError(f"{value}: cannot be used ({reason}); what would be right: {right}") from error
+
+
+def open_images(text: str, flag: str, size: int, channels: int) -> ImageSource:
+    """All images of a folder, of an array (.npy, or arr_0 of an .npz), or a single image file, resized as training images are.
+
+    Raises UserError naming `flag` for what is missing or no images.
+    """
+    path = user_path(text, flag)
+    try:
+        if path.suffix in (".npy", ".npz"):
+            return ArrayImages(read_images(path), size, channels)
+        paths = list_images(path) if path.is_dir() else [path.name]
+        if not paths:
+            raise ValueError("no image files in it")
+        source = FolderImages(path if path.is_dir() else path.parent, paths, size, channels)
+        if not path.is_dir():
+            source[0]  # to see whether it can be read
+        return source
+    except (OSError, ValueError, UnreadableImage) as error:
+        right = "a folder of images, an image file, or uint8 (N, H, W[, C]) as .npy or as arr_0 of an .npz"
+        raise UserError(f"{flag}={text}: cannot be used ({one_line(error)}); what would be right: {right}") from None
+
+
+def read_images(path: Path) -> np.ndarray:
+    """A .npy file, memory-mapped, or `arr_0` of an .npz: uint8 (N, H, W[, C]). Raises ValueError for other arrays."""
+    array = read_npz(path).get("arr_0") if path.suffix == ".npz" else np.load(path, mmap_mode="r", allow_pickle=False)
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{path} is an archive of arrays (.npz) without arr_0")
+    if array.dtype != np.uint8 or not (array.ndim == 3 or (array.ndim == 4 and array.shape[-1] in (1, 3))) or len(array) == 0:
+        raise ValueError(f"{path} holds {array.dtype} {array.shape}")
+    return array
 
 
 def load_labelled(data: ConfigDict, split: Split) -> tuple[ImageSource, np.ndarray]:
@@ -125,11 +156,8 @@ def _images_below(folder: Path) -> list[str]:
 
 
 def _open_npy(path: Path, split: Split, size: int, channels: int) -> ArrayImages:
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
-    if not isinstance(array, np.ndarray):
-        raise ValueError(f"{path} is an archive of arrays (.npz), not one array")
-    is_images = array.ndim == 3 or (array.ndim == 4 and array.shape[-1] in (1, 3))
-    if array.dtype != np.uint8 or not is_images or len(array) < 2:
+    array = read_images(path)
+    if len(array) < 2:
         raise ValueError(f"{path} holds {array.dtype} {array.shape}")
     return ArrayImages(array, size, channels, split_indices([str(i).encode() for i in range(len(array))], split))
 

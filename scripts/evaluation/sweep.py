@@ -36,12 +36,15 @@ class Point:
     steps: str | None = None
     """As --steps; None for all levels."""
     eta: float | None = None
-    """As --eta; not swept."""
+    """As --eta; not swept, like those that follow."""
+    init: str | None = None
+    per_init: int | None = None
+    from_level: int | None = None
 
     @property
     def choice(self) -> Choice:
         """How to sample."""
-        return Choice(self.delta, self.steps, self.eta)
+        return Choice(self.delta, self.steps, self.eta, self.init, self.per_init, self.from_level)
 
 
 SWEPT = ("delta", "steps", "checkpoint", "seed")
@@ -132,7 +135,8 @@ class Runner:
         return [(point, _read_point(file)) for point, file in zip(points, files, strict=True)] if distributed.is_main() else []
 
     def _file(self, point: Point, request: dict[str, Any]) -> Path:
-        text = json.dumps({"point": asdict(point), "request": request}, sort_keys=True)
+        settings = {name: getattr(point, name) for name in (*SWEPT, "eta")}  # what is not swept is in the request
+        text = json.dumps({"point": settings, "request": request}, sort_keys=True)
         return self.directory / "points" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz"
 
 

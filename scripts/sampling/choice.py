@@ -24,11 +24,17 @@ class Choice:
     """"N" evenly spaced, "N:bound" for the best bound, or all levels "K,...,0"."""
     eta: float | None = None
     """By what the posterior's standard deviation is multiplied, for processes whose kernel is a posterior."""
+    init: str | None = None
+    """What samples start from instead of the prior's images: held_out, train, or a path."""
+    per_init: int | None = None
+    """Samples of each image of `init`, by default one."""
+    from_level: int | None = None
+    """The level to which these images are blurred, by default K."""
 
     def kernel(self, process: Process, config: ConfigDict, measured: Measured) -> ReverseKernel:
         """The kernel of a process for which `measured` is known. Raises UserError, naming the flag, if it cannot be had."""
         kind: str | float = config.model.sampling_noise if self.delta is None else parse_delta(self.delta)
-        given = [f"--{name}={value}" for name, value in vars(self).items() if value is not None]
+        given = [f"--{name}={getattr(self, name)}" for name in ("delta", "steps", "eta") if getattr(self, name) is not None]
         try:
             chain = None if self.steps is None else parse_steps(self.steps, process, measured)
             return process.sampling_noise(kind, measured, chain, self.eta)

@@ -4,6 +4,7 @@ import json
 import math
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -108,6 +109,15 @@ def frame_levels(chain: Chain, every: int | None = None) -> Chain:
     return (*chain[: -1 : every or max(1, len(chain) // FRAMES)], 0)
 
 
+def fill_rows(sampler: Sampler, batch_size: int, per_init: int | None) -> tuple[Sampler, int]:
+    """For `seeds.png`: a sampler with `per_init` samples of an image, None for as many as fit, and the samples in a batch."""
+    if sampler.seeds is None:
+        return sampler, batch_size
+    per_init = per_init or max(1, batch_size // sampler.seeds.count)
+    batch_size = per_init * max(1, min(batch_size // per_init, sampler.seeds.count))
+    return replace(sampler, seeds=replace(sampler.seeds, per_image=per_init)), batch_size
+
+
 def sample_set(
     directory: Path,
     sampler: Sampler,
@@ -118,6 +128,7 @@ def sample_set(
 ) -> None:
     """Draw samples in one batch and write `samples.npy`, `init.png`, `final.png`, `final.npy`, `process.gif`, `process.mp4`.
 
+    With seeds also `seeds.png`: in each row an image, its blurred state, and the samples that start there.
     `samples.npy` holds every `every`-th state (default: about a hundred in all), float32 (states, B, C, H, W).
     """
     make_directory(directory, "output directory")
@@ -138,6 +149,11 @@ def sample_set(
             np.save(temporary, array.numpy())
     save_png(directory / "init.png", states[0])
     save_png(directory / "final.png", final)
+    if sampler.seeds is not None:
+        columns = len(indices) if kind == "same_init" else sampler.seeds.per_image
+        images = sampler.seeds.images(sampler.origins(indices[::columns]))
+        parts = zip(images[:, None], states[0][::columns, None], final.split(columns), strict=True)
+        save_png(directory / "seeds.png", torch.cat([part for row in parts for part in row]), columns + 2)
     frames = [grid(state) for state in states]
     save_gif(directory / "process.gif", frames)
     save_mp4(directory / "process.mp4", frames)

@@ -1,30 +1,28 @@
 """A trained model ready to draw from, and the four kinds of samples."""
 
 import json
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from ml_collections import ConfigDict
 
 from model_code import build_process
-from model_code.kernels import ReverseKernel
+from model_code.kernels import ReverseKernel, starting_at
 from model_code.prior import DataPrior, Prior
 from model_code.process import Denoiser, Measured, Process
 from scripts.config.checks import validate
 from scripts.config.comparison import TRAINING_ONLY
 from scripts.data.datasets import load_images
-from scripts.data.loader import first_readable, to_unit_range
 from scripts.errors import UserError
 from scripts.runtime import distributed
 from scripts.runtime.device import Precision, to_device
 from scripts.runtime.randomness import STREAM_VERSION, Purpose, stream
 from scripts.sampling.choice import Choice
 from scripts.sampling.reverse import Draw, IndependentNoise, OnStep, SharedNoise, SphericalNoise, linear_path, reverse_process
+from scripts.sampling.seeds import Seeds, open_seeds, unit_images
 from scripts.storage.checkpoint import TrainedModel, load_trained, saved_config
 
 CONFIGURED = Choice()
@@ -49,6 +47,8 @@ class Sampler:
     precision: Precision
     shape: tuple[int, int, int]
     """(C, H, W) of an image."""
+    seeds: Seeds | None = None
+    """What samples start from in place of the images of the prior."""
 
     @property
     def num_steps(self) -> int:
@@ -61,7 +61,8 @@ class Sampler:
         Cached features, exports and sweeps are used again only where all of it agrees.
         """
         model = {key: value for key, value in config.model.to_dict().items() if f"model.{key}" not in TRAINING_ONLY}
-        return {
+        seeds = self.seeds and self.seeds.settings | {"per_init": self.seeds.per_image, "from_level": self.kernel.chain[0]}
+        return (seeds or {}) | {
             "checkpoint_step": trained.step,
             "weights_crc32": trained.weights_crc32,
             "seed": self.seed,
@@ -100,10 +101,44 @@ class Sampler:
         noise = SphericalNoise(self.seed, ends, self.shape, num_points, self.precision.device)
         return self._draw(linear_path(self._means(ends), num_points), noise, noise, on_step)
 
+    def starting_from(self, seeds: Seeds, level: int | None = None) -> "Sampler":
+        """The same model with samples that start from these images, blurred to `level`, None for K.
+
+        Raises UserError for a level that is not visited.
+        """
+        *levels, _ = self.kernel.chain
+        k = levels[0] if level is None else level
+        if k not in levels:
+            near = sorted(sorted(levels, key=lambda j: abs(j - k))[:2])
+            raise UserError(f"--from_level={k}: must be a level that is visited; near it {' and '.join(map(str, near))}")
+        kernel = starting_at(self.kernel, k)
+
+        def corrupt(images: torch.Tensor) -> torch.Tensor:
+            u0 = images.to(self.precision.device)
+            return self.process.corrupt(u0, torch.full((len(u0),), k, device=u0.device), torch.zeros_like(u0))[0]
+
+        prior, prior_std = DataPrior(seeds.count, seeds.images, corrupt), kernel.prior_std if self.prior_std > 0 else 0.0
+        label = f"{self.label}_init_{seeds.settings.get('init')}" + ("" if k == levels[0] else f"_from_{k}")
+        return replace(self, prior=prior, kernel=kernel, label=label, prior_std=prior_std, seeds=seeds)
+
+    def from_images(
+        self, images: torch.Tensor, per_image: int = 1, level: int | None = None, on_step: OnStep | None = None
+    ) -> torch.Tensor:
+        """`per_image` (M) samples from each of images (S, C, H, W) in [0, 1], blurred to `level` (None: K) and made again.
+
+        (S, M, C, H, W), about [0, 1], on the CPU; they differ in the noise. Sample (s, m) has the noise of index s M + m.
+        """
+        sampler = self.starting_from(Seeds(images.__getitem__, len(images), per_image), level)
+        return sampler.independent(range(len(images) * per_image), on_step).unflatten(0, (len(images), per_image))
+
+    def origins(self, indices: Sequence[int]) -> list[int]:
+        """Which of the prior's images each sample starts from: drawn uniformly, or one of `seeds` after the other."""
+        if self.seeds is not None:
+            return self.seeds.origins(self.seed, indices)
+        return [int(stream(self.seed, Purpose.SAMPLE_PRIOR, position=i).integers(len(self.prior))) for i in indices]
+
     def _means(self, indices: Sequence[int]) -> torch.Tensor:
-        """The prior mean that each sample index starts from, drawn uniformly."""
-        chosen = [int(stream(self.seed, Purpose.SAMPLE_PRIOR, position=i).integers(len(self.prior))) for i in indices]
-        return self.prior.means(torch.tensor(chosen))
+        return self.prior.means(torch.tensor(self.origins(indices)))
 
     def _draw(self, means: torch.Tensor, prior_draw: Draw, draw: Draw, on_step: OnStep | None) -> torch.Tensor:
         first, to_images = self.kernel.chain[0], self.process.to_images
@@ -161,18 +196,20 @@ def load_sampler(
 ) -> tuple[Sampler, TrainedModel]:
     """The sampler for a checkpoint (0: the newest) of a run, and where it came from; config None: the checkpoint's own.
 
-    `choice` and `seed` default to the configuration's. Prior states come from the checkpoint, or from the training images with
-    `from_data` and where it holds none, as those of the release. Raises UserError for whatever is missing or does not fit.
+    `choice` and `seed` default to the configuration's. Prior states come from `choice.init` or the checkpoint, or from the
+    training images with `from_data` and where it holds none, as those of the release. Raises UserError for whatever is missing
+    or does not fit.
     """
     config = saved_config(workdir, checkpoint) if config is None else config
     validate(config)
     device = distributed.device(config.device)
+    seeds = None if choice.init is None else open_seeds(choice.init, config.data, choice.per_init or 1)
     trained = load_trained(config, workdir, checkpoint)
     if distributed.world_size() > 1 and len(set(distributed.gather(trained.weights_crc32))) > 1:
         # A training that goes on replaces the newest.
         raise UserError(f"{trained.path}: changed while it was read; --checkpoint=n names one that no training replaces")
     process = build_process(config)
-    prior = trained.prior
+    prior = trained.prior if seeds is None else DataPrior(seeds.count, seeds.images, lambda u: u)  # not yet blurred
     if prior is None or from_data:
         if not from_data:
             print(f"{trained.path} holds no prior: initial states are made from the images of {config.data.dataset}")
@@ -183,24 +220,23 @@ def load_sampler(
     sampler = make_sampler(
         config, model, process.to(device), prior, computed_in, measured, choice=choice, seed=seed, scoring=scoring
     )
-    return sampler, trained
+    return sampler if seeds is None else sampler.starting_from(seeds, choice.from_level), trained
 
 
 def data_prior(config: ConfigDict, process: Process) -> DataPrior:
     """Prior states made from the training images when asked for.
 
-    As in `clean_batches`, with `data.random_flip` state 2i is of image i and state 2i + 1 of its mirror image. An unreadable
-    image is replaced by the next readable one, with a warning.
+    As in `clean_batches`, with `data.random_flip` state 2i is of image i and state 2i + 1 of its mirror image.
     """
-    data, source = config.data, load_images(config.data, "train")
-    copies = 2 if data.random_flip else 1
+    source = load_images(config.data, "train")
+    copies, read = 2 if config.data.random_flip else 1, unit_images(source, config.data)
 
     def images(indices: list[int]) -> torch.Tensor:
-        unreadable: list[str] = []
-        found = [(first_readable(source, i // copies, unreadable)[1], i % copies) for i in indices]
-        if unreadable:
-            warnings.warn(f"prior: skipped unreadable images {', '.join(dict.fromkeys(unreadable))}", stacklevel=2)
-        pixels = np.stack([image[..., ::-1] if mirrored else image for image, mirrored in found])
-        return to_unit_range(pixels, 0.5 if data.uniform_dequantization else None)
+        mirrored = torch.tensor(indices)[:, None, None, None] % copies == 1
+        found = read([i // copies for i in indices])
+        return torch.where(mirrored, found.flip(-1), found)
 
-    return DataPrior(len(source) * copies, images, process.build_prior)
+    def corrupt(images: torch.Tensor) -> torch.Tensor:
+        return process.build_prior([images]).means(torch.arange(len(images)))
+
+    return DataPrior(len(source) * copies, images, corrupt)

@@ -133,6 +133,8 @@ def test_no_bound_without_noise(trained: Path) -> None:
 BAD: dict[str, tuple[list[str], str]] = {
     "negative delta": (["--mode=elbo", "--delta=-0.1"], "--delta=-0.1"),
     "two deltas": (["--mode=elbo", "--delta=0.01", "--sweep=delta=0.01,0.02"], "--delta and --sweep=delta=...: choose one"),
+    "seeds of a bound": (["--mode=elbo", "--init=held_out"], "--init has no meaning with --mode=elbo"),
+    "level of no seeds": (["--mode=fid", "--from_level=2"], "--from_level has no meaning without --init"),
     "half of statistics": (["--save_stats", "--custom_name=x"], "--dataset_path is needed with --save_stats"),
     "missing checkpoint in a sweep": (["--mode=elbo", "--sweep=checkpoint=0,7"], "has no checkpoints/checkpoint_7.pth"),
     "no such split": (["--mode=elbo", "--dataset_split=trainfull"], "--dataset_split=trainfull"),

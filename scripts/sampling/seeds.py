@@ -1,0 +1,62 @@
+"""Images of one's own that samples start from, in place of the prior: held out, of a folder, of an array, or a single one."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from ml_collections import ConfigDict
+
+from scripts.data.datasets import load_images, open_images
+from scripts.data.images import ImageSource, fingerprint
+from scripts.data.loader import first_readable, to_unit_range
+from scripts.runtime.randomness import Purpose, stream
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """Images that samples start from: `per_image` samples from the first in order, then from the second, and over again."""
+
+    images: Callable[[list[int]], torch.Tensor]
+    """From indices below `count` to images (B, C, H, W) in [0, 1]."""
+    count: int
+    per_image: int = 1
+    shuffled: bool = False
+    """Whether their order is a function of the seed: many data sets are sorted by class."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Plain data that identify the images."""
+
+    def origins(self, seed: int, indices: Sequence[int]) -> list[int]:
+        """The image that each sample starts from."""
+        shuffled = stream(seed, Purpose.SAMPLE_PRIOR, step=1).permutation(self.count)
+        order = shuffled if self.shuffled else np.arange(self.count)
+        return order[np.array(indices) // self.per_image % self.count].tolist()
+
+
+def open_seeds(init: str, data: ConfigDict, per_image: int) -> Seeds:
+    """What --init names, of the shape of the configuration's images: its held_out or train, or as `open_images` reads.
+
+    Raises UserError for whatever is missing or cannot be read.
+    """
+    own = init in ("held_out", "train")
+    source = load_images(data, init) if own else open_images(init, "--init", data.image_size, data.num_channels)  # type: ignore[arg-type]
+    settings = {"init": init.rstrip("/").rpartition("/")[2], "init_images": fingerprint(source), "per_init": per_image}
+    return Seeds(unit_images(source, data), len(source), per_image, own, settings)
+
+
+def unit_images(source: ImageSource, data: ConfigDict) -> Callable[[list[int]], torch.Tensor]:
+    """From indices to images (B, C, H, W) in [0, 1], dequantised on average where the configuration says so.
+
+    An unreadable image is replaced by the next readable one, with a warning.
+    """
+
+    def images(indices: list[int]) -> torch.Tensor:
+        unreadable: list[str] = []
+        pixels = np.stack([first_readable(source, i, unreadable)[1] for i in indices])
+        if unreadable:
+            warnings.warn(f"prior: skipped unreadable images {', '.join(dict.fromkeys(unreadable))}", stacklevel=2)
+        return to_unit_range(pixels, 0.5 if data.uniform_dequantization else None)
+
+    return images
