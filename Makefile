@@ -7,12 +7,13 @@ QUICKSTART := --config configs/mnist/quickstart.py --workdir runs/mnist/quicksta
 PRETRAINED := --workdir runs/mnist/pretrained
 SAMPLE := $(RUN) sample.py --workdir runs/mnist/quickstart
 
-.PHONY: help quickstart gallery test lint types clean
+.PHONY: help quickstart gallery test test-cluster lint types clean
 
 help:
 	@echo "make quickstart   install, sample from the included weights, train on the embedded digits, sample in all four ways (about six minutes on two cores)"
 	@echo "make gallery      install, draw the README's pictures from the included weights again (about two minutes)"
 	@echo "make test         install, lint, types, test suite"
+	@echo "make test-cluster several machines, SLURM and Open MPI on this one: root, Debian or Ubuntu; installs those (about five minutes)"
 	@echo "make clean        remove the environment and the quickstart run"
 
 # A stamp file per requirements file: the environment is brought up to date when that file changes.
@@ -46,6 +47,9 @@ gallery: $(VENV)/runtime.stamp
 
 test: lint types
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal
+
+test-cluster: $(VENV)/dev.stamp
+	tests/cluster/run
 
 lint: $(VENV)/dev.stamp
 	$(RUN) -m ruff check .

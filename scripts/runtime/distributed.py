@@ -6,6 +6,7 @@ mpirun, or srun with --kill-on-bad-exit=1) ends a job in which one process died.
 
 import contextlib
 import os
+import re
 import socket
 import sys
 import time
@@ -18,11 +19,14 @@ from typing import Any, NoReturn, TypeVar
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.rendezvous import rendezvous
 
-from scripts.errors import USAGE_ERROR, UserError, error_line, expected
+from scripts.errors import USAGE_ERROR, UserError, error_line, expected, one_line
 from scripts.runtime.device import resolve_device
 
 Part = TypeVar("Part", bound=Sequence[int])
+MEETING_MINUTES = 10
+"""How long processes wait for each other at the start."""
 
 
 def rank() -> int:
@@ -125,9 +129,7 @@ def processes(timeout_minutes: float = 120.0) -> Iterator[None]:
     try:
         if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # one machine, whatever its name resolves to
-        # Objects and tensors on the CPU go through Gloo, gradients on GPUs through NCCL.
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+        _join(timedelta(minutes=timeout_minutes))
         with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(sys.stdout if is_main() else nowhere):
             yield
         dist.destroy_process_group()
@@ -140,8 +142,7 @@ def _meet() -> tuple[object, ...]:
     env = os.environ
     # MPICH's mpirun sets MPI_LOCALNRANKS; srun does not, but may set PMI_SIZE.
     if int(env.get("PMI_SIZE" if "MPI_LOCALNRANKS" in env else "OMPI_COMM_WORLD_SIZE", 1)) > 1:
-        from mpi4py import MPI
-
+        MPI = _mpi("Open MPI" if "OMPI_COMM_WORLD_SIZE" in env else "MPICH")
         world = MPI.COMM_WORLD
         local = world.Split_type(MPI.COMM_TYPE_SHARED)
         host = "127.0.0.1" if local.size == world.size else socket.gethostname()
@@ -154,19 +155,76 @@ def _meet() -> tuple[object, ...]:
     size, one_machine = env["SLURM_STEP_NUM_TASKS"], env.get("SLURM_STEP_NUM_NODES") == "1"
     if not one_machine and "MASTER_ADDR" not in env:
         raise UserError("srun on several machines: set MASTER_ADDR to the name of the first, see docs/cluster.md")
-    port = 20000 + int(env["SLURM_JOB_ID"]) % 12000
+    port = 20000 + (10 * int(env["SLURM_JOB_ID"]) + int(env["SLURM_STEP_ID"])) % 12000  # a job may run several steps at a time
     meeting_point = env.get("MASTER_ADDR", "127.0.0.1"), env.get("MASTER_PORT", port)
     return env["SLURM_PROCID"], size, env["SLURM_LOCALID"], size if one_machine else 0, *meeting_point
+
+
+def _mpi(launcher: str) -> Any:
+    """mpi4py's MPI, initialized. Raises UserError if it has not the library of the mpirun that started this process."""
+    env = os.environ
+    if launcher == "Open MPI" and "MPI4PY_LIBMPI" not in env:
+        env.setdefault("MPI4PY_MPIABI", "openmpi")  # the wheel can load either, and prefers MPICH's
+    try:
+        import mpi4py
+
+        mpi4py.rc.initialize, mpi4py.rc.finalize = False, True
+        from mpi4py import MPI
+
+        library = MPI.Get_library_version()
+        fits = ("Open MPI" in library) == (launcher == "Open MPI")
+    except (ImportError, RuntimeError) as error:
+        library, fits = str(error), False
+    if not fits:
+        time.sleep(10 * int("0" not in (env.get("OMPI_COMM_WORLD_RANK"), env.get("PMI_RANK"))))  # once: mpirun ends the others
+        found = f"this mpirun is {launcher}'s, but mpi4py has another library ({one_line(library)[:60]})"
+        raise UserError(f"{found}: use the mpirun of that, or name {launcher}'s library: MPI4PY_LIBMPI=/path/to/libmpi.so")
+    MPI.Init()
+    return MPI
+
+
+def _join(timeout: timedelta) -> None:
+    """Join the process group, as RANK and the other variables say. Raises UserError if the others cannot be found."""
+    env = os.environ
+    try:
+        store, number, size = next(rendezvous("env://", timeout=timedelta(minutes=MEETING_MINUTES)))
+    except dist.DistError as error:
+        reason, size, place = str(error).splitlines()[0], env["WORLD_SIZE"], f"{env['MASTER_ADDR']}:{env['MASTER_PORT']}"
+        who = f"process {env['RANK']} of {size}, on {socket.gethostname()}: {one_line(reason)}"
+        look = f"MASTER_ADDR and MASTER_PORT, {place}, must be process 0's machine and a free port"
+        raise UserError(f"{who}. {look}, and all {size} must have been started") from None
+    # Objects and tensors on the CPU go through Gloo, gradients on GPUs through NCCL.
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+    dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=timeout)
+    # A machine that loses power or network closes no connection. The kernel finds out in two minutes, if it is told to ask.
+    # (TCP_USER_TIMEOUT would find it sooner, but also end connections to a process that is only busy.)
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # of the listing itself
+            if str(entry.readlink()).startswith("socket:"):
+                with socket.socket(fileno=os.dup(int(entry.name))) as connection:
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                    for name, value in (("KEEPIDLE", 30), ("KEEPINTVL", 10), ("KEEPCNT", 9)):
+                        connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, f"TCP_{name}"), value)
+
+
+def _lost(error: BaseException) -> str | None:
+    """What to say where another process has gone or is silent; None for other errors."""
+    text = one_line(error)
+    if "gloo/transport" not in text and "remote process exited" not in text:
+        return None
+    reason = re.sub(r"^\[.*?\] |\. This is typically .*", "", text)[:200]
+    look = "the log of that machine says what ended it; the same command goes on from what is saved"
+    return f"process {rank()} on {socket.gethostname()} lost another one: {reason}: {look}"
 
 
 def _end_job(error: BaseException) -> NoReturn:
     """Print the error and exit at once, without clean-up, which could wait for the other processes."""
     if rank() > 0:
         time.sleep(2)  # an error that all processes have is printed by process 0 only: the launcher then ends this one
-    known = expected(error)
+    known = expected(error) or _lost(error)
     print(error_line(known) if known else f"process {rank()}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
     sys.stdout.flush()
-    code = USAGE_ERROR if known else 1
+    code = USAGE_ERROR if expected(error) else 1
     if "mpi4py.MPI" in sys.modules:  # started by mpirun, which takes an exit alone for the normal end of one process
         time.sleep(0.5)  # Abort may overtake the line on its way through mpirun
         sys.modules["mpi4py.MPI"].COMM_WORLD.Abort(code)

@@ -2,13 +2,16 @@
 
 import itertools
 import os
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -151,6 +154,8 @@ def test_one_process_that_fails_ends_all(how: str, launcher: str, place: Path, t
     assert seconds < 60
     if how != "kill":
         assert f"a deliberate {how}" in output
+    elif launcher == "torchrun":  # MPICH's mpirun ends the others before they notice
+        assert re.search(r"error: process 0 on .* lost another one: .*127\.0\.0\.1.*; the same command goes on", output)
     assert ("RuntimeError: a deliberate" in output) == (how == "exception")
     assert not list(tmp_path.rglob("*.partial*"))
 
@@ -160,6 +165,41 @@ def config(tmp_path: Path) -> Path:
     path = tmp_path / "config.py"
     path.write_text("from tests.conftest import tiny_config as get_config")
     return path
+
+
+@pytest.mark.parametrize(
+    ("rank", "reason"),
+    [("0", r"Timed out after \d+ seconds waiting for clients. 1/2"), ("1", "timed out .* connect"), ("0 taken", "EADDRINUSE")],
+)
+def test_processes_that_do_not_meet(rank: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others never come, process 0 is not there, or its port belongs to another run: one line, soon."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        if "taken" in rank:
+            taken.listen()
+        else:
+            taken.close()
+        for name, value in {"RANK": rank[0], "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+            monkeypatch.setenv(name, str(value))
+        monkeypatch.setattr(distributed, "MEETING_MINUTES", 1 / 60)
+        where = rf"MASTER_ADDR and MASTER_PORT, 127\.0\.0\.1:{port}, must be process 0's machine and a free port"
+        with pytest.raises(
+            UserError, match=rf"^process {rank[0]} of 2, on .*{reason}.*{where}, and all 2 must have been started$"
+        ):
+            distributed._join(timedelta(minutes=1))
+
+
+def test_the_kernel_asks_after_silent_machines(tmp_path: Path) -> None:
+    """Keep-alive is on for every connection of a process that has joined others."""
+    (tmp_path / "look.py").write_text(
+        "import os, subprocess\nfrom scripts.runtime.distributed import processes, rank\nwith processes():\n"
+        "    sockets = [line for line in open('/proc/net/tcp').readlines() + open('/proc/net/tcp6').readlines()]\n"
+        "    mine = {os.readlink(e.path)[8:-1] for e in os.scandir('/proc/self/fd') if os.path.islink(e.path)}\n"
+        "    timers = [line.split()[5][:2] for line in sockets if line.split()[9] in mine and line.split()[3] == '01']\n"
+        "    assert timers and all(timer in ('01', '02') for timer in timers), timers\n"
+    )
+    output_of("torchrun", tmp_path / "look.py")
 
 
 @NO_MPI

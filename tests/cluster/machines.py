@@ -1,0 +1,112 @@
+"""Several machines on one, by Linux namespaces: each has its own processes, network, host name and /etc/hosts.
+
+Nothing of the real machine's network is touched: the bridge that joins them lives in a namespace, too, and everything ends with
+the process that made it, whatever happens to that. Needs root and iproute2.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from scripts.config.paths import ROOT
+
+INIT = "import signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); print(flush=True); sys.stdin.read()"
+"""What runs as a machine's first process: it reaps orphans, and ends when the process that started it has ended."""
+
+
+class Machine:
+    """A machine without a cable."""
+
+    def __init__(self, name: str, hosts: Path) -> None:
+        """hosts: what it finds at /etc/hosts."""
+        self.name = name
+        boot = (
+            'mount --bind "$1" /etc/hosts && mount --bind /dev/null /etc/resolv.conf && hostname "$2" && '
+            'ip link set lo up && exec "$3" -c "$4"'
+        )
+        flags = ("--net", "--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
+        command = ("unshare", *flags, "bash", "-c", boot, "boot", str(hosts), name, sys.executable, INIT)
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == b"\n", f"{name} did not start"
+        self.init = first_child(self.process.pid)
+
+    def command(self, *arguments: object) -> list[str]:
+        """The command line that runs `arguments` on this machine."""
+        inside = ("nsenter", f"--target={self.init}", "--net", "--uts", "--mount", "--pid", f"--wd={ROOT}", "--")
+        return [*inside, *map(str, arguments)]
+
+    def run(self, *arguments: object) -> None:
+        """Run a command to its end; an exit code that is not 0 is an error."""
+        subprocess.run(self.command(*arguments), check=True)
+
+    def pids(self, part: str) -> list[int]:
+        """Processes of this machine (numbers outside of it) that have `part` in their command lines, oldest first."""
+        namespace, found = Path(f"/proc/{self.init}/ns/pid").readlink(), []
+        for entry in Path("/proc").iterdir():
+            try:
+                if entry.name.isdecimal() and (entry / "ns/pid").readlink() == namespace:
+                    found += [int(entry.name)] * (part in (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+            except OSError:  # it has just ended
+                continue
+        return sorted(found)
+
+    def kill_all(self) -> None:
+        """SIGKILL to every process; the kernel still tells the others that their connections are gone."""
+        os.kill(self.init, signal.SIGKILL)
+        self.process.wait()
+
+
+class Network:
+    """`count` machines, node0, node1, ..., on one switch."""
+
+    def __init__(self, count: int, directory: Path) -> None:
+        """directory: for a file of host names."""
+        hosts = directory / "hosts"
+        hosts.write_text("127.0.0.1 localhost\n" + "".join(f"10.77.0.1{i} node{i}\n" for i in range(count)))
+        self.switch = Machine("switch", hosts)
+        self.machines: list[Machine] = []
+        self.hosts = hosts
+        self._switch("ip", "link", "add", "bridge", "type", "bridge")
+        self._switch("ip", "link", "set", "bridge", "up")
+        for i in range(count):
+            self.machines.append(Machine(f"node{i}", hosts))
+            self.connect(i)
+
+    def _switch(self, *arguments: object) -> None:
+        """Run a command in the switch's network, but among the processes of the real machine."""
+        subprocess.run(["nsenter", "--target", str(self.switch.init), "--net", *map(str, arguments)], check=True)
+
+    def connect(self, i: int) -> None:
+        """Give machine `i` its cable."""
+        machine = self.machines[i]
+        self._switch("ip", "link", "add", f"port{i}", "type", "veth", "peer", "name", "eth0", "netns", machine.init)
+        self._switch("ip", "link", "set", f"port{i}", "master", "bridge", "up")
+        machine.run("ip", "address", "add", f"10.77.0.1{i}/24", "dev", "eth0")
+        machine.run("ip", "link", "set", "eth0", "up")
+
+    def cut(self, i: int) -> None:
+        """Nothing that machine `i` sends arrives any more, and nothing reaches it; nobody is told."""
+        self._switch("ip", "link", "set", f"port{i}", "nomaster")
+
+    def mend(self, i: int) -> None:
+        """As before `cut`."""
+        self._switch("ip", "link", "set", f"port{i}", "master", "bridge")
+
+    def restart(self, i: int) -> None:
+        """Machine `i` anew, after `kill_all`."""
+        self.machines[i] = Machine(f"node{i}", self.hosts)
+        self.connect(i)
+
+    def close(self) -> None:
+        """End everything that runs on the machines."""
+        for machine in (*self.machines, self.switch):
+            if machine.process.poll() is None:
+                machine.kill_all()
+
+
+def first_child(pid: int) -> int:
+    """The first child of a process."""
+    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
