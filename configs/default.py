@@ -30,6 +30,8 @@ def _training() -> ConfigDict:
     training.accumulation_steps = 1  # microbatches of a batch, for less memory; same result but for dropout masks
     training.level_weighting = 0.0  # p: the loss of level k counts sigma_B,k^p times, scaled to mean 1; the paper's is 0
     training.recompute = False  # activations again in the backward pass instead of keeping them: less memory, more time
+    # a checkpoint, ours or the release's, or a run directory, whose averaged weights a new run starts from; "" for random ones
+    training.init_from = ""
     training.n_iters = 1300001  # optimizer steps in all; raise it to extend a finished run
     training.log_freq = 50  # steps between rows of metrics.jsonl
     training.eval_freq = 100  # steps between evaluations of the loss on held-out images
@@ -69,7 +71,10 @@ def _model() -> ConfigDict:
     model.network = "unet"  # what reverses it; the same file lists the names
     # "paper" follows the paper, "released" the original code: level K is not trained, no noise on prior states, delta 0.01
     model.protocol = "paper"
-    model.K = 100  # blur levels, so network calls per sample
+    model.K = 100  # blur levels; a sample takes a network call for each, or for those of model.chain
+    # levels that are trained and visited: "" for all, "25" for 25 steps, evenly spaced, or all of them as "100,96,...,4,0"; the
+    # network is still told k of 0..K, so that weights for all levels can be fine-tuned to fewer (training.init_from)
+    model.chain = ""
     model.blur_sigma_min = 0.5  # length scale of the first blur level, in pixels
     model.blur_sigma_max = 20.0  # length scale of the last one
     model.sigma = 0.01  # training noise: standard deviation, images in [0, 1]

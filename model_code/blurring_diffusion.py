@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from model_code.dct import dct2, dct_matrix, idct2
 from model_code.kernels import Chain, PosteriorKernel, ReverseKernel
 from model_code.prior import Prior, StandardNormal
-from model_code.process import Denoiser, Likelihood, Measured, Process, full_chain, require_sampling_noise
+from model_code.process import Denoiser, Likelihood, Measured, Process, configured_chain, full_chain, require_sampling_noise
 
 HALF_BIN = 1 / 255
 """Half the distance of neighbouring 8-bit values in [-1, 1]."""
@@ -30,11 +30,11 @@ class BlurringDiffusion(Process, Likelihood):
     discrete = True
     reads = frozenset({"model.blur_sigma_max"})
 
-    def __init__(self, K: int, blur_sigma_max: float, num_channels: int, image_size: int) -> None:
+    def __init__(self, K: int, blur_sigma_max: float, num_channels: int, image_size: int, chain: Chain | None = None) -> None:
         """blur_sigma_max: the blur's length scale at level K, in pixels."""
         super().__init__()
         self.K, self.blur_sigma_max, self.shape = K, blur_sigma_max, (num_channels, image_size, image_size)
-        self.chain = full_chain(K)
+        self.chain = chain or full_chain(K)
         t = torch.arange(K + 1, dtype=torch.float64) / K
         first, last = (math.atan(math.exp(-log_snr / 2)) for log_snr in (self.LOG_SNR_MAX, self.LOG_SNR_MIN))
         angle = first + (last - first) * t  # log SNR = -2 log tan(angle), so that a^2 = sigmoid(log SNR) = cos^2(angle)
@@ -63,7 +63,8 @@ class BlurringDiffusion(Process, Likelihood):
         require_sampling_noise(config, "auto", "posterior")
         if config.model.blur_sigma_max < 0:
             raise ValueError(f"config.model.blur_sigma_max = {config.model.blur_sigma_max}: must be at least 0")
-        return cls(config.model.K, config.model.blur_sigma_max, config.data.num_channels, config.data.image_size)
+        data, chain = config.data, configured_chain(config)
+        return cls(config.model.K, config.model.blur_sigma_max, data.num_channels, data.image_size, chain)
 
     def extra_repr(self) -> str:
         """Levels and blur."""

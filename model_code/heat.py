@@ -13,7 +13,7 @@ from model_code.calibration import Calibration, Moments, frequency_bins, spectra
 from model_code.dct import dct2
 from model_code.kernels import Chain, GaussianKernel, IsotropicKernel, ReverseKernel, arrivals
 from model_code.prior import Prior, PriorBank
-from model_code.process import Denoiser, Likelihood, Measured, Process, full_chain, require_sampling_noise
+from model_code.process import Denoiser, Likelihood, Measured, Process, configured_chain, full_chain, require_sampling_noise
 from model_code.spectrum import bin_sums
 
 CALIBRATE = "run python -m scripts.tools.calibrate, or give a standard deviation with --delta"
@@ -58,9 +58,8 @@ class HeatDissipation(Process, Likelihood):
             raise ValueError(f"config.model.blur_sigma_max = {model.blur_sigma_max}: {least}")
         schedule = blur_schedule(model.K, model.blur_sigma_min, model.blur_sigma_max)
         blur = DCTBlur(schedule, data.image_size, data.image_size)
-        return cls(
-            blur, model.sigma, data.num_channels, model.protocol, model.patch_size, delta_over_sigma=model.delta_over_sigma
-        )
+        settings = data.num_channels, model.protocol, model.patch_size, configured_chain(config), model.delta_over_sigma
+        return cls(blur, model.sigma, *settings)
 
     def extra_repr(self) -> str:
         """Levels, blur, noise."""

@@ -71,6 +71,23 @@ def starting_at(kernel: ReverseKernel, k: int) -> ReverseKernel:
     return shorter
 
 
+def subchain(text: str, levels: Chain) -> Chain:
+    """The levels of a chain that are visited: "N" for N steps, evenly spaced, or all of them, "K,...,0".
+
+    Raises ValueError for other texts and other levels.
+    """
+    most = len(levels) - 1
+    if "," in text and all(part.strip().isdecimal() for part in text.split(",")):
+        chain = tuple(map(int, text.split(",")))
+        if (chain[0], chain[-1]) != (levels[0], 0) or list(chain) != sorted(set(chain) & set(levels), reverse=True):
+            raise ValueError(f"must go down from {levels[0]} to 0, each once, along levels that are trained")
+        return chain
+    if not text.isdecimal() or not 1 <= int(text) <= most:
+        levels_are = f"all levels from {levels[0]} to 0 with commas"
+        raise ValueError(f"must be N from 1 to {most}, or {levels_are}; --steps also takes N:bound")
+    return tuple(levels[round(i * most / int(text))] for i in range(int(text) + 1))
+
+
 class _Tables:
     """Tensors that follow the states to their device."""
 

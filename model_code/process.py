@@ -11,7 +11,7 @@ import torch
 from ml_collections import ConfigDict
 from torch import nn
 
-from model_code.kernels import Chain, ReverseKernel
+from model_code.kernels import Chain, ReverseKernel, subchain
 from model_code.prior import Prior
 
 Denoiser = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -141,6 +141,15 @@ class Likelihood(ABC):
 def full_chain(K: int) -> Chain:
     """All levels: K, K - 1, ..., 0."""
     return tuple(range(K, -1, -1))
+
+
+def configured_chain(config: ConfigDict) -> Chain:
+    """The levels that config.model.chain names, all by default. Raises ValueError for others."""
+    levels, text = full_chain(config.model.K), config.model.chain
+    try:
+        return subchain(text, levels) if text else levels
+    except ValueError as error:
+        raise ValueError(f"config.model.chain = {text!r}: {error}") from None
 
 
 def require_sampling_noise(config: ConfigDict, *known: str) -> None:

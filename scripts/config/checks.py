@@ -78,6 +78,8 @@ def validate(config: ConfigDict) -> None:
         )
     if config.model.protocol == "released" and config.model.K < 2:
         raise UserError(f"config.model.K = {config.model.K}: must be at least 2 with model.protocol = 'released'")
+    if config.model.protocol == "released" and config.model.chain:
+        raise UserError(f"config.model.chain = {config.model.chain!r}: must be empty with model.protocol = 'released'")
     from model_code import check_buildable  # imports PyTorch
 
     try:

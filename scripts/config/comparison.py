@@ -23,7 +23,7 @@ def differences(saved: str, config: ConfigDict) -> dict[str, str]:
     defaults, now = (dict(flatten(json.loads(to_json(c)))) for c in (default.get_config(), config))
     before = defaults | dict(flatten(json.loads(saved)))
     return {
-        key: f"{before.get(key, 'absent')}, now {now.get(key, 'absent')}"
+        key: f"{before.get(key, 'absent')!r}, now {now.get(key, 'absent')!r}"
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key)
     }

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ml_collections import ConfigDict
 
-from model_code.kernels import Chain, ReverseKernel
+from model_code.kernels import Chain, ReverseKernel, subchain
 from model_code.process import Measured, Process
 from scripts.errors import UserError
 
@@ -68,16 +68,7 @@ def parse_delta(text: str | float) -> str | float:
 
 def parse_steps(text: str, process: Process, measured: Measured) -> Chain:
     """The levels that --steps names, some of `process.chain`. Raises ValueError for others."""
-    levels = process.chain
-    most = len(levels) - 1
     number, _, how = text.partition(":")
-    if "," in text and all(part.strip().isdecimal() for part in text.split(",")):
-        chain = tuple(map(int, text.split(",")))
-        if (chain[0], chain[-1]) != (levels[0], 0) or list(chain) != sorted(set(chain) & set(levels), reverse=True):
-            raise ValueError(f"must go down from {levels[0]} to 0, each once, along levels that were trained")
-        return chain
-    if not number.isdecimal() or not 1 <= int(number) <= most or (how != "bound" and text != number):
-        raise ValueError(f"must be N from 1 to {most}, N:bound, or all levels from {levels[0]} to 0 with commas")
-    if how == "bound":
-        return process.best_chain(measured, int(number))
-    return tuple(levels[round(i * most / int(number))] for i in range(int(number) + 1))
+    if how != "bound" or not number.isdecimal():
+        return subchain(text, process.chain)
+    return process.best_chain(measured, len(subchain(number, process.chain)) - 1)

@@ -156,14 +156,19 @@ def is_release(contents: Any) -> bool:
     return isinstance(contents, dict) and {"ema", "model", "step"} <= contents.keys() and "shadow_params" in contents["ema"]
 
 
+def existing(workdir: Path) -> list[Path]:
+    """The checkpoints of a run, the newest first."""
+    numbered = [numbered_path(workdir, number) for number in reversed(_numbers(workdir))]
+    return [path for path in (meta_path(workdir), previous_path(workdir), *numbered) if path.is_file()]
+
+
 def read_newest(workdir: Path) -> tuple[Path, Contents] | None:
     """The newest checkpoint that can be read, with a warning for each newer one; None if there are none.
 
     In this order: the one that a restart continues from, its predecessor, numbered ones from the highest down.
     Raises UserError if none of several can be read.
     """
-    numbered = [numbered_path(workdir, number) for number in reversed(_numbers(workdir))]
-    paths = [path for path in (meta_path(workdir), previous_path(workdir), *numbered) if path.is_file()]
+    paths = existing(workdir)
     for path in paths:
         try:
             return path, read(path)
@@ -179,7 +184,8 @@ def read_to_resume(workdir: Path) -> Contents | None:
     path, contents = read_newest(workdir) or (None, None)
     if contents and (missing := REQUIRED_TO_RESUME - contents.keys()):
         lacks = ", ".join(sorted(missing))
-        raise UserError(f"{path}: can be sampled from, but not trained further, as it has no {lacks}; choose another --workdir")
+        advice = f"choose another --workdir, and start there from these weights with --config.training.init_from={path}"
+        raise UserError(f"{path}: can be sampled from, but not trained further, as it has no {lacks}; {advice}")
     return contents
 
 
@@ -244,12 +250,7 @@ def load_trained(config: ConfigDict, workdir: Path | str, checkpoint: int) -> Tr
         prior = process.prior_from_state(contents["prior"]) if "prior" in contents else None
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
-    weights = _release_weights(contents, model) if is_release(contents) else contents["ema"]["shadow"]
-    try:
-        model.load_state_dict(weights, strict=True)
-    except RuntimeError as error:
-        reason = one_line(error).partition(": ")[2][:400]
-        raise UserError(f"{path} holds another architecture than this configuration: {reason}") from None
+    load_averages(model, path, contents)
     dequantized = json.loads(contents.get("config", to_json(config)))["data"]["uniform_dequantization"]
     precision, kept = contents.get("precision", ""), contents.get("noise")
     crc32 = weights_checksum(averages(contents))
@@ -273,6 +274,16 @@ def _find(workdir: Path, checkpoint: int) -> tuple[Path, Contents]:
     if found is None:
         raise UserError(f"--workdir={workdir}: there is no checkpoint in it; train first, or check the path")
     return found
+
+
+def load_averages(model: nn.Module, path: Path, contents: Contents, assign: bool = False) -> None:
+    """Make the averages the weights of a model; `assign` for one without data. Raises UserError if they do not fit."""
+    weights = _release_weights(contents, model) if is_release(contents) else contents["ema"]["shadow"]
+    try:
+        model.load_state_dict(weights, strict=True, assign=assign)
+    except RuntimeError as error:
+        reason = one_line(error).partition(": ")[2][:400]
+        raise UserError(f"{path} holds another architecture than this configuration: {reason}") from None
 
 
 def _release_weights(contents: Contents, model: nn.Module) -> dict[str, torch.Tensor]:

@@ -18,7 +18,9 @@ from scripts.runtime import distributed
 from scripts.runtime.progress import TrainingProgress, warn
 from scripts.sampling.output import sample_set
 from scripts.sampling.sampler import make_sampler
+from scripts.storage import checkpoint
 from scripts.storage.files import make_directory
+from scripts.training.initial import InitialWeights
 from scripts.training.interruption import Interrupted, InterruptionGuard
 from scripts.training.log import LossWindow, MetricsWriter
 from scripts.training.nonfinite import note_nonfinite
@@ -40,12 +42,15 @@ def train(config: ConfigDict, workdir: Path) -> int:
         split = f"{distributed.world_size()} processes and config.training.accumulation_steps"
         raise UserError(f"config.training.batch_size = {size}: must be a multiple of {microbatches}, for {split}")
     device = distributed.device(config.device)
+    start_anew = config.training.init_from and not checkpoint.existing(workdir)
+    initial = InitialWeights.read(config) if start_anew else None
     images = load_images(config.data, "train"), load_images(config.data, "held_out")
     distributed.barrier()  # nothing is written before all processes have found the data
     make_directory(workdir, "--workdir")
     with exclusive(workdir), InterruptionGuard() as guard:
         try:
-            run = Run(config, workdir, device, guard, *images)
+            run = Run(config, workdir, device, guard, *images, initial)
+            del initial  # as large as the network
         except Interrupted as interruption:
             print(f"{interruption}: stopped before there was anything to save")
             return interruption.exit_code

@@ -69,15 +69,16 @@ def plan(config: ConfigDict, tflops: float | None, utilization: float) -> str:
     that which is reached. Raises UserError for an invalid configuration.
     """
     validate(config)
-    precision, work, training, K = Precision.of(config, torch.device("cuda")), Work.of(config), config.training, config.model.K
+    precision, work, training = Precision.of(config, torch.device("cuda")), Work.of(config), config.training
+    calls = len(build_process(config).chain) - 1
     tflops = tflops or H100_TFLOPS[precision.name]
-    batch_work, sample_work, speed = training.batch_size * work.training, K * work.forward, tflops * 1e12 * utilization
+    batch_work, sample_work, speed = training.batch_size * work.training, calls * work.forward, tflops * 1e12 * utilization
     table = f"""\
 An estimate, not a measurement: operations are counted, speeds are assumed.
 
 network    {work}; {precision}
 training   {training.n_iters:,} steps of {training.batch_size} images, {batch_work / 1e12:.3g} TFLOP each
-sampling   K = {K} forward passes, {sample_work / 1e12:.3g} TFLOP an image
+sampling   {calls} forward passes, {sample_work / 1e12:.3g} TFLOP an image
 assumed    {tflops:g} TFLOP/s a device, {utilization:.0%} of it reached (--plan_tflops, --plan_utilization);
            gradients exchanged during the backward pass, 300 GB/s in a machine of 8, 50 GB/s between machines
 

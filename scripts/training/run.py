@@ -25,6 +25,7 @@ from scripts.storage import checkpoint
 from scripts.storage.checkpoint import Contents
 from scripts.storage.files import atomic_write
 from scripts.storage.provenance import provenance
+from scripts.training.initial import InitialWeights
 from scripts.training.interruption import InterruptionGuard
 from scripts.training.step import Trainer
 
@@ -56,8 +57,9 @@ class Run:
         guard: InterruptionGuard,
         images: ImageSource,
         held_out: ImageSource,
+        initial: InitialWeights | None,
     ) -> None:
-        """images: to train on. Raises Interrupted, and UserError if the checkpoint in `workdir` does not fit."""
+        """images: to train on; initial: for a new run. Raises Interrupted, and UserError if the checkpoint does not fit."""
         self.config, self.workdir, self.guard, self.images = config, workdir, guard, images
         self.trainer, self.unreadable = Trainer(config, device), UnreadableImages()
         data, evaluation = config.data, config.eval
@@ -72,11 +74,18 @@ class Run:
         self.provenance = provenance(config, device=device_name(device), world_size=distributed.world_size())
         saved = checkpoint.read_to_resume(workdir)
         if saved is None:
+            if initial is not None:
+                self.trainer.start_from(initial.weights)
+                print(f"weights of {initial.record['file']} at step {initial.record['step']}, from {config.training.init_from}")
             self.prior = build_prior(self.trainer, images, guard, self.unreadable)
-            self.start: dict[str, Any] = {"event": "started"}
+            origin, changes = (initial.record, initial.changes) if initial else (None, {})
         else:
             self.prior, changes = resume(self.trainer, saved, self.data, workdir)
-            self.start = {"event": "resumed", "changed_config": changes}
+            origin = saved.get("provenance", {}).get("init_from")
+        self.start: dict[str, Any] = {"event": "started" if saved is None else "resumed", "changed_config": changes}
+        self.provenance |= {} if origin is None else {"init_from": origin}
+        for key, change in changes.items():
+            print(f"config.{key} was {change}")
         if distributed.is_main():
             with atomic_write(workdir / RUN_CONFIG) as temporary:
                 temporary.write_text(json.dumps({**config.to_dict(), "provenance": self.provenance}, indent=2) + "\n")
@@ -162,6 +171,8 @@ def resume(trainer: Trainer, saved: Contents, data: dict[str, int], workdir: Pat
             f"{data['num_images']} now): restore them, or choose another --workdir"
         )
     changes = differences(saved["config"], config)
+    if config.training.init_from and (change := changes.get("training.init_from")) is not None:
+        raise UserError(f"config.training.init_from was {change}: {where} did not start from that; choose another --workdir")
     precision = saved.get("precision", trainer.precision.name)
     # What "auto" chose when the run began stays, on whatever processor it goes on.
     asked_for = config.optim.amp_dtype != "auto" or changes.keys() & {"optim.automatic_mp", "optim.amp_dtype"}
@@ -174,6 +185,4 @@ def resume(trainer: Trainer, saved: Contents, data: dict[str, int], workdir: Pat
     except (KeyError, ValueError, RuntimeError) as error:
         raise UserError(f"{where} does not fit its own configuration: {one_line(error)}") from None
     print(f"continuing from step {trainer.step}")
-    for key, change in changes.items():
-        print(f"config.{key} was {change}")
     return prior, changes

@@ -1,6 +1,7 @@
 """One optimizer step, and nothing around it: the loop is in `loop.py`."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,6 +142,11 @@ class Trainer:
     def all_finite(self) -> bool:
         """Whether all weights and averages are finite: a finite gradient times an absurd learning rate may be too large."""
         return all(bool(x.isfinite().all()) for x in [*self.model.parameters(), *self.ema.shadow.values()])
+
+    def start_from(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Take over weights, by name, for the network and its average."""
+        self.model.load_state_dict(weights)
+        self.ema = EMA(self.model, self.config.model.ema_rate)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on, as plain data."""
