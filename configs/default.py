@@ -55,7 +55,7 @@ def _evaluation() -> ConfigDict:
 
 def _data() -> ConfigDict:
     data = ConfigDict()
-    data.dataset = "mnist"  # mnist5k, mnist, cifar10, lsun_church, ffhq, afhq, folder, npy
+    data.dataset = "mnist"  # mnist5k, emoji32, mnist, cifar10, lsun_church, ffhq, afhq, folder, npy
     data.path = ""  # folder or file; empty means the data set's own place below data/
     data.image_size = 28  # height and width in pixels; larger images are scaled down and cropped to the middle
     data.num_channels = 1  # 1 (grey) or 3 (RGB)

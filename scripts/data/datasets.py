@@ -17,7 +17,7 @@ from scripts.storage.files import read_npz
 
 Split = Literal["train", "held_out"]
 DATA = Path(__file__).resolve().parents[2] / "data"
-LABELLED = ("mnist5k", "mnist", "cifar10")
+LABELLED = ("mnist5k", "emoji32", "mnist", "cifar10")
 """Data sets whose images have classes."""
 
 
@@ -104,7 +104,7 @@ def split_indices(keys: Sequence[bytes], split: Split) -> np.ndarray:
     return np.sort(np.array(ranked[:num_held_out] if split == "held_out" else ranked[num_held_out:], dtype=np.int64))
 
 
-def _open_mnist5k(path: Path, split: Split, size: int, channels: int) -> ArrayImages:
+def _open_embedded(path: Path, split: Split, size: int, channels: int) -> ArrayImages:
     arrays = read_npz(path)
     indices = np.flatnonzero(arrays["held_out"] == (split == "held_out"))
     return ArrayImages(arrays["images"], size, channels, indices, labels=arrays["labels"])
@@ -168,7 +168,8 @@ def _require_folder(folder: Path) -> None:
 
 
 DATA_SETS = {
-    "mnist5k": DataSet(_open_mnist5k, "mnist5k.npz", "{place} as it comes with the program"),
+    "mnist5k": DataSet(_open_embedded, "mnist5k.npz", "{place} as it comes with the program"),
+    "emoji32": DataSet(_open_embedded, "emoji32.npz", "{place} as it comes with the program"),
     "mnist": DataSet(
         partial(_open_torchvision, "MNIST"),
         "",

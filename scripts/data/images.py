@@ -242,6 +242,12 @@ def opened_image(file: BinaryIO | Path, name: str) -> Iterator[Image.Image]:
         raise UnreadableImage(name, str(error) or type(error).__name__) from error
 
 
+def decoded(encoded: bytes, name: str, shape: tuple[int, int, int]) -> np.ndarray:
+    """An encoded image as uint8 (C, S, S) = `shape`, as those of folders. Raises UnreadableImage."""
+    with opened_image(io.BytesIO(encoded), name) as image:
+        return _fit(image, shape, box_bicubic)
+
+
 def _fit(image: Image.Image, shape: tuple[int, int, int], resize: Resize) -> np.ndarray:
     """Any Pillow image as uint8 (C, S, S) = `shape`: upright, transparency over white, grey or RGB, resized and cropped.
 
