@@ -9,6 +9,7 @@ Scores are appended to runs/<dataset_name>/evaluation_results/<experiment_name>/
 """
 
 import functools
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -27,10 +28,9 @@ from scripts.evaluation.extractors import EXTRACTORS
 from scripts.evaluation.metrics import MODES
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from ml_collections import ConfigDict
 
+    from scripts.evaluation.given import GivenSamples
     from scripts.evaluation.sweep import Evaluate, Point
 
 CONFIG = define_config_flag(required=False)  # --save_stats needs none
@@ -60,6 +60,9 @@ NUM_LEVELS = flags.DEFINE_integer("num_levels_per_image", 10, "elbo: levels draw
 EXACT = flags.DEFINE_bool("exact", False, "elbo: all levels for every image.")
 DEQUANTIZE = flags.DEFINE_bool("dequantize", True, "elbo: add uniform noise to 8-bit values, which bits/dim need.")
 
+SAMPLES = flags.DEFINE_string(
+    "samples", None, "Score these instead: a folder or an .npz (arr_0) of images, resized if need be."
+)
 NUM_GEN = flags.DEFINE_integer("num_gen", 50000, "Samples to draw.", lower_bound=1)
 REFERENCE = flags.DEFINE_string(
     "dataset_name_cleanfid", "", "Reference: clean-fid's name for it, an .npz or a folder; by default the config's data set."
@@ -84,12 +87,15 @@ SETTINGS = (MODE, SPLIT, NUM_IMAGES, NUM_LEVELS, EXACT, DEQUANTIZE, NUM_GEN, REF
 
 def main() -> int:
     """Check how the flags go together, evaluate, write the scores down."""
-    for flag in (CUSTOM_NAME, DATASET_PATH) if SAVE_STATS.value else (WORKDIR,):
+    given = SAMPLES.value is not None
+    for flag in (CUSTOM_NAME, DATASET_PATH) if SAVE_STATS.value else () if given and CONFIG.value else (WORKDIR,):
         if not flag.value:
             raise UserError(f"--{flag.name} is needed {'with' if SAVE_STATS.value else 'without'} --save_stats")
     refuse_meaningless(
         (INIT, MODE.value == "elbo" and "with --mode=elbo"),
         *((flag, INIT.value is None and "without --init") for flag in (PER_INIT, FROM_LEVEL)),
+        *((flag, given and "with --samples") for flag in (CHECKPOINT, DELTA, STEPS, ETA, INIT, PRECISION, SWEEP)),
+        (SAMPLES, MODE.value == "elbo" and "with --mode=elbo"),
     )
     from scripts.runtime import distributed  # imports PyTorch, which --help and mistyped flags need not wait for
 
@@ -103,6 +109,7 @@ def evaluate() -> int:
     """Evaluate at one point, or at all that --sweep names."""
     from scripts.config.checks import validate
     from scripts.evaluation import results, sweep
+    from scripts.evaluation.given import GivenSamples
     from scripts.runtime import distributed
     from scripts.sampling.choice import parse_delta
     from scripts.storage.checkpoint import saved_config
@@ -119,15 +126,17 @@ def evaluate() -> int:
     delta = None if DELTA.value is None else parse_delta(DELTA.value)
     base = sweep.Point(delta, CHECKPOINT.value, seed, STEPS.value, ETA.value, INIT.value, PER_INIT.value, FROM_LEVEL.value)
     dataset = DATASET_NAME.value or config.data.dataset.lower()
-    experiment = EXPERIMENT_NAME.value or workdir.resolve().name
+    given = None if SAMPLES.value is None else GivenSamples.read(SAMPLES.value, config, seed)
+    experiment = EXPERIMENT_NAME.value or (workdir.resolve().name if given is None else Path(given.name).resolve().stem)
     directory = OUT.value or results.results_directory(results.RUNS, dataset, experiment)
-    cache = workdir / "evaluation" if OUT.value is None else OUT.value / "features"
+    cache = workdir / "evaluation" if OUT.value is None and workdir else directory / "features"
     if distributed.is_main():  # before anything is computed
         for place in (directory,) if MODE.value == "elbo" else (directory, cache):
             make_directory(place, "--out")
-    evaluate_point = evaluation(config, directory, cache)
-    param_name = PARAM_NAME.value or ",".join(axes) or "delta"
-    runner = sweep.Runner(evaluate_point, directory, functools.partial(request, config), param_name, workdir)
+    evaluate_point = evaluation(config, directory, cache, given)
+    param_name = PARAM_NAME.value or ",".join(axes) or ("delta" if given is None else "samples")
+    of_run = workdir if given is None else None
+    runner = sweep.Runner(evaluate_point, directory, functools.partial(request, config), param_name, of_run)
     if not axes:
         runner.run_point(base)
         print(f"scores appended to {directory}")
@@ -138,7 +147,7 @@ def evaluate() -> int:
     return 0
 
 
-def evaluation(config: "ConfigDict", directory: "Path", cache: "Path") -> "Evaluate":
+def evaluation(config: "ConfigDict", directory: "Path", cache: "Path", given: "GivenSamples | None") -> "Evaluate":
     """What --mode names, as the flags say; the bound's tables by level go to `directory`, features to `cache`."""
     batch_size = BATCH_SIZE.value or config.eval.batch_size
     if MODE.value == "elbo":
@@ -166,7 +175,8 @@ def evaluation(config: "ConfigDict", directory: "Path", cache: "Path") -> "Evalu
         batch_size=batch_size,
         reference=REFERENCE.value,
         dataset_split=SPLIT.value or "train",
-        num_gen=NUM_GEN.value,
+        num_gen=NUM_GEN.value if given is None or flags.FLAGS["num_gen"].present else len(given.images),
+        given=given,
         cleanfid_mode=CLEANFID_MODE.value,
         feature_extractor=EXTRACTOR.value,
         inception_path=INCEPTION_PATH.value,

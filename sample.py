@@ -35,6 +35,7 @@ NUM_POINTS = flags.DEFINE_integer("num_points", 20, "Points on that path, both e
 NUMBER = flags.DEFINE_integer("number", None, "Draw the i-th batch of samples instead of the first, 0.", lower_bound=0)
 SAVE_SAMPLE_FREQ = flags.DEFINE_integer("save_sample_freq", None, "Keep every F-th state of the process.", lower_bound=1)
 NUM_SAMPLES = flags.DEFINE_integer("num_samples", None, "With --export_dir: samples to write as single images.", lower_bound=1)
+EXPORT = flags.DEFINE_enum("export", "png", ["png", "npz"], "npz: beside the single images one array, uint8 (N, H, W, C).")
 OUT = define_path_flag("out", "Where pictures go; by default additional_samples in --workdir.")
 EXPORT_DIR = define_path_flag("export_dir", "Where to; an export that was interrupted is continued.")
 define_release_flags()
@@ -72,7 +73,8 @@ def draw() -> int:
         from_data=PRIOR.value == "data",
     )
     if export_dir is not None and NUM_SAMPLES.value is not None:
-        export(export_dir, sampler, sampler.settings(config, trained), NUM_SAMPLES.value, BATCH_SIZE.value)
+        settings = sampler.settings(config, trained)
+        export(export_dir, sampler, settings, NUM_SAMPLES.value, BATCH_SIZE.value, npz=EXPORT.value == "npz")
         print(f"{NUM_SAMPLES.value} samples in {export_dir}")
         return 0
     if not distributed.is_main():
@@ -111,6 +113,7 @@ def check_combinations() -> None:
     exported = EXPORT_DIR.value is not None
     refuse_meaningless(
         (NUM_POINTS, not INTERPOLATE.value and "without --interpolate"),
+        (EXPORT, not exported and "without --export_dir"),
         (NUMBER, exported and "with --export_dir"),
         (OUT, exported and "with --export_dir"),
         (SAVE_SAMPLE_FREQ, (exported or INTERPOLATE.value) and f"with {chosen[0]}"),

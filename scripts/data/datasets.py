@@ -75,6 +75,11 @@ def read_images(path: Path) -> np.ndarray:
     array = read_npz(path).get("arr_0") if path.suffix == ".npz" else np.load(path, mmap_mode="r", allow_pickle=False)
     if not isinstance(array, np.ndarray):
         raise ValueError(f"{path} is an archive of arrays (.npz) without arr_0")
+    return images_in(array, path)
+
+
+def images_in(array: np.ndarray, path: Path) -> np.ndarray:
+    """The array itself. Raises ValueError if it is not images, uint8 (N, H, W) or (N, H, W, C) with C 1 or 3."""
     if array.dtype != np.uint8 or not (array.ndim == 3 or (array.ndim == 4 and array.shape[-1] in (1, 3))) or len(array) == 0:
         raise ValueError(f"{path} holds {array.dtype} {array.shape}")
     return array

@@ -110,16 +110,20 @@ class ArrayImages:
     def __init__(
         self,
         array: np.ndarray,
-        image_size: int,
-        num_channels: int,
+        image_size: int | None,
+        num_channels: int = 1,
         indices: np.ndarray | None = None,
         resize: Resize = box_bicubic,
         labels: np.ndarray | None = None,
     ) -> None:
-        """labels: classes from 0 of all rows (N,); those of the chosen rows become the attribute `labels`, int64."""
-        self.shape = (num_channels, image_size, image_size)
+        """image_size: None for images as they are, whatever size and channels.
+
+        labels: classes from 0 of all rows (N,); those of the chosen rows become the attribute `labels`, int64.
+        """
         # Pillow wants grey images without the last axis of (N, H, W, 1).
         self._array = array[..., 0] if array.ndim == 4 and array.shape[-1] == 1 else array
+        as_stored = channels_first(self._array[0]).shape
+        self.shape = as_stored if image_size is None else (num_channels, image_size, image_size)
         self._indices = np.arange(len(array)) if indices is None else indices
         self._resize = resize
         self.labels = None if labels is None else labels[self._indices].astype(np.int64)

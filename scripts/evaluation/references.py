@@ -1,4 +1,4 @@
-"""What generated images are compared with: clean-fid's statistics, an .npz, a folder of images, or a data set."""
+"""What generated images are compared with: clean-fid's statistics, an .npz of features or images, a folder, or a data set."""
 
 import tempfile
 from collections import Counter
@@ -11,7 +11,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from scripts.config.paths import plain_name, user_path
-from scripts.data.images import Images, fingerprint, list_images
+from scripts.data.datasets import images_in
+from scripts.data.images import ArrayImages, Images, fingerprint, list_images
 from scripts.data.loader import UnreadableImages
 from scripts.errors import UserError
 from scripts.evaluation.distances import Gaussian, Reference
@@ -59,7 +60,12 @@ def find_reference(
         images = data_set_images(data, split)
         found = Reference(f"{data.dataset} {split}", reference_features(directory, images, extractor, batch_size))
     elif path.suffix == ".npz":
-        found = _reference(name, _read(path), extractor.num_features, metrics)
+        arrays = _read(path)
+        if "arr_0" in arrays:
+            images = ArrayImages(arrays["arr_0"], None)
+            found = Reference(name, reference_features(directory, images, extractor, batch_size))
+        else:
+            found = _reference(name, arrays, extractor.num_features, metrics)
     elif "/" in name:
         found = Reference(name, reference_features(directory, folder_images(path), extractor, batch_size))
     elif "mode" not in extractor.settings:
@@ -146,6 +152,7 @@ def named_statistics(name: str, mode: str, split: str, image_size: int, metrics:
 def _read(file: Path) -> Arrays:
     try:
         arrays = read_npz(file)
+        images_in(arrays.get("arr_0", np.zeros((1, 1, 1), np.uint8)), file)
     except (ValueError, OSError) as error:
         raise UserError(f"{file}: cannot be read as an .npz of arrays ({error})") from None
     for name in arrays.keys() & {"mu", "sigma", "feats"}:

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from scripts.errors import UserError
 from scripts.evaluation.extractors import EXTRACTORS, Extractor, Options
 from scripts.evaluation.features import cached_features, data_set_images
+from scripts.evaluation.given import GivenSamples
 from scripts.evaluation.metrics import Inputs, Metric
 from scripts.evaluation.references import find_reference, reference_features
 from scripts.evaluation.results import Result
@@ -44,6 +45,8 @@ class SampleEvaluation:
     dinov2_path: Path | None = None
     k: int = 5
     precision: str = "float32"
+    given: GivenSamples | None = None
+    """Samples to score instead."""
 
     def __call__(self, *, checkpoint: int, choice: Choice, seed: int | None) -> list[Result]:
         """Scores of a checkpoint (0: the newest); none in processes other than 0, which only sample and compute features.
@@ -54,10 +57,7 @@ class SampleEvaluation:
         for metric in self.metrics:
             if self.num_gen < metric.fewest(self.k):
                 raise UserError(f"--num_gen={self.num_gen}: {metric.name} needs at least {metric.fewest(self.k)} samples")
-        sampler, trained = load_sampler(
-            self.config, self.workdir, checkpoint, choice=choice, seed=seed, precision=self.precision, scoring=True
-        )
-        made_by = sampler.settings(self.config, trained)
+        sampler, made_by = self._source(checkpoint, choice, seed)
         device, directory = sampler.precision.device, self.cache
         with distributed.main_first():  # it may download or train
             options = Options(self.config.data, directory, device, self.cleanfid_mode, self.inception_path, self.dinov2_path)
@@ -78,7 +78,7 @@ class SampleEvaluation:
         if not distributed.is_main():
             return []
         common = made_by | {
-            "checkpoint": checkpoint,
+            "checkpoint": None if self.given else checkpoint,
             "config_hash": config_hash(self.config),
             "reference": against.description,
             "reference_images": None if against.features is None else len(against.features),
@@ -89,8 +89,19 @@ class SampleEvaluation:
             for result in scores(self.metrics, inputs)
         ]
 
+    def _source(self, checkpoint: int, choice: Choice, seed: int | None) -> tuple[Sampler | GivenSamples, dict[str, Any]]:
+        """Where samples come from, and all that they depend on."""
+        if self.given is not None:
+            if self.num_gen > (found := len(self.given.images)):
+                raise UserError(f"--num_gen={self.num_gen}: --samples={self.given.name} has {found} images")
+            return self.given, self.given.settings()
+        sampler, trained = load_sampler(
+            self.config, self.workdir, checkpoint, choice=choice, seed=seed, precision=self.precision, scoring=True
+        )
+        return sampler, sampler.settings(self.config, trained)
+
     def _generated_features(
-        self, directory: Path, sampler: Sampler, made_by: dict[str, Any], extractor: Extractor
+        self, directory: Path, sampler: Sampler | GivenSamples, made_by: dict[str, Any], extractor: Extractor
     ) -> np.ndarray:
         settings = {"images": "generated", **made_by, **extractor.settings}
 

@@ -1,11 +1,13 @@
-"""Many samples as single PNG files, continued where an earlier export stopped."""
+"""Many samples as single PNG files, continued where an earlier export stopped, and as one array."""
 
 import json
 import warnings
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -17,11 +19,14 @@ from scripts.sampling.sampler import Sampler
 from scripts.storage.files import atomic_write, make_directory
 
 
-def export(directory: Path, sampler: Sampler, settings: dict[str, Any], num_samples: int, batch_size: int) -> None:
+def export(
+    directory: Path, sampler: Sampler, settings: dict[str, Any], num_samples: int, batch_size: int, npz: bool = False
+) -> None:
     """Write samples 0..num_samples-1 as `000000.png`, ..., `batch_size` at a time: those that are not there yet.
 
     Of several processes each draws so many at a time, and process 0 writes all. `settings`, what the images depend on,
-    are kept as `export.json`. Raises UserError if the directory holds images made otherwise.
+    are kept as `export.json`; `origins.txt` has for each sample the index of the image of `sampler.seeds` that it starts from.
+    npz: `samples_NxHxWxC.npz` with all in one array, too. Raises UserError if the directory holds images made otherwise.
     """
     missing: list[int] = []
     if distributed.is_main():
@@ -39,6 +44,25 @@ def export(directory: Path, sampler: Sampler, settings: dict[str, Any], num_samp
             if distributed.is_main():
                 _write_images(directory, indices, images)
             bar.update(len(indices))
+    if distributed.is_main() and sampler.seeds is not None:
+        np.savetxt(directory / "origins.txt", sampler.origins(range(num_samples)), fmt="%d")
+    if distributed.is_main() and npz:
+        channels, *size = sampler.shape
+        _write_npz(directory, (num_samples, *size, channels))
+
+
+def _write_npz(directory: Path, shape: tuple[int, ...]) -> None:
+    """The first N PNG files as `arr_0`, uint8 (N, H, W, C) = `shape`, as ADM's and other evaluators read it."""
+    path = directory / f"samples_{'x'.join(map(str, shape))}.npz"
+    with (
+        atomic_write(path) as temporary,
+        zipfile.ZipFile(temporary, "w") as archive,
+        archive.open("arr_0.npy", "w", force_zip64=True) as file,
+    ):
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        for i in range(shape[0]):
+            with Image.open(directory / f"{i:06d}.png") as image:
+                file.write(image.tobytes())
 
 
 def _write_images(directory: Path, indices: Sequence[int], images: torch.Tensor) -> None:

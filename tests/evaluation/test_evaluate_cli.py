@@ -135,6 +135,8 @@ BAD: dict[str, tuple[list[str], str]] = {
     "two deltas": (["--mode=elbo", "--delta=0.01", "--sweep=delta=0.01,0.02"], "--delta and --sweep=delta=...: choose one"),
     "seeds of a bound": (["--mode=elbo", "--init=held_out"], "--init has no meaning with --mode=elbo"),
     "level of no seeds": (["--mode=fid", "--from_level=2"], "--from_level has no meaning without --init"),
+    "samples that were drawn": (["--mode=fid", "--samples=x", "--delta=0.1"], "--delta has no meaning with --samples"),
+    "samples that are not there": (["--mode=fid", "--samples=x"], "--samples=x: cannot be used"),
     "half of statistics": (["--save_stats", "--custom_name=x"], "--dataset_path is needed with --save_stats"),
     "missing checkpoint in a sweep": (["--mode=elbo", "--sweep=checkpoint=0,7"], "has no checkpoints/checkpoint_7.pth"),
     "no such split": (["--mode=elbo", "--dataset_split=trainfull"], "--dataset_split=trainfull"),
