@@ -56,12 +56,15 @@ def _evaluation() -> ConfigDict:
 def _data() -> ConfigDict:
     data = ConfigDict()
     data.dataset = "mnist"  # mnist5k, emoji32, mnist, cifar10, lsun_church, ffhq, afhq, folder, npy
-    data.path = ""  # folder or file; empty means the data set's own place below data/
+    # folder or file, or a directory that scripts.tools.pack made of them; empty means the data set's own place below data/
+    data.path = ""
     data.image_size = 28  # height and width in pixels; larger images are scaled down and cropped to the middle
     data.num_channels = 1  # 1 (grey) or 3 (RGB)
     data.random_flip = False  # mirror training images left-right, half of the time
     data.uniform_dequantization = False  # (v + U[0,1)) / 256 instead of v / 255
-    data.num_workers = 0  # threads that read images ahead; 0 reads between steps, right for arrays in memory
+    # threads that read images ahead, 0 reads between steps; -1 takes as many as there are cores for encoded images, one for
+    # memory-mapped arrays, none for arrays in memory. Results are the same
+    data.num_workers = -1
     return data
 
 

@@ -42,7 +42,7 @@ CHECKS: dict[str, Check] = {
     "eval.num_images": _AT_LEAST_0,
     "data.image_size": _AT_LEAST_1,
     "data.num_channels": _one_of(1, 3),
-    "data.num_workers": _AT_LEAST_0,
+    "data.num_workers": ("at least 0, or -1", lambda value: value >= -1),
     "model.protocol": _one_of("paper", "released"),
     "model.K": _AT_LEAST_1,
     "model.blur_sigma_min": _POSITIVE,

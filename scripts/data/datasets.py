@@ -1,7 +1,7 @@
 """From the name of a data set to its images, their labels, and which of them are held out."""
 
 import fcntl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -12,13 +12,16 @@ from ml_collections import ConfigDict
 
 from scripts.config.paths import user_path
 from scripts.data.images import ArrayImages, FolderImages, ImageSource, LsunImages, UnreadableImage, bilinear, list_images
+from scripts.data.packs import PackedImages, read_pack
 from scripts.errors import UserError, one_line
 from scripts.storage.files import read_npz
 
-Split = Literal["train", "held_out"]
+Split = Literal["train", "held_out", "all"]
 DATA = Path(__file__).resolve().parents[2] / "data"
 LABELLED = ("mnist5k", "emoji32", "mnist", "cifar10")
 """Data sets whose images have classes."""
+UNDIVIDED = ("ffhq", "folder", "npy")
+"""Data sets that come without a split: names or row numbers decide. Only these have the split "all"."""
 
 
 class DataSet(NamedTuple):
@@ -30,7 +33,7 @@ class DataSet(NamedTuple):
 
 
 def load_images(data: ConfigDict, split: Split) -> ImageSource:
-    """The images that `config.data` names: those to train on, or those held out.
+    """The images that `config.data` names, packed or not: those to train on, or those held out.
 
     Raises UserError, naming key and value, for a data set that is unknown, missing, damaged or too small.
     """
@@ -42,7 +45,13 @@ def load_images(data: ConfigDict, split: Split) -> ImageSource:
         raise UserError(f"{value}: config.data.path is empty; set it to {data_set.right}")
     place = user_path(data.path, "config.data.path") if data.path else DATA / str(data_set.place)
     try:
-        return data_set.open(place, split, data.image_size, data.num_channels)
+        parts = read_pack(place, data)
+        if parts is None:
+            return data_set.open(place, split, data.image_size, data.num_channels)
+        if split in parts:
+            return PackedImages(place, split, parts[split])
+        keys = _keys(parts["all"]["names"] if data_set.open is _open_folder else range(parts["all"]["shape"][0]))
+        return PackedImages(place, "all", parts["all"], split_indices(keys, split))
     except Exception as error:  # NumPy, torchvision, pickle and LMDB each have their own ways to say "damaged"
         reason = one_line(error) or type(error).__name__
         right = data_set.right.format(place=place)
@@ -85,6 +94,15 @@ def images_in(array: np.ndarray, path: Path) -> np.ndarray:
     return array
 
 
+def load_whole(data: ConfigDict) -> dict[str, ImageSource]:
+    """All images of a data set: {"all": ...}, or {"train": ..., "held_out": ...} where it comes with that split.
+
+    Raises UserError as `load_images` does.
+    """
+    parts: tuple[Split, ...] = ("all",) if data.dataset.lower() in UNDIVIDED else ("train", "held_out")
+    return {part: load_images(data, part) for part in parts}
+
+
 def load_labelled(data: ConfigDict, split: Split) -> tuple[ImageSource, np.ndarray]:
     """As `load_images`, with the images' classes, int64 (N,) from 0. Raises UserError for a data set without."""
     if data.dataset.lower() not in LABELLED:
@@ -104,9 +122,16 @@ def split_indices(keys: Sequence[bytes], split: Split) -> np.ndarray:
     Ranked by a hash of each image's own key, so that neither seed nor order matters. A cryptographic hash, because the ranks of
     similar keys, such as row numbers, must be as good as random; those of a CRC are not.
     """
+    if split == "all":
+        return np.arange(len(keys))
     ranked = sorted(range(len(keys)), key=lambda i: blake2b(keys[i], digest_size=8).digest())
     num_held_out = min(max(1, len(keys) // 10), 1000)
     return np.sort(np.array(ranked[:num_held_out] if split == "held_out" else ranked[num_held_out:], dtype=np.int64))
+
+
+def _keys(names: Iterable[str | int]) -> list[bytes]:
+    """What `split_indices` takes of names of files or numbers of rows."""
+    return [str(name).encode("utf-8", "surrogateescape") for name in names]
 
 
 def _open_embedded(path: Path, split: Split, size: int, channels: int) -> ArrayImages:
@@ -148,7 +173,7 @@ def _open_afhq(path: Path, split: Split, size: int, channels: int) -> FolderImag
 
 def _open_folder(path: Path, split: Split, size: int, channels: int) -> FolderImages:
     paths = _images_below(path)
-    chosen = split_indices([name.encode("utf-8", "surrogateescape") for name in paths], split)
+    chosen = split_indices(_keys(paths), split)
     return FolderImages(path, [paths[i] for i in chosen], size, channels)
 
 
@@ -164,7 +189,7 @@ def _open_npy(path: Path, split: Split, size: int, channels: int) -> ArrayImages
     array = read_images(path)
     if len(array) < 2:
         raise ValueError(f"{path} holds {array.dtype} {array.shape}")
-    return ArrayImages(array, size, channels, split_indices([str(i).encode() for i in range(len(array))], split))
+    return ArrayImages(array, size, channels, split_indices(_keys(range(len(array))), split))
 
 
 def _require_folder(folder: Path) -> None:

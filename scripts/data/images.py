@@ -125,6 +125,7 @@ class ArrayImages:
         as_stored = channels_first(self._array[0]).shape
         self.shape = as_stored if image_size is None else (num_channels, image_size, image_size)
         self._indices = np.arange(len(array)) if indices is None else indices
+        self.on_disk = isinstance(array, np.memmap)
         self._resize = resize
         self.labels = None if labels is None else labels[self._indices].astype(np.int64)
 
@@ -145,17 +146,17 @@ class FolderImages:
 
     def __init__(self, root: Path, paths: Sequence[str], image_size: int, num_channels: int) -> None:
         self.shape = (num_channels, image_size, image_size)
-        self._root, self._paths = root, paths
+        self._root, self.paths = root, paths
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self.paths)
 
     def __getitem__(self, i: int) -> np.ndarray:
-        with opened_image(self._root / self._paths[i], self.name(i)) as image:
+        with opened_image(self._root / self.paths[i], self.name(i)) as image:
             return _fit(image, self.shape, box_bicubic)
 
     def name(self, i: int) -> str:
-        return printable(self._paths[i])
+        return printable(self.paths[i])
 
 
 class LsunImages:

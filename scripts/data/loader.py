@@ -8,15 +8,18 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
 
-from scripts.data.images import ImageSource, UnreadableImage
+from scripts.data.images import ArrayImages, ImageSource, UnreadableImage
 from scripts.errors import UserError
 from scripts.runtime import distributed
 from scripts.runtime.progress import warn
 from scripts.runtime.randomness import Purpose, stream
+
+Read = TypeVar("Read")
 
 
 class ReadingFailed(UserError):
@@ -147,7 +150,7 @@ def train_loader(
         batch = batches[step]
         return replace(batch, images=batch.images.pin_memory()) if pin_memory else batch
 
-    return _read_ahead(read, range(first_step, n_iters), num_workers)
+    return read_ahead(read, range(first_step, n_iters), num_threads(num_workers, batches.source))
 
 
 @dataclass(frozen=True)
@@ -217,10 +220,19 @@ def _ordered_batches(
                 unreadable.append(error.name)
         return Batch(torch.cat(images), torch.tensor(indices, dtype=torch.int64), tuple(unreadable))
 
-    return _read_ahead(read, range(0, max(1, len(chosen)), batch_size), num_workers)
+    return read_ahead(read, range(0, max(1, len(chosen)), batch_size), num_threads(num_workers, source))
 
 
-def _read_ahead(read: Callable[[int], Batch], numbers: range, num_workers: int) -> Generator[Batch, None, None]:
+def num_threads(num_workers: int, source: ImageSource) -> int:
+    """config.data.num_workers, or for -1 what suits the source."""
+    if num_workers >= 0:
+        return num_workers
+    if isinstance(source, ArrayImages):
+        return int(source.on_disk)  # one hides the time of reading
+    return distributed.cores()
+
+
+def read_ahead(read: Callable[[int], Read], numbers: range, num_workers: int) -> Generator[Read, None, None]:
     """read(n) for n in `numbers`, in order, read ahead by `num_workers` threads.
 
     Threads rather than DataLoader's processes: decoding and copying release the interpreter's lock, and threads need no shared
@@ -230,7 +242,7 @@ def _read_ahead(read: Callable[[int], Batch], numbers: range, num_workers: int) 
         yield from map(read, numbers)
         return
     pool = ThreadPoolExecutor(num_workers, thread_name_prefix="reader")
-    pending: deque[Future[Batch]] = deque()
+    pending: deque[Future[Read]] = deque()
     try:
         for number in numbers:
             pending.append(pool.submit(read, number))

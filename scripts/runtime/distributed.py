@@ -39,6 +39,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def cores() -> int:
+    """How many cores of this machine this process may use."""
+    return max(1, len(os.sched_getaffinity(0)) // (int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or 1))
+
+
 def is_main() -> bool:
     """Whether this is the process that writes files and prints."""
     return rank() == 0

@@ -1,5 +1,6 @@
 """Files: written atomically, read without running anything in them, and paths as users type them."""
 
+import fcntl
 import json
 import os
 import tempfile
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from scripts.errors import UserError, one_line
+from scripts.runtime import distributed
 
 
 @contextmanager
@@ -43,6 +45,21 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def exclusive(directory: Path, refusal: str) -> Iterator[None]:
+    """Keep the body to one job at a time, by a lock in `directory` that ends with process 0, however that comes about.
+
+    Raises UserError with the message `refusal` if another job has it.
+    """
+    with (directory / ".lock").open("w") as lock:
+        try:
+            if distributed.is_main():
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise UserError(refusal) from None
+        yield
 
 
 def make_directory(path: Path, flag: str) -> Path:

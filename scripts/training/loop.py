@@ -19,13 +19,13 @@ from scripts.runtime.progress import TrainingProgress, warn
 from scripts.sampling.output import sample_set
 from scripts.sampling.sampler import make_sampler
 from scripts.storage import checkpoint
-from scripts.storage.files import make_directory
+from scripts.storage.files import exclusive, make_directory
 from scripts.training.initial import InitialWeights
 from scripts.training.interruption import Interrupted, InterruptionGuard
 from scripts.training.log import LossWindow, MetricsWriter
 from scripts.training.nonfinite import note_nonfinite
 from scripts.training.plan import describe
-from scripts.training.run import Run, exclusive
+from scripts.training.run import Run
 from scripts.training.step import held_out_losses
 
 
@@ -47,7 +47,8 @@ def train(config: ConfigDict, workdir: Path) -> int:
     images = load_images(config.data, "train"), load_images(config.data, "held_out")
     distributed.barrier()  # nothing is written before all processes have found the data
     make_directory(workdir, "--workdir")
-    with exclusive(workdir), InterruptionGuard() as guard:
+    busy = f"--workdir={workdir}: another training is running there; choose another, or wait"
+    with exclusive(workdir, busy), InterruptionGuard() as guard:
         try:
             run = Run(config, workdir, device, guard, *images, initial)
             del initial  # as large as the network

@@ -1,10 +1,7 @@
 """A training in one run directory: how it starts, with a new prior or from its newest checkpoint, and how it is saved."""
 
-import fcntl
 import json
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +25,6 @@ from scripts.storage.provenance import provenance
 from scripts.training.initial import InitialWeights
 from scripts.training.interruption import InterruptionGuard
 from scripts.training.step import Trainer
-
-
-@contextmanager
-def exclusive(workdir: Path) -> Iterator[None]:
-    """Refuse a second training in the same directory, by a lock that ends with process 0, however that comes about."""
-    with (workdir / ".lock").open("w") as lock:
-        try:
-            if distributed.is_main():
-                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            raise UserError(f"--workdir={workdir}: another training is running there; choose another, or wait") from None
-        yield
 
 
 class Run:

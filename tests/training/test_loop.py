@@ -18,11 +18,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from scripts.errors import UserError
 from scripts.runtime.device import Precision
 from scripts.storage.checkpoint import meta_path, numbered_path, read, write_meta
-from scripts.storage.files import read_json_lines
+from scripts.storage.files import exclusive, read_json_lines
 from scripts.training.log import LossWindow, MetricsWriter
 from scripts.training.loop import train
 from scripts.training.plan import describe
-from scripts.training.run import exclusive
 from scripts.training.step import StepResult
 from tests.conftest import tiny_config
 from tests.training.runs import array_config, before_step, differing, final_state
@@ -186,7 +185,7 @@ def test_optimizer_settings_may_change_on_resuming(tiny_array: Path, tmp_path: P
 
 def test_second_training_in_one_workdir(tiny_array: Path, tmp_path: Path) -> None:
     """From a process of its own, as these locks are between processes."""
-    with exclusive(tmp_path), ProcessPoolExecutor(1, get_context("fork")) as other:
+    with exclusive(tmp_path, "taken"), ProcessPoolExecutor(1, get_context("fork")) as other:
         error = other.submit(train, array_config(tiny_array), tmp_path).exception()
     assert isinstance(error, UserError)
     assert "another training is running there" in str(error)

@@ -1,0 +1,149 @@
+"""Packed data sets: decoded and resized once into memory-mapped arrays, with the names that splits and fingerprints need.
+
+A pack is a directory. `packed_images.json` says what it holds; until all is there it is called `packed_images.partial.json`.
+For each part ("all", or "train" and "held_out" where the data set comes with that split) `PART.npy` has the pixels, uint8
+(N, S, S, C), and `PART.readable.npy`, bool (n,), whether they could be read, of the first n images while packing goes on.
+"""
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from scripts.data.images import ArrayImages, FolderImages, ImageSource, UnreadableImage, fingerprint
+from scripts.data.loader import UnreadableImages, read_ahead
+from scripts.errors import UserError, printable
+from scripts.runtime import distributed
+from scripts.runtime.progress import progress_bar
+from scripts.storage.files import atomic_write, exclusive, make_directory, sync
+
+WHOLE, PARTIAL = "packed_images.json", "packed_images.partial.json"
+BLOCK = 1 << 24
+"""Bytes of pixels that are read by one thread, and then written and recorded together."""
+
+
+class PackedImages(ArrayImages):
+    """The rows `indices` (default: all) of one part of a pack; what could not be read when it was packed still cannot."""
+
+    def __init__(self, directory: Path, part: str, described: Mapping[str, Any], indices: np.ndarray | None = None) -> None:
+        """Raises OSError and ValueError for files that are missing or damaged."""
+        array = np.load(directory / f"{part}.npy", mmap_mode="r", allow_pickle=False)
+        self._readable = np.load(directory / f"{part}.readable.npy", allow_pickle=False)
+        if (array.dtype, list(array.shape), len(self._readable)) != (np.uint8, described["shape"], len(array)):
+            raise ValueError(f"{directory} is damaged: {part}.npy holds {array.dtype} {array.shape}")
+        labels = None if described["labels"] is None else np.array(described["labels"])
+        super().__init__(array, array.shape[1], array.shape[3], indices, labels=labels)
+        self._names = described["names"]
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        if not self._readable[self._indices[i]]:
+            raise UnreadableImage(self.name(i), "could not be read when it was packed")
+        return super().__getitem__(i)
+
+    def name(self, i: int) -> str:
+        return printable(self._names[self._indices[i]])
+
+
+def read_pack(directory: Path, data: ConfigDict) -> dict[str, Any] | None:
+    """What the pack in `directory` holds by part: "names", "labels", ...; None if there is no pack.
+
+    Raises ValueError for half a pack, and for one of another data set, size or number of channels than `data` has.
+    """
+    if (directory / PARTIAL).exists():
+        raise ValueError(f"{directory} is half a pack: the command that began it, given again, completes it")
+    if not (directory / WHOLE).exists():
+        return None
+    record = json.loads((directory / WHOLE).read_text())
+    for key, value in _settings(data).items():
+        if record[key] != value:
+            raise ValueError(f"{directory} is a pack with data.{key} = {record[key]!r}, not {value!r}: pack the images again")
+    return record["parts"]
+
+
+def write_pack(directory: Path, data: ConfigDict, sources: Mapping[str, ImageSource]) -> None:
+    """Pack the images of each part of a data set, opened with `data`, or what is missing of that.
+
+    Raises UserError, before anything is written, for a directory with anything else in it and for a disk that is too small;
+    and if the images change meanwhile.
+    """
+    if any(isinstance(source, PackedImages) for source in sources.values()):
+        raise UserError(f"config.data.path = {data.path!r}: is a pack already; set it to what that was packed from")
+    parts = {part: _described(source) for part, source in sources.items()}
+    record = json.dumps({"version": 1, **_settings(data), "parts": parts}).encode()
+    existing = [directory / name for name in (WHOLE, PARTIAL) if (directory / name).exists()]
+    if existing and existing[0].read_bytes() != record:
+        raise UserError(f"--out={directory}: has a pack of other images or sizes in it; choose another directory, or delete it")
+    if not existing and directory.is_dir() and any(path.name[0] != "." for path in directory.iterdir()):
+        raise UserError(f"--out={directory}: has other files in it; choose a new or an empty directory")
+    needed = sum(math.prod(described["shape"]) for described in parts.values())
+    free = shutil.disk_usage(make_directory(directory, "--out")).free
+    if not existing and free < needed:
+        raise UserError(f"--out={directory}: needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; choose another disk")
+    with exclusive(directory, f"--out={directory}: is being packed already; wait"):
+        if not existing:
+            with atomic_write(directory / PARTIAL) as temporary:
+                temporary.write_bytes(record)
+        for part, source in sources.items():
+            _pack_part(directory, part, source, parts[part]["shape"])
+            if fingerprint(PackedImages(directory, part, parts[part])) != parts[part]["fingerprint"]:
+                raise UserError(f"--out={directory}: images changed while they were packed; delete it, and pack them again")
+        if (directory / PARTIAL).exists():
+            (directory / PARTIAL).replace(directory / WHOLE)
+            sync(directory)
+
+
+def _settings(data: ConfigDict) -> dict[str, Any]:
+    """What a pack depends on beside the images themselves."""
+    return {"dataset": data.dataset.lower(), "image_size": data.image_size, "num_channels": data.num_channels}
+
+
+def _described(source: ImageSource) -> dict[str, Any]:
+    channels, height, width = source.shape
+    return {
+        "shape": [len(source), height, width, channels],
+        "fingerprint": fingerprint(source),
+        # A folder's as they are, printable or not: the split is made from them.
+        "names": source.paths if isinstance(source, FolderImages) else [source.name(i) for i in range(len(source))],
+        "labels": source.labels.tolist() if isinstance(source, ArrayImages) and source.labels is not None else None,
+    }
+
+
+def _pack_part(directory: Path, part: str, source: ImageSource, shape: Sequence[int]) -> None:
+    """Read what is missing in several threads, and write it block by block: pixels first, then that they are there."""
+    pixels_path, readable_path = directory / f"{part}.npy", directory / f"{part}.readable.npy"
+    readable = np.load(readable_path, allow_pickle=False) if readable_path.exists() else np.empty(0, bool)
+    if len(readable) == 0:
+        np.lib.format.open_memmap(pixels_path, "w+", np.uint8, tuple(shape))
+    first_byte, image_bytes = np.load(pixels_path, mmap_mode="r").offset, math.prod(shape[1:])
+    in_block, unreadable = max(1, BLOCK // image_bytes), UnreadableImages()
+
+    def read(start: int) -> tuple[np.ndarray, dict[int, str]]:
+        """A block of images uint8 (n, S, S, C), and the names of those in it that cannot be read, which are black."""
+        pixels, failed = np.zeros((min(in_block, shape[0] - start), *shape[1:]), np.uint8), {}
+        for i, image in enumerate(pixels):
+            try:
+                image[:] = source[start + i].transpose(1, 2, 0)
+            except UnreadableImage as error:
+                failed[i] = error.name
+        return pixels, failed
+
+    starts = range(len(readable), shape[0], in_block)
+    # Written rather than copied into a memory map, whose pages would count as this process's memory.
+    with pixels_path.open("r+b") as file, progress_bar(shape[0], "image", f"packing {part}", len(readable)) as bar:
+        file.seek(first_byte + len(readable) * image_bytes)
+        for pixels, failed in read_ahead(read, starts, distributed.cores()):
+            file.write(pixels.data)
+            file.flush()
+            os.fsync(file.fileno())
+            readable = np.append(readable, [i not in failed for i in range(len(pixels))])
+            with atomic_write(readable_path) as temporary:
+                np.save(temporary, readable)
+            unreadable.note(failed.values())
+            bar.update(len(pixels))
+    unreadable.sum_up(shape[0], "images")

@@ -1,0 +1,30 @@
+"""Decode and resize a data set once, for trainings that read it as fast as memory allows.
+
+python -m scripts.tools.pack --config C --out DIR [--config.data.path=... ...]
+
+Afterwards `--config.data.path=DIR` is the same data set: order, split, batches, weights. The same command continues what was
+interrupted.
+"""
+
+from scripts.config.flags import define_config_flag, define_path_flag, run
+
+CONFIG = define_config_flag()
+OUT = define_path_flag("out", "Directory for the pack: a new one, an empty one, or a pack that was interrupted.", required=True)
+
+
+def main() -> int:
+    """Read, write, say what is there."""
+    from scripts.config.checks import validate
+    from scripts.data.datasets import load_whole
+    from scripts.data.packs import write_pack
+
+    config = CONFIG.value
+    validate(config)
+    sources = load_whole(config.data)
+    write_pack(OUT.value, config.data, sources)
+    print(f"packed: {sum(map(len, sources.values())):,} images; --config.data.path={OUT.value} reads them")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

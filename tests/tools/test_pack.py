@@ -1,0 +1,66 @@
+"""The command that packs, and that a training from its result is the same training."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from scripts.config.paths import ROOT
+from scripts.training.loop import train
+from tests.conftest import tiny_config
+from tests.images import save_images
+from tests.training.runs import differing, final_state
+
+
+def pack(out: Path | str, *args: str) -> subprocess.CompletedProcess[str]:
+    """The command, for grey images of 8x8 pixels."""
+    command = [sys.executable, "-m", "scripts.tools.pack", "--config=configs/mnist/small_mnist.py", f"--out={out}"]
+    size = ["--config.data.image_size=8", *args]
+    return subprocess.run([*command, *size], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("kind", ["folder", "npy"])
+def test_the_same_training(kind: str, tmp_path: Path) -> None:
+    """Weights, averages, prior and all, bit for bit: from the folder, from the pack, and changing from one to the other."""
+    save_images(tmp_path / "images", [f"{i}.png" for i in range(30)], size=20)
+    (tmp_path / "images" / "20.png").write_bytes(b"damaged")
+    np.save(tmp_path / "images.npy", np.random.default_rng(0).integers(256, size=(30, 9, 9), dtype=np.uint8))
+    path, there = str(tmp_path / ("images" if kind == "folder" else "images.npy")), str(tmp_path / "pack")
+    done = pack(there, f"--config.data.dataset={kind}", f"--config.data.path={path}")
+    assert done.stdout == f"packed: 30 images; --config.data.path={there} reads them\n", done.stderr
+    config = tiny_config(data__dataset=kind, data__uniform_dequantization=True)
+
+    def run(name: str, *parts: tuple[str, int]) -> dict[str, Any]:
+        for config.data.path, config.training.n_iters in parts:
+            assert train(config, tmp_path / name) == 0
+        return final_state(tmp_path / name)
+
+    expected = run("not packed", (path, 6))
+    assert not differing(run("packed", (there, 6)), expected)
+    assert not differing(run("first not packed", (path, 3), (there, 6)), expected)
+    assert not differing(run("first packed", (there, 3), (path, 6)), expected)
+
+
+@pytest.mark.parametrize(
+    ("args", "parts"),
+    [
+        (("--config.data.dataset=folder", "--config.data.path=/no/where"), ("config.data.path = '/no/where'", "no folder")),
+        (("--config.data.dataset=celeba",), ("config.data.dataset = 'celeba'", "must be one of")),
+        (
+            ("--config.data.dataset=mnist5k", "--config.data.num_workers=-2"),
+            ("config.data.num_workers = -2", "at least 0, or -1"),
+        ),
+        (("--config.data.dataset=mnist5k", "--out=README.md"), ("--out=README.md", "cannot write there")),
+        (("--config.data.dataset=mnist5k", "--out=docs"), ("--out=docs", "has other files in it")),
+    ],
+)
+def test_bad_input(args: tuple[str, ...], parts: tuple[str, ...], tmp_path: Path) -> None:
+    """One line that names key or flag and value, and nothing written."""
+    done = pack(tmp_path / "pack", *args)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    for part in parts:
+        assert part in done.stderr
+    assert not (tmp_path / "pack").exists()
