@@ -43,7 +43,7 @@ quickstart: $(VENV)/runtime.stamp
 		runs/mnist/quickstart/additional_samples/checkpoint_0/*/interpolation.png
 
 gallery: $(VENV)/runtime.stamp
-	$(RUN) -m scripts.tools.gallery $(PRETRAINED) --delta=spectral --out docs/gallery
+	$(RUN) -m scripts.tools.gallery $(PRETRAINED) --out docs/gallery
 
 test: lint types
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal

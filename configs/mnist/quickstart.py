@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     config.data.dataset = "mnist5k"
     config.data.uniform_dequantization = True
     config.model.K = 30
-    config.model.sigma = 0.1  # the paper's is 0.01; docs/sampling_noise.md says why
+    config.model.sigma = 0.1  # the paper's is 0.01; docs/calibration.md says why
     config.model.ema_rate = 0.99
     config.model.patch_size = 2  # a 28x28 level would take three quarters of the time
     config.model.model_channels = 32

@@ -8,17 +8,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from absl import flags
-from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from model_code.kernels import AffineKernel
-from model_code.spectrum import bin_means, radii_of
 from scripts.config.flags import define_config_flag, define_path_flag, run
 from scripts.data.datasets import load_images
 from scripts.sampling.choice import Choice
 from scripts.sampling.output import grid, save_gif, save_png
 from scripts.sampling.sampler import load_sampler
-from scripts.storage.files import atomic_write, make_directory
+from scripts.storage.files import make_directory
 
 COLUMNS, ROWS = 12, 3
 GREYS = 32
@@ -52,34 +49,12 @@ def draw(config: ConfigDict, workdir: Path, out: Path, delta: str | None) -> Non
             getattr(sampler, name)(range(COLUMNS), keep)
         save_png(out / f"{name}.png", torch.cat([states[chain[0]], states[0]]), COLUMNS)  # initial states above their samples
 
-    if isinstance(sampler.kernel, AffineKernel):
-        plot_noise(out / "sampling_noise.png", sampler.kernel, config.model.sigma)
-
     # Training images at the same levels of the forward process, without its noise.
     images = load_images(config.data, "train")
     u = torch.from_numpy(np.stack([images[len(images) * row // ROWS] for row in range(ROWS)])).float() / 255
     u, k = u.repeat_interleave(COLUMNS, 0), torch.tensor(levels).repeat(ROWS)
     corrupted, _ = sampler.process.cpu().corrupt(u, k.clamp(min=1), torch.zeros_like(u))
     save_png(out / "forward.png", torch.where((k == 0)[:, None, None, None], u, sampler.process.to_images(corrupted)), COLUMNS)
-
-
-def plot_noise(path: Path, kernel: AffineKernel, sigma: float) -> None:
-    """Write a picture of the standard deviation, in units of sigma, by level k > 1 and radius of frequencies."""
-    radii = radii_of(*kernel.bins.shape).round().long()
-    variance = bin_means(kernel.variance[2:, kernel.bins], radii)
-    std, label = variance.sqrt() / sigma, r"standard deviation / $\sigma$"
-    figure = Figure(figsize=(8, 3.6), layout="constrained")
-    image, lines = figure.subplots(1, 2)
-    shown = image.imshow(std.T, origin="lower", aspect="auto", extent=(2, len(std) + 2, 0, std.shape[1]))
-    figure.colorbar(shown, ax=image, label=label)
-    image.set(xlabel="level $k$", ylabel="frequency (radius)")
-    for k in np.linspace(2, len(std) + 1, 5).astype(int):
-        lines.plot(std[k - 2], label=f"$k = {k}$")
-    lines.set(xlabel="frequency (radius)", ylabel=label)
-    lines.axhline(1.25, color="gray", ls="--", lw=1, label="the paper's")
-    lines.legend(fontsize="small")
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=110)
 
 
 def main() -> int:
