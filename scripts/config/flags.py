@@ -81,7 +81,7 @@ def refuse_meaningless(*cases: tuple[flags.FlagHolder, str | bool]) -> None:
 def run(main: Callable[[], int], positional: str | None = None) -> None:
     """Parse the command line and call `main` for its exit code; a UserError becomes one line on stderr and exit code 2.
 
-    positional: a flag that may be given by its value alone.
+    positional: a flag that may be given by its value alone, or by its values if it takes many.
     """
 
     def guarded(argv: list[str]) -> int:
@@ -89,7 +89,9 @@ def run(main: Callable[[], int], positional: str | None = None) -> None:
         try:
             rest = argv[1:]
             if positional is not None and rest and not flags.FLAGS[positional].present:
-                flags.FLAGS[positional].parse(rest.pop(0))
+                many = isinstance(flags.FLAGS[positional], flags.MultiFlag)
+                flags.FLAGS[positional].parse(rest if many else rest[0])
+                rest = [] if many else rest[1:]
             if rest:
                 raise UserError(f"{rest[0]!r} is not a flag: options are written --name=value")
             release.warn_of_release_flags()

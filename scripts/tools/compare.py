@@ -1,0 +1,171 @@
+"""Runs side by side: what differs in their configurations, and their scores over training seeds.
+
+python -m scripts.tools.compare RUN... [--out DIR]
+
+Runs that differ in nothing but the seed are one arm. Writes to DIR every score of every run as `scores.csv`, the table as
+`scores.txt` and `scores.tex`, and a picture by arm and over checkpoints as `scores.png`.
+"""
+
+import csv
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from matplotlib.figure import Figure
+
+from scripts.config.flags import define_path_flag, run
+from scripts.config.load import RUN_CONFIG, flatten, from_json
+from scripts.config.paths import user_path
+from scripts.errors import UserError
+from scripts.evaluation.results import RESULTS
+from scripts.storage.files import atomic_write, make_directory, read_json_lines
+
+NOT_OF_AN_ARM = {"seed", "device", "data.num_workers"}
+"""Keys in which runs of one arm may differ."""
+SETTINGS = (
+    *("delta", "steps", "init", "per_init", "from_level", "num_images", "reference", "features_extractor", "features_mode"),
+    *("dataset_split", "k", "exact", "num_levels_per_image", "dequantized", "precision"),
+)
+"""What scores have in common that are compared."""
+COLUMNS = (
+    *("arm", "run", "training_seed", "score", "checkpoint_step", "value", "standard_error", "seed", *SETTINGS),
+    *("weights_crc32", "finished"),
+)
+
+
+def arms_of(runs: Sequence[Path]) -> tuple[list[dict[str, Any]], list[str], list[str]]:
+    """Their configurations by "section.key", the keys in which they differ, and for each the arm, named by its values of these.
+
+    Raises UserError for what is not a run directory, and for runs that are the same.
+    """
+    configs = []
+    for path in runs:
+        if not (path / RUN_CONFIG).is_file():
+            raise UserError(f"{path}: not a run directory, it has no {RUN_CONFIG}")
+        configs.append(dict(flatten(from_json((path / RUN_CONFIG).read_text(), str(path / RUN_CONFIG)))))
+    keys = [key for key in configs[0] if len({str(config[key]) for config in configs}) > 1]
+    told = [key for key in keys if key not in NOT_OF_AN_ARM]
+    arms = [", ".join(f"{key.rpartition('.')[2]} {config[key]}" for key in told) or "all" for config in configs]
+    for i, pair in enumerate(pairs := [(arm, config["seed"]) for arm, config in zip(arms, configs, strict=True)]):
+        if pair in pairs[:i]:
+            raise UserError(f"{runs[i]}: has the configuration and the seed of {runs[pairs.index(pair)]}; leave one out")
+    return configs, keys, arms
+
+
+def read_scores(runs: Sequence[Path], seeds: Sequence[int], arms: Sequence[str]) -> list[dict[str, Any]]:
+    """What evaluate.py wrote down in the runs, of repetitions the last, as rows with `COLUMNS` and a "setting"."""
+    latest: dict[tuple[str, ...], dict[str, Any]] = {}
+    for path, seed, arm in zip(runs, seeds, arms, strict=True):
+        for row in read_json_lines(path / RESULTS):
+            calls = len(row["chain"]) - 1
+            row |= {"arm": arm, "run": str(path), "training_seed": seed, "steps": None if calls == row["model"]["K"] else calls}
+            latest[tuple(str(row.get(key)) for key in ("run", "score", "checkpoint_step", "seed", *SETTINGS))] = row
+    values: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for row in latest.values():
+        for key in SETTINGS:
+            values[row["score"], key].add(str(row.get(key)))
+    for row in latest.values():
+        told = (key for key in SETTINGS if len(values[row["score"], key]) > 1 and row.get(key) is not None)
+        row["setting"] = ", ".join([row["score"], *(f"{key} {row[key]}" for key in told)])
+    return sorted(latest.values(), key=lambda row: (row["setting"], row["checkpoint_step"]))
+
+
+def curves(rows: Sequence[dict[str, Any]], setting: str, arm: str) -> dict[int, dict[int, float]]:
+    """For each training seed of an arm a score by step; evaluations that differ in their seed alone are averaged."""
+    found: dict[int, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        if (row["setting"], row["arm"]) == (setting, arm):
+            found[row["training_seed"]][row["checkpoint_step"]].append(row["value"])
+    return {seed: {step: statistics.fmean(values) for step, values in by_step.items()} for seed, by_step in found.items()}
+
+
+def summary(values: Sequence[float], of_mean: bool = False) -> str:
+    """Mean, standard deviation (with `of_mean` that of the mean, the standard error) and number of values."""
+    if len(values) < 2:
+        return f"{values[0]:.4g} (1)" if values else "-"
+    spread = statistics.stdev(values) / (math.sqrt(len(values)) if of_mean else 1)
+    return f"{statistics.fmean(values):.4g} +- {spread:.2g} ({len(values)})"
+
+
+def table(rows: Sequence[dict[str, Any]], settings: Sequence[str], arms: Sequence[str]) -> Iterator[list[str]]:
+    """For each score at the newest checkpoints a summary by arm, and of differences from the first arm, paired by seed."""
+    letters = [chr(ord("A") + i) for i in range(len(arms))]
+    yield ["", *letters, *(f"{letter} - A" for letter in letters[1:])]
+    for setting in settings:
+        found = [curves(rows, setting, arm) for arm in arms]
+        first, *others = all_arms = [{seed: curve[max(curve)] for seed, curve in by_seed.items()} for by_seed in found]
+        steps = sorted({max(curve) for by_seed in found for curve in by_seed.values()})
+        if len(steps) > 1:
+            setting = f"{setting} (at steps {steps}: not equally trained)"
+        differences = [[other[seed] - first[seed] for seed in first if seed in other] for other in others]
+        yield [setting, *(summary([*v.values()]) for v in all_arms), *(summary(d, of_mean=True) for d in differences)]
+
+
+def draw(path: Path, rows: Sequence[dict[str, Any]], settings: Sequence[str], arms: Sequence[str]) -> None:
+    """Write a picture with a row of panels for each score: by arm, a line for each training seed, and over checkpoints."""
+    figure = Figure(figsize=(10, 3 * len(settings)), layout="constrained")
+    for (left, right), setting in zip(figure.subplots(len(settings), 2, squeeze=False), settings, strict=True):
+        found = [curves(rows, setting, arm) for arm in arms]
+        for seed in dict.fromkeys(seed for by_seed in found for seed in by_seed):
+            points = [(i, list(by_seed[seed].values())[-1]) for i, by_seed in enumerate(found) if seed in by_seed]
+            left.plot(*zip(*points, strict=True), "o-", lw=1, label=f"seed {seed}")
+        for i, by_seed in enumerate(found):
+            for n, curve in enumerate(by_seed.values()):
+                right.plot(curve.keys(), curve.values(), "o-", ms=3, lw=1, color=f"C{i}", label=None if n else arms[i])
+        left.set(title=setting, xticks=range(len(arms)), xticklabels=[arm.replace(", ", "\n") for arm in arms])
+        left.margins(x=0.2)
+        right.set_xlabel("step")
+        for ax in (left, right):
+            ax.grid(alpha=0.3)
+            ax.legend(fontsize="small")
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+
+
+def write(out: Path, rows: Sequence[dict[str, Any]], arms: Sequence[str]) -> str:
+    """Write tables and picture; `arms` each once. Returns the table as text."""
+    settings = list(dict.fromkeys(row["setting"] for row in rows))
+    cells = list(table(rows, settings, arms))
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    text = "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in cells)
+    tex = [" & ".join(row).replace("_", r"\_").replace("+-", r"$\pm$") + r" \\" for row in cells]
+    tex = [rf"\begin{{tabular}}{{l{'r' * (len(widths) - 1)}}}", tex[0], r"\hline", *tex[1:], r"\end{tabular}"]
+    make_directory(out, "--out")
+    for name, content in (("scores.txt", text), ("scores.tex", "\n".join(tex))):
+        with atomic_write(out / name) as temporary:
+            temporary.write_text(content + "\n")
+    with atomic_write(out / "scores.csv") as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    draw(out / "scores.png", rows, settings, arms)
+    return text
+
+
+def main() -> int:
+    """Compare the runs that were named."""
+    runs = [user_path(text, "RUN") for text in flags.FLAGS.run]
+    if not runs:
+        raise UserError("RUN... is missing: python -m scripts.tools.compare runs/a runs/b")
+    configs, keys, arms = arms_of(runs)
+    for key in keys:
+        print(f"{key}: {', '.join(f'{config[key]} ({path.name})' for config, path in zip(configs, runs, strict=True))}")
+    for letter, arm in enumerate(dict.fromkeys(arms)):
+        print(f"{chr(ord('A') + letter)}: {arm}")
+    rows = read_scores(runs, [config["seed"] for config in configs], arms)
+    if not rows:
+        raise UserError(f"{', '.join(map(str, runs))}: no {RESULTS} in them yet; evaluate.py adds scores")
+    print(write(flags.FLAGS.out, rows, list(dict.fromkeys(arms))))
+    print("mean +- standard deviation (number of training seeds); differences: mean +- standard error, paired by seed")
+    print(f"tables and pictures: {flags.FLAGS.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    flags.DEFINE_multi_string("run", [], "Run directories; the flag's name may be left out.")
+    define_path_flag("out", "Directory to write to.", required=True)
+    run(main, positional="run")

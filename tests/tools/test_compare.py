@@ -1,0 +1,121 @@
+"""Runs side by side: arms, pairs, tables that can be read again, and what is refused."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from scripts.config.load import to_json
+from scripts.config.paths import ROOT
+from scripts.errors import UserError
+from scripts.tools.compare import arms_of, curves, read_scores, write
+from tests.conftest import tiny_config
+
+
+def made_run(place: Path, name: str, scores: list[dict[str, Any]], **config: object) -> Path:
+    """A run directory with a configuration and results."""
+    (place / name / "evaluation").mkdir(parents=True)
+    (place / name / "config.json").write_text(to_json(tiny_config(**config)))
+    common = {"score": "FID", "standard_error": 0.5, "checkpoint_step": 7, "seed": 42, "chain": [3, 2, 1, 0], "delta": "0.0125"}
+    rows = [{**common, "model": {"K": 3}, "num_images": 100, "weights_crc32": 5, "finished": "now", **row} for row in scores]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (place / name / "evaluation" / "results.jsonl").write_text(text + '{"half a li')
+    return place / name
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Path]:
+    """Two arms, seeds 1, 2, 3 and 2, 3, 4, whose differences are 10, 12 for seeds 2 and 3; the seeds differ by a lot."""
+    values = {("a", 1): 5.0, ("a", 2): 100.0, ("a", 3): 200.0, ("b", 2): 110.0, ("b", 3): 212.0, ("b", 4): 7.0}
+    return [
+        made_run(tmp_path, f"{arm}{seed}", [{"value": value}], seed=seed, model__sigma=0.01 if arm == "a" else 0.02)
+        for (arm, seed), value in values.items()
+    ]
+
+
+def compared(runs: list[Path], out: Path) -> dict[str, list[str]]:
+    """Cells of the text by the first."""
+    configs, _, arms = arms_of(runs)
+    rows = read_scores(runs, [config["seed"] for config in configs], arms)
+    lines = write(out, rows, list(dict.fromkeys(arms))).splitlines()
+    return {line.split("  ")[0]: [cell.strip() for cell in line.split("  ") if cell][1:] for line in lines[1:]}
+
+
+def test_arms_and_pairs(runs: list[Path], tmp_path: Path) -> None:
+    """Runs that differ in their seed alone are one arm; only seeds that both arms have are paired."""
+    _, keys, arms = arms_of(runs)
+    assert keys == ["model.sigma", "seed"]
+    assert arms == ["sigma 0.01"] * 3 + ["sigma 0.02"] * 3
+    cells = compared(runs, tmp_path / "out")["FID"]
+    a, b = np.array([5.0, 100, 200]), np.array([110.0, 212, 7])
+    assert cells[0] == f"{a.mean():.4g} +- {a.std(ddof=1):.2g} (3)"
+    assert cells[1] == f"{b.mean():.4g} +- {b.std(ddof=1):.2g} (3)"
+    assert cells[2] == "11 +- 1 (2)", "10 and 12: standard deviation sqrt(2), of the mean 1"
+    assert compared(runs[:1], tmp_path / "one")["FID"] == ["5 (1)"]
+
+
+def test_files(runs: list[Path], tmp_path: Path) -> None:
+    """Every number with error, count, settings and checksum; a tabular with as many cells in each row; a picture."""
+    text = compared(runs, tmp_path / "out")
+    with (tmp_path / "out" / "scores.csv").open() as file:
+        found = list(csv.DictReader(file))
+    assert [float(row["value"]) for row in found] == [5, 100, 200, 110, 212, 7]
+    for key, value in {"standard_error": "0.5", "num_images": "100", "weights_crc32": "5", "delta": "0.0125"}.items():
+        assert {row[key] for row in found} == {value}
+    assert [row["training_seed"] for row in found] == ["1", "2", "3", "2", "3", "4"]
+    tabular = (tmp_path / "out" / "scores.tex").read_text().splitlines()
+    assert tabular[0] == r"\begin{tabular}{lrrr}"
+    assert [line.count("&") for line in tabular if "&" in line] == [3, 3]
+    assert text["FID"][2].replace("+-", r"$\pm$") in tabular[3]
+    with Image.open(tmp_path / "out" / "scores.png") as picture:
+        assert picture.width > 500
+
+
+def test_settings_and_checkpoints(tmp_path: Path) -> None:
+    """Scores of other settings are other rows; the table has the newest checkpoint; of repetitions the last counts, and
+    evaluations with other seeds are averaged.
+    """
+    rows: list[dict[str, Any]] = [
+        {"value": 9.0},
+        {"value": 1.0},
+        {"value": 3.0, "seed": 43},
+        {"value": 50.0, "checkpoint_step": 3},
+        {"value": 70.0, "delta": "0.02"},
+        {"value": 60.0, "chain": [3, 0]},
+    ]
+    run = made_run(tmp_path, "a", rows)
+    table = compared([run], tmp_path / "out")
+    assert table == {"FID, delta 0.0125": ["2 (1)"], "FID, delta 0.02": ["70 (1)"], "FID, delta 0.0125, steps 1": ["60 (1)"]}
+    found = read_scores([run], [42], ["all"])
+    assert curves(found, "FID, delta 0.0125", "all") == {42: {3: 50.0, 7: 2.0}}
+    other = made_run(tmp_path, "b", [{"value": 4.0, "checkpoint_step": 3}], seed=1)
+    (name,) = (name for name in compared([run, other], tmp_path / "two") if "not equally trained" in name)
+    assert name == "FID, delta 0.0125 (at steps [3, 7]: not equally trained)"
+
+
+def test_bad_input(runs: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a1: has the configuration and the seed of .*a1; leave one out"):
+        arms_of([runs[0], runs[0]])
+    with pytest.raises(UserError, match=r"not a run directory, it has no config\.json"):
+        arms_of([tmp_path])
+    line = [sys.executable, "-m", "scripts.tools.compare"]
+
+    def command(*args: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*line, *map(str, args)], capture_output=True, text=True, cwd=ROOT, check=False)
+
+    assert command(f"--out={tmp_path / 'out'}").stderr.startswith("error: RUN... is missing")
+    (runs[0] / "evaluation" / "results.jsonl").unlink()
+    result = command(runs[0], f"--out={tmp_path / 'out'}")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "evaluate.py adds scores" in result.stderr
+    assert not (tmp_path / "out").exists(), "nothing is written"
+    result = command(*runs[1:], f"--out={tmp_path / 'out'}")
+    assert result.returncode == 0, result.stderr
+    assert "model.sigma: 0.01 (a2), 0.01 (a3), 0.02 (b2)" in result.stdout
+    assert "B - A" in result.stdout
