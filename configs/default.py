@@ -4,7 +4,7 @@ Values are plain numbers, strings and tuples. Whatever can be derived (the blur 
 is derived in code after command-line overrides such as `--config.model.K=50`.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 
 def get_config() -> ConfigDict:
@@ -78,7 +78,11 @@ def _model() -> ConfigDict:
     # levels that are trained and visited: "" for all, "25" for 25 steps, evenly spaced, or all of them as "100,96,...,4,0"; the
     # network is still told k of 0..K, so that weights for all levels can be fine-tuned to fewer (training.init_from)
     model.chain = ""
-    model.blur_sigma_min = 0.5  # length scale of the first blur level, in pixels
+    # sigma_B[0..K], the blur's length scales in pixels: "log", spaced evenly in log; "matched", such that every step from k = 2
+    # on removes the same variance of the training images; or the K + 1 numbers, 0 first, as a .npy file or a tuple.
+    # Checkpoints hold them. Blurring diffusion, with or without blur, has a schedule of its own and only takes "log"
+    model.blur_schedule = FieldReference("log", field_type=object)
+    model.blur_sigma_min = 0.5  # length scale of the first blur level, in pixels; of "log" and "matched"
     model.blur_sigma_max = 20.0  # length scale of the last one
     model.sigma = 0.01  # training noise: standard deviation, images in [0, 1]
     model.delta_over_sigma = 1.25  # sampling noise delta, as a multiple of sigma, unless --delta is given

@@ -24,3 +24,9 @@ def idct2(u_hat: torch.Tensor, D_H: torch.Tensor, D_W: torch.Tensor) -> torch.Te
     """The inverse of `dct2`: D is orthonormal, so its transpose undoes it."""
     with torch.autocast(u_hat.device.type, enabled=False):
         return D_H.T @ u_hat @ D_W
+
+
+def eigenvalues(height: int, width: int) -> torch.Tensor:
+    """lambda[n, m] = pi^2 (n^2 / H^2 + m^2 / W^2), by which heat makes each cosine decay: float64 (H, W)."""
+    squares = [(math.pi * torch.arange(n, dtype=torch.float64) / n) ** 2 for n in (height, width)]
+    return squares[0][:, None] + squares[1]

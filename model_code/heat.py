@@ -57,14 +57,19 @@ class HeatDissipation(Process, Likelihood):
             least = f"must be at least config.model.blur_sigma_min = {model.blur_sigma_min}"
             raise ValueError(f"config.model.blur_sigma_max = {model.blur_sigma_max}: {least}")
         schedule = blur_schedule(model.K, model.blur_sigma_min, model.blur_sigma_max)
+        if model.blur_schedule != "log":
+            if isinstance(model.blur_schedule, str):  # a file or the training images have not been read
+                raise ValueError(f"config.model.blur_schedule = {model.blur_schedule!r}: its levels are not known here")
+            schedule = torch.tensor(model.blur_schedule, dtype=torch.float64)
         blur = DCTBlur(schedule, data.image_size, data.image_size)
         settings = data.num_channels, model.protocol, model.patch_size, configured_chain(config), model.delta_over_sigma
         return cls(blur, model.sigma, *settings)
 
     def extra_repr(self) -> str:
         """Levels, blur, noise."""
-        least, most = self.blur.schedule[1], self.blur.schedule[-1]
-        return f"{super().extra_repr()}, sigma_B {least:g} to {most:g} pixels, sigma {self.sigma:g}, protocol {self.protocol}"
+        least, middle, most = self.blur.schedule[1], self.blur.schedule[(self.K + 1) // 2], self.blur.schedule[-1]
+        blur = f"sigma_B {least:g} to {most:g} pixels, {middle:.3g} at level {(self.K + 1) // 2}"
+        return f"{super().extra_repr()}, {blur}, sigma {self.sigma:g}, protocol {self.protocol}"
 
     def corrupt(self, u0: torch.Tensor, k: torch.Tensor, eps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """u_k = A_k u_0 + sigma eps and the target A_j u_0, where j = k - 1 (paper, Algorithm 1) or the chain's next level."""

@@ -33,7 +33,7 @@ class Process(nn.Module, ABC):
     protocol = "paper"
     reads = frozenset(
         {
-            *("model.blur_sigma_min", "model.blur_sigma_max", "model.sigma", "model.delta_over_sigma"),
+            *("model.blur_schedule", "model.blur_sigma_min", "model.blur_sigma_max", "model.sigma", "model.delta_over_sigma"),
             *("training.level_weighting", "training.noise_images"),
         }
     )

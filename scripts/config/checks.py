@@ -8,7 +8,8 @@ from ml_collections import ConfigDict
 
 from configs import default
 from scripts.config.load import flatten, refuse_unknown
-from scripts.errors import UserError
+from scripts.config.schedule import LOG, check_schedule, with_schedule
+from scripts.errors import UserError, one_line
 
 Check = tuple[str, Callable[[Any], bool]]
 """What is expected of a value, for messages, and whether a value is that."""
@@ -80,12 +81,17 @@ def validate(config: ConfigDict) -> None:
         raise UserError(f"config.model.K = {config.model.K}: must be at least 2 with model.protocol = 'released'")
     if config.model.protocol == "released" and config.model.chain:
         raise UserError(f"config.model.chain = {config.model.chain!r}: must be empty with model.protocol = 'released'")
-    from model_code import check_buildable  # imports PyTorch
+    from model_code import build_process, check_buildable  # imports PyTorch
 
     try:
-        check_buildable(config)
+        check_buildable(in_log := with_schedule(config, LOG))
     except ValueError as error:
         raise UserError(str(error)) from None
+    schedule = config.model.blur_schedule
+    if schedule != LOG and "model.blur_schedule" not in build_process(in_log).reads:
+        other = f"process {config.model.process!r} has a blur schedule of its own"
+        raise UserError(f"config.model.blur_schedule = {one_line(repr(schedule))[:100]}: {other}; must be left at 'log'")
+    check_schedule(config)
 
 
 def unread(config: ConfigDict) -> list[str]:
@@ -94,6 +100,6 @@ def unread(config: ConfigDict) -> list[str]:
     from model_code.process import Process
 
     given, defaults = (dict(flatten(c)) for c in (config, default.get_config()))
-    keys = sorted(Process.reads - build_process(config).reads)
+    keys = sorted(Process.reads - build_process(with_schedule(config, LOG)).reads)
     name = config.model.process
     return [f"config.{key} = {given[key]}: not read by process {name}" for key in keys if given[key] != defaults[key]]

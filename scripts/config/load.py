@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from configs import default
@@ -59,15 +60,20 @@ def from_json(text: str, where: str) -> ConfigDict:
 
 def _completed(given: ConfigDict | dict, where: str) -> ConfigDict:
     """The defaults with the values of `given`. Raises UserError for unknown keys and for values of another kind."""
-    config, values = default.get_config(), dict(flatten(given))
+    config, values, schedule = default.get_config(), dict(flatten(given)), None
     refuse_unknown(values.keys() - release.KEYS)
     for key, default_value in flatten(default.get_config()):
-        if key in values:
+        if key == "model.blur_schedule" and not isinstance(values.get(key, ""), str):
+            schedule = values.pop(key)
+        elif key in values:
             value = _converted(values.pop(key), type(default_value))
             if type(value) is not type(default_value):
                 right = f"{type(default_value).__name__}, such as {default_value!r}"
                 raise UserError(f"{where}: config.{key} = {one_line(value)[:100]}: must be {right}")
             config.update_from_flattened_dict({key: value})
+    if schedule is not None:  # the release's files have a table, nearly always the one that K and both ends give
+        numbers = np.asarray(schedule).tolist()
+        config.model.blur_schedule = "log" if release.is_log(schedule, config.model) else numbers
     release.check_release_keys(values, config.model)
     return config
 

@@ -8,15 +8,16 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
+from scripts.config.schedule import log_levels
 from scripts.errors import UserError, one_line
 
 KEYS = {
     *("eval.enable_sampling", "eval.enable_loss", "eval.calculate_fids", "eval.num_samples", "data.centered"),
     *("model.conditional", "model.normalization", "model.nonlinearity", "model.skip_rescale", "model.blur_rate"),
     *("model.beta_min", "model.beta_max", "model.sigma_min", "model.sigma_max"),
-    *("model.blur_schedule", "model.use_fp16", "model.num_heads_upsample"),
+    *("model.use_fp16", "model.num_heads_upsample"),
 }
-"""Keys of the release's configuration files that are not needed here: its programs read the last three only."""
+"""Keys of the release's configuration files that are not needed here: its programs read the last two only."""
 UNREAD_FLAGS = {"final_noise": "sample.py", "eval_folder": "evaluate.py", "skip_noise_starting_from": "evaluate.py"}
 """Flags that the release's programs define and never read."""
 
@@ -39,11 +40,9 @@ def check_release_keys(given: dict[str, Any], model: ConfigDict) -> None:
 
     Raises UserError for a value with which the release would have built a model that this program does not build.
     """
-    blurs = f"0, then K = {model.K} values spaced evenly in log from {model.blur_sigma_min} to {model.blur_sigma_max}"
     for key, right, ok in (
         ("model.use_fp16", "False; config.optim.automatic_mp trains in mixed precision", lambda value: value is False),
         ("model.num_heads_upsample", f"-1 or {model.num_heads}", lambda value: value in (-1, model.num_heads)),
-        ("model.blur_schedule", blurs, lambda value: _is_implied(value, model)),
     ):
         if key in given and not ok(given[key]):
             raise UserError(f"config.{key} = {one_line(given[key])[:100]}: must be {right}")
@@ -52,10 +51,12 @@ def check_release_keys(given: dict[str, Any], model: ConfigDict) -> None:
         warnings.warn(f"{listed}: ignored, keys of the original release that are not needed here", stacklevel=2)
 
 
-def _is_implied(schedule: Sequence[float], model: ConfigDict) -> bool:
+def is_log(schedule: Sequence[float], model: ConfigDict) -> bool:
     """Whether a table of blur levels is the one that K and both ends give."""
-    expected = np.append(0.0, np.geomspace(model.blur_sigma_min, model.blur_sigma_max, model.K))
+    expected = np.array(log_levels(model.K, model.blur_sigma_min, model.blur_sigma_max))
+    if np.shape(schedule) != expected.shape:
+        return False
     found = np.array(schedule, float)
     if found[-1] == 0:  # the release's AFHQ-64 file overwrites its largest blur with 0, by mistake
         found[-1] = expected[-1]
-    return found.shape == expected.shape and np.allclose(found, expected, rtol=1e-5)
+    return np.allclose(found, expected, rtol=1e-5)

@@ -5,9 +5,12 @@ from collections.abc import Callable, Iterator
 import torch
 from ml_collections import ConfigDict
 
+from model_code.schedule import matched_schedule
 from model_code.spectrum import DCTMoments
+from scripts.config.schedule import with_schedule
 from scripts.data.images import ImageSource
 from scripts.data.loader import UnreadableImages, clean_batches
+from scripts.errors import UserError
 from scripts.runtime import distributed
 from scripts.runtime.progress import progress_bar
 
@@ -49,3 +52,14 @@ def dct_moments(source: ImageSource, config: ConfigDict, unreadable: UnreadableI
         pass
     unreadable.share()
     return share_moments(moments)
+
+
+def matched_to(config: ConfigDict, moments: DCTMoments) -> ConfigDict:
+    """The configuration with blur levels that are matched to the images' spectrum. Raises UserError if there are none."""
+    model = config.model
+    try:
+        power = moments.variance.sum(0)
+        levels = matched_schedule(power, model.K, model.blur_sigma_min, model.blur_sigma_max)
+    except ValueError as error:
+        raise UserError(f"config.model.blur_schedule = 'matched': {error}") from None
+    return with_schedule(config, distributed.from_main(levels.tolist()))

@@ -1,5 +1,6 @@
 """The bound on -log p(u_0) of a checkpoint: levels to look at, what the network does there, a table and a picture by level."""
 
+import copy
 import csv
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -10,7 +11,6 @@ from typing import Any
 import torch
 from ml_collections import ConfigDict
 
-from model_code import build_process
 from model_code.elbo import bits_per_dim
 from model_code.kernels import ReverseKernel
 from model_code.prior import DataPrior, Prior
@@ -192,7 +192,7 @@ class BoundEvaluation:
         _, prior, measurement = self._measured
         if not distributed.is_main():
             return []
-        process = likelihood_of(build_process(self.config))  # on the CPU, as the measurement is
+        process = likelihood_of(copy.deepcopy(sampler.process).cpu())  # where the measurement is
         bound = measurement.bound(process, prior, kernel)
         settings = sampler.settings(self.config, trained) | {
             "checkpoint": checkpoint,

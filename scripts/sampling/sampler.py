@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from ml_collections import ConfigDict
 
-from model_code import build_process
 from model_code.kernels import ReverseKernel, starting_at
 from model_code.prior import DataPrior, Prior
 from model_code.process import Denoiser, Measured, Process
@@ -208,7 +207,7 @@ def load_sampler(
     if distributed.world_size() > 1 and len(set(distributed.gather(trained.weights_crc32))) > 1:
         # A training that goes on replaces the newest.
         raise UserError(f"{trained.path}: changed while it was read; --checkpoint=n names one that no training replaces")
-    process = build_process(config)
+    process = trained.process
     prior = trained.prior if seeds is None else DataPrior(seeds.count, seeds.images, lambda u: u)  # not yet blurred
     if prior is None or from_data:
         if not from_data:

@@ -4,7 +4,8 @@ A run directory holds `checkpoints-meta/checkpoint.pth`, from which a restart co
 `checkpoint_previous.pth`, and numbered ones, `checkpoints/checkpoint_n.pth`. A file holds `step`, `config` (JSON), `ema`, and
 
 - to continue training: `model`, `optimizer`, `scaler`, `data`
-- to sample without the training images: `prior`, the process's prior states, and `noise`, what reverse kernels are made from
+- to sample without the training images: `prior`, the process's prior states, `noise`, what reverse kernels are made from, and
+  `sigma_B`, the blur levels, float64 (K + 1,), unless they are spaced evenly in log
 - for the record: `precision` of the training, `provenance`
 """
 
@@ -25,9 +26,10 @@ from torch import nn
 
 from model_code import build_model, build_process
 from model_code.prior import Prior
-from model_code.process import Measured
-from scripts.config.comparison import FREE_IN_INFERENCE, refuse_differences
+from model_code.process import Measured, Process
+from scripts.config.comparison import FREE_IN_INFERENCE, with_levels
 from scripts.config.load import from_json, to_json
+from scripts.config.schedule import settled
 from scripts.errors import UserError, one_line
 from scripts.storage.files import atomic_write, sync
 
@@ -200,6 +202,8 @@ class TrainedModel:
 
     model: nn.Module
     """With EMA weights, in eval mode, on the CPU."""
+    process: Process
+    """With the checkpoint's blur levels, on the CPU."""
     prior: Prior | None
     dequantized: bool
     """Whether the prior is of dequantised images."""
@@ -243,10 +247,9 @@ def read_measured(path: Path, kept: Measured, step: int, weights_crc32: int) -> 
 def load_trained(config: ConfigDict, workdir: Path | str, checkpoint: int) -> TrainedModel:
     """Checkpoint number `checkpoint` of a run, 0 for the newest. Raises UserError if it is missing or does not fit `config`."""
     path, contents = _find(Path(workdir), checkpoint)
-    if "config" in contents:
-        refuse_differences(contents["config"], config, FREE_IN_INFERENCE, str(path))
+    known = with_levels(config, contents, FREE_IN_INFERENCE, str(path)) if "config" in contents else settled(config)
     try:
-        model, process = build_model(config), build_process(config)
+        model, process = build_model(config), build_process(known)
         prior = process.prior_from_state(contents["prior"]) if "prior" in contents else None
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
@@ -254,7 +257,7 @@ def load_trained(config: ConfigDict, workdir: Path | str, checkpoint: int) -> Tr
     dequantized = json.loads(contents.get("config", to_json(config)))["data"]["uniform_dequantization"]
     precision, kept = contents.get("precision", ""), contents.get("noise")
     crc32 = weights_checksum(averages(contents))
-    return TrainedModel(model.eval(), prior, dequantized, precision, contents["step"], crc32, path, kept)
+    return TrainedModel(model.eval(), process, prior, dequantized, precision, contents["step"], crc32, path, kept)
 
 
 def saved_config(workdir: Path, checkpoint: int) -> ConfigDict:

@@ -17,7 +17,7 @@ from scripts.errors import UserError
 from scripts.storage import checkpoint
 from scripts.storage.files import make_directory, read_json_lines
 
-KEPT = ("step", "config", "data", "prior", "precision")
+KEPT = ("step", "config", "sigma_B", "data", "prior", "precision")
 
 
 def publish(workdir: Path, out: Path) -> Path:

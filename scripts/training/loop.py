@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from scripts.config.checks import unread, validate
 from scripts.config.load import to_json
+from scripts.config.schedule import settled
 from scripts.data.datasets import load_images
 from scripts.data.loader import ReadingFailed, TrainBatches, none_readable, train_loader
 from scripts.errors import UserError, expected
@@ -41,6 +42,8 @@ def train(config: ConfigDict, workdir: Path) -> int:
     if size % microbatches:
         split = f"{distributed.world_size()} processes and config.training.accumulation_steps"
         raise UserError(f"config.training.batch_size = {size}: must be a multiple of {microbatches}, for {split}")
+    if not checkpoint.existing(workdir):
+        settled(config)  # reads levels from a file, which a run that goes on can do without
     device = distributed.device(config.device)
     start_anew = config.training.init_from and not checkpoint.existing(workdir)
     initial = InitialWeights.read(config) if start_anew else None
@@ -56,7 +59,7 @@ def train(config: ConfigDict, workdir: Path) -> int:
             print(f"{interruption}: stopped before there was anything to save")
             return interruption.exit_code
         trainer, first_step = run.trainer, run.trainer.step
-        print(describe(config, trainer.precision, len(images[0]), len(images[1]), first_step), flush=True)
+        print(describe(trainer.config, trainer.precision, len(images[0]), len(images[1]), first_step), flush=True)
         try:
             loop(run)
         except Interrupted as interruption:

@@ -8,12 +8,15 @@ from typing import Any
 import torch
 from ml_collections import ConfigDict
 
+from model_code import build_process
 from model_code.prior import Prior
-from scripts.config.comparison import FREE_ON_RESUME, differences, refuse_differences
+from model_code.spectrum import DCTMoments
+from scripts.config.comparison import FREE_ON_RESUME, differences, with_levels
 from scripts.config.load import RUN_CONFIG, to_json
+from scripts.config.schedule import LOG, MATCHED, settled, with_schedule
 from scripts.data.images import ImageSource, fingerprint
 from scripts.data.loader import HeldOutBatches, ReadingFailed, UnreadableImages, first_readable, none_readable
-from scripts.data.training_set import training_images
+from scripts.data.training_set import matched_to, share_moments, training_images
 from scripts.errors import UserError, one_line
 from scripts.runtime import distributed
 from scripts.runtime.device import Precision, device_name
@@ -46,7 +49,7 @@ class Run:
     ) -> None:
         """images: to train on; initial: for a new run. Raises Interrupted, and UserError if the checkpoint does not fit."""
         self.config, self.workdir, self.guard, self.images = config, workdir, guard, images
-        self.trainer, self.unreadable = Trainer(config, device), UnreadableImages()
+        self.unreadable = UnreadableImages()
         data, evaluation = config.data, config.eval
         self.held_out = HeldOutBatches(
             held_out, config.seed, evaluation.batch_size, evaluation.num_images, data.uniform_dequantization, data.num_workers
@@ -59,13 +62,16 @@ class Run:
         self.provenance = provenance(config, device=device_name(device), world_size=distributed.world_size())
         saved = checkpoint.read_to_resume(workdir)
         if saved is None:
+            known, self.prior = read_training_set(config, images, guard, self.unreadable)
+            self.trainer = Trainer(known, device)
             if initial is not None:
                 self.trainer.start_from(initial.weights)
                 print(f"weights of {initial.record['file']} at step {initial.record['step']}, from {config.training.init_from}")
-            self.prior = build_prior(self.trainer, images, guard, self.unreadable)
             origin, changes = (initial.record, initial.changes) if initial else (None, {})
         else:
-            self.prior, changes = resume(self.trainer, saved, self.data, workdir)
+            known = with_levels(config, saved, FREE_ON_RESUME, f"the checkpoint in {workdir}")
+            self.trainer = Trainer(known, device)
+            self.prior, changes = resume(config, self.trainer, saved, self.data, workdir)
             origin = saved.get("provenance", {}).get("init_from")
         self.start: dict[str, Any] = {"event": "started" if saved is None else "resumed", "changed_config": changes}
         self.provenance |= {} if origin is None else {"init_from": origin}
@@ -111,9 +117,11 @@ class Run:
         """All that is in a checkpoint, as plain data."""
         if not self.trainer.all_finite():
             raise UserError(diverged(self, "weights or averages are not finite, and not saved; earlier checkpoints are intact"))
+        schedule = self.trainer.config.model.blur_schedule
         return {
             **self.trainer.state_dict(),
             "config": to_json(self.config),
+            "sigma_B": None if isinstance(schedule, str) else torch.tensor(schedule, dtype=torch.float64),
             "data": self.data,
             "prior": self.prior.state_dict(),
             "noise": self.measured if self.measured_step == self.trainer.step else None,
@@ -127,29 +135,40 @@ def diverged(run: Run, what: str) -> str:
     return f"step {run.trainer.step}: {what}. {advice}"
 
 
-def build_prior(trainer: Trainer, images: ImageSource, guard: InterruptionGuard, unreadable: UnreadableImages) -> Prior:
-    """The prior of all training images, and of their mirror images if training mirrors them.
+def read_training_set(
+    config: ConfigDict, images: ImageSource, guard: InterruptionGuard, unreadable: UnreadableImages
+) -> tuple[ConfigDict, Prior]:
+    """The configuration with its blur levels, matched to the training images if it says so, and the prior, from one pass.
 
-    Raises Interrupted, and ReadingFailed if no image can be read.
+    Raises Interrupted, ReadingFailed if no image can be read, and UserError if no levels can be matched.
     """
-    batches = training_images(images, trainer.config, unreadable, "the prior", lambda _: guard.check())
+    known, moments = settled(config), DCTMoments(*images.shape)
+    matched = known.model.blur_schedule == MATCHED
+
+    def each(batch: torch.Tensor) -> None:
+        guard.check()
+        if matched:
+            moments.add(batch)
+
+    process = build_process(with_schedule(known, LOG) if matched else known)  # the prior depends on the last level alone
     with guard.until_interrupted():
-        prior = trainer.process.build_prior(batches)
+        prior = process.build_prior(training_images(images, config, unreadable, "the prior", each))
     unreadable.share()
     unreadable.sum_up(len(images), "training images")
     prior = prior.gathered(distributed.gather_rows)
     if len(prior) == 0:
         raise none_readable(sorted(unreadable))
-    return prior
+    return matched_to(config, share_moments(moments)) if matched else known, prior
 
 
-def resume(trainer: Trainer, saved: Contents, data: dict[str, int], workdir: Path) -> tuple[Prior, dict[str, str]]:
+def resume(
+    config: ConfigDict, trainer: Trainer, saved: Contents, data: dict[str, int], workdir: Path
+) -> tuple[Prior, dict[str, str]]:
     """Load a checkpoint into `trainer`. Returns its prior, and what has changed in the configuration since.
 
     data: the fingerprint of the training images. Raises UserError if the checkpoint is one of other images or another model.
     """
-    config, where = trainer.config, f"the checkpoint in {workdir}"
-    refuse_differences(saved["config"], config, FREE_ON_RESUME, where)
+    where = f"the checkpoint in {workdir}"
     if any(saved["data"].get(key, value) != value for key, value in data.items()):  # earlier versions had fewer keys
         raise UserError(
             f"{where} was trained on other images than {config.data.dataset!r} now has ({saved['data']['num_images']} then, "

@@ -41,7 +41,7 @@ def training_config(place: Path, **overrides: object) -> ConfigDict:
     settings = {
         "data__dataset": "folder", "data__path": str(place / "folder"), "training__n_iters": STEPS, "training__log_freq": 1,
         "training__batch_size": 8, "training__eval_freq": 5, "training__sampling_freq": 5, "eval__num_images": 5,
-        "model__dropout": 0.0, "optim__warmup": 100, "data__uniform_dequantization": True,
+        "model__dropout": 0.0, "optim__warmup": 100, "data__uniform_dequantization": True, "model__blur_schedule": "matched",
     }  # fmt: skip
     return tiny_config(**{**settings, **overrides})
 
