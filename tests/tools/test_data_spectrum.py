@@ -1,0 +1,87 @@
+"""What the tool says about fields whose spectra are known, and what it writes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.fft import idctn
+
+from model_code.blur import blur_schedule
+from model_code.schedule import removed_variance
+from model_code.spectrum import radii_of
+from scripts.config.checks import validate
+from scripts.config.paths import ROOT
+from tests.conftest import tiny_config
+from tests.model_code.test_spectrum import field
+
+CONFIG = ("--config=configs/mnist/quickstart.py", "--config.data.dataset=npy")
+
+
+def tool(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "scripts.tools.data_spectrum", *CONFIG, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def fields(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """400 images of 28 x 28 with power 1 / radius^2."""
+    images = field(-2.0, 400, 28)[:, 0].numpy()
+    path = tmp_path_factory.mktemp("fields") / "fields.npy"
+    np.save(path, np.clip(128 + 40 * images / images.std(), 0, 255).astype(np.uint8))
+    return path
+
+
+def test_tables_a_schedule_and_a_picture(fields: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "schedule.npy"
+    done = tool(f"--config.data.path={fields}", f"--out={out}", "--config.model.K=12")
+    assert done.returncode == 0, done.stderr
+    assert "spectrum of 360 images: power ~ radius^-2.0" in done.stdout or "radius^-1.9" in done.stdout
+    rows = {line[:60].strip(): line[60:].split() for line in done.stdout.splitlines() if len(line) > 60}
+    assert rows["schedule"] == ["log", "matched"]
+    log_spread, matched_spread = map(float, rows["variance removed by a step, k = 2..K: largest / smallest"])
+    assert log_spread > 1.5
+    assert matched_spread < 1.01
+    octaves = [list(map(int, row)) for name, row in rows.items() if name.startswith("levels with")]
+    assert np.sum(octaves, 0).tolist() == [12, 12]
+    schedule = np.load(out)
+    assert (schedule[0], schedule[1], schedule[-1], schedule.shape) == (0, 0.5, 20, (13,))
+    validate(tiny_config(model__K=12, model__blur_schedule=str(out)))
+    power = torch.where(radii_of(28, 28) > 0, radii_of(28, 28).clamp(min=1) ** -2, 0)
+    found, log = (removed_variance(s, power)[1:] for s in (torch.from_numpy(schedule), blur_schedule(12, 0.5, 20.0)))
+    assert found.max() / found.min() < 1.3 < log.max() / log.min(), (
+        "of the true spectrum, which 360 images show to some percent"
+    )
+    with Image.open(out.with_suffix(".png")) as picture:
+        assert picture.width > 1000
+    again = tool(f"--config.data.path={fields}", f"--out={out}")
+    assert again.returncode == 2
+    assert "must be a new file" in again.stderr
+
+
+def test_shares_of_octaves_and_of_the_last_blur(tmp_path: Path) -> None:
+    """All variance in one frequency: its octave has it all, and blur leaves exp(-lambda sigma_B^2) of it."""
+    coefficients = np.zeros((100, 32, 32))
+    coefficients[:, 0, 5] = np.where(np.arange(100) % 2, 700, -700)
+    np.save(tmp_path / "waves.npy", np.rint(128 + idctn(coefficients, axes=(1, 2), norm="ortho")).astype(np.uint8))
+    done = tool(f"--config.data.path={tmp_path / 'waves.npy'}", "--config.data.image_size=32", "--config.model.K=2")
+    assert "    8 to 16              100.00%" in done.stdout or "99.9" in done.stdout, done.stdout + done.stderr
+    kept = np.exp(-((np.pi * 5 / 32) ** 2) * (32 / 8) ** 2)
+    assert f"     4  W / 8       {kept:>12.2%}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--out=schedule.txt"], "--out=schedule.txt: must be a new file, such as schedule.npy"),
+        (["--config.model.blur_sigma_max=0.5"], "config.model.blur_sigma_max = 0.5: must be greater than"),
+        (["--config.data.path=/not/there.npy"], "cannot be used"),
+    ],
+)
+def test_bad_input(arguments: list[str], message: str, fields: Path) -> None:
+    done = tool(f"--config.data.path={fields}", *arguments)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert message in done.stderr
