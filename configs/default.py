@@ -39,6 +39,8 @@ def _training() -> ConfigDict:
     training.num_samples = 16  # images in each of those pictures
     training.noise_images = 48  # training images from which reverse kernels are measured, each at all levels
     training.snapshot_freq = 50000  # steps between numbered checkpoints: checkpoint_n is step n * snapshot_freq
+    training.snapshot_full = False  # numbered checkpoints with weights and optimizer, too: four times as large
+    training.keep_snapshots = 0  # so many numbered checkpoints are kept, the last ones; 0 keeps all
     training.snapshot_freq_for_preemption = 10000  # steps between saves of the checkpoint that a restart continues from
     training.max_nonfinite_steps = 10  # successive steps skipped for a non-finite loss or gradient, at which the run stops
     return training

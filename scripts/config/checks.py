@@ -37,6 +37,7 @@ CHECKS: dict[str, Check] = {
     "training.num_samples": _AT_LEAST_1,
     "training.noise_images": ("at least 2", lambda value: value >= 2),
     "training.snapshot_freq": _AT_LEAST_1,
+    "training.keep_snapshots": _AT_LEAST_0,
     "training.snapshot_freq_for_preemption": _AT_LEAST_1,
     "training.max_nonfinite_steps": _AT_LEAST_1,
     "eval.batch_size": _AT_LEAST_1,

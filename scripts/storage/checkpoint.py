@@ -3,13 +3,12 @@
 A run directory holds `checkpoints-meta/checkpoint.pth`, from which a restart continues, its predecessor as
 `checkpoint_previous.pth`, and numbered ones, `checkpoints/checkpoint_n.pth`. A file holds `step`, `config` (JSON), `ema`, and
 
-- to continue training: `model`, `optimizer`, `scaler`, `data`
+- to continue training: `model`, `optimizer`, `scaler`, `data`; numbered ones have the last alone, see `snapshots.py`
 - to sample without the training images: `prior`, the process's prior states, `noise`, what reverse kernels are made from, and
   `sigma_B`, the blur levels, float64 (K + 1,), unless they are spaced evenly in log
 - for the record: `precision` of the training, `provenance`
 """
 
-import contextlib
 import json
 import warnings
 import zipfile
@@ -55,23 +54,6 @@ def meta_path(workdir: Path) -> Path:
 def numbered_path(workdir: Path, number: int) -> Path:
     """The number-th snapshot of a run, from 1."""
     return workdir / "checkpoints" / f"checkpoint_{number}.pth"
-
-
-def free_number(workdir: Path, usual: int, step: int) -> Path:
-    """Where the snapshot of `step` goes: to number `usual`, or behind all others if that is another step's.
-
-    That happens to a run that goes on with another snapshot_freq or n_iters. A step that is done again has its own number.
-    """
-    steps = {number: _step(numbered_path(workdir, number)) for number in _numbers(workdir)}
-    own = [number for number, found in steps.items() if found == step]
-    return numbered_path(workdir, own[0] if own else usual if usual not in steps else max(steps) + 1)
-
-
-def _step(path: Path) -> int | None:
-    """The step of a checkpoint, without reading its tensors; None if it cannot be read."""
-    with contextlib.suppress(Exception):
-        return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["step"])
-    return None
 
 
 def noise_path(path: Path) -> Path:
@@ -160,7 +142,7 @@ def is_release(contents: Any) -> bool:
 
 def existing(workdir: Path) -> list[Path]:
     """The checkpoints of a run, the newest first."""
-    numbered = [numbered_path(workdir, number) for number in reversed(_numbers(workdir))]
+    numbered = [numbered_path(workdir, number) for number in reversed(numbers(workdir))]
     return [path for path in (meta_path(workdir), previous_path(workdir), *numbered) if path.is_file()]
 
 
@@ -191,7 +173,8 @@ def read_to_resume(workdir: Path) -> Contents | None:
     return contents
 
 
-def _numbers(workdir: Path) -> list[int]:
+def numbers(workdir: Path) -> list[int]:
+    """Of the numbered checkpoints of a run, ascending."""
     stems = (path.stem.removeprefix("checkpoint_") for path in numbered_path(workdir, 0).parent.glob("checkpoint_*.pth"))
     return sorted(int(number) for number in stems if number.isdecimal())
 
@@ -271,7 +254,7 @@ def saved_config(workdir: Path, checkpoint: int) -> ConfigDict:
 def _find(workdir: Path, checkpoint: int) -> tuple[Path, Contents]:
     path = numbered_path(workdir, checkpoint)
     if checkpoint > 0 and not path.is_file():
-        there = ", ".join(map(str, _numbers(workdir))) or "none"
+        there = ", ".join(map(str, numbers(workdir))) or "none"
         raise UserError(f"--checkpoint={checkpoint}: {workdir} has no {path.relative_to(workdir)}; there are {there}")
     found = (path, read(path)) if checkpoint > 0 else read_newest(workdir)
     if found is None:

@@ -16,8 +16,7 @@ from scripts.config.load import RUN_CONFIG
 from scripts.errors import UserError
 from scripts.storage import checkpoint
 from scripts.storage.files import make_directory, read_json_lines
-
-KEPT = ("step", "config", "sigma_B", "data", "prior", "precision")
+from scripts.storage.snapshots import for_sampling
 
 
 def publish(workdir: Path, out: Path) -> Path:
@@ -35,10 +34,8 @@ def publish(workdir: Path, out: Path) -> Path:
     provenance = contents.get("provenance", {})  # earlier versions had none
     # Of absolute paths only the last part, as the rest may be private.
     provenance["command"] = re.sub(r"(?<![^\s=])/\S*/", "", provenance.get("command", ""))
-    ema = {"shadow": contents["ema"]["shadow"]}  # without the count of updates, which only training needs
     path = checkpoint.numbered_path(make_directory(out, "--out"), 1)
-    kept = {name: contents[name] for name in KEPT if name in contents} | {"noise": measured}
-    checkpoint.write(path, kept | {"ema": ema, "provenance": provenance})
+    checkpoint.write(path, for_sampling(contents) | {"noise": measured, "provenance": provenance})
     config = json.loads(contents["config"]) | {"provenance": provenance}
     (out / RUN_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     rows = [row for row in read_json_lines(workdir / "metrics.jsonl") if "event" not in row]  # events repeat the command

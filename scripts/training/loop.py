@@ -26,6 +26,7 @@ from scripts.training.interruption import Interrupted, InterruptionGuard
 from scripts.training.log import LossWindow, MetricsWriter
 from scripts.training.nonfinite import note_nonfinite
 from scripts.training.plan import describe
+from scripts.training.room import require_room
 from scripts.training.run import Run
 from scripts.training.step import held_out_losses
 
@@ -48,6 +49,8 @@ def train(config: ConfigDict, workdir: Path) -> int:
     start_anew = config.training.init_from and not checkpoint.existing(workdir)
     initial = InitialWeights.read(config) if start_anew else None
     images = load_images(config.data, "train"), load_images(config.data, "held_out")
+    if distributed.is_main():
+        require_room(config, workdir)
     distributed.barrier()  # nothing is written before all processes have found the data
     make_directory(workdir, "--workdir")
     busy = f"--workdir={workdir}: another training is running there; choose another, or wait"

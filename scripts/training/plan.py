@@ -7,10 +7,12 @@ from ml_collections import ConfigDict
 from torch.utils.flop_counter import FlopCounterMode
 
 from model_code import build_model, build_process
+from model_code.process import configured_chain
 from scripts.config.checks import validate
 from scripts.runtime import distributed
 from scripts.runtime.device import Precision, device_name
 from scripts.runtime.progress import duration
+from scripts.training.room import in_words, large_files
 
 H100_TFLOPS = {"float32": 67, "bfloat16": 989, "float16": 989}
 
@@ -70,7 +72,7 @@ def plan(config: ConfigDict, tflops: float | None, utilization: float) -> str:
     """
     validate(config)
     precision, work, training = Precision.of(config, torch.device("cuda")), Work.of(config), config.training
-    calls = len(build_process(config).chain) - 1
+    calls = len(configured_chain(config)) - 1
     tflops = tflops or H100_TFLOPS[precision.name]
     batch_work, sample_work, speed = training.batch_size * work.training, calls * work.forward, tflops * 1e12 * utilization
     table = f"""\
@@ -79,6 +81,7 @@ An estimate, not a measurement: operations are counted, speeds are assumed.
 network    {work}; {precision}
 training   {training.n_iters:,} steps of {training.batch_size} images, {batch_work / 1e12:.3g} TFLOP each
 sampling   {calls} forward passes, {sample_work / 1e12:.3g} TFLOP an image
+disk       {in_words(large_files(config))}
 assumed    {tflops:g} TFLOP/s a device, {utilization:.0%} of it reached (--plan_tflops, --plan_utilization);
            gradients exchanged during the backward pass, 300 GB/s in a machine of 8, 50 GB/s between machines
 

@@ -21,7 +21,7 @@ from scripts.errors import UserError, one_line
 from scripts.runtime import distributed
 from scripts.runtime.device import Precision, device_name
 from scripts.sampling.measurement import calibrate, images_to_measure
-from scripts.storage import checkpoint
+from scripts.storage import checkpoint, snapshots
 from scripts.storage.checkpoint import Contents
 from scripts.storage.files import atomic_write
 from scripts.storage.provenance import provenance
@@ -103,8 +103,10 @@ class Run:
         self.calibrate()
         if distributed.is_main():
             # Rounded up: a last step between two snapshots has a number of its own, and never 0, which means "newest".
-            usual = math.ceil(step / training.snapshot_freq)
-            checkpoint.write(checkpoint.free_number(self.workdir, usual, step), self._contents())
+            path = snapshots.free_number(self.workdir, math.ceil(step / training.snapshot_freq), step)
+            contents = self._contents()
+            checkpoint.write(path, contents if training.snapshot_full else snapshots.for_sampling(contents))
+            snapshots.delete_all_but(self.workdir, training.keep_snapshots)
         if self.trainer.nonfinite_in_a_row == 0 or step == training.n_iters:
             self.save()
 

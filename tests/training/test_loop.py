@@ -276,7 +276,9 @@ def test_a_snapshot_never_takes_the_place_of_another_steps(tiny_array: Path, tmp
     """Going on with another snapshot_freq or n_iters; a step that is done again has the number that it had."""
 
     def steps(n_iters: int, freq: int) -> dict[int, int]:
-        assert train(array_config(tiny_array, training__n_iters=n_iters, training__snapshot_freq=freq), tmp_path) == 0
+        settings = {"n_iters": n_iters, "snapshot_freq": freq, "snapshot_full": True}
+        config = array_config(tiny_array, **{f"training__{key}": value for key, value in settings.items()})
+        assert train(config, tmp_path) == 0
         paths = (tmp_path / "checkpoints").glob("*.pth")
         return {int(path.stem.removeprefix("checkpoint_")): read(path)["step"] for path in paths}
 
