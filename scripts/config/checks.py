@@ -1,6 +1,7 @@
 """Whether a configuration can be used, asked once, before anything is made or read."""
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,14 @@ _AT_LEAST_0: Check = "at least 0", lambda value: 0 <= value < math.inf
 _POSITIVE: Check = "greater than 0", lambda value: 0 < value < math.inf
 _FRACTION: Check = "in [0, 1)", lambda value: 0 <= value < 1
 
+
+def _is_group_pattern(text: str) -> bool:
+    try:
+        return text == "" or re.compile(text).groups > 0
+    except re.error:
+        return False
+
+
 CHECKS: dict[str, Check] = {
     "seed": ("an integer from 0 to 2^64 - 1", lambda value: 0 <= value < 2**64),
     "compile": _one_of("none", "default", "reduce-overhead", "max-autotune"),
@@ -42,6 +51,7 @@ CHECKS: dict[str, Check] = {
     "training.max_nonfinite_steps": _AT_LEAST_1,
     "eval.batch_size": _AT_LEAST_1,
     "eval.num_images": _AT_LEAST_0,
+    "data.group_pattern": ("a regular expression with a group, such as '(sub-[0-9]+)'", _is_group_pattern),
     "data.image_size": _AT_LEAST_1,
     "data.num_channels": _one_of(1, 3),
     "data.num_workers": ("at least 0, or -1", lambda value: value >= -1),
@@ -78,6 +88,9 @@ def validate(config: ConfigDict) -> None:
         raise UserError(
             f"config.training.accumulation_steps = {steps}: must be a divisor of training.batch_size = {batch_size}"
         )
+    if config.data.group_pattern and config.data.held_out_path:
+        shown = f"config.data.group_pattern = {config.data.group_pattern!r}"
+        raise UserError(f"{shown}: must be empty with config.data.held_out_path = {config.data.held_out_path!r}")
     if config.model.protocol == "released" and config.model.K < 2:
         raise UserError(f"config.model.K = {config.model.K}: must be at least 2 with model.protocol = 'released'")
     if config.model.protocol == "released" and config.model.chain:

@@ -40,6 +40,9 @@ def _shown(values: Mapping[str, Any], key: str) -> str:
 
 def refuse_differences(saved: str, config: ConfigDict, free: set[str], where: str) -> None:
     """Raise UserError if `config` describes other weights or data than the JSON `saved` of the checkpoint `where`."""
+    before = json.loads(saved)["data"].get("held_out_path", "")
+    if bool(before) == bool(config.data.held_out_path):  # data may move; which of them were held out may not change
+        free = free | {"data.held_out_path"}
     changed = {
         key: change
         for key, change in differences(saved, config).items()

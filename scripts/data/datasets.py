@@ -1,6 +1,8 @@
 """From the name of a data set to its images, their labels, and which of them are held out."""
 
 import fcntl
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from hashlib import blake2b
@@ -13,7 +15,7 @@ from ml_collections import ConfigDict
 from scripts.config.paths import user_path
 from scripts.data.images import ArrayImages, FolderImages, ImageSource, LsunImages, UnreadableImage, bilinear, list_images
 from scripts.data.packs import PackedImages, read_pack
-from scripts.errors import UserError, one_line
+from scripts.errors import UserError, one_line, printable
 from scripts.storage.files import read_npz
 
 Split = Literal["train", "held_out", "all"]
@@ -44,14 +46,26 @@ def load_images(data: ConfigDict, split: Split) -> ImageSource:
     if not data.path and data_set.place is None:
         raise UserError(f"{value}: config.data.path is empty; set it to {data_set.right}")
     place = user_path(data.path, "config.data.path") if data.path else DATA / str(data_set.place)
+    pattern, open_part, of_files = data.group_pattern, data_set.open, data_set.open is _open_folder
+    if pattern and not of_files:
+        raise UserError(f"config.data.group_pattern = {pattern!r}: {value} is split otherwise; must be empty")
+    if data.held_out_path:
+        if split == "held_out":
+            return open_images(data.held_out_path, "config.data.held_out_path", data.image_size, data.num_channels)
+        if data.dataset.lower() in UNDIVIDED:
+            _require_apart(data.held_out_path, place)
+            split = "all"
     try:
         parts = read_pack(place, data)
         if parts is None:
-            return data_set.open(place, split, data.image_size, data.num_channels)
+            open_part = partial(_open_folder, group_pattern=pattern) if of_files else open_part
+            return open_part(place, split, data.image_size, data.num_channels)
         if split in parts:
             return PackedImages(place, split, parts[split])
-        keys = _keys(parts["all"]["names"] if data_set.open is _open_folder else range(parts["all"]["shape"][0]))
+        keys = _keys(parts["all"]["names"] if of_files else range(parts["all"]["shape"][0]), pattern)
         return PackedImages(place, "all", parts["all"], split_indices(keys, split))
+    except UserError:
+        raise
     except Exception as error:  # NumPy, torchvision, pickle and LMDB each have their own ways to say "damaged"
         reason = one_line(error) or type(error).__name__
         right = data_set.right.format(place=place)
@@ -110,6 +124,9 @@ def load_labelled(data: ConfigDict, split: Split) -> tuple[ImageSource, np.ndarr
             f"--feature_extractor=classifier: config.data.dataset = {data.dataset!r} has no labels, "
             f"{', '.join(LABELLED)} have; use --feature_extractor=inception"
         )
+    if data.held_out_path and split == "held_out":
+        shown = f"config.data.held_out_path = {data.held_out_path!r}"
+        raise UserError(f"{shown}: has no labels; use --feature_extractor=inception")
     source = load_images(data, split)
     assert isinstance(source, ArrayImages)
     assert source.labels is not None
@@ -119,19 +136,35 @@ def load_labelled(data: ConfigDict, split: Split) -> tuple[ImageSource, np.ndarr
 def split_indices(keys: Sequence[bytes], split: Split) -> np.ndarray:
     """Indices, ascending, of the keys that belong to `split`: a tenth is held out, at least one image and at most 1000.
 
-    Ranked by a hash of each image's own key, so that neither seed nor order matters. A cryptographic hash, because the ranks of
-    similar keys, such as row numbers, must be as good as random; those of a CRC are not.
+    Images with equal keys stay together, so that the last ones may exceed that. Ranked by a hash of the key, so that neither
+    seed nor order matters. A cryptographic hash, because the ranks of similar keys, such as row numbers, must be as good as
+    random; those of a CRC are not.
     """
     if split == "all":
         return np.arange(len(keys))
-    ranked = sorted(range(len(keys)), key=lambda i: blake2b(keys[i], digest_size=8).digest())
-    num_held_out = min(max(1, len(keys) // 10), 1000)
-    return np.sort(np.array(ranked[:num_held_out] if split == "held_out" else ranked[num_held_out:], dtype=np.int64))
+    counts, held_out, wanted = Counter(keys), set[bytes](), min(max(1, len(keys) // 10), 1000)
+    for key in sorted(counts, key=lambda key: blake2b(key, digest_size=8).digest())[: max(1, len(counts) - 1)]:
+        if wanted <= 0:
+            break
+        held_out.add(key)
+        wanted -= counts[key]
+    return np.flatnonzero([(key in held_out) == (split == "held_out") for key in keys])
 
 
-def _keys(names: Iterable[str | int]) -> list[bytes]:
-    """What `split_indices` takes of names of files or numbers of rows."""
-    return [str(name).encode("utf-8", "surrogateescape") for name in names]
+def _keys(names: Iterable[str | int], group_pattern: str = "") -> list[bytes]:
+    """What `split_indices` takes of names of files or numbers of rows: themselves, or what the pattern's first group matches.
+
+    Raises UserError for a name that does not match, and if there is only one subject.
+    """
+    keys, shown = [str(name) for name in names], f"config.data.group_pattern = {group_pattern!r}"
+    for i, name in enumerate(keys if group_pattern else ()):
+        match = re.search(group_pattern, name)
+        if match is None or match[1] is None:
+            raise UserError(f"{shown}: must match every file, but does not match {printable(name)}")
+        keys[i] = match[1]
+    if group_pattern and len(set(keys)) < 2:
+        raise UserError(f"{shown}: must tell at least 2 subjects apart, but all files are of {keys[0]!r}")
+    return [key.encode("utf-8", "surrogateescape") for key in keys]
 
 
 def _open_embedded(path: Path, split: Split, size: int, channels: int) -> ArrayImages:
@@ -171,9 +204,9 @@ def _open_afhq(path: Path, split: Split, size: int, channels: int) -> FolderImag
     return FolderImages(folder, _images_below(folder), size, channels)
 
 
-def _open_folder(path: Path, split: Split, size: int, channels: int) -> FolderImages:
+def _open_folder(path: Path, split: Split, size: int, channels: int, group_pattern: str = "") -> FolderImages:
     paths = _images_below(path)
-    chosen = split_indices(_keys(paths), split)
+    chosen = split_indices(_keys(paths, group_pattern), split)
     return FolderImages(path, [paths[i] for i in chosen], size, channels)
 
 
@@ -190,6 +223,14 @@ def _open_npy(path: Path, split: Split, size: int, channels: int) -> ArrayImages
     if len(array) < 2:
         raise ValueError(f"{path} holds {array.dtype} {array.shape}")
     return ArrayImages(array, size, channels, split_indices(_keys(range(len(array))), split))
+
+
+def _require_apart(held_out_path: str, place: Path) -> None:
+    """Raise UserError if held-out images would be trained on."""
+    held_out, trained_on = user_path(held_out_path, "config.data.held_out_path").resolve(), place.resolve()
+    if held_out.is_relative_to(trained_on) or trained_on.is_relative_to(held_out):
+        shown = f"config.data.held_out_path = {held_out_path!r}"
+        raise UserError(f"{shown}: must be apart from config.data.path = {str(place)!r}, whose images are all trained on")
 
 
 def _require_folder(folder: Path) -> None:

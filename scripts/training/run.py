@@ -58,7 +58,7 @@ class Run:
             first_readable(held_out, 0, [])
         except ReadingFailed as error:  # here rather than at the first evaluation
             raise UserError(f"held-out images: {error}") from None
-        self.data = fingerprint(images)
+        self.data = fingerprint(images) | {f"held_out_{key}": value for key, value in fingerprint(held_out).items()}
         self.provenance = provenance(config, device=device_name(device), world_size=distributed.world_size())
         saved = checkpoint.read_to_resume(workdir)
         if saved is None:
@@ -171,10 +171,14 @@ def resume(
     data: the fingerprint of the training images. Raises UserError if the checkpoint is one of other images or another model.
     """
     where = f"the checkpoint in {workdir}"
-    if any(saved["data"].get(key, value) != value for key, value in data.items()):  # earlier versions had fewer keys
+    # Earlier versions had fewer keys.
+    other = [key for key, value in data.items() if saved["data"].get(key, value) != value]
+    if other:
+        held_out = other[0].startswith("held_out_")
+        what, count = ("evaluated on other held-out", "held_out_num_images") if held_out else ("trained on other", "num_images")
         raise UserError(
-            f"{where} was trained on other images than {config.data.dataset!r} now has ({saved['data']['num_images']} then, "
-            f"{data['num_images']} now): restore them, or choose another --workdir"
+            f"{where} was {what} images than {config.data.dataset!r} now has ({saved['data'][count]} then, "
+            f"{data[count]} now): restore them, or choose another --workdir"
         )
     changes = differences(saved["config"], config)
     if config.training.init_from and (change := changes.get("training.init_from")) is not None:

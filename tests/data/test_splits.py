@@ -1,0 +1,133 @@
+"""Splits of one's own: by subject, and held-out images that are kept apart."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from scripts.config.checks import validate
+from scripts.config.comparison import FREE_IN_INFERENCE, FREE_ON_RESUME, refuse_differences
+from scripts.config.load import to_json
+from scripts.data.datasets import load_images, load_labelled, load_whole, split_indices
+from scripts.data.packs import write_pack
+from scripts.errors import UserError
+from scripts.training.loop import train
+from tests.conftest import tiny_config
+from tests.images import data_config, names_of, save_images
+
+PATTERN = r"(sub-\d+)/"
+
+
+def both(data: ConfigDict) -> tuple[list[str], list[str]]:
+    return names_of(load_images(data, "train")), names_of(load_images(data, "held_out"))
+
+
+@pytest.fixture
+def subjects(tmp_path: Path) -> ConfigDict:
+    """Thirty subjects with 1 to 7 images each."""
+    save_images(tmp_path / "images", [f"sub-{i:02}/scan-{j}.png" for i in range(30) for j in range(1 + i % 7)])
+    data = data_config("folder", tmp_path / "images", channels=1)
+    data.group_pattern = PATTERN
+    return data
+
+
+def subject_of(name: str) -> str:
+    return name.partition("/")[0]
+
+
+def test_all_images_of_a_subject_are_on_one_side(subjects: ConfigDict, tmp_path: Path) -> None:
+    train_names, held_out = both(subjects)
+    assert not set(map(subject_of, train_names)) & set(map(subject_of, held_out))
+    whole = names_of(load_whole(subjects)["all"])
+    assert sorted(train_names + held_out) == whole
+    tenth = len(whole) // 10
+    assert tenth <= len(held_out) < tenth + 7, "a tenth of the images, and the rest of the last subject"
+    write_pack(tmp_path / "pack", subjects, load_whole(subjects))
+    subjects.path = str(tmp_path / "pack")
+    assert both(subjects) == (train_names, held_out)
+    subjects.path, subjects.group_pattern = str(tmp_path / "images"), ""
+    by_image = both(subjects)
+    assert set(map(subject_of, by_image[0])) & set(map(subject_of, by_image[1]))
+    subjects.group_pattern = "(.*)"
+    assert both(subjects) == by_image, "each image for itself is the default"
+
+
+@pytest.mark.parametrize("sizes", [[1, 1], [99, 1], [1, 99], [50, 50], [3] * 5, [1] * 100])
+def test_groups_of_any_sizes_leave_something_on_both_sides(sizes: list[int]) -> None:
+    keys = [str(group).encode() for group, size in enumerate(sizes) for _ in range(size)]
+    parts = [{keys[i] for i in split_indices(keys, split)} for split in ("train", "held_out")]
+    assert all(parts)
+    assert not parts[0] & parts[1]
+    assert len(parts[0]) + len(parts[1]) == len(sizes)
+
+
+def test_held_out_images_of_their_own(tmp_path: Path) -> None:
+    """Nothing is held out of the others; a data set with a split of its own keeps its training part."""
+    save_images(tmp_path / "images", [f"{i}.png" for i in range(30)])
+    save_images(tmp_path / "other", ["a.png", "b.png"])
+    np.save(tmp_path / "array.npy", np.zeros((20, 8, 8), np.uint8))
+    data = data_config("folder", tmp_path / "images", channels=1)
+    for path, names in ((tmp_path / "other", ["a.png", "b.png"]), (tmp_path / "array.npy", [f"image {i}" for i in range(20)])):
+        data.held_out_path = str(path)
+        assert (len(both(data)[0]), both(data)[1]) == (30, names)
+        write_pack(tmp_path / f"pack of {path.stem}", data, load_whole(data))
+        packed = data_config("folder", tmp_path / f"pack of {path.stem}", channels=1)
+        packed.held_out_path = str(path)
+        assert both(packed) == both(data)
+    array = data_config("npy", tmp_path / "array.npy", channels=1)
+    array.held_out_path = str(tmp_path / "other")
+    assert len(both(array)[0]) == 20
+    digits = data_config("mnist5k", size=28, channels=1)
+    digits.held_out_path = str(tmp_path / "other")
+    assert (len(both(digits)[0]), len(both(digits)[1])) == (4500, 2)
+    with pytest.raises(UserError, match=r"held_out_path = .*: has no labels"):
+        load_labelled(digits, "held_out")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("group_pattern", r"(sub-0\d)/", "must match every file, but does not match sub-10/scan-0.png"),
+        ("group_pattern", "(sub)-", "must tell at least 2 subjects apart, but all files are of 'sub'"),
+        ("group_pattern", "(x)?sub", "must match every file, but does not match sub-00/scan-0.png"),
+        ("held_out_path", "not/there", "not/there: cannot be used"),
+        ("held_out_path", "{images}", "must be apart from config.data.path"),
+        ("held_out_path", "{images}/sub-03", "must be apart from config.data.path"),
+        ("held_out_path", "{images}/..", "must be apart from config.data.path"),
+    ],
+)
+def test_bad_splits(key: str, value: str, message: str, subjects: ConfigDict) -> None:
+    subjects.group_pattern = ""
+    subjects[key] = value.format(images=subjects.path)
+    with pytest.raises(UserError, match=rf"^config\.data\.{key} ?= ?.*{message}") as error:
+        both(subjects)
+    assert str(error.value).count("config.data.dataset") == 0
+
+
+def test_settings_that_do_not_go_together() -> None:
+    for pattern in ("(", "sub"):
+        with pytest.raises(UserError, match=r"group_pattern = .*: must be a regular expression with a group"):
+            validate(tiny_config(data__group_pattern=pattern))
+    with pytest.raises(UserError, match=r"group_pattern = .*: must be empty with config\.data\.held_out_path = 'x'"):
+        validate(tiny_config(data__group_pattern=PATTERN, data__held_out_path="x"))
+    with pytest.raises(UserError, match=r"group_pattern = .*'mnist5k' is split otherwise; must be empty"):
+        load_images(tiny_config(data__group_pattern=PATTERN).data, "train")
+
+
+def test_a_checkpoint_knows_its_split(tmp_path: Path) -> None:
+    """Other places are free, as data may move. Which images were held out is not."""
+    saved, moved = (tiny_config(data__held_out_path=path) for path in ("a", "b"))
+    for free in (FREE_ON_RESUME, FREE_IN_INFERENCE):
+        refuse_differences(to_json(saved), moved, free, "it")
+        for other in (tiny_config(), tiny_config(data__group_pattern=PATTERN)):
+            with pytest.raises(UserError, match=r"config\.data\.held_out_path was 'a', now ''"):
+                refuse_differences(to_json(saved), other, free, "it")
+        with pytest.raises(UserError, match=r"config\.data\.group_pattern was '', now"):
+            refuse_differences(to_json(tiny_config()), tiny_config(data__group_pattern=PATTERN), free, "it")
+    save_images(tmp_path / "other", ["a.png", "b.png"])
+    config = tiny_config(data__held_out_path=str(tmp_path / "other"))
+    assert train(config, tmp_path / "run") == 0
+    save_images(tmp_path / "other", ["c.png"])
+    with pytest.raises(UserError, match=r"was evaluated on other held-out images than 'mnist5k' now has \(2 then, 3 now\)"):
+        train(config, tmp_path / "run")
