@@ -154,7 +154,8 @@ def test_other_images_under_the_same_name_are_refused(tiny_array: Path, tmp_path
         with pytest.raises(UserError, match=rf"trained on other images .*{message}"):
             train(array_config(path), tmp_path / "run")
     saved = read(meta_path(tmp_path / "run"))
-    del saved["data"]["pixels_crc32"]
+    for key in [key for key in saved["data"] if key not in ("num_images", "names_crc32")]:
+        del saved["data"][key]
     write_meta(tmp_path / "run", saved)
     assert train(array_config(path), tmp_path / "run") == 0
 
