@@ -17,7 +17,6 @@ def get_config() -> ConfigDict:
     config.data.dataset = "afhq"
     config.data.image_size = 256
     config.data.num_channels = 3
-    config.data.num_workers = 4
     config.model.K = 200
     config.model.blur_sigma_max = 128.0
     config.model.ema_rate = 0.9999

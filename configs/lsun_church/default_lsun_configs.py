@@ -17,7 +17,6 @@ def get_config() -> ConfigDict:
     config.data.dataset = "lsun_church"
     config.data.image_size = 128
     config.data.num_channels = 3
-    config.data.num_workers = 4
     config.model.K = 400
     config.model.blur_sigma_max = 64.0
     config.model.channel_mult = (1, 2, 3, 4, 5)

@@ -2,33 +2,51 @@
 
 python -m scripts.tools.benchmark --config configs/mnist/quickstart.py [--config.training.batch_size=32 ...] [--seconds=10]
 python -m scripts.tools.benchmark --config configs/mnist/small_mnist.py --against=diffusers    # needs pip install diffusers
+python -m scripts.tools.benchmark --config configs/ffhq/default_ffhq_configs.py --reading=D [--num_images=3000 --size=1024]
+
+The last one makes photograph-like PNG files (1/f noise) in a directory below D, reads them as training does, packed and not,
+and deletes them.
 """
 
 import platform
 import re
+import tempfile
+import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from absl import flags
 from ml_collections import ConfigDict
+from PIL import Image
 from torch import nn
 from torch.utils.benchmark import Timer
 
 from scripts.config.checks import validate
-from scripts.config.flags import define_config_flag, run
+from scripts.config.flags import define_config_flag, define_path_flag, run
+from scripts.data.datasets import load_images, load_whole
+from scripts.data.loader import TrainBatches, num_threads, read_ahead, train_loader
+from scripts.data.packs import write_pack
 from scripts.errors import UserError
+from scripts.runtime import distributed
 from scripts.runtime.device import Precision, device_name, resolve_device, to_device
+from scripts.runtime.progress import progress_bar
 from scripts.runtime.randomness import Purpose, normal_batch
 from scripts.sampling.reverse import BLOCK, IndependentNoise, reverse_process
-from scripts.training.plan import Work
+from scripts.storage.files import make_directory
+from scripts.training.plan import H100_TFLOPS, Work
 from scripts.training.step import Trainer
 
 CONFIG = define_config_flag()
 SECONDS = flags.DEFINE_float("seconds", 5.0, "Time to spend on each row at least.", lower_bound=0.0)
 COLUMNS = {"median": 11, "quartiles": 11, "an image": 12, "GFLOP/s": 10, "of product": 12, "of a step": 11, "peak GB": 9}
+READING = define_path_flag("reading", "Measure how fast images are read instead: a directory to make them in.")
+NUM_IMAGES = flags.DEFINE_integer("num_images", 3000, "How many images to make and read.", lower_bound=20)
+SIZE = flags.DEFINE_integer("size", 1024, "Height and width of these images in pixels, in their files.", lower_bound=8)
 AGAINST = flags.DEFINE_enum("against", None, ["diffusers"], "Measure this package's network of the same size, too.")
 
 
@@ -45,6 +63,8 @@ def main() -> int:
     """Measure and print."""
     config = CONFIG.value
     validate(config)
+    if READING.value:
+        return compare_reading(ConfigDict(config.to_dict()), make_directory(READING.value, "--reading"))
     device = resolve_device(config.device)
     theirs = diffusers_unet(config) if AGAINST.value else None
     print(f"{processor_name()}; {device_name(device)}; {Precision.of(config, device)}")
@@ -163,6 +183,67 @@ def diffusers_unet(config: ConfigDict) -> nn.Module:
         upsample_type=resampling,
         resnet_time_scale_shift="scale_shift" if model.use_scale_shift_norm else "default",
     )
+
+
+def make_photographs(folder: Path, num_images: int, size: int) -> None:
+    """PNG files of noise whose amplitude falls as 1/f, as that of photographs does: 16 fields, each time shifted anew."""
+    rng = np.random.default_rng(0)
+    frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None])
+    frequency[0, 0] = np.inf
+    fields = [np.fft.irfft2(np.fft.rfft2(rng.standard_normal((3, size, size))) / frequency) for _ in range(16)]
+    pixels = [np.clip(128 + 50 * field / field.std(), 0, 255).astype(np.uint8).transpose(1, 2, 0) for field in fields]
+
+    def write(i: int) -> None:
+        shifted = np.roll(pixels[i % 16], np.random.default_rng(i).integers(size, size=2), (0, 1))
+        Image.fromarray(shifted).save(folder / f"{i:06}.png", compress_level=1)
+
+    with progress_bar(num_images, "image", "making images") as bar:
+        for _ in read_ahead(write, range(num_images), distributed.cores()):
+            bar.update()
+
+
+def compare_reading(config: ConfigDict, directory: Path) -> int:
+    """A row each for reading images, packing them, and reading the pack."""
+    data, num_images, batch_size = config.data, NUM_IMAGES.value, config.training.batch_size
+    step = batch_size * Work.of(config).training / (H100_TFLOPS["bfloat16"] * 1e12 * 0.4)  # as in --plan
+    print(f"{processor_name()}, {distributed.cores()} cores; {num_images} PNG files of {SIZE.value}x{SIZE.value}")
+    print(f"as {data.image_size}x{data.image_size}x{data.num_channels}, for steps of {batch_size} in {1e3 * step:.1f} ms")
+    print("            threads  images/s  waiting   memory")
+    with tempfile.TemporaryDirectory(dir=directory) as made:
+        data.dataset, data.path, pack = "folder", made, Path(made) / ".pack"
+        make_photographs(Path(made), num_images, SIZE.value)
+        read(config, "not packed", step)
+        start = time.monotonic()
+        write_pack(pack, data, load_whole(data))
+        print(f"{'packing':<12}{distributed.cores():>7}{num_images / (time.monotonic() - start):>10.1f}", flush=True)
+        data.path = str(pack)
+        read(config, "packed", step)
+    return 0
+
+
+def read(config: ConfigDict, name: str, step: float) -> None:
+    """Print images a second, the share of the time that steps of `step` seconds wait for their batches, and memory.
+
+    The pages of files, which the system takes back when it needs them, do not count as memory.
+    """
+    data, source, memory = config.data, load_images(config.data, "train"), 0
+    batches = TrainBatches(source, config.seed, config.training.batch_size, data.random_flip, data.uniform_dequantization)
+    for pause in (0.0, step):
+        with closing(train_loader(batches, 0, 10**9, data.num_workers)) as loader:
+            next(loader)
+            start, waited, steps = time.monotonic(), 0.0, 0
+            while steps < 3 or time.monotonic() < start + SECONDS.value:
+                time.sleep(pause)
+                asked = time.monotonic()
+                next(loader)
+                waited, steps = waited + time.monotonic() - asked, steps + 1
+                anonymous = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
+                memory = max(memory, int(anonymous[1]) if anonymous else 0)
+            waiting = waited / (time.monotonic() - start)
+        if pause == 0:
+            speed = steps * batches.batch_size / waited
+    threads = num_threads(data.num_workers, source)
+    print(f"{name:<12}{threads:>7}{speed:>10.1f}{waiting:>9.1%}{memory / 1e6:>6.2f} GB", flush=True)
 
 
 def processor_name() -> str:

@@ -3,14 +3,18 @@
 import importlib.util
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from ml_collections import ConfigDict
+from PIL import Image
 
 from configs.mnist import small_mnist
 from scripts.config.paths import ROOT
 from scripts.errors import UserError
+from scripts.runtime import distributed
 from scripts.tools import benchmark
 from scripts.training.plan import Work
 from tests.conftest import tiny_config
@@ -30,6 +34,32 @@ def test_rows() -> None:
         "sampling", "noise of 16 levels",
     ]  # fmt: skip
     assert [line.split()[-2] for line in lines[3:5]] == ["-", "100.0%"], "the share of a training step"
+
+
+def test_reading(tmp_path: Path) -> None:
+    """Images of its own, packed and not; nothing of them is left."""
+    command = [sys.executable, "-m", "scripts.tools.benchmark", "--config=configs/mnist/small_mnist.py", "--seconds=0"]
+    images = [f"--reading={tmp_path}", "--num_images=30", "--size=50"]
+    lines = subprocess.run([*command, *images], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert "30 PNG files of 50x50" in lines[0]
+    assert lines[1].startswith("as 28x28x1, for steps of 128 in ")
+    threads = [line.split()[-5:-4] for line in lines[3:6:2]]
+    assert threads == [[str(distributed.cores())], ["1"]]
+    speeds = [float(line.split()[-4]) for line in lines[3:6:2]]
+    assert speeds[1] > 2 * speeds[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_photographs_fall_as_one_over_f(tmp_path: Path) -> None:
+    """The slope of log amplitude against log frequency is -1, between clipping and rounding."""
+    benchmark.make_photographs(tmp_path, 2, 128)
+    pixels = np.stack([np.asarray(Image.open(path)) for path in sorted(tmp_path.iterdir())]).astype(float)
+    assert not np.array_equal(pixels[0], pixels[1])
+    power = (np.abs(np.fft.fft2(pixels, axes=(1, 2))) ** 2).mean((0, 3))
+    frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(128), np.fft.fftfreq(128)))
+    chosen = (frequency > 0.02) & (frequency < 0.3)
+    slope = np.polyfit(np.log(frequency[chosen]), np.log(power[chosen]), 1)[0]
+    assert slope == pytest.approx(-2, abs=0.1)
 
 
 @pytest.mark.skipif(HAS_DIFFUSERS, reason="diffusers is installed")
