@@ -124,7 +124,9 @@ def evaluate() -> int:
             raise UserError(f"--{name} and --sweep={name}=...: choose one of them")
     seed = config.seed if SEED.value is None else SEED.value
     delta = None if DELTA.value is None else parse_delta(DELTA.value)
-    base = sweep.Point(delta, CHECKPOINT.value, seed, STEPS.value, ETA.value, INIT.value, PER_INIT.value, FROM_LEVEL.value)
+    base = sweep.Point(
+        delta, STEPS.value, ETA.value, INIT.value, PER_INIT.value, FROM_LEVEL.value, checkpoint=CHECKPOINT.value, seed=seed
+    )
     dataset = DATASET_NAME.value or config.data.dataset.lower()
     given = None if SAMPLES.value is None else GivenSamples.read(SAMPLES.value, config, seed)
     experiment = EXPERIMENT_NAME.value or (workdir.resolve().name if given is None else Path(given.name).resolve().stem)
@@ -164,7 +166,7 @@ def evaluation(config: "ConfigDict", directory: "Path", cache: "Path", given: "G
             dequantize=DEQUANTIZE.value,
             precision=PRECISION.value,
         )
-        return lambda point: bound(checkpoint=point.checkpoint, choice=point.choice, seed=point.seed, directory=directory)
+        return lambda point: bound(checkpoint=point.checkpoint, choice=point, seed=point.seed, directory=directory)
     from scripts.evaluation.scores import SampleEvaluation
 
     samples = SampleEvaluation(
@@ -184,7 +186,7 @@ def evaluation(config: "ConfigDict", directory: "Path", cache: "Path", given: "G
         k=NEIGHBOURS.value,
         precision=PRECISION.value,
     )
-    return lambda point: samples(checkpoint=point.checkpoint, choice=point.choice, seed=point.seed)
+    return lambda point: samples(checkpoint=point.checkpoint, choice=point, seed=point.seed)
 
 
 def request(config: "ConfigDict", point: "Point") -> dict[str, Any]:
@@ -193,7 +195,7 @@ def request(config: "ConfigDict", point: "Point") -> dict[str, Any]:
     from scripts.storage.provenance import config_hash
 
     sampler, trained = load_sampler(
-        config, WORKDIR.value, point.checkpoint, choice=point.choice, seed=point.seed, precision=PRECISION.value, scoring=True
+        config, WORKDIR.value, point.checkpoint, choice=point, seed=point.seed, precision=PRECISION.value, scoring=True
     )
     return {
         "config_hash": config_hash(config),

@@ -22,7 +22,7 @@ def blur_schedule(K: int, sigma_min: float, sigma_max: float) -> torch.Tensor:
 
 class DCTBlur(nn.Module):
     """A_k u = IDCT2(exp(-lambda t_k) DCT2(u)), with t_k = sigma_B[k]^2 / 2: the heat equation's
-    solution in the cosine basis, with boundaries that let no heat out.
+    solution in the cosine basis, with Neumann boundaries, which let no heat out.
 
     lambda[n, m] = pi^2 (n^2 / H^2 + m^2 / W^2) is a sum, so the decay is a product of one factor per axis: two small
     tables, made in float64, hold it for all levels. Everything else runs in float32, outside autocast.

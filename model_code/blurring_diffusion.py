@@ -170,7 +170,7 @@ class BlurringDiffusion(Process, Likelihood):
 class VelocityBlurringDiffusion(BlurringDiffusion):
     """The same process, loss and sampler with a network that predicts v = (alpha eps - sigma x) / sqrt(alpha^2 + sigma^2).
 
-    v (Salimans and Ho, 2022) is in each frequency the part of (x, eps) that z does not tell. Where alpha is small, z is nearly
+    v (Salimans and Ho, 2022) is in each frequency the part of (x, eps) orthogonal to z. Where alpha is small, z is nearly
     all noise, and an error of the network reaches x unamplified; an error in eps is multiplied by sigma / alpha, up to 150,000.
     """
 

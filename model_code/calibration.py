@@ -31,11 +31,11 @@ EXACT_SIZE = 64
 
 
 def frequency_bins(height: int, width: int, num_images: int, patch_size: int = 1) -> torch.Tensor:
-    """The bin of each frequency: int64 (H, W). Bins are radii, in steps of the longer axis, and the blind ones for themselves.
+    """The bin of each frequency: int64 (H, W). Frequencies of one radius share a bin; each blind one has its own.
 
-    Radii are rounded, except low ones, as far as `num_images` suffice for so many bins: there A_j changes most within a step.
-    GroupNorm removes the means of its input's channels. On patches of p x p pixels these are the means over every p-th row and
-    column, which are, nearly, the frequencies at multiples of 2 H / p and 2 W / p. A network does not denoise there.
+    Radii are rounded, but for low ones, where A_j varies fastest: the more images, the more of these are exact. Blind are
+    frequencies that the network does not denoise: GroupNorm removes the means of its input's channels, which on patches of
+    p x p pixels are means over every p-th row and column, nearly the frequencies at multiples of 2 H / p and 2 W / p.
     """
     radii = radii_of(height, width)
     exact = radii < min(LARGEST_EXACT_RADIUS, math.sqrt(num_images) / 2)
@@ -84,7 +84,7 @@ class Moments:
         centers = [self.padded((p * q).sum(1)) for p, q in ((u, u), (u, f), (f, f), (u, x), (f, x), (x, x))]
         of_bins = of_bins - torch.stack([bin_sums(center, self.bins) for center in centers[:3]], 1)
         of_shells = of_shells - torch.stack([bin_sums(center, self.shells) for center in centers[3:]], 1)
-        noise = u - self.lowest(decay)[:, None] * x  # the mean of u_k without what the blur makes of the images' mean
+        noise = u - self.lowest(decay)[:, None] * x  # the mean of u_k - A_k u_0, of the noise that was drawn
         return {
             "bin_of_frequency": self.bins.to(torch.int16),
             "bins": of_bins,
@@ -166,7 +166,7 @@ class Calibration:
         squares = bin_sums(self.moments.padded(c.square().sum(1)), self.moments.bins) / self.sizes
         if identity:
             return Fit(a, b, torch.zeros_like(c), errors + squares)
-        # c is known up to errors / n. Where that is all there is to see, it shrinks to 0 (James and Stein, 1961).
+        # c is known up to errors / n: where it is not larger than that, it shrinks to 0 (James and Stein, 1961).
         uncertain = errors / max(1, n - 1) * self.low_share
         keep = (1 - uncertain / squares.clamp(min=1e-300)).clamp(0, 1)
         freedom = 2 / (n * self.sizes)

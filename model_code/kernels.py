@@ -7,9 +7,9 @@ mean and variance per radial bin of frequencies; where its numbers come from is 
 
 import copy
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Protocol
 
 import torch
 
@@ -18,7 +18,7 @@ from model_code.dct import dct2, dct_matrix, idct2
 Chain = tuple[int, ...]
 
 
-class ReverseKernel(Protocol):
+class ReverseKernel(ABC):
     """p(u_j | u_k) for each level k of a chain but the last."""
 
     label: str
@@ -26,32 +26,36 @@ class ReverseKernel(Protocol):
     chain: Chain
     """The levels that are visited, the highest first, 0 last."""
 
-    @property
-    def prior_std(self) -> float:
-        """Standard deviation of the noise on the chain's first state, at K that of the prior's components."""
+    prior_std: float
+    """Standard deviation of the noise on the chain's first state, at K that of the prior's components."""
 
+    @abstractmethod
     def mean(self, u_k: torch.Tensor, prediction: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         """The mean of p(u_j | u_k), at j = 0 the sample itself, from what the process predicts at u_k: float32 (B, C, H, W).
 
         u_k and prediction are (B, C, H, W), k int64 (B,) levels of the chain.
         """
 
+    @abstractmethod
     def step(self, mean: torch.Tensor, k: int, eps: torch.Tensor) -> torch.Tensor:
         """A draw from p(u_j | u_k) with the given mean, from standard normal eps (B, C, H, W)."""
 
     def checksum(self) -> int:
-        """A number that tells one kernel from another of the same label."""
+        """A number that tells one kernel from another of the same label and chain."""
+        return 0
 
     def mean_checksum(self) -> int:
         """A number that tells its mean from another's along the same chain."""
+        return 0
 
 
-class GaussianKernel(ReverseKernel, Protocol):
+class GaussianKernel(ReverseKernel):
     """A kernel with a covariance that is diagonal in the cosine basis, as the bound needs it."""
 
     bins: torch.Tensor
     """The bin of each frequency: int64 (H, W)."""
 
+    @abstractmethod
     def variances(self, k: torch.Tensor) -> torch.Tensor:
         """The variance in each bin of frequencies at int64 levels k (B,): float64 (B, R)."""
 
@@ -98,7 +102,7 @@ class _Tables:
         return self._tables
 
 
-class IsotropicKernel:
+class IsotropicKernel(GaussianKernel):
     """The paper's: N(prediction, delta^2 I)."""
 
     def __init__(self, delta: float, chain: Chain, height: int, width: int) -> None:
@@ -118,16 +122,8 @@ class IsotropicKernel:
         """delta^2."""
         return torch.full((len(k), 1), self.delta**2, dtype=torch.float64, device=k.device)
 
-    def checksum(self) -> int:
-        """0: label and chain say everything."""
-        return 0
 
-    def mean_checksum(self) -> int:
-        """0: the mean is the prediction."""
-        return 0
-
-
-class AffineKernel(_Tables):
+class AffineKernel(_Tables, GaussianKernel):
     """N(a u_k + b f + c, diag(v)) in the cosine basis, where f = prediction - u_k.
 
     a, b and v depend on the level and the bin of frequencies, c on the level and the frequency. Without `gains` the mean is the
@@ -187,8 +183,8 @@ class AffineKernel(_Tables):
         return value
 
 
-class PosteriorKernel(_Tables):
-    """For a process z_k = alpha_k x + sigma_k eps in each frequency that predicts eps: q(z_j | z_k, x) with the x that follows.
+class PosteriorKernel(_Tables, ReverseKernel):
+    """For a process z_k = alpha_k x + sigma_k eps in each frequency: q(z_j | z_k, x) with the x that the predicted eps implies.
 
     Its standard deviation is multiplied by eta: 1 is ancestral sampling, 0 deterministic (DDIM, Song et al., 2021, in the basis
     in which blur is diagonal, as gDDIM).
@@ -208,7 +204,7 @@ class PosteriorKernel(_Tables):
         self._tables = [arrivals(chain, K), dct_matrix(size).float()]
 
     @property
-    def prior_std(self) -> float:
+    def prior_std(self) -> float:  # type: ignore[override]
         """sigma_k of the chain's first level, 1 at K."""
         return 1.0 if self.chain[0] == self.K else self.alpha_sigma(torch.tensor([self.chain[0]]))[1].item()
 
@@ -242,11 +238,3 @@ class PosteriorKernel(_Tables):
         _, _, variance = self.coefficients(torch.tensor([k], device=mean.device))
         D = self._on(mean.device)[1]
         return mean + idct2(self.eta * variance.sqrt().float() * dct2(eps, D, D), D, D)
-
-    def checksum(self) -> int:
-        """0: label and chain say everything."""
-        return 0
-
-    def mean_checksum(self) -> int:
-        """0: the process knows it."""
-        return 0

@@ -3,9 +3,9 @@ in a few numbers for each.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 
@@ -16,26 +16,31 @@ NEGLIGIBLE = 1e-6
 """DCT coefficients that the last blur level multiplies by this or less are left out."""
 
 
-class Prior(Protocol):
+class Prior(ABC):
     """Means of the last state, one of which is drawn for each sample."""
 
+    @abstractmethod
     def __len__(self) -> int:
         """How many there are."""
 
+    @abstractmethod
     def means(self, indices: torch.Tensor) -> torch.Tensor:
         """Means of u_K for int64 indices (B,): float32 (B, C, H, W)."""
 
     def dequantized(self) -> "Prior":
-        """The prior of the same images dequantised, (v + 1/2) / 256 on average, from that of v / 255."""
+        """The prior of the same images dequantised, (v + 1/2) / 256 on average, from that of v / 255; or itself."""
+        return self
 
     def gathered(self, gather_rows: Callable[[torch.Tensor], torch.Tensor]) -> "Prior":
         """The prior of all images, where each of several processes built one from its share; `gather_rows` joins rows."""
+        return self
 
-    def state_dict(self) -> Mapping[str, torch.Tensor]:
-        """Plain tensors for a checkpoint."""
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Plain tensors for a checkpoint, if it has any."""
+        return {}
 
 
-class StandardNormal:
+class StandardNormal(Prior):
     """The prior N(0, I): one mean, zero."""
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
@@ -49,20 +54,8 @@ class StandardNormal:
         """Zeros (B, C, H, W)."""
         return torch.zeros(len(indices), *self.shape)
 
-    def dequantized(self) -> "StandardNormal":
-        """Itself: it does not depend on images."""
-        return self
 
-    def gathered(self, gather_rows: Callable[[torch.Tensor], torch.Tensor]) -> "StandardNormal":
-        """Itself."""
-        return self
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """Nothing to store."""
-        return {}
-
-
-class DataPrior:
+class DataPrior(Prior):
     """States made from images when asked for, where a checkpoint holds no prior or samples start from other images."""
 
     def __init__(
@@ -78,21 +71,9 @@ class DataPrior:
         """Those of these images."""
         return self.corrupt(self.images(indices.tolist()))
 
-    def dequantized(self) -> "DataPrior":
-        """Itself: its images are dequantised as the configuration says."""
-        return self
-
-    def gathered(self, gather_rows: Callable[[torch.Tensor], torch.Tensor]) -> "DataPrior":
-        """Itself: every process has all images."""
-        return self
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """Nothing: it is the data set's."""
-        return {}
-
 
 @dataclass(frozen=True)
-class PriorBank:
+class PriorBank(Prior):
     """The DCT coefficients of A_K u_i that are not negligible, for every training image u_i.
 
     The basis is orthonormal, so distances between rows of `coefficients` are distances between blurred images, and

@@ -34,10 +34,10 @@ class Process(nn.Module, ABC):
     reads = frozenset(
         {
             *("model.blur_schedule", "model.blur_sigma_min", "model.blur_sigma_max", "model.sigma", "model.delta_over_sigma"),
-            *("training.level_weighting", "training.noise_images"),
+            *("model.protocol", "training.level_weighting", "training.noise_images"),
         }
     )
-    """Which of these keys of the configuration it reads, that not every process does."""
+    """Which of these keys it reads, which not every process does: one that is set and not read is a warning."""
     calibrates = False
     """Whether there is a calibrated kernel, which `moments` and `calibration` measure."""
 
@@ -50,7 +50,7 @@ class Process(nn.Module, ABC):
 
     @abstractmethod
     def predict(self, model: Denoiser, u_k: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-        """What the loss compares with the target of `corrupt`, and reverse kernels are made from: float32 (B, C, H, W)."""
+        """The network's prediction of the target of `corrupt`, which the reverse kernel is given, too: float32 (B, C, H, W)."""
 
     @abstractmethod
     def sampling_noise(
@@ -76,10 +76,10 @@ class Process(nn.Module, ABC):
 
     def best_chain(self, measured: Measured, steps: int) -> Chain:
         """The levels to visit in `steps` steps for the best bound. Raises ValueError if that is not known."""
-        raise ValueError("which levels are best is not known for this process: leave :bound out")
+        raise ValueError("this process does not know which levels are best for the bound: use --steps=N")
 
     def moments(self, model: Denoiser, u0: torch.Tensor, k: torch.Tensor, eps: torch.Tensor, num_images: int) -> torch.Tensor:
-        """Sums over a batch, one of `num_images` in all, from which `calibration` is made, at one level k: float64 (S,)."""
+        """Sums over a batch at one level k, to be added up over `num_images` images for `calibration`: float64 (S,)."""
         raise NotImplementedError
 
     def calibration(self, rows: torch.Tensor, num_images: int) -> Mapping[str, torch.Tensor]:

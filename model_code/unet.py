@@ -20,6 +20,12 @@ from model_code.nn import (
     zero_init,
 )
 
+MODEL_KEYS = (
+    *("model_channels", "channel_mult", "num_res_blocks", "attention_levels", "patch_size", "dropout", "num_heads"),
+    *("num_head_channels", "conv_resample", "use_new_attention_order", "use_scale_shift_norm", "resblock_updown", "sees_means"),
+)
+"""Keys of config.model that are arguments of `UNet`."""
+
 
 class Stage(nn.Sequential):
     """Modules in a row; those that depend on the blur level are given its embedding as well."""
@@ -39,8 +45,8 @@ class UNet(nn.Module):
     Attention has `num_heads` heads or, unless num_head_channels is -1, heads of `num_head_channels` channels. Resolution
     changes in residual blocks (`resblock_updown`), by a convolution (`conv_resample`), or by averaging 2x2 pixels and
     repeating them. With `recompute` the backward pass recomputes activations: the same numbers, less memory, a third more
-    time. GroupNorm removes the means of the input's channels; with `sees_means` they join the embedding of the level, scaled so
-    that the noise in them is that of a pixel.
+    time. GroupNorm removes the means of the input's channels; with `sees_means` they join the embedding of the level, times the
+    root of the number of points, so that their noise is that of a pixel.
     """
 
     def __init__(
@@ -109,20 +115,8 @@ class UNet(nn.Module):
                 raise ValueError(f"config.{section}.{name} = {config[section][name]!r}: must be {expected}")
         return cls(
             num_channels=config.data.num_channels,
-            model_channels=model.model_channels,
-            channel_mult=tuple(model.channel_mult),
-            num_res_blocks=model.num_res_blocks,
-            attention_levels=tuple(model.attention_levels),
-            patch_size=model.patch_size,
-            dropout=model.dropout,
-            num_heads=model.num_heads,
-            num_head_channels=model.num_head_channels,
-            conv_resample=model.conv_resample,
-            use_new_attention_order=model.use_new_attention_order,
-            use_scale_shift_norm=model.use_scale_shift_norm,
-            resblock_updown=model.resblock_updown,
             recompute=config.training.recompute,
-            sees_means=model.sees_means,
+            **{name: model[name] for name in MODEL_KEYS},
         )
 
     def forward(self, u: torch.Tensor, k: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,5 @@
-"""The feature extractors of scores: another one is an entry in `EXTRACTORS` below, and a value of --feature_extractor.
+"""The feature extractors of scores: another one is a class, an entry in `EXTRACTORS` below and so a
+value of --feature_extractor; what it needs of flags is in `Options`.
 
 Imports nothing heavy: networks are imported where they are made.
 """
@@ -19,7 +20,7 @@ class Extractor(Protocol):
     """From images to features."""
 
     settings: dict[str, Any]
-    """Plain data that identify it, "extractor" its name."""
+    """Plain data that identify it: "extractor" its name; "mode" if clean-fid's statistics of that mode are of its features."""
     num_features: int
     """d"""
     own_data_only: bool

@@ -25,26 +25,12 @@ Value = float | str
 
 
 @dataclass(frozen=True)
-class Point:
-    """The settings that can be swept."""
+class Point(Choice):
+    """The settings of an evaluation, some of which can be swept."""
 
-    delta: Value | None
-    """As --delta; None for the configuration's."""
-    checkpoint: int
+    checkpoint: int = 0
     """Its number, 0 for the newest."""
-    seed: int
-    steps: str | None = None
-    """As --steps; None for all levels."""
-    eta: float | None = None
-    """As --eta; not swept, like those that follow."""
-    init: str | None = None
-    per_init: int | None = None
-    from_level: int | None = None
-
-    @property
-    def choice(self) -> Choice:
-        """How to sample."""
-        return Choice(self.delta, self.steps, self.eta, self.init, self.per_init, self.from_level)
+    seed: int = 0
 
 
 SWEPT = ("delta", "steps", "checkpoint", "seed")

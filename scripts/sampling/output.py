@@ -49,7 +49,7 @@ def grid(images: torch.Tensor, columns: int | None = None) -> np.ndarray:
 
 
 def own_directory(base: Path, settings: dict[str, Any]) -> Path:
-    """`base`, or if pictures of other settings are there a directory beside it, made and with `settings.json` in it.
+    """Make `base`, or a directory beside it where `base` has pictures of other settings, and write `settings.json` there.
 
     settings: all that the pictures depend on, as plain data. The same settings have the same directory, and may be drawn again.
     """
@@ -110,7 +110,7 @@ def frame_levels(chain: Chain, every: int | None = None) -> Chain:
 
 
 def fill_rows(sampler: Sampler, batch_size: int, per_init: int | None) -> tuple[Sampler, int]:
-    """For `seeds.png`: a sampler with `per_init` samples of an image, None for as many as fit, and the samples in a batch."""
+    """Samples of an image (`per_init`, None for as many as fit) and in a batch, so that every row of `seeds.png` is full."""
     if sampler.seeds is None:
         return sampler, batch_size
     per_init = per_init or max(1, batch_size // sampler.seeds.count)

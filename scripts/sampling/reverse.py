@@ -10,7 +10,7 @@ from model_code.process import Denoiser, Process
 from scripts.runtime.randomness import Purpose, torch_generator
 
 Draw = Callable[[int], torch.Tensor]
-"""draw(k): the standard normal noise (B, C, H, W) of the step from level k."""
+"""draw(k): the standard normal noise of the step from level k, (B, C, H, W), or (1, C, H, W) for all images alike."""
 
 OnStep = Callable[[int, torch.Tensor], None]
 """on_step(k, u_k), called as the states come, from the second level of the chain to 0."""
@@ -26,7 +26,7 @@ def reverse_process(
     """Run the reverse process from u_K (B, C, H, W) down to level 0; the result is the last mean, without noise.
 
     `noise` is what `process.sampling_noise` returned. `draw(k)` is called for every level k of its chain but 0, and used after
-    the mean of step k; the last one does not reach the result. Only the current state is kept: `on_step` may store others.
+    the mean of step k; that of the last step is not used. Only the current state is kept: `on_step` may store others.
     """
     u = u_K
     for k, j in pairwise(noise.chain):
@@ -54,17 +54,6 @@ class IndependentNoise:
             self._drawn = torch.stack([torch.randn(shape, generator=g, device=self.device) for g in generators], dim=1)
             self._block = block
         return self._drawn[place]
-
-
-class SharedNoise:
-    """All samples of a batch share the stream of one index: what differs between them is their initial states' doing."""
-
-    def __init__(self, seed: int, index: int, shape: tuple[int, ...], batch_size: int, device: torch.device) -> None:
-        self.single = IndependentNoise(seed, [index], shape, device)
-        self.batch_size = batch_size
-
-    def __call__(self, k: int) -> torch.Tensor:
-        return self.single(k).expand(self.batch_size, -1, -1, -1)
 
 
 class SphericalNoise:

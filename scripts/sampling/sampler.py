@@ -20,7 +20,7 @@ from scripts.runtime import distributed
 from scripts.runtime.device import Precision, to_device
 from scripts.runtime.randomness import STREAM_VERSION, Purpose, stream
 from scripts.sampling.choice import Choice
-from scripts.sampling.reverse import Draw, IndependentNoise, OnStep, SharedNoise, SphericalNoise, linear_path, reverse_process
+from scripts.sampling.reverse import Draw, IndependentNoise, OnStep, SphericalNoise, linear_path, reverse_process
 from scripts.sampling.seeds import Seeds, open_seeds, unit_images
 from scripts.storage.checkpoint import TrainedModel, load_trained, saved_config
 
@@ -83,13 +83,13 @@ class Sampler:
 
     def same_init(self, indices: Sequence[int], on_step: OnStep | None = None) -> torch.Tensor:
         """Samples that start from the very same state, that of the first index, and differ in the noise on the way."""
-        first = SharedNoise(self.seed, indices[0], self.shape, len(indices), self.precision.device)
+        first = IndependentNoise(self.seed, indices[:1], self.shape, self.precision.device)
         noise = IndependentNoise(self.seed, indices, self.shape, self.precision.device)
-        return self._draw(self._means(indices[:1]), first, noise, on_step)
+        return self._draw(self._means(indices[:1]).expand(len(indices), -1, -1, -1), first, noise, on_step)
 
     def share_noise(self, indices: Sequence[int], on_step: OnStep | None = None) -> torch.Tensor:
         """Samples with their own prior means and the noise of the first index."""
-        noise = SharedNoise(self.seed, indices[0], self.shape, len(indices), self.precision.device)
+        noise = IndependentNoise(self.seed, indices[:1], self.shape, self.precision.device)
         return self._draw(self._means(indices), noise, noise, on_step)
 
     def interpolate(self, ends: tuple[int, int], num_points: int, on_step: OnStep | None = None) -> torch.Tensor:

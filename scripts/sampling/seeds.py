@@ -17,7 +17,7 @@ from scripts.runtime.randomness import Purpose, stream
 
 @dataclass(frozen=True)
 class Seeds:
-    """Images that samples start from: `per_image` samples from the first in order, then from the second, and over again."""
+    """Images that samples start from: sample i from image i // per_image, modulo `count`, in their order."""
 
     images: Callable[[list[int]], torch.Tensor]
     """From indices below `count` to images (B, C, H, W) in [0, 1]."""

@@ -24,7 +24,7 @@ class MetricsWriter(AbstractContextManager["MetricsWriter"]):
     def __init__(self, workdir: Path, first_step: int) -> None:
         """Rows from after `first_step`, left by a run that was killed, are dropped: those steps are done again.
 
-        Events stay whatever their step: they happened, and will not again.
+        Rows of events stay whatever their step: those steps do not repeat them.
         """
         path = workdir / "metrics.jsonl"
         self._writes = distributed.is_main()

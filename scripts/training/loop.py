@@ -75,7 +75,7 @@ def train(config: ConfigDict, workdir: Path) -> int:
                 raise
             if not trainer.moving:
                 run.save()
-            saved = "Not saved, as it came amid a step" if trainer.moving else f"Saved at step {trainer.step}"
+            saved = "Not saved, as it happened within an update" if trainer.moving else f"Saved at step {trainer.step}"
             raise UserError(f"{reason}. {saved}; the same command goes on from the last save") from None
     if trainer.step > first_step:
         print(f"finished at step {trainer.step}: {workdir}")

@@ -54,7 +54,7 @@ def process_loss(process: Process, model: Denoiser, u0: torch.Tensor, k: torch.T
 
 
 class Trainer:
-    """Model, average, optimizer and loss scale, and the step that moves them: a function of these, the images and (seed, step).
+    """Model, average, optimizer and loss scale, and the step that updates them, from the images and (seed, step) alone.
 
     Of several processes each takes its part of the batch; all end with the same weights.
     """
@@ -67,7 +67,7 @@ class Trainer:
         # Measured in every process, decided by process 0.
         self.compute_in(Precision.named(device, distributed.from_main(chosen.name), chosen.reason))
         self.model = to_device(build_model(config), device, config.compile, autocast=self.precision.enabled)
-        self.averaging_model = distributed.averaging_gradients(self.model, device)
+        self.ddp_model = distributed.averaging_gradients(self.model, device)
         self.level_weights = self.process.level_weights(config.training.level_weighting).to(device)
         self.ema = EMA(self.model, config.model.ema_rate)
         optim = config.optim
@@ -76,7 +76,7 @@ class Trainer:
         self.step = 0  # steps done, skipped ones included
         self.nonfinite_steps = 0  # skipped ones
         self.nonfinite_in_a_row = 0
-        self.moving = False  # weights, moments and averages: after an error then, some have moved and some have not
+        self.moving = False  # within the update: after an error there the state is inconsistent, and must not be saved
 
     def compute_in(self, precision: Precision) -> None:
         """Set the precision of forward passes, and with it the loss scaling."""
@@ -97,9 +97,9 @@ class Trainer:
         losses: list[torch.Tensor] = []
         microbatches = torch.arange(size, device=self.device).chunk(config.training.accumulation_steps)
         for rows in microbatches:
-            with distributed.averaging_after(self.averaging_model, last=len(losses) == len(microbatches) - 1):
+            with distributed.averaging_after(self.ddp_model, last=len(losses) == len(microbatches) - 1):
                 with self.precision.autocast():
-                    loss = process_loss(self.process, self.averaging_model, u0[rows], k[rows], eps[rows])
+                    loss = process_loss(self.process, self.ddp_model, u0[rows], k[rows], eps[rows])
                 # The mean over this process's examples: averaged over processes, the mean over the whole batch.
                 self.scaler.scale((self.level_weights[k[rows]] * loss).sum() / size).backward()
             losses.append(loss.detach())

@@ -72,5 +72,5 @@ def test_what_this_process_does_not_have(process: BlurringDiffusion) -> None:
     process.require_bound(kernel(process))
     with pytest.raises(ValueError, match=r"--eta=0.5: there is a bound for ancestral sampling only"):
         process.require_bound(process.sampling_noise("auto", None, eta=0.5))
-    with pytest.raises(ValueError, match="not known for this process"):
+    with pytest.raises(ValueError, match="does not know which levels are best"):
         process.best_chain(None, 5)
