@@ -1,6 +1,8 @@
-# `make quickstart` and `make test` need Python 3.11 or 3.12 with venv, and nothing else: they keep their own environment in .venv.
+# `make quickstart` and `make test` need Python 3.11 to 3.14 with venv, and nothing else: they keep their own environment in .venv.
 
-PYTHON ?= python3
+SUITABLE := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$python -c '$(SUITABLE)' 2>/dev/null && echo $$python && break; done)
 VENV := .venv
 RUN := $(VENV)/bin/python
 QUICKSTART := --config configs/mnist/quickstart.py --workdir runs/mnist/quickstart
@@ -18,8 +20,8 @@ help:
 
 # A stamp file per requirements file: the environment is brought up to date when that file changes.
 $(VENV)/runtime.stamp: requirements.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "error: $(PYTHON) is older than Python 3.11; name another: make PYTHON=python3.11"; exit 1; }
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 to 3.14 here; on Debian: apt install python3 python3-venv"; exit 1; }
+	@$(PYTHON) -c '$(SUITABLE)' || { echo "error: $(PYTHON) is not Python 3.11 to 3.14; name another: make PYTHON=python3.11"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { echo "error: $(PYTHON) cannot make environments; on Debian: apt install python3-venv"; exit 1; }
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
