@@ -31,7 +31,7 @@ class DataSet(NamedTuple):
 
     open: Callable[[Path, Split, int, int], ImageSource]
     place: str | None  # below data/; None if only config.data.path can say
-    right: str  # what should be in {place}, for messages
+    expected: str  # what should be in {place}, for messages
 
 
 def load_images(data: ConfigDict, split: Split) -> ImageSource:
@@ -44,7 +44,7 @@ def load_images(data: ConfigDict, split: Split) -> ImageSource:
         raise UserError(f"config.data.dataset = {data.dataset!r}: must be one of {', '.join(DATA_SETS)}")
     value = f"config.data.dataset = {data.dataset!r}" + (f", config.data.path = {data.path!r}" if data.path else "")
     if not data.path and data_set.place is None:
-        raise UserError(f"{value}: config.data.path is empty; set it to {data_set.right}")
+        raise UserError(f"{value}: config.data.path is empty; set it to {data_set.expected}")
     place = user_path(data.path, "config.data.path") if data.path else DATA / str(data_set.place)
     pattern, open_part, of_files = data.group_pattern, data_set.open, data_set.open is _open_folder
     if pattern and not of_files:
@@ -68,8 +68,8 @@ def load_images(data: ConfigDict, split: Split) -> ImageSource:
         raise
     except Exception as error:  # NumPy, torchvision, pickle and LMDB each have their own ways to say "damaged"
         reason = one_line(error) or type(error).__name__
-        right = data_set.right.format(place=place)
-        raise UserError(f"{value}: cannot be used ({reason}); what would be right: {right}") from error
+        expected = data_set.expected.format(place=place)
+        raise UserError(f"{value}: cannot be used ({reason}); expected: {expected}") from error
 
 
 def open_images(text: str, flag: str, size: int, channels: int) -> ImageSource:
@@ -90,7 +90,7 @@ def open_images(text: str, flag: str, size: int, channels: int) -> ImageSource:
         return source
     except (OSError, ValueError, UnreadableImage) as error:
         right = "a folder of images, an image file, or uint8 (N, H, W[, C]) as .npy or as arr_0 of an .npz"
-        raise UserError(f"{flag}={text}: cannot be used ({one_line(error)}); what would be right: {right}") from None
+        raise UserError(f"{flag}={text}: cannot be used ({one_line(error)}); expected: {right}") from None
 
 
 def read_images(path: Path) -> np.ndarray:

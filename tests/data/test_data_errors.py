@@ -1,4 +1,4 @@
-"""What is said when a data set is missing, damaged or too small: one line, with what would be right."""
+"""What is said when a data set is missing, damaged or too small: one line, with what is expected."""
 
 import pickle
 from pathlib import Path
@@ -109,7 +109,7 @@ def test_unsuitable_npy(tmp_path: Path, array: np.ndarray, part: str) -> None:
 )
 def test_damaged_arrays(name: str, contents: bytes, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(contents)
-    check_message(data_config(name, tmp_path / "file"), "cannot be used (", "what would be right: ")
+    check_message(data_config(name, tmp_path / "file"), "cannot be used (", "expected: ")
 
 
 def test_npz_and_folder_given_as_npy(tmp_path: Path) -> None:

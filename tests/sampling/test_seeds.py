@@ -121,7 +121,7 @@ def test_images_are_read_as_training_images_are(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no image")
     np.savez(tmp_path / "other.npz", images=np.zeros(3))
     for wrong in ("empty", "text.png", "other.npz", "nothing.npy"):
-        with pytest.raises(UserError, match=rf"--init=.*{wrong}: cannot be used .* what would be right: a folder of images"):
+        with pytest.raises(UserError, match=rf"--init=.*{wrong}: cannot be used .* expected: a folder of images"):
             open_seeds(str(tmp_path / wrong), data, 1)
 
 
