@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 CONFIG = define_config_flag(required=False)  # --save_stats needs none
 WORKDIR = define_path_flag("workdir", "Run directory that train.py made.")
 CHECKPOINT = flags.DEFINE_integer("checkpoint", 0, "n for checkpoints/checkpoint_n.pth, 0 for the newest.", lower_bound=0)
-MODE = flags.DEFINE_enum("mode", "fid", ["elbo", *MODES], "What to compute; all: all metrics of samples.")
+MODE = flags.DEFINE_enum("mode", "fid", ["elbo", *MODES], "What to compute; all: FID, KID and prdc.")
 DELTA, STEPS, ETA = define_kernel_flags()
 INIT, PER_INIT, FROM_LEVEL = define_init_flags()
 SEED = flags.DEFINE_integer("seed", None, "Everything random is a function of it; by default config.seed.", 0, 2**64 - 1)
@@ -93,9 +93,9 @@ def main() -> int:
             raise UserError(f"--{flag.name} is needed {'with' if SAVE_STATS.value else 'without'} --save_stats")
     refuse_meaningless(
         (INIT, MODE.value == "elbo" and "with --mode=elbo"),
-        *((flag, INIT.value is None and "without --init") for flag in (PER_INIT, FROM_LEVEL)),
+        *((flag, INIT.value is None and MODE.value != "diversity" and "without --init") for flag in (PER_INIT, FROM_LEVEL)),
         *((flag, given and "with --samples") for flag in (CHECKPOINT, DELTA, STEPS, ETA, INIT, PRECISION, SWEEP)),
-        (SAMPLES, MODE.value == "elbo" and "with --mode=elbo"),
+        (SAMPLES, MODE.value in ("elbo", "diversity") and f"with --mode={MODE.value}"),
     )
     from scripts.runtime import distributed  # imports PyTorch, which --help and mistyped flags need not wait for
 

@@ -3,9 +3,11 @@
 Imports nothing heavy: arithmetic is imported where it is called.
 """
 
-from collections.abc import Callable
+import importlib
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from scripts.evaluation.results import Result
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from scripts.evaluation.distances import Reference
+    from scripts.evaluation.pixels import PixelInputs
 
 FEW_TIMES = 3.0
 """FID below so many times the value for draws from the reference itself: its standard error is only rough."""
@@ -38,15 +41,14 @@ class Metric:
 
     name: str
     """As in --mode."""
-    scores: tuple[str, ...]
-    """Its results' names, as in the log files."""
-    needs: Literal["moments", "features"]
-    """Mean and covariance of the reference's features, or the features themselves."""
+    scores: Mapping[str, float]
+    """Its results' names, as in the log files, with the best value: infinite where lower or higher is always better."""
+    needs: Literal["moments", "features", "pixels", "seeds"]
+    """Mean and covariance of the reference's features, the features themselves, images, or images in groups from one seed."""
     fewest: Callable[[int], int]
     """The fewest images on either side, for k neighbours."""
-    lower_is_better: bool
-    compute: Callable[[Inputs], list[Result]]
-    """Results whose settings are only what is particular to this metric."""
+    compute: Callable[[Any], list[Result]]
+    """From `Inputs`, or `PixelInputs` where it needs pixels or seeds, to results, in their settings only what is particular."""
 
 
 def _fid(inputs: Inputs) -> list[Result]:
@@ -78,12 +80,34 @@ def _prdc(inputs: Inputs) -> list[Result]:
     ]
 
 
+def _measure(name: str) -> Callable[["PixelInputs"], list[Result]]:
+    """The function `name` of the module of that name beside this one."""
+    return lambda inputs: getattr(importlib.import_module(f"scripts.evaluation.{name}"), name)(inputs)
+
+
+def _twice(**scores: float) -> dict[str, float]:
+    """Scores in pixels and after a low-pass."""
+    return scores | {f"{score}LowPass": best for score, best in scores.items()}
+
+
+LOW, HIGH = -math.inf, math.inf
+PRDC = dict.fromkeys(("Precision", "Recall", "Density", "Coverage"), HIGH)
+COPYING = _twice(NearestRatio=1, NearerThanHeldOut=LOW, NearestIsOwnSeed=LOW)
+DIVERSITY = _twice(WithinSeeds=HIGH, BetweenSeeds=HIGH, WithinAndBetween=1)
 METRICS = (
-    Metric("fid", ("FID",), "moments", lambda k: 2, True, _fid),
-    Metric("kid", ("KID",), "features", lambda k: 2, True, _kid),
-    Metric("prdc", ("Precision", "Recall", "Density", "Coverage"), "features", lambda k: k + 1, False, _prdc),
+    Metric("fid", {"FID": LOW}, "moments", lambda k: 2, _fid),
+    Metric("kid", {"KID": LOW}, "features", lambda k: 2, _kid),
+    Metric("prdc", PRDC, "features", lambda k: k + 1, _prdc),
+    Metric("spectrum", {"LogSpectralDistance": LOW, "VarianceRatio": 1}, "pixels", lambda k: 2, _measure("spectrum")),
+    Metric("copying", COPYING, "pixels", lambda k: 2, _measure("copying")),
+    Metric("diversity", DIVERSITY, "seeds", lambda k: 4, _measure("diversity")),
 )
-MODES: dict[str, tuple[Metric, ...]] = {metric.name: (metric,) for metric in METRICS} | {"all": METRICS}
-"""Values of --mode besides elbo."""
-LOWER_IS_BETTER = {"ELBO", "BPD"} | {score for metric in METRICS if metric.lower_is_better for score in metric.scores}
-"""Scores whose lowest value is the best; of the others it is the highest."""
+MODES: dict[str, tuple[Metric, ...]] = {metric.name: (metric,) for metric in METRICS} | {"all": METRICS[:3]}
+"""Values of --mode besides elbo; all: those of features."""
+BEST = {"ELBO": LOW, "BPD": LOW} | {score: best for metric in METRICS for score, best in metric.scores.items()}
+
+
+def distance_from_best(score: str, value: float) -> float:
+    """A number that is the smaller, the better a score is."""
+    best = BEST[score]
+    return abs(value - best) if math.isfinite(best) else value if best < 0 else -value

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import math
 import os
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 from scripts.config.paths import ROOT, plain_name
 from scripts.errors import printable
 from scripts.estimate import Estimate
-from scripts.storage.files import make_directory
+from scripts.storage.files import atomic_write, make_directory
 from scripts.storage.provenance import commit, now, program_version
 
 if TYPE_CHECKING:
     import numpy as np
+    from matplotlib.figure import Figure
 
 RUNS = ROOT / "runs"
 """Scores of all models are logged below it."""
@@ -38,6 +40,8 @@ class Result:
     """What a reader must know, in a line."""
     per_image: "np.ndarray | None" = field(default=None, repr=False, compare=False)
     """Float64 (N,): the value is their mean to first order, up to a constant. Differences between results are paired by it."""
+    picture: "Figure | None" = field(default=None, repr=False, compare=False)
+    """Of this result and of those that come with it."""
 
     def __str__(self) -> str:
         interval = "" if self.interval is None else ", 95% interval {:.4f} to {:.4f}".format(*self.interval)
@@ -60,7 +64,8 @@ def append_result(directory: Path, result: Result, *, param_name: str, seconds: 
 
     param_name: settings, separated by commas, whose values are then given ("delta: 0.0125, FID: 21.3"), or any label.
     seconds: time taken. workdir: the run directory of the model, whose `evaluation/results.jsonl` gets the line, too, if it can
-    be written to. Raises UserError if the directory cannot be written to.
+    be written to. A picture is in both places, its name belongs to the settings. Raises UserError for a directory that is not
+    writable.
     """
     make_directory(directory, "evaluation results")
     settings, estimate = result.settings, result.estimate
@@ -79,10 +84,19 @@ def append_result(directory: Path, result: Result, *, param_name: str, seconds: 
         "seconds": round(seconds, 2),
         "finished": now(),
     }
+    places = [directory]
+    if workdir is not None and os.access(workdir, os.W_OK):
+        places.append(make_directory(workdir / RESULTS.parent, "--workdir"))
+    if result.picture is not None:
+        row["picture"] = f"{result.score}_{zlib.crc32(json.dumps([settings, estimate.num_images]).encode()):08x}.png"
+        for place in places:
+            with atomic_write(place / row["picture"]) as temporary:
+                result.picture.savefig(temporary, dpi=150)
+        print(f"picture: {directory / row['picture']}", flush=True)
     _append_line(directory / f"{result.score}_log.jsonl", json.dumps(row))
     _append_line(directory / f"{result.score}_log.txt", f"{label}, {result.score}: {estimate.value:.8g}")
-    if workdir is not None and os.access(workdir, os.W_OK):
-        _append_line(make_directory(workdir / RESULTS.parent, "--workdir") / RESULTS.name, json.dumps(row))
+    for place in places[1:]:
+        _append_line(place / RESULTS.name, json.dumps(row))
 
 
 def _append_line(path: Path, line: str) -> None:

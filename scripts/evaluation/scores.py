@@ -1,19 +1,22 @@
-"""FID, KID and precision, recall, density and coverage of a trained model's samples."""
+"""Scores of a trained model's samples."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from ml_collections import ConfigDict
 
+from scripts.data.datasets import load_images
 from scripts.errors import UserError
-from scripts.evaluation.extractors import EXTRACTORS, Extractor, Options
-from scripts.evaluation.features import cached_features, data_set_images
+from scripts.evaluation.extractors import EXTRACTORS, Options
+from scripts.evaluation.features import SPLITS, cached_features, data_set_images
 from scripts.evaluation.given import GivenSamples
 from scripts.evaluation.metrics import Inputs, Metric
+from scripts.evaluation.pixels import PixelInputs
 from scripts.evaluation.references import find_reference, reference_features
 from scripts.evaluation.results import Result
 from scripts.runtime import distributed
@@ -21,6 +24,9 @@ from scripts.sampling.choice import Choice
 from scripts.sampling.output import to_uint8
 from scripts.sampling.sampler import Sampler, load_sampler
 from scripts.storage.provenance import config_hash
+
+PER_SEED = 10
+"""Samples of each seed where those are compared, unless --per_init says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +63,18 @@ class SampleEvaluation:
         for metric in self.metrics:
             if self.num_gen < metric.fewest(self.k):
                 raise UserError(f"--num_gen={self.num_gen}: {metric.name} needs at least {metric.fewest(self.k)} samples")
+        needs = {metric.needs for metric in self.metrics}
+        if "seeds" in needs:
+            choice = self._by_seed(choice)
         sampler, made_by = self._source(checkpoint, choice, seed)
+        common = made_by | {"checkpoint": None if self.given else checkpoint, "config_hash": config_hash(self.config)}
         device, directory = sampler.precision.device, self.cache
+        if needs & {"pixels", "seeds"}:
+            for split in SPLITS.values():  # before anything is sampled
+                load_images(self.config.data, split)
+            samples = self._generated(sampler, made_by | {"extractor": "pixels"}, torch.Tensor.numpy)
+            results = scores(self.metrics, PixelInputs(samples, sampler, self.config.data))  # by all processes
+            return [replace(result, settings=common | result.settings) for result in results if distributed.is_main()]
         with distributed.main_first():  # it may download or train
             options = Options(self.config.data, directory, device, self.cleanfid_mode, self.inception_path, self.dinov2_path)
             extractor = EXTRACTORS[self.feature_extractor](options)
@@ -68,7 +84,7 @@ class SampleEvaluation:
         if any(metric.name == "fid" for metric in self.metrics) and self.num_gen <= extractor.num_features:
             text = f"FID of {self.num_gen} samples in {extractor.num_features} dimensions is far too high; raise --num_gen"
             warnings.warn(text, stacklevel=2)
-        generated = self._generated_features(directory, sampler, made_by, extractor)
+        generated = self._generated(sampler, made_by | extractor.settings, extractor)
         inputs = Inputs(generated, against, sampler.seed, self.k, device)
         real: dict[str, dict[str, Any]] = {}
         if not self.reference and self.dataset_split == "train":
@@ -77,9 +93,7 @@ class SampleEvaluation:
             real = held_out_settings(self.metrics, inputs, held_out) if distributed.is_main() else {}
         if not distributed.is_main():
             return []
-        common = made_by | {
-            "checkpoint": None if self.given else checkpoint,
-            "config_hash": config_hash(self.config),
+        common |= {
             "reference": against.description,
             "reference_images": None if against.features is None else len(against.features),
             **{f"features_{key}": value for key, value in extractor.settings.items()},
@@ -100,18 +114,25 @@ class SampleEvaluation:
         )
         return sampler, sampler.settings(self.config, trained)
 
-    def _generated_features(
-        self, directory: Path, sampler: Sampler | GivenSamples, made_by: dict[str, Any], extractor: Extractor
+    def _generated(
+        self, sampler: Sampler | GivenSamples, made_by: dict[str, Any], extract: Callable[[torch.Tensor], np.ndarray]
     ) -> np.ndarray:
-        settings = {"images": "generated", **made_by, **extractor.settings}
-
         def compute(indices: range) -> np.ndarray:
-            return extractor(to_uint8(sampler.independent(indices)))
+            return extract(to_uint8(sampler.independent(indices)))
 
-        return cached_features(directory, settings, self.num_gen, self.batch_size, compute, "features of samples")
+        settings = {"images": "generated", **made_by}
+        return cached_features(self.cache, settings, self.num_gen, self.batch_size, compute, "features of samples")
+
+    def _by_seed(self, choice: Choice) -> Choice:
+        """The choice with seeds of which several samples are drawn. Raises UserError where that cannot be."""
+        per_init = PER_SEED if choice.per_init is None else choice.per_init
+        if per_init < 2 or self.num_gen % per_init or self.num_gen < 2 * per_init:
+            right = "--per_init must be at least 2 and --num_gen a multiple of it, at least 2 times as many"
+            raise UserError(f"--num_gen={self.num_gen} --per_init={per_init}: {right}")
+        return replace(choice, init=choice.init or "train", per_init=per_init)
 
 
-def scores(metrics: Sequence[Metric], inputs: Inputs) -> list[Result]:
+def scores(metrics: Sequence[Metric], inputs: Inputs | PixelInputs) -> list[Result]:
     """All results of the metrics."""
     return [result for metric in metrics for result in metric.compute(inputs)]
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from scripts.errors import UserError
 from scripts.estimate import Estimate
-from scripts.evaluation.metrics import LOWER_IS_BETTER
+from scripts.evaluation.metrics import distance_from_best
 from scripts.evaluation.plots import plot_sweep
 from scripts.evaluation.results import Result, append_result
 from scripts.runtime import distributed
@@ -130,7 +130,7 @@ def _write_point(file: Path, results: list[Result]) -> None:
     """All results of a point in one file, their values by image as arrays."""
     make_directory(file.parent, "evaluation results")
     arrays: dict[str, Any] = {result.score: result.per_image for result in results if result.per_image is not None}
-    text = json.dumps([asdict(replace(result, per_image=None)) for result in results])
+    text = json.dumps([asdict(replace(result, per_image=None, picture=None)) for result in results])
     with atomic_write(file) as temporary:
         np.savez(temporary, results=np.array(text), **arrays)
 
@@ -162,8 +162,7 @@ def report(scores: Scores, axes: Axes, directory: Path) -> str:
     best = {}
     for i, score in enumerate(result.score for result in scores[0][1]):
         found = [(point, results[i]) for point, results in scores]
-        choose = min if score in LOWER_IS_BETTER else max
-        best[score] = choose(found, key=lambda pair: pair[1].estimate.value)
+        best[score] = min(found, key=lambda pair: distance_from_best(pair[1].score, pair[1].estimate.value))
         series: dict[str, list[tuple[Value, Estimate]]] = {}
         for point, result in found:
             label = ", ".join(f"{name} {getattr(point, name)}" for name in others)

@@ -37,6 +37,7 @@ class Purpose(enum.IntEnum):
     BOUND_NOISE = 14
     # 15 and 17 are not used any more
     SPECTRUM_NOISE = 16
+    BOOTSTRAP = 18
 
 
 def stream(seed: int, purpose: Purpose, step: int = 0, position: int = 0) -> np.random.Generator:

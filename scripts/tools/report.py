@@ -53,6 +53,7 @@ def write_report(workdir: Path) -> Path:
     shown = sorted({round(i) for i in np.linspace(0, len(drawn) - 1, MAX_SAMPLING_TIMES)}) if drawn else []
     extra = [path for name in ("final", "interpolation") for path in workdir.glob(f"additional_samples/*/*/{name}.png")]
     extra.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    measures = sorted(workdir.glob("evaluation/*.png"), key=lambda path: path.stat().st_mtime, reverse=True)
     environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["short"] = lambda value: f"{value:.5g}" if isinstance(value, float) else value
     page = environment.get_template("report.html.jinja").render(
@@ -66,6 +67,7 @@ def write_report(workdir: Path) -> Path:
         extra=[(path.relative_to(workdir).parent, _picture(path)) for path in extra[:MAX_SETS]],
         curves=_curves(rows),
         scores=reversed(read_json_lines(workdir / RESULTS)),
+        measures=[(path.stem, _picture(path)) for path in measures[:MAX_SETS]],
         events=[row for row in rows if "event" in row],
         provenance=config.pop("provenance", {}),
         config=dict(flatten(config)),

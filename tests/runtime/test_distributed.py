@@ -140,6 +140,11 @@ def test_samples_features_and_bound_are_those_of_one_process(launcher: str, plac
         )
         assert several["value"] == pytest.approx(alone["value"], rel=1e-6)
         assert several["num_images"] == alone["num_images"]
+    logs = sorted(file.name for file in (place / "alone-measures").glob("*.jsonl"))
+    assert len(logs) == 8
+    for log in logs:
+        (alone,), (several,) = (read_json_lines(place / f"{name}-measures" / log) for name in ("alone", launcher))
+        assert several["value"] == pytest.approx(alone["value"], rel=1e-6), log
 
 
 @pytest.mark.parametrize("how", ["kill", "exception", "error"])

@@ -20,7 +20,9 @@ from ml_collections import ConfigDict
 from scripts.errors import UserError
 from scripts.evaluation.bound import BoundEvaluation
 from scripts.evaluation.features import cached_features
+from scripts.evaluation.metrics import MODES
 from scripts.evaluation.results import append_result
+from scripts.evaluation.scores import SampleEvaluation
 from scripts.runtime import distributed
 from scripts.sampling.choice import Choice
 from scripts.sampling.export import export
@@ -57,7 +59,7 @@ def compute_features(place: Path, directory: Path, count: int) -> np.ndarray:
 
 
 def evaluate(place: Path, name: str) -> None:
-    """Samples, features and the bound of the run in place/alone, in place/NAME-...; odd numbers, so that shares differ."""
+    """Samples, features, bound and measures of the run in place/alone, in place/NAME-...; odd numbers: shares differ."""
     config = training_config(place)
     sampler, trained = load_sampler(config, place / "alone", 0)
     export(place / f"{name}-images", sampler, sampler.settings(config, trained), 7, 2)
@@ -69,6 +71,13 @@ def evaluate(place: Path, name: str) -> None:
         scores = place / f"{name}-scores-{run}"
         for result in bound(checkpoint=0, choice=Choice(0.0125), seed=0, directory=scores):
             append_result(scores, result, param_name="delta", seconds=0)
+    for mode in ("spectrum", "copying"):
+        measures = SampleEvaluation(
+            config, place / "alone", cache=place / f"{name}-samples", metrics=MODES[mode], batch_size=2, num_gen=7,
+            reference="", dataset_split="train", cleanfid_mode="clean", feature_extractor="inception", inception_path="",
+        )  # fmt: skip
+        for result in measures(checkpoint=0, choice=Choice(init="train"), seed=0):
+            append_result(place / f"{name}-measures", result, param_name="delta", seconds=0)
 
 
 def check_collectives() -> None:

@@ -1,0 +1,117 @@
+"""Does every scale vary as much in samples as in the data? Variances of DCT coefficients about the mean image, by radius."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from model_code.dct import dct2, dct_matrix
+from model_code.spectrum import bin_means, bin_sums, octaves, radial_bins, radii_of
+from scripts.data.loader import to_unit_range
+from scripts.estimate import Estimate
+from scripts.evaluation.pixels import PixelInputs, blocks, resampled_means
+from scripts.evaluation.plots import plot_octaves
+from scripts.evaluation.results import Result
+
+NO_VARIANCE = 1e-12
+"""A smaller variance counts as this, so that logarithms exist; rounding to 8 bits alone makes 1.3e-6."""
+Y_CB_CR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
+"""Luminance and chrominance as in JPEG (ITU-R BT.601)."""
+PLANES = ("all", "red", "green", "blue", "luminance", "chrominance")
+"""What spectra are of: the first of them of grey images (P = 1), all of colour (P = 6)."""
+
+
+def deviation_powers(deviations: torch.Tensor, bins: Sequence[torch.Tensor]) -> np.ndarray:
+    """Squared DCT coefficients of (B, C, H, W), summed over channels and over each bin: float64 (B, P, R).
+
+    bins: int64 (H, W) each; R counts the bins of all of them.
+    """
+    coefficients = dct2(deviations, *(dct_matrix(n).to(deviations) for n in deviations.shape[2:]))
+    planes = [coefficients.square().sum(1, keepdim=True)]
+    if deviations.shape[1] == 3:
+        mixed = torch.einsum("pc,bchw->bphw", torch.tensor(Y_CB_CR).to(deviations), coefficients).square()
+        planes += [coefficients.square(), mixed[:, :1], mixed[:, 1:].sum(1, keepdim=True)]
+    return torch.cat([bin_sums(torch.cat(planes, 1), each) for each in bins], -1).cpu().numpy()
+
+
+def powers(images: np.ndarray, bins: Sequence[torch.Tensor], device: torch.device) -> np.ndarray:
+    """For each of at least 2 images uint8 (N, C, H, W) what the variance, summed over a bin, is the mean of: float64 (N, P, R).
+
+    That is N / (N - 1) times `deviation_powers` from the mean image.
+    """
+    mean = torch.from_numpy(images.mean(0, dtype=np.float64) / 255).float()
+    found = [deviation_powers((to_unit_range(images[rows]) - mean).to(device), bins) for rows in blocks(images)]
+    return np.concatenate(found) * (len(images) / (len(images) - 1))
+
+
+def compare(samples: np.ndarray, reference: np.ndarray, num_radial: int, seed: int) -> np.ndarray:
+    """Spectra of samples and reference, `powers` (N, P, R) and (M, P, R), of which `num_radial` are radial bins, then octaves.
+
+    Values and standard errors by bootstrap over the images of both, float64 (2, P, 2 + octaves): log-spectral distance in dB
+    (root mean square over radial bins but the constant), ratio of total variances, 10 log10 of that by octave, finest first.
+    """
+
+    def statistics(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+        ours, theirs = np.maximum(ours, NO_VARIANCE), np.maximum(theirs, NO_VARIANCE)
+        decibels = 10 * np.log10(ours / theirs)
+        distance = np.sqrt((decibels[..., 1:num_radial] ** 2).mean(-1, keepdims=True))
+        total = ours[..., num_radial:].sum(-1, keepdims=True) / theirs[..., num_radial:].sum(-1, keepdims=True)
+        return np.concatenate([distance, total, decibels[..., num_radial:]], -1)
+
+    drawn = statistics(resampled_means(samples, seed, 0), resampled_means(reference, seed, 1))
+    return np.stack([statistics(samples.mean(0), reference.mean(0)), drawn.std(0, ddof=1)])
+
+
+def octave_names(octave: torch.Tensor) -> list[str]:
+    """Octaves by their wavelengths in pixels, the finest first, and the constant."""
+    return [f"{2 ** (i + 1)}-{2 ** (i + 2)} px" for i in range(int(octave.max()))] + ["constant"]
+
+
+def low_pass(octave: torch.Tensor) -> torch.Tensor:
+    """Of octaves those that a low-pass keeps: wavelengths of 8 pixels and more; in tiny images all but the finest. Bool."""
+    return octave >= min(2, int(octave.max()) - 1)
+
+
+def spectrum(inputs: PixelInputs) -> list[Result]:
+    """Log-spectral distance and ratio of variances from the training images, beside those of as many held-out images."""
+    N, size, real = len(inputs.samples), inputs.samples.shape[2:], inputs.in_memory("held_out")
+    evenly = np.linspace(0, len(real) - 1, min(len(real), N)).astype(int)  # data sets may be sorted by class
+    sets = {"samples": inputs.samples, "held out": real[evenly], "training": inputs.in_memory("train")}
+    bins = [radial_bins(*size), octaves(*size)]
+    num_radial, names = int(bins[0].max()) + 1, octave_names(bins[1])
+    spectra = {label: powers(images, bins, inputs.sampler.precision.device) for label, images in sets.items()}
+    ours, held_out, training = spectra.values()
+    pairs = (ours, training), (held_out, training), (ours, held_out), (ours[: len(held_out)], training)
+    found, floor, against, as_many = (compare(*pair, num_radial, inputs.sampler.seed) for pair in pairs)
+    settings: dict[str, Any] = {"training_images": len(training), "held_out_images": len(held_out)}
+    for key, table in {"by_octave": found, "held_out_by_octave": floor, "by_octave_against_held_out": against}.items():
+        rows = list(zip(names, *table[:, 0, 2:].tolist(), strict=True))
+        settings[key] = {name: {"ratio": 10 ** (dB / 10), "dB": dB, "standard_error_dB": error} for name, dB, error in rows}
+        print(f"{key}, dB: " + ", ".join(f"{name} {dB:+.2f} +- {error:.2f}" for name, dB, error in rows[::-1]), flush=True)
+    ratio, results = ours[:, 0, num_radial:].sum(1) / training[:, 0, num_radial:].sum(1).mean(), []
+    for i, score in enumerate(("LogSpectralDistance", "VarianceRatio")):
+        values, (of_floor, error) = found[0, :, i].tolist(), floor[:, 0, i].tolist()
+        own = {"held_out": of_floor, "held_out_standard_error": error, "value_at_held_out_images": float(as_many[0, 0, i])}
+        own |= {"by_plane": dict(zip(PLANES, values, strict=False))}
+        estimate, picture = Estimate(values[0], float(found[1, 0, i]), N), None if i else draw(bins, spectra, found, floor)
+        results.append(Result(score, estimate, settings | own, per_image=ratio if i else None, picture=picture))
+    return results
+
+
+def draw(bins: list[torch.Tensor], spectra: dict[str, np.ndarray], found: np.ndarray, floor: np.ndarray) -> Figure:
+    """A picture of the spectra by radius and, with two standard errors, of log ratios by octave; of colour by plane, too."""
+    picture = Figure(figsize=(10, 4), layout="constrained")
+    left, right = picture.subplots(1, 2)
+    radii, sizes = bin_means(radii_of(*bins[0].shape), bins[0])[1:], torch.bincount(bins[0].flatten())[1:]
+    for label, rows in spectra.items():
+        left.loglog(radii, rows[:, 0].mean(0)[1 : 1 + len(radii)] / sizes.numpy(), label=f"{label}, N = {len(rows)}", lw=1)
+    left.set(xlabel="radius of frequencies", ylabel="variance of a DCT coefficient")
+    left.grid(alpha=0.3, which="both")
+    left.legend(fontsize="small")
+    tables = {"samples": found[:, 0], "held out": floor[:, 0]}
+    tables |= {f"samples, {plane}": found[:, i] for i, plane in enumerate(PLANES) if 4 <= i < found.shape[1]}
+    series = {label: [value[2:], *(value + np.outer([-2, 2], error))[:, 2:]] for label, (value, error) in tables.items()}
+    plot_octaves(right, octave_names(bins[1]), series, "variance over that of training images, dB", 0)
+    return picture

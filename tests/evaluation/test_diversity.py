@@ -1,0 +1,72 @@
+"""Variance within and between seeds: of a process in which both are known, and against plain loops."""
+
+import numpy as np
+import pytest
+import torch
+
+from model_code import build_process
+from model_code.spectrum import DCTMoments, octaves
+from scripts.data.datasets import load_images
+from scripts.evaluation.diversity import predicted_within, variance_components
+from scripts.evaluation.pixels import interval, resampled_means
+from tests.conftest import tiny_config
+from tests.evaluation.test_spectrum import field, to_uint8
+
+CPU = torch.device("cpu")
+SIZE = 8
+BINS = octaves(SIZE, SIZE)
+
+
+def drawn(rng: np.random.Generator, S: int, M: int, between: np.ndarray, within: np.ndarray) -> np.ndarray:
+    """Images uint8 (S * M, 1, 8, 8) of standard deviations (8, 8) by DCT coefficient between and within seeds."""
+    seeds = field(rng, S, between).repeat(M, axis=0)
+    return to_uint8(seeds + field(rng, S * M, within) - 0.5)
+
+
+def test_known_variances_are_found() -> None:
+    """Low frequencies differ between seeds, high ones within; means are unbiased, intervals hold the truth."""
+    between = np.where(BINS.numpy() >= 2, 0.1, 0.0)
+    within = np.where(BINS.numpy() < 2, 0.05, 0.02)
+    truth_within = np.bincount(BINS.flatten(), (within**2 + 1 / 12 / 255**2).ravel())
+    truth_between = np.bincount(BINS.flatten(), (between**2).ravel())
+    rng, found, held = np.random.default_rng(0), [], []
+    for i in range(100):
+        of_seeds = variance_components(drawn(rng, 20, 4, between, within), 4, BINS, CPU)
+        found.append([part.mean(0) for part in of_seeds])
+        low, high = interval(resampled_means(of_seeds[0], i)[:, 1])
+        held.append(low <= truth_within[1] <= high)
+    error = np.std(found, axis=0, ddof=1) / 10
+    assert (abs(np.mean(found, axis=0) - [truth_within, truth_between]) < 4 * error + 1e-6).all()
+    assert 0.85 <= np.mean(held) <= 1
+
+
+def test_sums_are_plain_analysis_of_variance() -> None:
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (15, 3, 6, 8), dtype=np.uint8)
+    one_bin = torch.zeros(6, 8, dtype=torch.int64)
+    found, between = variance_components(images, 5, one_bin, CPU)
+    x = (images / 255).reshape(3, 5, -1)
+    within = sum(x[s].var(0, ddof=1).sum() for s in range(3)) / 3
+    assert found.mean() == pytest.approx(within, rel=1e-5)
+    assert between.mean() == pytest.approx(x.mean(1).var(0, ddof=1).sum() - within / 5, rel=1e-4)
+
+
+def test_predictions_for_heat() -> None:
+    """What the prior hands over is exp(-2 lambda t_K) of each coefficient; an ideal reverse process is Wiener's filter."""
+    config = tiny_config()
+    process, source = build_process(config), load_images(config.data, "train")
+    images = torch.from_numpy(np.stack([source[i] for i in range(200)])) / 255
+    prior = process.build_prior([images])
+    data, handed = DCTMoments(1, SIZE, SIZE), DCTMoments(1, SIZE, SIZE)
+    data.add(images)
+    handed.add(prior.means(torch.arange(200)))
+    exact = torch.arange(SIZE * SIZE).view(SIZE, SIZE)
+    given, ideal = predicted_within(data.variance, handed.variance, 0.5, exact)
+    n, m = np.mgrid[:SIZE, :SIZE]
+    decay = np.exp(-2 * np.pi**2 * (n**2 + m**2) / SIZE**2 * config.model.blur_sigma_max**2 / 2).ravel()
+    np.testing.assert_allclose(given, 1 - decay, atol=1e-4)
+    # Wiener: of y = a x + noise, x keeps var(x) - (a var(x))^2 / (a^2 var(x) + noise^2).
+    x = data.variance.numpy().ravel()
+    left = x - decay * x**2 / (decay * x + 0.5**2)
+    np.testing.assert_allclose(ideal, left / x, rtol=1e-3)
+    assert predicted_within(data.variance, 0 * data.variance, 0.0, BINS)[1].tolist() == [1.0] * (int(BINS.max()) + 1)

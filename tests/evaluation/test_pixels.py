@@ -1,0 +1,123 @@
+"""Measures of images from a checkpoint to results, pictures and the page of the run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ml_collections import ConfigDict
+
+from scripts.data.datasets import load_images
+from scripts.errors import UserError
+from scripts.evaluation.copying import starting_positions
+from scripts.evaluation.metrics import MODES, distance_from_best
+from scripts.evaluation.pixels import PixelInputs
+from scripts.evaluation.results import Result, append_result
+from scripts.evaluation.scores import SampleEvaluation
+from scripts.sampling.choice import Choice
+from scripts.sampling.sampler import load_sampler
+from scripts.tools.report import write_report
+from tests.conftest import tiny_config
+from tests.evaluation.made_run import make_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("run")
+    make_run(tiny_config(), workdir)
+    return workdir
+
+
+def evaluate(run: Path, mode: str, config: ConfigDict | None = None, num_gen: int = 12, **choice: Any) -> list[Result]:
+    evaluation = SampleEvaluation(
+        config or tiny_config(), run, cache=run / "evaluation", metrics=MODES[mode], batch_size=8, num_gen=num_gen,
+        reference="", dataset_split="train", cleanfid_mode="clean", feature_extractor="inception", inception_path="",
+    )  # fmt: skip
+    return evaluation(checkpoint=0, choice=Choice(**choice), seed=3)
+
+
+def test_spectrum_of_a_run(run: Path) -> None:
+    """Every number with what held-out images get; the same samples give the same results."""
+    distance, ratio = found = evaluate(run, "spectrum")
+    assert [result.score for result in found] == ["LogSpectralDistance", "VarianceRatio"]
+    assert found == evaluate(run, "spectrum")
+    settings = distance.settings
+    assert (settings["training_images"], settings["held_out_images"], settings["checkpoint_step"]) == (4500, 12, 7)
+    assert list(settings["by_octave"]) == ["2-4 px", "4-8 px", "8-16 px", "16-32 px", "constant"]
+    assert settings["held_out"] < distance.estimate.value == settings["value_at_held_out_images"]
+    assert ratio.per_image is not None
+    assert ratio.per_image.mean() == pytest.approx(ratio.estimate.value)
+    json.dumps(settings)
+
+
+@pytest.mark.parametrize("random_flip", [False, True])
+def test_copies_of_ones_own_seed(run: Path, random_flip: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that gives back the image that it starts from, or its mirror image, copies its own seed, every time."""
+    config = tiny_config(data__random_flip=random_flip)
+    source = load_images(config.data, "train")
+    flip = slice(None, None, -1 if random_flip else 1)
+
+    def give_back(self: Any, indices: range) -> torch.Tensor:
+        assert self.seeds is not None
+        return torch.from_numpy(np.stack([source[i][..., flip] for i in self.origins(indices)]) / 255)
+
+    monkeypatch.setattr("scripts.sampling.sampler.Sampler.independent", give_back)
+    monkeypatch.setattr("scripts.evaluation.scores.cached_features", lambda _, __, count, *rest: rest[1](range(count)))
+    found = {result.score: result for result in evaluate(run, "copying", config, init="train")}
+    assert len(found) == 6
+    for suffix in ("", "LowPass"):
+        assert found[f"NearestRatio{suffix}"].estimate.value < 1e-4
+        assert found[f"NearerThanHeldOut{suffix}"].estimate.value == 1
+        assert found[f"NearestIsOwnSeed{suffix}"].estimate.value == 1
+
+
+def test_where_samples_start(run: Path) -> None:
+    """At the row of the prior that was drawn, if the prior has one for each training image or mirror image."""
+    samples = np.zeros((5, 1, 8, 8), np.uint8)
+    sampler, _ = load_sampler(tiny_config(), run, 0)
+    assert starting_positions(PixelInputs(samples, sampler, tiny_config().data)) is None, "the prior is of 100 images"
+    sampler, _ = load_sampler(tiny_config(), run, 0, from_data=True)
+    rows = sampler.origins(range(5))
+    assert max(rows) > 4500
+    starts = starting_positions(PixelInputs(samples, sampler, tiny_config().data))
+    assert starts is not None
+    assert starts.tolist() == [row // 2 for row in rows]
+    sampler, _ = load_sampler(tiny_config(), run, 0, choice=Choice(init="held_out"))
+    assert starting_positions(PixelInputs(samples, sampler, tiny_config().data)) is None
+
+
+def test_diversity_of_a_run(run: Path) -> None:
+    found = {result.score: result.estimate.value for result in evaluate(run, "diversity", num_gen=20)}
+    assert len(found) == 6
+    for suffix in ("", "LowPass"):
+        parts = found[f"WithinSeeds{suffix}"] + found[f"BetweenSeeds{suffix}"]
+        assert found[f"WithinAndBetween{suffix}"] == pytest.approx(parts)
+    by_octave = evaluate(run, "diversity", num_gen=20)[0].settings["within_by_octave"]
+    assert by_octave["constant"]["not_handed_over"] == pytest.approx(0, abs=1e-6), "no blur changes the mean"
+    assert by_octave["2-4 px"]["not_handed_over"] == pytest.approx(1, abs=1e-4)
+    for count, per_init in ((12, None), (10, None), (20, 1), (20, 20)):
+        with pytest.raises(UserError, match=rf"--num_gen={count} --per_init={per_init or 10}: --per_init must be"):
+            evaluate(run, "diversity", num_gen=count, per_init=per_init)
+
+
+def test_pictures_are_kept_and_shown(run: Path, tmp_path: Path) -> None:
+    """Beside the log and in the run directory; another setting has another picture; the page shows them."""
+    for num_gen in (12, 14):
+        for result in evaluate(run, "copying", num_gen=num_gen):
+            append_result(tmp_path, result, param_name="delta", seconds=0.0, workdir=run)
+    pictures = sorted(path.name for path in tmp_path.glob("*.png"))
+    assert len(pictures) == 2
+    assert sorted(path.name for path in run.glob("evaluation/*.png")) == pictures
+    row = json.loads((tmp_path / "NearestRatio_log.jsonl").read_text().splitlines()[0])
+    assert row["picture"] in pictures
+    (run / "config.json").write_text("{}")
+    page = write_report(run).read_text()
+    assert all(name.removesuffix(".png") in page for name in pictures)
+    assert page.count("data:image/png") == 2
+
+
+def test_what_is_best() -> None:
+    for score, values in {"FID": (1, 2), "Recall": (0.9, 0.1), "VarianceRatio": (1.1, 0.8), "NearestRatio": (0.9, 2.0)}.items():
+        assert distance_from_best(score, values[0]) < distance_from_best(score, values[1])
