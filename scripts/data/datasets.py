@@ -72,21 +72,20 @@ def load_images(data: ConfigDict, split: Split) -> ImageSource:
         raise UserError(f"{value}: cannot be used ({reason}); expected: {expected}") from error
 
 
-def open_images(text: str, flag: str, size: int, channels: int) -> ImageSource:
+def open_images(text: str, flag: str, size: int | None, channels: int) -> ImageSource:
     """All images of a folder, of an array (.npy, or arr_0 of an .npz), or a single image file, resized as training images are.
 
-    Raises UserError naming `flag` for what is missing or no images.
+    size None: an array's images as they are. Raises UserError naming `flag` for what is missing or no images.
     """
     path = user_path(text, flag)
     try:
         if path.suffix in (".npy", ".npz"):
             return ArrayImages(read_images(path), size, channels)
-        paths = list_images(path) if path.is_dir() else [path.name]
-        if not paths:
-            raise ValueError("no image files in it")
-        source = FolderImages(path if path.is_dir() else path.parent, paths, size, channels)
-        if not path.is_dir():
-            source[0]  # to see whether it can be read
+        assert size is not None
+        if path.is_dir() and (paths := list_images(path)):
+            return FolderImages(path, paths, size, channels)
+        source = FolderImages(path.parent, [path.name], size, channels)
+        source[0]  # raises UnreadableImage
         return source
     except (OSError, ValueError, UnreadableImage) as error:
         right = "a folder of images, an image file, or uint8 (N, H, W[, C]) as .npy or as arr_0 of an .npz"
@@ -98,11 +97,6 @@ def read_images(path: Path) -> np.ndarray:
     array = read_npz(path).get("arr_0") if path.suffix == ".npz" else np.load(path, mmap_mode="r", allow_pickle=False)
     if not isinstance(array, np.ndarray):
         raise ValueError(f"{path} is an archive of arrays (.npz) without arr_0")
-    return images_in(array, path)
-
-
-def images_in(array: np.ndarray, path: Path) -> np.ndarray:
-    """The array itself. Raises ValueError if it is not images, uint8 (N, H, W) or (N, H, W, C) with C 1 or 3."""
     if array.dtype != np.uint8 or not (array.ndim == 3 or (array.ndim == 4 and array.shape[-1] in (1, 3))) or len(array) == 0:
         raise ValueError(f"{path} holds {array.dtype} {array.shape}")
     return array

@@ -11,8 +11,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from scripts.config.paths import plain_name, user_path
-from scripts.data.datasets import images_in
-from scripts.data.images import ArrayImages, Images, fingerprint, list_images
+from scripts.data.datasets import open_images
+from scripts.data.images import Images, fingerprint, list_images
 from scripts.data.loader import UnreadableImages
 from scripts.errors import UserError
 from scripts.evaluation.distances import Gaussian, Reference
@@ -62,7 +62,7 @@ def find_reference(
     elif path.suffix == ".npz":
         arrays = _read(path)
         if "arr_0" in arrays:
-            images = ArrayImages(arrays["arr_0"], None)
+            images = open_images(name, "--dataset_name_cleanfid", None, 3)
             found = Reference(name, reference_features(directory, images, extractor, batch_size))
         else:
             found = _reference(name, arrays, extractor.num_features, metrics)
@@ -152,7 +152,6 @@ def named_statistics(name: str, mode: str, split: str, image_size: int, metrics:
 def _read(file: Path) -> Arrays:
     try:
         arrays = read_npz(file)
-        images_in(arrays.get("arr_0", np.zeros((1, 1, 1), np.uint8)), file)
     except (ValueError, OSError) as error:
         raise UserError(f"{file}: cannot be read as an .npz of arrays ({error})") from None
     for name in arrays.keys() & {"mu", "sigma", "feats"}:
