@@ -25,7 +25,7 @@ def check_message(data: ConfigDict, *parts: str, split: datasets.Split = "train"
 
 
 def test_which_data_sets_there_are_and_which_need_a_path() -> None:
-    check_message(data_config("celeba"), "mnist5k, mnist, cifar10, lsun_church, ffhq, afhq, folder, npy")
+    check_message(data_config("celeba"), "mnist5k, emoji32, mnist, cifar10, lsun_church, ffhq, afhq, folder, npy")
     for name in ("folder", "npy"):
         check_message(data_config(name), "config.data.path is empty")
 
