@@ -42,16 +42,21 @@ class Machine:
         """Run a command to its end; an exit code that is not 0 is an error."""
         subprocess.run(self.command(*arguments), check=True)
 
-    def pids(self, part: str) -> list[int]:
-        """Processes of this machine (numbers outside of it) that have `part` in their command lines, oldest first."""
+    def pids(self, *start: str) -> list[int]:
+        """Processes of this machine (numbers outside of it) whose command lines start like this, paths aside; oldest first."""
         namespace, found = Path(f"/proc/{self.init}/ns/pid").readlink(), []
         for entry in Path("/proc").iterdir():
             try:
                 if entry.name.isdecimal() and (entry / "ns/pid").readlink() == namespace:
-                    found += [int(entry.name)] * (part in (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+                    words = [word.rpartition("/")[2] for word in (entry / "cmdline").read_text().split("\0") if word != "-u"]
+                    found += [int(entry.name)] * (tuple(words[: len(start)]) == start)
             except OSError:  # it has just ended
                 continue
         return sorted(found)
+
+    def training(self) -> list[int]:
+        """Its processes that train."""
+        return sorted(pid for name in ("python", "python3", "python3.11", "python3.12") for pid in self.pids(name, "train.py"))
 
     def kill_all(self) -> None:
         """SIGKILL to every process; the kernel still tells the others that their connections are gone."""

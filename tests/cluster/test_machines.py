@@ -84,7 +84,7 @@ def test_kill(
     jobs = everywhere(network, start, 2, *TRAIN, tmp_path / "run")
     jobs[0].prints("step 25/")
     if how == "process":
-        os.kill(network.machines[1].pids("train.py")[-1], signal.SIGKILL)
+        os.kill(network.machines[1].training()[-1], signal.SIGKILL)
     else:
         network.machines[int(how[-1])].kill_all()
     seconds = max(job.ends() for job in jobs)
@@ -108,7 +108,7 @@ def test_restarts(
     """--max-restarts: the killed process comes back by itself, and all go on from the last save."""
     jobs = everywhere(network, start, 2, *TRAIN, tmp_path / "run", restarts=2)
     speaker = min(jobs, key=lambda job: _waits_for_step(jobs, job))
-    pid = network.machines[1].pids("train.py")[-1]
+    pid = network.machines[1].training()[-1]
     os.kill(pid, signal.SIGKILL)
     killed = time.monotonic()
     speaker.prints("continuing from step 20")
