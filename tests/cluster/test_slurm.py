@@ -144,7 +144,7 @@ def test_preemption(slurm: Slurm, undisturbed: Callable[[int], Path], tmp_path: 
     """A more urgent job takes the nodes: saved within GraceTime, requeued, and finished afterwards."""
     job = slurm.submit(*SMALL, "docs/train.sbatch", tmp_path, *TINY)
     job.prints("step 25/")
-    with slurm.paused(5):
+    with slurm.paused(10):
         urgent = slurm.submit("--partition=urgent", "--nodes=2", "--exclusive", "--wrap=sleep 1")
     measured("SLURM, preemption: saved", job.prints("SIGTERM: saved at step"))
     measured("SLURM, preemption: the urgent job has run", urgent.becomes("COMPLETED"))
@@ -186,8 +186,7 @@ def test_kill(slurm: Slurm, network: Network, tmp_path: Path, measured: Measured
 def test_signal_before_anything_is_saved(slurm: Slurm, tmp_path: Path) -> None:
     """As if --time were shorter than the signal's margin: not requeued, which would go on for ever."""
     job = slurm.submit(*SMALL, "docs/train.sbatch", tmp_path, *TINY)
-    job.becomes("RUNNING")
-    time.sleep(1)
+    wait_until(slurm.network.machines[0].training, lambda: job.output)
     slurm.command("scancel", "--batch", "--signal=USR1", job.number)
     job.becomes("FAILED")
     assert "error: stopped before anything was saved, so not requeued: is --time too short?" in job.output
