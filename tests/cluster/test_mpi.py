@@ -30,7 +30,9 @@ def interrupt(network: Network, number: int) -> None:
     os.kill(network.machines[0].pids("mpirun.openmpi")[0], number)
 
 
-@pytest.mark.parametrize("grace", [(), ("--mca", "odls_base_sigkill_timeout", "5")])
+@pytest.mark.parametrize(
+    "grace", [(), pytest.param(("--mca", "odls_base_sigkill_timeout", "5"), marks=pytest.mark.by_hand)], ids=["", "grace"]
+)
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.by_hand)])
 def test_signal_to_mpirun(
     number: signal.Signals, grace: tuple[str, ...], network: Network, start: Start, tmp_path: Path, measured: Measured
