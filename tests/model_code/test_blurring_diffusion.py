@@ -1,7 +1,8 @@
 """Blurring diffusion: schedule, posterior, and samples and bound where they are known; without blur, DDPM."""
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from model_code.kernels import Chain, PosteriorKernel
 from scripts.sampling.reverse import reverse_process
 
 SIZE, K = 8, 40
+CHAIN = (K, 33, 20, 19, 9, 2, 1, 0)
 D = dct_matrix(SIZE)
 
 
@@ -86,38 +88,24 @@ def test_schedule_is_the_papers(k: int, process: BlurringDiffusion) -> None:
         assert sigma.item() == pytest.approx((-log_snr).sigmoid().sqrt().item(), rel=1e-9)
 
 
-def test_corruption_has_the_marginals_of_the_schedule(process: BlurringDiffusion) -> None:
-    """Mean alpha m and variance alpha^2 s^2 + sigma^2 in every frequency."""
-    data = GaussianData(process)
-    count = 20_000
-    u0 = data.draw(count, torch.Generator().manual_seed(1))
-    for k in (1, K // 2, K):
-        eps = normal(count, 1, SIZE, SIZE, seed=k)
-        z, target = process.corrupt(u0, torch.full((count,), k), eps)
-        assert target is eps
-        z_hat = dct2(z.double(), D, D)[:, 0]
-        alpha, _ = data.alpha_sigma(k)
-        assert within_errors(z_hat, alpha * data.mean)
-        assert within_errors((z_hat - alpha * data.mean) ** 2, data.marginal_variance(k))
-
-
 @pytest.mark.parametrize("blur_sigma_max", [0.0, 4.0, 20.0])
-@pytest.mark.parametrize("steps", [10, 1000])
-def test_reverse_step_is_the_posterior_of_the_image(blur_sigma_max: float, steps: int) -> None:
-    """Given the true eps, mean and standard deviation are those of z_{k-1} given z_k and x, by conditioning of normals."""
-    process = BlurringDiffusion(steps, blur_sigma_max, 1, SIZE)
+@pytest.mark.parametrize("chain", [range(10, -1, -1), CHAIN, range(1000, -1, -1)], ids=len)
+def test_reverse_step_is_the_posterior_of_the_image(chain: Sequence[int], blur_sigma_max: float) -> None:
+    """Given the true eps, mean and standard deviation are those of z_j given z_k and x, by conditioning of normals."""
+    process = BlurringDiffusion(chain[0], blur_sigma_max, 1, SIZE)
+    posterior = kernel(process, tuple(chain))
     u0, eps = normal(1, 1, SIZE, SIZE).sigmoid(), normal(1, 1, SIZE, SIZE, seed=1)
     x = dct2(2 * u0.double() - 1, D, D)
-    for k in {2, 3, steps // 2, steps - 1, steps}:
+    for k, j in list(itertools.pairwise(chain[:-1]))[:: len(chain) // 10 or 1]:
         z, _ = process.corrupt(u0, torch.tensor([k]), eps)
-        mean = kernel(process).mean(z, eps, torch.tensor([k]))
-        (alpha_t, sigma_t), (alpha_s, sigma_s) = (process.alpha_sigma(torch.tensor([level])) for level in (k, k - 1))
+        mean = posterior.mean(z, eps, torch.tensor([k]))
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = (process.alpha_sigma(torch.tensor([level])) for level in (k, j))
         covariance = alpha_t / alpha_s * sigma_s**2  # of z_s and z_t = alpha_{t|s} z_s + noise, given x
         z_hat = dct2(z.double(), D, D)
         expected = alpha_s * x + covariance / sigma_t**2 * (z_hat - alpha_t * x)
         torch.testing.assert_close(dct2(mean.double(), D, D), expected, atol=1e-4, rtol=1e-3)  # few steps amplify rounding
         std = (sigma_s**2 - covariance**2 / sigma_t**2).sqrt()
-        noise = kernel(process).step(mean, k, eps) - mean
+        noise = posterior.step(mean, k, eps) - mean
         torch.testing.assert_close(dct2(noise.double(), D, D), std * dct2(eps.double(), D, D), atol=2e-6, rtol=1e-4)
 
 
@@ -129,6 +117,22 @@ def test_last_mean_is_the_image(process: BlurringDiffusion) -> None:
     mean = kernel(process).mean(z, eps, k)
     torch.testing.assert_close(process.to_images(mean), u0, atol=1e-5, rtol=0)
     assert torch.equal(kernel(process).step(mean, 1, eps), mean)
+
+
+def test_the_deterministic_step_keeps_the_noise(process: BlurringDiffusion) -> None:
+    """DDIM: given the true eps it leads to z_j with the same eps, and adds none; so any chain ends at the image."""
+    u0, eps = normal(2, 1, SIZE, SIZE).sigmoid(), normal(2, 1, SIZE, SIZE, seed=1)
+    ddim = process.sampling_noise("auto", None, CHAIN, eta=0.0)
+    k, j = torch.tensor([33, 9]), torch.tensor([20, 2])
+    z, _ = process.corrupt(u0, k, eps)
+    expected, _ = process.corrupt(u0, j, eps)
+    mean = ddim.mean(z, eps, k)
+    torch.testing.assert_close(mean, expected, atol=1e-4, rtol=1e-3)
+    assert torch.equal(ddim.step(mean, 33, eps), mean)
+    part = process.sampling_noise("auto", None, CHAIN[1:], eta=0.0)  # from K rounding would be amplified 150,000 times
+    z, _ = process.corrupt(u0, torch.full((2,), 33), eps)
+    end = reverse_process(process, lambda z, k: eps, z, part, lambda k: torch.full_like(eps, torch.nan))
+    torch.testing.assert_close(process.to_images(end), u0, atol=1e-3, rtol=0)
 
 
 def test_without_blur_it_is_ddpm() -> None:
@@ -154,8 +158,9 @@ def test_without_blur_it_is_ddpm() -> None:
 def sampled_moments(data: GaussianData) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and variance of the samples' coefficients with the best network: every step is linear in each frequency."""
     mean, variance = torch.zeros(SIZE, SIZE, dtype=torch.float64), torch.ones(SIZE, SIZE, dtype=torch.float64)
+    posterior = kernel(data.process)
     for k in range(data.process.K, 0, -1):
-        of_z, of_eps, added = (c[0, 0] for c in kernel(data.process).coefficients(torch.tensor([k])))
+        of_z, of_eps, added = (c[0, 0] for c in posterior.coefficients(torch.tensor([k])))
         alpha, sigma = data.alpha_sigma(k)
         slope = sigma / data.marginal_variance(k)  # of E[eps | z]
         mean = of_z * mean + of_eps * slope * (mean - alpha * data.mean)
@@ -181,13 +186,12 @@ def test_samples_have_the_spectrum_of_the_data(process: BlurringDiffusion) -> No
     torch.testing.assert_close(variance, many.variance, rtol=0.07, atol=0)
 
 
-def expected_terms(data: GaussianData, k: torch.Tensor, j: torch.Tensor | None = None) -> torch.Tensor:
-    """The expectation of the step k -> j (k - 1 if not given) in the bound: means differ by the error of eps, whose variance
-    given z is alpha^2 s^2 / var(z). (B,)."""
-    (alpha_t, sigma_t), (alpha_s, sigma_s) = data.process.alpha_sigma(k), data.process.alpha_sigma(k - 1 if j is None else j)
+def expected_term(data: GaussianData, k: int, j: int) -> torch.Tensor:
+    """The expectation of the step k -> j in the bound: means differ by the error of eps, whose variance given z is
+    alpha^2 s^2 / var(z)."""
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = data.alpha_sigma(k), data.alpha_sigma(j)
     snr_ratio = (alpha_s / sigma_s * sigma_t / alpha_t) ** 2
-    signal = alpha_t**2 * data.variance
-    return (0.5 * (snr_ratio - 1) * signal / (signal + sigma_t**2)).sum((1, 2, 3))
+    return (0.5 * (snr_ratio - 1) * alpha_t**2 * data.variance / data.marginal_variance(k)).sum()
 
 
 def expected_prior_term(data: GaussianData) -> torch.Tensor:
@@ -196,34 +200,16 @@ def expected_prior_term(data: GaussianData) -> torch.Tensor:
 
 
 def test_bound_of_gaussian_data_is_the_closed_form(process: BlurringDiffusion) -> None:
-    """Diffusion and prior terms, measured and expected."""
-    data, count, posterior = GaussianData(process), 4000, kernel(process)
+    """Diffusion and prior terms, measured and expected, for steps to the next level and over several."""
+    data, count, posterior = GaussianData(process), 4000, kernel(process, CHAIN)
     u0, prior = data.draw(count, torch.Generator().manual_seed(4)), process.build_prior([])
     summary = process.prior_summary(u0, prior)
-    assert within_errors(process.prior_term(summary, prior, kernel(process))[:, None], expected_prior_term(data))
-    for k in (2, K // 2, K):
-        levels = torch.full((count,), k)
-        terms = process.terms(
-            process.errors(data, u0, levels, normal(count, 1, SIZE, SIZE, seed=k), posterior), levels, posterior
-        )
-        assert within_errors(terms[:, None], expected_terms(data, levels[:1]))
-
-
-def density_bound(steps: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The expected bound with the best network and the best reconstruction of a density, and the entropy of the data: nats."""
-    data = GaussianData(BlurringDiffusion(steps, 4.0, 1, SIZE))
-    _, sigma = data.alpha_sigma(1)
-    left = data.variance * sigma**2 / data.marginal_variance(1)  # variance of x given z_1
-    reconstruction, entropy = (0.5 * (2 * math.pi * math.e * variance).log().sum() for variance in (left, data.variance))
-    diffusion = expected_terms(data, torch.arange(2, steps + 1)).sum()
-    return expected_prior_term(data) + diffusion + reconstruction, entropy
-
-
-def test_bound_becomes_tight_with_many_steps() -> None:
-    """What it exceeds the entropy of the data by halves when steps double: there is nothing else in it."""
-    (coarse, entropy), (fine, _) = density_bound(2000), density_bound(4000)
-    assert entropy < fine < coarse
-    assert 2 * fine - coarse == pytest.approx(entropy, abs=0.5)
+    assert within_errors(process.prior_term(summary, prior, posterior)[:, None], expected_prior_term(data))
+    assert process.bound_levels(posterior) == sorted(CHAIN[:-2])
+    for k, j in itertools.pairwise(CHAIN[:-1]):
+        levels, eps = torch.full((count,), k), normal(count, 1, SIZE, SIZE, seed=k)
+        terms = process.terms(process.errors(data, u0, levels, eps, posterior), levels, posterior)
+        assert within_errors(terms[:, None], expected_term(data, k, j))
 
 
 def test_reconstruction_is_a_distribution_over_256_values(process: BlurringDiffusion) -> None:
@@ -238,6 +224,19 @@ def test_reconstruction_is_a_distribution_over_256_values(process: BlurringDiffu
     std = (process.sigma[1] / process.a[1]).item()
     nearest = math.erf(1 / 255 / (std * math.sqrt(2)))
     assert process.reconstruction(errors, kernel(process)).item() == pytest.approx(-(SIZE**2) * math.log(nearest), rel=1e-3)
+
+
+def test_what_this_process_does_not_have(process: BlurringDiffusion) -> None:
+    """--delta has no meaning here, and other variances than the posterior's have no bound."""
+    assert process.sampling_noise("auto", None).label == process.sampling_noise("auto", None, eta=1.0).label == "posterior"
+    for kind in (0.01, "spectral"):
+        with pytest.raises(ValueError, match="leave --delta out"):
+            process.sampling_noise(kind, None)
+    process.require_bound(kernel(process))
+    with pytest.raises(ValueError, match=r"--eta=0.5: there is a bound for ancestral sampling only"):
+        process.require_bound(process.sampling_noise("auto", None, eta=0.5))
+    with pytest.raises(ValueError, match="does not know which levels are best"):
+        process.best_chain(None, 5)
 
 
 def test_a_network_that_predicts_v_is_another_way_to_predict_eps() -> None:
