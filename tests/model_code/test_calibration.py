@@ -12,59 +12,34 @@ from model_code.calibration import Calibration, frequency_bins, shortest_path
 from model_code.dct import dct2, idct2
 from model_code.elbo import gaussian_kl, negative_log_density
 from model_code.heat import HeatDissipation
-from model_code.kernels import AffineKernel, Chain, IsotropicKernel, ReverseKernel
+from model_code.kernels import AffineKernel, Chain, ReverseKernel
 from model_code.process import Denoiser
 from model_code.spectrum import bin_sums
 from scripts.runtime.device import Precision
 from scripts.sampling.measurement import calibrate
 from scripts.sampling.reverse import reverse_process
+from tests.gaussian import MEAN, RADII, SIGMA, SIZE, VARIANCES, gaussian_images, posterior_mean, posterior_variance
 from tests.golden import Golden
 
 CPU = torch.device("cpu")
-SIGMA, K, SIZE = 0.01, 30, 8
+K = 30
 BLUR = DCTBlur(blur_schedule(K, 0.5, 5.0), SIZE, SIZE)
 PROCESS = HeatDissipation(BLUR, SIGMA)
-RADII = (torch.arange(SIZE)[:, None] ** 2 + torch.arange(SIZE) ** 2).sqrt()
 BINS = frequency_bins(SIZE, SIZE, 3000)
 """With so many images every radius is on its own, and closed forms are exact."""
 ALL = PROCESS.chain
 SKIPPING = (K, 24, 23, 15, 9, 4, 1, 0)
-VARIANCES = 0.5 / (1 + RADII**2) ** 1.5
-"""Of the DCT coefficients of the images below: float32 (H, W), falling as those of natural images do."""
-MEAN = torch.full((1, 1, SIZE, SIZE), 0.5)
-
-
-def gaussian_images(count: int, seed: int = 0) -> torch.Tensor:
-    """Images whose DCT coefficients are independent normals with `VARIANCES`."""
-    eps = torch.from_numpy(np.random.default_rng(seed).standard_normal((count, 1, SIZE, SIZE)).astype(np.float32))
-    return MEAN + idct2(eps * VARIANCES.sqrt(), BLUR.D_H, BLUR.D_W)
-
-
-def gain(k: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
-    """Of the posterior mean of A_j u_0 - m, per u_k - A_k m: (B, 1, H, W)."""
-    return BLUR.decay(j) * BLUR.decay(k) * VARIANCES / (BLUR.decay(k) ** 2 * VARIANCES + SIGMA**2)
-
-
-def posterior_mean(u: torch.Tensor, k: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
-    """E[A_j u_0 | u_k], which is linear for such images; the mean image is constant, and not changed by blur."""
-    return MEAN + idct2(gain(k, j) * dct2(u - MEAN, BLUR.D_H, BLUR.D_W), BLUR.D_H, BLUR.D_W)
 
 
 def best_denoiser(u: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
     """f(u_k, k) with the posterior mean of A_{k-1} u_0."""
-    return posterior_mean(u, k, k - 1) - u
+    return posterior_mean(BLUR, u, k, k - 1) - u
 
 
 def blind_denoiser(u: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
     """It does not see the mean, as networks of the paper's kind, and leaves its noise; it is off by a factor and an offset."""
     f = best_denoiser(u, k)
     return 0.8 * (f - f.mean((2, 3), keepdim=True)) + 0.003
-
-
-def posterior_variance(k: int, j: int) -> torch.Tensor:
-    """Of the coefficients of A_j u_0 given u_k: float64 (H, W)."""
-    d_j, d_k = (BLUR.decay(torch.tensor([level]))[0, 0].double() for level in (j, k))
-    return d_j**2 * VARIANCES * SIGMA**2 / (d_k**2 * VARIANCES + SIGMA**2)
 
 
 def by_bin(coefficients: torch.Tensor) -> torch.Tensor:
@@ -114,17 +89,6 @@ def test_the_papers_noise_is_a_special_case(golden: Golden) -> None:
     assert (sample - golden["sample"]).norm() < 1e-3 * golden["sample"].norm()
 
 
-def test_the_bound_of_isotropic_noise_is_the_papers() -> None:
-    delta, N = 0.0125, SIZE**2
-    isotropic, k = IsotropicKernel(delta, ALL, SIZE, SIZE), torch.full((5,), 7)
-    errors = PROCESS.errors(best_denoiser, gaussian_images(5), k, torch.randn(5, 1, SIZE, SIZE), isotropic)
-    squares = errors.sum(1)
-    term = 0.5 * (SIGMA**2 / delta**2 * N - N + squares / delta**2 + 2 * N * math.log(delta / SIGMA))
-    torch.testing.assert_close(PROCESS.terms(errors, k, isotropic), term)
-    reconstruction = 0.5 * squares / delta**2 + N * math.log(delta * math.sqrt(2 * math.pi))
-    torch.testing.assert_close(PROCESS.reconstruction(errors, isotropic), reconstruction)
-
-
 def test_terms_against_torch() -> None:
     """A term is a divergence of Gaussians, the reconstruction minus a log density, also where variances differ."""
     generator = torch.Generator().manual_seed(0)
@@ -152,13 +116,13 @@ def test_mean_and_variance_of_every_pair_are_the_known_ones(model: Denoiser) -> 
         if k != K and j and (k + j) % 7:
             continue  # a seventh of the pairs, and all that begin or end the chain
         one = Calibration(state, PROCESS._decay(), 1, SIGMA).fit(torch.tensor([k]), torch.tensor([j]))
-        expected = by_bin(posterior_variance(k, j))
+        expected = by_bin(posterior_variance(BLUR, k, j))
         assert ((one.errors[0] - expected).abs() <= tolerance * expected + 3e-9).all(), (k, j, one.errors[0] / expected)
         affine = PROCESS.sampling_noise("calibrated", state, (k, j) if j == 0 else (k, j, 0))
         level = torch.full((200,), k)
         u_k, _ = PROCESS.corrupt(u0, level, eps)
         found = affine.mean(u_k, PROCESS.predict(model, u_k, level), level)
-        off = dct2(found - posterior_mean(u_k, level, level * 0 + j), BLUR.D_H, BLUR.D_W).square().mean((0, 1))
+        off = dct2(found - posterior_mean(BLUR, u_k, level, level * 0 + j), BLUR.D_H, BLUR.D_W).square().mean((0, 1))
         assert (by_bin(off) <= 0.1 * expected + 1e-9).all(), (k, j, by_bin(off) / expected)
 
 
@@ -177,7 +141,7 @@ def test_samples_have_the_power_spectrum_of_the_data(chain: Chain) -> None:
 
     A sample is the last mean: its variance is that of the data less what nobody can know of u_0 from the last state.
     """
-    data = by_bin(VARIANCES.double() - posterior_variance(chain[-2], 0))
+    data = by_bin(VARIANCES.double() - posterior_variance(BLUR, chain[-2], 0))
     ratio = power_of_samples(kernel(chain=chain)) / data
     assert ((ratio - 1).abs() < 0.12).all(), ratio
     if chain == ALL:
@@ -189,7 +153,7 @@ def test_samples_have_the_power_spectrum_of_the_data(chain: Chain) -> None:
 def test_a_blind_coefficient_is_corrected() -> None:
     """Without calibration the mean's noise adds up from step to step; with it samples have the data's power there."""
     state, constant = calibrated(blind_denoiser, 3000), BINS[0, 0]
-    data = VARIANCES[0, 0].double() - posterior_variance(1, 0)[0, 0]
+    data = VARIANCES[0, 0].double() - posterior_variance(BLUR, 1, 0)[0, 0]
     off = {
         kind: (power_of_samples(PROCESS.sampling_noise(kind, state), blind_denoiser)[constant] / data - 1).abs().item()
         for kind in ("spectral", "calibrated")
@@ -201,8 +165,8 @@ def test_a_blind_coefficient_is_corrected() -> None:
 def test_bound_of_any_chain_is_the_closed_form(chain: Chain) -> None:
     """1/2 sum log(1 + E / sigma^2) for each step, 1/2 sum [log(2 pi E) + 1] for the last: expected and on new images."""
     pairs = list(itertools.pairwise(chain))
-    expected = sum(0.5 * (1 + posterior_variance(k, j) / SIGMA**2).log().sum() for k, j in pairs[:-1])
-    expected += 0.5 * ((2 * math.pi * posterior_variance(chain[-2], 0)).log() + 1).sum()
+    expected = sum(0.5 * (1 + posterior_variance(BLUR, k, j) / SIGMA**2).log().sum() for k, j in pairs[:-1])
+    expected += 0.5 * ((2 * math.pi * posterior_variance(BLUR, chain[-2], 0)).log() + 1).sum()
     costs = Calibration(STATE, PROCESS._decay(), 1, SIGMA).costs(ALL)
     assert sum(costs[k, j].item() for k, j in pairs) == pytest.approx(
         expected.item(), abs=1.5
