@@ -8,8 +8,6 @@ import pytest
 import torch
 
 from model_code import build_model
-from model_code.elbo import prior_kl_bound
-from model_code.prior import PriorBank
 from scripts.sampling.reverse import reverse_process
 from scripts.training.step import process_loss
 from tests.golden import DATA, PARAM_COUNTS, Golden
@@ -34,12 +32,6 @@ def test_unet(golden: Golden) -> None:
 
 
 @torch.no_grad()
-def test_loss_per_example(golden: Golden) -> None:
-    loss = process_loss(golden.process(), golden.model, golden["u0"], golden["k"], golden["eps"])
-    torch.testing.assert_close(loss, golden["loss_per_example"], rtol=1e-4, atol=0)
-
-
-@torch.no_grad()
 @pytest.mark.parametrize("protocol", ["paper", "released"])
 def test_both_protocols(golden: Golden, protocol: str) -> None:
     """They differ in levels, prior noise and defaults, not in the loss at a level nor in the prior's term."""
@@ -54,8 +46,9 @@ def test_both_protocols(golden: Golden, protocol: str) -> None:
 
 
 def test_sampling_trajectory(golden: Golden) -> None:
-    """The last mean after K steps, with the noise of each step given."""
-    noise = golden["sampler_noise"]
+    """The last mean after K steps, with the noise of each step given; that of the last step does not reach it."""
+    noise = golden["sampler_noise"].clone()
+    noise[0] = torch.nan
     asked: list[int] = []
 
     def recorded_noise(k: int) -> torch.Tensor:
@@ -71,39 +64,17 @@ def test_sampling_trajectory(golden: Golden) -> None:
     assert asked == list(range(K, 0, -1))
 
 
-def test_noise_of_the_last_step_does_not_reach_the_result(golden: Golden) -> None:
-    noise, process = golden["sampler_noise"], golden.process()
-    isotropic = process.sampling_noise(0.1, None)
-    other = torch.cat([noise[:1] + 5, noise[1:]])
-    one = reverse_process(process, golden.model, golden["init"], isotropic, lambda k: noise[k - 1])
-    two = reverse_process(process, golden.model, golden["init"], isotropic, lambda k: other[k - 1])
-    assert torch.equal(one, two)
-
-
-def test_prior_bound(golden: Golden) -> None:
-    bank = PriorBank.from_images(golden["prior_train"], golden.blur)
-    bound = prior_kl_bound(golden["prior_test"], bank, golden.settings["sigma"], golden.settings["delta"])
-    torch.testing.assert_close(bound, golden["L_K_upbound"].double(), rtol=3e-4, atol=0)
-
-
 @pytest.mark.parametrize("name", sorted(PARAM_COUNTS))
 def test_parameters_of_every_config(name: str) -> None:
     """Count, names, shapes and order are the original's, so that its weights (a list in this order) load."""
     with torch.device("meta"):
         weights = list(build_model(importlib.import_module(name).get_config()).named_parameters())
     lines = [f"{parameter} {tuple(weight.shape)}" for parameter, weight in weights]
+    if name == "configs.mnist.small_mnist":
+        assert lines == (DATA / "small_mnist_params.txt").read_text().splitlines()  # a readable difference
     found = {
         "n_params": sum(weight.numel() for _, weight in weights),
         "crc": zlib.crc32("\n".join(lines).encode()),
         "n_tensors": len(lines),
     }
     assert found == PARAM_COUNTS[name]
-
-
-def test_parameter_names_of_small_mnist() -> None:
-    """As above, with a readable difference when it fails."""
-    config = importlib.import_module("configs.mnist.small_mnist").get_config()
-    with torch.device("meta"):
-        weights = build_model(config).named_parameters()
-        lines = [f"{name} {tuple(weight.shape)}" for name, weight in weights]
-    assert lines == (DATA / "small_mnist_params.txt").read_text().splitlines()

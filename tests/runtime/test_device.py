@@ -1,14 +1,13 @@
-"""The precision is what the configuration asks for or what is faster, and a model goes to its device in the right layout."""
+"""The precision is what the configuration asks for or what is faster."""
 
 from collections.abc import Iterator
 
 import pytest
 import torch
-from torch import nn
 
 from scripts.errors import UserError
 from scripts.runtime import device
-from scripts.runtime.device import Precision, bfloat16_ratio, to_device
+from scripts.runtime.device import Precision, bfloat16_ratio
 from tests.conftest import tiny_config
 
 CPU = torch.device("cpu")
@@ -117,19 +116,3 @@ def test_devices_that_are_not_there(name: str, local_rank: int, monkeypatch: pyt
     pretend_gpus(monkeypatch, 4)
     with pytest.raises(UserError, match=rf"config\.device = '{name}': (must be|there is no GPU number 4)"):
         device.resolve_device(name, local_rank)
-
-
-def test_channels_last_only_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under autocast, also without compiling. There is no GPU here: the model is asked what it was told."""
-    told: list[object] = []
-
-    def to(self: nn.Module, *args: object, **options: object) -> None:
-        told.append(args or options)
-
-    monkeypatch.setattr(nn.Module, "to", to)
-    to_device(nn.Conv2d(1, 1, 3), torch.device("cuda"), "none", autocast=True)
-    assert told == [(torch.device("cuda"),), {"memory_format": torch.channels_last}]
-    told.clear()
-    to_device(nn.Conv2d(1, 1, 3), torch.device("cuda"), "none")
-    to_device(nn.Conv2d(1, 1, 3), CPU, "none", autocast=True)
-    assert told == [(torch.device("cuda"),), (CPU,)]
