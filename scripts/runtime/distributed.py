@@ -181,7 +181,9 @@ def _mpi(launcher: str) -> Any:
     except (ImportError, RuntimeError) as error:
         library, fits = str(error), False
     if not fits:
-        time.sleep(10 * int("0" not in (env.get("OMPI_COMM_WORLD_RANK"), env.get("PMI_RANK"))))  # once: mpirun ends the others
+        if "0" not in (env.get("OMPI_COMM_WORLD_RANK"), env.get("PMI_RANK")):
+            time.sleep(10)  # while process 0 says it for all
+            sys.exit(USAGE_ERROR)
         found = f"this mpirun is {launcher}'s, but mpi4py has another library ({one_line(library)[:60]})"
         raise UserError(f"{found}: use the mpirun of that, or name {launcher}'s library: MPI4PY_LIBMPI=/path/to/libmpi.so")
     MPI.Init()
