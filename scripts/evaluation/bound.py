@@ -137,7 +137,7 @@ def level_table(measurement: Measurement, process: Likelihood, kernel: ReverseKe
         return torch.cat([errors, torch.zeros_like(errors[:1])])
 
     def row(k: int, errors: torch.Tensor, terms: torch.Tensor) -> LevelRow:
-        return LevelRow(k, Estimate.of(errors[:-1].sum(1)), Estimate.of(terms[:-1]), floor=terms[-1].item())
+        return LevelRow(k, Estimate.of(errors[:-1].sum(1)), Estimate.of(terms[:-1]), without_errors=terms[-1].item())
 
     first = padded(measurement.first_errors)
     rows = [row(kernel.chain[-2], first, process.reconstruction(first, kernel))]
@@ -260,5 +260,5 @@ def write_by_level(folder: Path, rows: list[LevelRow], title: str) -> None:
         table.writerow(["k", "num_images", "squared_error", "squared_error_se", "term_nats", "term_se", "term_without_errors"])
         for row in rows:
             estimates = (row.error.value, row.error.standard_error, row.term.value, row.term.standard_error)
-            table.writerow([row.k, row.error.num_images, *estimates, row.floor])
+            table.writerow([row.k, row.error.num_images, *estimates, row.without_errors])
     plot_by_level(folder / "bound_by_level.png", rows, title)

@@ -25,7 +25,7 @@ class LevelRow:
     """`Process.errors`, summed; for heat dissipation ||A_{k-1} u_0 - mu(u_k, k)||^2."""
     term: Estimate
     """L_{k-1} in nats, for k = 1 the reconstruction term L_0."""
-    floor: float
+    without_errors: float
     """What the term would be without errors: the part of the sampling noise alone."""
 
 
@@ -38,8 +38,11 @@ def plot_by_level(path: Path, rows: Sequence[LevelRow], title: str) -> None:
     above, below = figure.subplots(2, 1, sharex=True)
     k, terms = [row.k for row in rows], rows[1:]  # the first row is the reconstruction term, which may be negative
     _error_bars(above, k[1:], [row.term for row in terms])
-    if any(row.floor > 0 for row in terms):
-        above.plot(k[1:], [row.floor for row in terms], color="gray", ls="--", lw=1, label="without errors of the network")
+    if any(row.without_errors > 0 for row in terms):
+        least = [row.without_errors for row in terms]
+        above.plot(k[1:], least, color="gray", ls="--", lw=1, label="without errors of the network")
+            k[1:], [row.without_errors for row in terms], color="gray", ls="--", lw=1, label="without errors of the network"
+        )
         above.legend()
     above.set(title=title, ylabel="$L_{k-1}$ in nats", yscale="log")
     _error_bars(below, k, [row.error for row in rows])

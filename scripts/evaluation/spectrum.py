@@ -84,23 +84,23 @@ def spectrum(inputs: PixelInputs) -> list[Result]:
     spectra = {label: powers(images, bins, inputs.sampler.precision.device) for label, images in sets.items()}
     ours, held_out, training = spectra.values()
     pairs = (ours, training), (held_out, training), (ours, held_out), (ours[: len(held_out)], training)
-    found, floor, against, as_many = (compare(*pair, num_radial, inputs.sampler.seed) for pair in pairs)
+    found, expected, against, as_many = (compare(*pair, num_radial, inputs.sampler.seed) for pair in pairs)
     settings: dict[str, Any] = {"training_images": len(training), "held_out_images": len(held_out)}
-    for key, table in {"by_octave": found, "held_out_by_octave": floor, "by_octave_against_held_out": against}.items():
+    for key, table in {"by_octave": found, "held_out_by_octave": expected, "by_octave_against_held_out": against}.items():
         rows = list(zip(names, *table[:, 0, 2:].tolist(), strict=True))
         settings[key] = {name: {"ratio": 10 ** (dB / 10), "dB": dB, "standard_error_dB": error} for name, dB, error in rows}
         print(f"{key}, dB: " + ", ".join(f"{name} {dB:+.2f} +- {error:.2f}" for name, dB, error in rows[::-1]), flush=True)
     ratio, results = ours[:, 0, num_radial:].sum(1) / training[:, 0, num_radial:].sum(1).mean(), []
     for i, score in enumerate(("LogSpectralDistance", "VarianceRatio")):
-        values, (of_floor, error) = found[0, :, i].tolist(), floor[:, 0, i].tolist()
-        own = {"held_out": of_floor, "held_out_standard_error": error, "value_at_held_out_images": float(as_many[0, 0, i])}
+        values, (of_real, error) = found[0, :, i].tolist(), expected[:, 0, i].tolist()
+        own = {"held_out": of_real, "held_out_standard_error": error, "value_at_held_out_images": float(as_many[0, 0, i])}
         own |= {"by_plane": dict(zip(PLANES, values, strict=False))}
-        estimate, picture = Estimate(values[0], float(found[1, 0, i]), N), None if i else draw(bins, spectra, found, floor)
+        estimate, picture = Estimate(values[0], float(found[1, 0, i]), N), None if i else draw(bins, spectra, found, expected)
         results.append(Result(score, estimate, settings | own, per_image=ratio if i else None, picture=picture))
     return results
 
 
-def draw(bins: list[torch.Tensor], spectra: dict[str, np.ndarray], found: np.ndarray, floor: np.ndarray) -> Figure:
+def draw(bins: list[torch.Tensor], spectra: dict[str, np.ndarray], found: np.ndarray, expected: np.ndarray) -> Figure:
     """A picture of the spectra by radius and, with two standard errors, of log ratios by octave; of colour by plane, too."""
     picture = Figure(figsize=(10, 4), layout="constrained")
     left, right = picture.subplots(1, 2)
@@ -110,7 +110,7 @@ def draw(bins: list[torch.Tensor], spectra: dict[str, np.ndarray], found: np.nda
     left.set(xlabel="radius of frequencies", ylabel="variance of a DCT coefficient")
     left.grid(alpha=0.3, which="both")
     left.legend(fontsize="small")
-    tables = {"samples": found[:, 0], "held out": floor[:, 0]}
+    tables = {"samples": found[:, 0], "held out": expected[:, 0]}
     tables |= {f"samples, {plane}": found[:, i] for i, plane in enumerate(PLANES) if 4 <= i < found.shape[1]}
     series = {label: [value[2:], *(value + np.outer([-2, 2], error))[:, 2:]] for label, (value, error) in tables.items()}
     plot_octaves(right, octave_names(bins[1]), series, "variance over that of training images, dB", 0)

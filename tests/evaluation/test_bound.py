@@ -100,7 +100,7 @@ def test_squared_errors_by_level() -> None:
     for row in rows:
         assert row.error.num_images == len(IMAGES)
         assert abs(row.error.value - expected_squared_error(row.k)) < 4 * row.error.standard_error
-        assert row.term.value - row.floor == pytest.approx(row.error.value / (2 * DELTA**2), rel=1e-4)
+        assert row.term.value - row.without_errors == pytest.approx(row.error.value / (2 * DELTA**2), rel=1e-4)
     bound = EXACT_BOUND
     assert sum(row.term.value for row in rows[1:]) == pytest.approx(bound["intermediate"].mean().item())
     assert rows[0].term.value == pytest.approx(bound["reconstruction"].mean().item())
