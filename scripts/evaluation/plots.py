@@ -41,8 +41,6 @@ def plot_by_level(path: Path, rows: Sequence[LevelRow], title: str) -> None:
     if any(row.without_errors > 0 for row in terms):
         least = [row.without_errors for row in terms]
         above.plot(k[1:], least, color="gray", ls="--", lw=1, label="without errors of the network")
-            k[1:], [row.without_errors for row in terms], color="gray", ls="--", lw=1, label="without errors of the network"
-        )
         above.legend()
     above.set(title=title, ylabel="$L_{k-1}$ in nats", yscale="log")
     _error_bars(below, k, [row.error for row in rows])
