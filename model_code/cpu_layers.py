@@ -14,18 +14,12 @@ MAX_PIXELS = 256
 class PointwiseConv1d(nn.Conv1d):
     """A convolution with kernel size 1 as one matrix product for each image."""
 
-    def __init__(self, channels: int, out_channels: int) -> None:
-        super().__init__(channels, out_channels, 1)
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return _product(self, x) if x.device.type == "cpu" else super().forward(x)
 
 
 class PointwiseConv2d(nn.Conv2d):
     """`PointwiseConv1d` for images."""
-
-    def __init__(self, channels: int, out_channels: int) -> None:
-        super().__init__(channels, out_channels, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return _product(self, x.flatten(2)).unflatten(2, x.shape[2:]) if x.device.type == "cpu" else super().forward(x)

@@ -33,11 +33,6 @@ def bits_per_dim(nats: torch.Tensor, num_pixels: int, discrete: bool) -> torch.T
     return nats / (num_pixels * math.log(2)) + (0 if discrete else 8)
 
 
-def gaussian_kl_constant(num_pixels: int, sigma: float, delta: float) -> float:
-    """KL(N(a, sigma^2 I) || N(a, delta^2 I)) in `num_pixels` dimensions, in nats: the part without a distance of means."""
-    return 0.5 * num_pixels * (sigma**2 / delta**2 - 1 + 2 * math.log(delta / sigma))
-
-
 def prior_kl_bound(test: torch.Tensor, bank: PriorBank, sigma: float, delta: float) -> torch.Tensor:
     """A bound on L_K = KL(q(u_K | u_0) || p(u_K)) for each test image: float64 (B,), in nats.
 
@@ -51,16 +46,10 @@ def prior_kl_bound_of_projected(
     projected: torch.Tensor, num_pixels: int, bank: PriorBank, sigma: float, delta: float
 ) -> torch.Tensor:
     """As `prior_kl_bound`, for images of `num_pixels` values that `bank.project` has turned into (B, C, F)."""
-    x, y = _centered(projected, bank, delta)
-    return gaussian_kl_constant(num_pixels, sigma, delta) + math.log(len(bank)) - _log_sum_over_bank(x, y)
-
-
-def _centered(projected: torch.Tensor, bank: PriorBank, delta: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images (B, C F) and bank (M, C F) in float64 and in units of delta, without their common offset."""
-    center = bank.coefficients.double().mean(0)
-    x = (projected.double() - center).flatten(1) / delta
-    y = (bank.coefficients.double() - center).flatten(1) / delta
-    return x, y
+    center = bank.coefficients.double().mean(0)  # a common offset, which would cost digits
+    x, y = ((u.double() - center).flatten(1) / delta for u in (projected, bank.coefficients))
+    constant = 0.5 * num_pixels * (sigma**2 / delta**2 - 1 + 2 * math.log(delta / sigma))  # the part without distances
+    return constant + math.log(len(bank)) - _log_sum_over_bank(x, y)
 
 
 def _log_sum_over_bank(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

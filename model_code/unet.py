@@ -1,6 +1,6 @@
 """The U-Net f(u_k, k): topology, parameter names and order of improved-diffusion (Nichol and Dhariwal, 2021)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -69,13 +69,11 @@ class UNet(nn.Module):
         sees_means: bool = False,
     ) -> None:
         super().__init__()
-        self.model_channels = model_channels
-        self.patch_size, self.sees_means = patch_size, sees_means
-        patch_channels = num_channels * patch_size**2
-        self.recompute = recompute
-        emb_channels = 4 * model_channels
+        self.model_channels, self.patch_size = model_channels, patch_size
+        self.recompute, self.sees_means = recompute, sees_means
+        patch_channels, emb_size = num_channels * patch_size**2, 4 * model_channels
         widths = [model_channels * mult for mult in channel_mult]
-        res_block = partial(ResBlock, emb_channels=emb_channels, dropout=dropout, use_scale_shift_norm=use_scale_shift_norm)
+        res_block = partial(ResBlock, emb_channels=emb_size, dropout=dropout, use_scale_shift_norm=use_scale_shift_norm)
         attention = partial(
             AttentionBlock, num_heads=num_heads, num_head_channels=num_head_channels, new_order=use_new_attention_order
         )
@@ -90,21 +88,27 @@ class UNet(nn.Module):
             return kind(channels, use_conv=conv_resample)
 
         # Modules register their parameters in the order of these statements; the release's EMA weights are a list in it.
-        self.time_embed = nn.Sequential(
-            nn.Linear(model_channels, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels)
-        )
-        self.input_blocks = nn.ModuleList([Stage(InputConv(patch_channels, widths[0]))])
-        skip_channels = [widths[0]]
-        for stage, channels in _encoder(widths, num_res_blocks, blocks, resample):
-            self.input_blocks.append(stage)
-            skip_channels.append(channels)
-        bottom = widths[-1]
-        self.middle_block = Stage(res_block(bottom, bottom), attention(bottom), res_block(bottom, bottom))
-        self.output_blocks = nn.ModuleList(_decoder(widths, skip_channels, num_res_blocks, blocks, resample))
-        output_conv = zero_init(nn.Conv2d(widths[0], patch_channels, 3, padding=1))
-        self.out = nn.Sequential(GroupNorm32(widths[0]), nn.SiLU(), output_conv)
+        self.time_embed = nn.Sequential(nn.Linear(model_channels, emb_size), nn.SiLU(), nn.Linear(emb_size, emb_size))
+        self.input_blocks = nn.ModuleList([Stage(InputConv(patch_channels, widths[0], 3, padding=1))])
+        channels, skips = widths[0], [widths[0]]
+        for level, width in enumerate(widths):
+            stages = [blocks(c, level) for c in (channels, *[width] * (num_res_blocks - 1))]
+            if level < len(widths) - 1:
+                stages.append([resample(Downsample, width)])
+            self.input_blocks.extend(Stage(*stage) for stage in stages)
+            channels, skips = width, skips + [width] * len(stages)
+        self.middle_block = Stage(res_block(channels, channels), attention(channels), res_block(channels, channels))
+        self.output_blocks = nn.ModuleList()
+        for level, width in reversed(list(enumerate(widths))):
+            stages = [blocks(c + skips.pop(), level) for c in (channels, *[width] * num_res_blocks)]
+            if level > 0:
+                stages[-1].append(resample(Upsample, width))
+            self.output_blocks.extend(Stage(*stage) for stage in stages)
+            channels = width
+        output_conv = zero_init(nn.Conv2d(channels, patch_channels, 3, padding=1))
+        self.out = nn.Sequential(GroupNorm32(32, channels), nn.SiLU(), output_conv)
         if sees_means:
-            self.mean_embed = zero_init(nn.Linear(patch_channels, emb_channels))
+            self.mean_embed = zero_init(nn.Linear(patch_channels, emb_size))
 
     @classmethod
     def from_config(cls, config: ConfigDict) -> "UNet":
@@ -159,34 +163,3 @@ def _checks(config: ConfigDict) -> Iterator[tuple[str, str, str, bool]]:
     name, divisor = ("num_heads", model.num_heads) if size == -1 else ("num_head_channels", size)
     attended = [channels * mult[level] for level in (*model.attention_levels, levels - 1)]
     yield "model", name, "a divisor of the channels at every level with attention", all(c % divisor == 0 for c in attended)
-
-
-Blocks = Callable[[int, int], list[nn.Module]]
-"""blocks(channels, level): a residual block from so many channels to the level's own, and attention if the level has it."""
-Resample = Callable[[type[Downsample] | type[Upsample], int], nn.Module]
-"""resample(kind, channels): the module that changes the resolution."""
-
-
-def _encoder(widths: list[int], num_res_blocks: int, blocks: Blocks, resample: Resample) -> Iterator[tuple[Stage, int]]:
-    """The stages after the input's convolution, each with its output's channels; widths: channels of each level."""
-    channels = widths[0]
-    for level, width in enumerate(widths):
-        for _ in range(num_res_blocks):
-            yield Stage(*blocks(channels, level)), width
-            channels = width
-        if level < len(widths) - 1:
-            yield Stage(resample(Downsample, width)), width
-
-
-def _decoder(
-    widths: list[int], skip_channels: list[int], num_res_blocks: int, blocks: Blocks, resample: Resample
-) -> Iterator[Stage]:
-    """The stages after the middle; each also takes the output of an encoder stage, the last one first."""
-    channels, skips = widths[-1], list(skip_channels)
-    for level in reversed(range(len(widths))):
-        for i in range(num_res_blocks + 1):
-            stage = blocks(channels + skips.pop(), level)
-            channels = widths[level]
-            if level > 0 and i == num_res_blocks:
-                stage.append(resample(Upsample, channels))
-            yield Stage(*stage)

@@ -106,8 +106,8 @@ def test_layers_for_processors_agree_with_pytorch(dtype: torch.dtype) -> None:
     tolerance: dict[str, Any] = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 0.05, "rtol": 0.02}
     x = torch.randn(2, 32, 5, 7, generator=torch.Generator().manual_seed(0)).to(dtype)
     for layer, inputs, plain in (
-        (PointwiseConv2d(32, 48), x, F.conv2d),
-        (PointwiseConv1d(32, 48), x.flatten(2), F.conv1d),
+        (PointwiseConv2d(32, 48, 1), x, F.conv2d),
+        (PointwiseConv1d(32, 48, 1), x.flatten(2), F.conv1d),
     ):
         layer = layer.to(dtype)
         torch.testing.assert_close(layer(inputs), plain(inputs, layer.weight, layer.bias), **tolerance)
@@ -137,7 +137,7 @@ def test_image_size_that_cannot_be_halved() -> None:
 
 def test_group_norm_is_float32_inside() -> None:
     """A mean of 300 with a spread of 1 drowns in bfloat16 sums, but not in float32 ones."""
-    norm = GroupNorm32(32)
+    norm = GroupNorm32(32, 32)
     x = (300 + 4 * torch.rand(1, 32, 16, 16)).bfloat16()
     result = norm(x)
     assert result.dtype == torch.bfloat16

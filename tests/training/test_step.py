@@ -137,7 +137,7 @@ def test_the_gradient_is_that_of_the_weighted_loss_and_the_loss_is_reported_with
 
 def test_images_are_not_rounded_under_autocast() -> None:
     """A change far below bfloat16's resolution at 1 comes through, where an ordinary convolution would not see it."""
-    conv = InputConv(1, 32)
+    conv = InputConv(1, 32, 3, padding=1)
     with torch.no_grad():
         conv.weight.fill_(1.0)
         assert conv.bias is not None
