@@ -70,16 +70,6 @@ class ClassifierFeatures:
         u = pixels.to(self.device).float() / 255
         return self.network.trunk(u - 0.5).cpu().numpy()
 
-    @property
-    def num_classes(self) -> int:
-        """Classes of the data set."""
-        return self.network.head.out_features
-
-    @torch.no_grad()
-    def probabilities(self, features: np.ndarray) -> torch.Tensor:
-        """Probabilities of classes for images with features (B, 64): float32 (B, classes), on the CPU."""
-        return self.network.head(torch.from_numpy(features).to(self.device)).softmax(1).cpu()
-
 
 def classifier_features(directory: Path, data: ConfigDict, device: torch.device, steps: int = STEPS) -> ClassifierFeatures:
     """The classifier of the configuration's data set.

@@ -8,7 +8,6 @@ from pathlib import Path
 import cleanfid
 import cleanfid.features
 import numpy as np
-from ml_collections import ConfigDict
 
 from scripts.config.paths import plain_name, user_path
 from scripts.data.datasets import open_images
@@ -16,7 +15,7 @@ from scripts.data.images import Images, fingerprint, list_images
 from scripts.data.loader import UnreadableImages
 from scripts.errors import UserError
 from scripts.evaluation.distances import Gaussian, Reference
-from scripts.evaluation.extractors import Extractor
+from scripts.evaluation.extractors import Extractor, Options
 from scripts.evaluation.features import NativeFolder, cached_features, data_set_images, image_features
 from scripts.evaluation.metrics import Metric
 from scripts.runtime import distributed
@@ -30,26 +29,20 @@ Arrays = dict[str, np.ndarray]
 
 
 def find_reference(
-    name: str,
-    split: str,
-    data: ConfigDict,
-    metrics: Sequence[Metric],
-    k: int,
-    extractor: Extractor,
-    directory: Path,
-    batch_size: int,
+    name: str, split: str, options: Options, metrics: Sequence[Metric], k: int, extractor: Extractor, batch_size: int
 ) -> Reference:
     """What `--dataset_name_cleanfid=name` stands for, with what the metrics need of it.
 
     name: of clean-fid's statistics or, with split "custom", of custom ones; the path of an .npz or of a folder; or "" for the
-    split of the configuration's own data set. Features of images are cached in `directory`. Raises UserError for whatever is
-    missing, and if there are fewer images than a metric needs.
+    split of the configuration's own data set. Features of images are cached in `options.directory`. Raises UserError for
+    whatever is missing, and if there are fewer images than a metric needs.
     """
     if name and extractor.own_data_only:
         raise UserError(
             f"--dataset_name_cleanfid={name}: the {extractor.settings['extractor']} compares with the configuration's own data "
             "set only; leave it empty, or use --feature_extractor=inception"
         )
+    data, directory = options.data, options.directory
     path = user_path(name, "--dataset_name_cleanfid")
     if name and path.is_dir() and "/" not in name and split != "custom":
         raise UserError(

@@ -75,12 +75,10 @@ class SampleEvaluation:
             samples = self._generated(sampler, made_by | {"extractor": "pixels"}, torch.Tensor.numpy)
             results = scores(self.metrics, PixelInputs(samples, sampler, self.config.data))  # by all processes
             return [replace(result, settings=common | result.settings) for result in results if distributed.is_main()]
+        options = Options(self.config.data, directory, device, self.cleanfid_mode, self.inception_path, self.dinov2_path)
         with distributed.main_first():  # it may download or train
-            options = Options(self.config.data, directory, device, self.cleanfid_mode, self.inception_path, self.dinov2_path)
             extractor = EXTRACTORS[self.feature_extractor](options)
-        against = find_reference(
-            self.reference, self.dataset_split, self.config.data, self.metrics, self.k, extractor, directory, self.batch_size
-        )
+        against = find_reference(self.reference, self.dataset_split, options, self.metrics, self.k, extractor, self.batch_size)
         if any(metric.name == "fid" for metric in self.metrics) and self.num_gen <= extractor.num_features:
             text = f"FID of {self.num_gen} samples in {extractor.num_features} dimensions is far too high; raise --num_gen"
             warnings.warn(text, stacklevel=2)
