@@ -22,7 +22,6 @@ def get_config() -> ConfigDict:
     config.data.image_size = 32
     config.data.num_channels = 3
     config.data.random_flip = True
-    config.model.K = 100
     config.model.blur_sigma_max = 24.0
     config.model.ema_rate = 0.995
     config.model.model_channels = 32

@@ -19,7 +19,6 @@ def get_config() -> ConfigDict:
     config.training.sampling_freq = 4000
     config.training.snapshot_freq = 2000
     config.training.snapshot_freq_for_preemption = 250
-    config.training.noise_images = 48
     config.eval.num_images = 0
     config.model.K = 100
     config.model.sigma = 0.01
@@ -27,7 +26,6 @@ def get_config() -> ConfigDict:
     config.model.patch_size = 1
     config.model.channel_mult = (1, 2, 2)
     config.model.attention_levels = (2,)
-    config.model.dropout = 0.0
     config.optim.lr = 1.2e-3
     config.optim.beta2 = 0.999
     config.optim.warmup = 200

@@ -18,7 +18,6 @@ def get_config() -> ConfigDict:
     config.training.sampling_freq = 300
     config.training.snapshot_freq = 450
     config.training.snapshot_freq_for_preemption = 100
-    config.training.noise_images = 48
     config.data.dataset = "mnist5k"
     config.data.uniform_dequantization = True
     config.model.K = 30
