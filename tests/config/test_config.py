@@ -13,6 +13,7 @@ import model_code
 from configs import default
 from model_code import build_model, build_process
 from model_code.process import Process
+from model_code.unet import MODEL_KEYS
 from scripts.config.checks import unread, validate
 from scripts.config.comparison import differences, refuse_differences
 from scripts.config.load import flatten, load, to_json
@@ -83,7 +84,7 @@ def test_work_per_forward_pass(name: str, gflop: float) -> None:
 
 def test_every_key_is_read_somewhere() -> None:
     """Outside its definition and its check: a key that nothing uses is a lie to the user."""
-    used: set[tuple[str, str]] = set()
+    used = {("model", name) for name in MODEL_KEYS}
     for file in [*ROOT.glob("*.py"), *(ROOT / "scripts").rglob("*.py"), *(ROOT / "model_code").rglob("*.py")]:
         if file.parent.name != "config":
             attributes = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Attribute)]
@@ -100,7 +101,7 @@ def test_a_process_reads_what_it_says(name: str) -> None:
     """Another value changes the process, or the training with it, exactly if it says that it reads the key."""
     other: dict[str, object] = {"model.sigma": 0.02, "training.level_weighting": 1.0, "model.delta_over_sigma": 2.0}
     other |= {"model.blur_sigma_min": 0.7, "model.blur_sigma_max": 9.0, "training.noise_images": 5}
-    other |= {"model.blur_schedule": (0, 0.5, 1.0, 4.0)}
+    other |= {"model.blur_schedule": (0, 0.5, 1.0, 4.0), "model.protocol": "released"}
     assert other.keys() == Process.reads
 
     def facts(config: ConfigDict) -> dict[str, object]:
