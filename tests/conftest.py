@@ -1,6 +1,8 @@
 """Fixtures that several test files share."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,8 +11,9 @@ import pytest
 from hypothesis import settings
 from ml_collections import ConfigDict
 
-from configs import default
+from scripts.config.paths import ROOT
 from tests.golden import SETTINGS, Golden, load_golden
+from tests.tiny import tiny_config as tiny_config
 
 # Timings depend on the machine, and a suite that guards a landing must not fail by chance.
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=60)
@@ -26,37 +29,18 @@ def golden(request: pytest.FixtureRequest) -> Golden:
     return load_golden(request.param)
 
 
-def tiny_config(**overrides: object) -> ConfigDict:
-    """A configuration whose steps take milliseconds; `overrides` are like model__K=3 for config.model.K."""
-    config = default.get_config()
-    config.device = "cpu"
-    config.training.batch_size = 4
-    config.training.n_iters = 6
-    config.training.log_freq = 2
-    config.training.eval_freq = 100
-    config.training.sampling_freq = 100
-    config.training.num_samples = 2
-    config.training.snapshot_freq = 100
-    config.training.snapshot_freq_for_preemption = 100
-    config.eval.batch_size = 4
-    config.eval.num_images = 6
-    config.data.dataset = "mnist5k"
-    config.data.image_size = 8
-    config.data.random_flip = True
-    config.model.K = 3
-    config.model.blur_sigma_max = 4.0
-    config.model.model_channels = 32
-    config.model.channel_mult = (1,)
-    config.model.num_res_blocks = 1
-    config.model.attention_levels = (0,)
-    config.optim.warmup = 2
-    for key, value in overrides.items():
-        section, _, name = key.partition("__")
-        if name:
-            config[section][name] = value
-        else:
-            config[section] = value
-    return config
+def command(*args: object, cwd: Path | str = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run Python with these arguments, in the directory `cwd`."""
+    line = [sys.executable, *map(str, args)]
+    return subprocess.run(line, capture_output=True, text=True, cwd=cwd, timeout=240, check=False)
+
+
+def error_line(result: subprocess.CompletedProcess[str]) -> str:
+    """The one line that bad input gets; nothing before it, no traceback, an exit code that is not 0."""
+    assert (result.returncode, result.stdout) == (2, ""), result.stdout + result.stderr
+    (line,) = (line for line in result.stderr.splitlines() if not line.startswith("warning: "))
+    assert line.startswith("error: ")
+    return line
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,28 +9,14 @@ import pytest
 from PIL import Image
 
 from scripts.config.paths import ROOT
-
-QUICKSTART = ROOT / "configs" / "mnist" / "quickstart.py"
-TINY = [
-    "--config.device=cpu", "--config.training.n_iters=2", "--config.training.batch_size=4", "--config.data.image_size=8",
-    "--config.model.K=3", "--config.model.sigma=0.01", "--config.model.blur_sigma_max=4", "--config.model.channel_mult=(1,)",
-    "--config.model.attention_levels=(0,)", "--config.optim.automatic_mp=False", "--config.model.sampling_noise=isotropic",
-]  # fmt: skip
+from tests.conftest import command, error_line
+from tests.tiny import TINY
 
 
-def command(script: str, *args: object, config: Path | str = QUICKSTART) -> subprocess.CompletedProcess[str]:
+def run(script: str, *args: object, config: Path | str = TINY) -> subprocess.CompletedProcess[str]:
     """Run an entry script from another directory, as users do."""
-    line = [sys.executable, str(ROOT / script), "--config", str(config), *TINY, *map(str, args)]
-    return subprocess.run(line, capture_output=True, text=True, cwd="/", timeout=240, check=False)
-
-
-def error_line(result: subprocess.CompletedProcess[str]) -> str:
-    """The one line that bad input gets; nothing before it, no traceback, an exit code that is not 0."""
-    assert result.returncode == 2, result.stderr
-    lines = [line for line in result.stderr.splitlines() if not line.startswith("warning: ")]
-    assert len(lines) == 1, result.stderr
-    assert lines[0].startswith("error: ")
-    return lines[0]
+    options = ("--config.training.n_iters=2", "--config.model.sampling_noise=isotropic")
+    return command(ROOT / script, "--config", config, *options, *args, cwd="/")
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +25,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(home))
-        result = command("train.py", "--workdir=~/runs/tiny")
+        result = run("train.py", "--workdir=~/runs/tiny")
     assert result.returncode == 0, result.stderr
     assert "finished at step 2" in result.stdout
     assert f"report in {home}/runs/tiny/index.html" in result.stdout
@@ -60,7 +45,7 @@ def test_training_again_says_that_it_is_done_and_a_failing_report_is_a_warning(t
     page = trained / "index.html"
     page.unlink()
     page.mkdir()
-    result = command("train.py", "--workdir", trained)
+    result = run("train.py", "--workdir", trained)
     page.rmdir()
     assert result.returncode == 0
     assert "already finished at step 2" in result.stdout
@@ -86,7 +71,7 @@ def test_training_again_says_that_it_is_done_and_a_failing_report_is_a_warning(t
     ],
 )
 def test_four_kinds_of_samples(flags: list[str], directory: str, files: list[str], trained: Path) -> None:
-    result = command("sample.py", "--workdir", trained, *flags)
+    result = run("sample.py", "--workdir", trained, *flags)
     assert result.returncode == 0, result.stderr
     assert directory in result.stdout
     for file in files:
@@ -96,10 +81,10 @@ def test_four_kinds_of_samples(flags: list[str], directory: str, files: list[str
 def test_every_sampling_flag_has_an_effect(trained: Path) -> None:
     """--save_sample_freq, --number, --seed and --prior, through the files that they change."""
     base = trained / "additional_samples" / "checkpoint_0"
-    assert command("sample.py", "--workdir", trained, "--batch_size=4", "--save_sample_freq=2", "--seed=3").returncode == 0
+    assert run("sample.py", "--workdir", trained, "--batch_size=4", "--save_sample_freq=2", "--seed=3").returncode == 0
     kept = np.load(base / "delta_0.0125_seed_3" / "samples.npy")
     assert kept.shape == (3, 4, 1, 8, 8)  # levels 3, 1 and 0
-    result = command("sample.py", "--workdir", trained, "--batch_size=2", "--number=1", "--seed=3", "--prior=data")
+    result = run("sample.py", "--workdir", trained, "--batch_size=2", "--number=1", "--seed=3", "--prior=data")
     assert result.returncode == 0
     np.testing.assert_allclose(np.load(base / "delta_0.0125_seed_3_1" / "final.npy"), kept[-1, 2:], atol=1e-3)
 
@@ -108,10 +93,9 @@ def test_a_run_directory_is_enough(trained: Path, tmp_path: Path) -> None:
     """Sampling, evaluating and going on without --config; overrides are compared as ever; pictures elsewhere with --out."""
 
     def run(script: str, *args: object) -> subprocess.CompletedProcess[str]:
-        line = [sys.executable, str(ROOT / script), *map(str, args)]
-        return subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, timeout=240, check=False)
+        return command(ROOT / script, "--workdir", trained, *args, cwd=tmp_path)
 
-    sample = ["--workdir", trained, "--batch_size=2", "--out=pictures"]
+    sample = ["--batch_size=2", "--out=pictures"]
     for more in (
         [],
         [f"--config={trained / 'config.json'}"],
@@ -122,12 +106,12 @@ def test_a_run_directory_is_enough(trained: Path, tmp_path: Path) -> None:
         "the same, drawn again"
     )
     assert "config.model.K was 3, now 4" in error_line(run("sample.py", *sample, "--config.model.K=4"))
-    result = run("evaluate.py", "--workdir", trained, "--mode=elbo", "--num_images=2", "--out=scores")
+    result = run("evaluate.py", "--mode=elbo", "--num_images=2", "--out=scores")
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "scores" / "BPD_log.txt").exists()
-    assert "already finished at step 2" in run("train.py", "--workdir", trained).stdout
+    assert "already finished at step 2" in run("train.py").stdout
     (tmp_path / "file").touch()
-    for script, options in (("sample.py", sample[:3]), ("evaluate.py", ["--workdir", trained, "--mode=elbo"])):
+    for script, options in (("sample.py", sample[:1]), ("evaluate.py", ["--mode=elbo"])):
         assert "--out=file/x" in error_line(run(script, *options, "--out=file/x")), "before anything is computed"
 
 
@@ -135,7 +119,7 @@ def test_pictures_of_other_settings_are_never_replaced(trained: Path, tmp_path: 
     """Whatever differs: seed of the configuration, number, precision, prior; and the step, after more training."""
     base, kept = tmp_path / "checkpoint_0", {}
     for changes in ([], ["--batch_size=1"], ["--prior=data"], ["--precision=bfloat16"], ["--config.seed=5"]):
-        result = command("sample.py", "--workdir", trained, "--out", tmp_path, "--batch_size=2", *changes)
+        result = run("sample.py", "--workdir", trained, "--out", tmp_path, "--batch_size=2", *changes)
         assert result.returncode == 0, result.stderr
         directories = [path for path in base.iterdir() if path not in kept]
         assert len(directories) == 1
@@ -146,7 +130,7 @@ def test_pictures_of_other_settings_are_never_replaced(trained: Path, tmp_path: 
 
 
 def test_dead_flags_of_the_release_are_named_in_a_warning(trained: Path) -> None:
-    result = command("sample.py", "--workdir", trained, "--batch_size=1", "--final_noise=0.1", "--eval_folder=eval")
+    result = run("sample.py", "--workdir", trained, "--batch_size=1", "--final_noise=0.1", "--eval_folder=eval")
     assert result.returncode == 0, result.stderr
     assert result.stderr == "warning: --final_noise, --eval_folder: no effect, as in the original release\n"
 
@@ -155,7 +139,7 @@ def test_export_continues_where_it_stopped(trained: Path, tmp_path: Path) -> Non
     directory = tmp_path / "images"
 
     def export(*args: object) -> subprocess.CompletedProcess[str]:
-        return command("sample.py", "--workdir", trained, "--export_dir", directory, "--batch_size=3", *args)
+        return run("sample.py", "--workdir", trained, "--export_dir", directory, "--batch_size=3", *args)
 
     assert export("--num_samples=5").returncode == 0
     assert sorted(path.name for path in directory.glob("*.png")) == [f"{i:06d}.png" for i in range(5)]
@@ -187,17 +171,17 @@ def test_export_continues_where_it_stopped(trained: Path, tmp_path: Path) -> Non
     ],
 )
 def test_bad_input_to_training(argument: str, expected: str, tmp_path: Path) -> None:
-    line = error_line(command("train.py", "--workdir", tmp_path / "run", "--config.data.path=/nowhere", argument))
+    line = error_line(run("train.py", "--workdir", tmp_path / "run", "--config.data.path=/nowhere", argument))
     assert expected in line
     assert list(tmp_path.iterdir()) == [], "nothing is written"
 
 
 def test_configuration_files_that_fail(tmp_path: Path) -> None:
-    line = error_line(command("train.py", "--workdir", tmp_path / "run", config=tmp_path / "none.py"))
+    line = error_line(run("train.py", "--workdir", tmp_path / "run", config=tmp_path / "none.py"))
     assert "none.py: there is no such file" in line
     for broken in ("def get_config():\n    return undefined_name\n", "def get_config(:\n"):
         (tmp_path / "broken.py").write_text(broken)
-        assert "broken.py" in error_line(command("train.py", "--workdir", tmp_path / "run", config=tmp_path / "broken.py"))
+        assert "broken.py" in error_line(run("train.py", "--workdir", tmp_path / "run", config=tmp_path / "broken.py"))
 
 
 def test_argument_of_a_configuration_file(tmp_path: Path) -> None:
@@ -205,16 +189,15 @@ def test_argument_of_a_configuration_file(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text("from configs.mnist import quickstart\n\ndef get_config(K):\n    c = quickstart.get_config()\n")
     file.write_text(file.read_text() + "    c.model.K = int(K)\n    c.training.n_iters = 7\n    return c\n")
-    line = [sys.executable, str(ROOT / "train.py"), f"--config={file}:33", "--plan", "--config.training.n_iters=1234567"]
-    result = subprocess.run(line, capture_output=True, text=True, check=False)
+    result = command("train.py", f"--config={file}:33", "--plan", "--config.training.n_iters=1234567")
     assert result.returncode == 0, result.stderr
-    assert "K = 33" in result.stdout
+    assert "33 forward passes" in result.stdout
     assert "1,234,567" in result.stdout
 
 
 def test_unwritable_workdir(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    line = error_line(command("train.py", "--workdir", tmp_path / "file" / "run"))
+    line = error_line(run("train.py", "--workdir", tmp_path / "file" / "run"))
     assert "cannot write there" in line
     assert str(tmp_path / "file" / "run") in line
 
@@ -224,13 +207,16 @@ def test_own_images_with_a_truncated_one_among_them(tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     folder.mkdir()
     args = ["--config.data.dataset=folder", f"--config.data.path={folder}", "--config.data.num_channels=3"]
-    assert "mine" in error_line(command("train.py", "--workdir", tmp_path / "run", *args))
+    args += ["--config.training.n_iters=4", "--config.training.log_freq=4"]
+    assert "mine" in error_line(run("train.py", "--workdir", tmp_path / "run", *args))
     rng = np.random.default_rng(0)
     for i in range(30):
         Image.fromarray(rng.integers(0, 256, (12, 10, 3), dtype=np.uint8)).save(folder / f"{i}.png")
     data = (folder / "4.png").read_bytes()
     (folder / "4.png").write_bytes(data[: len(data) // 2])
-    result = command("train.py", "--workdir", tmp_path / "run", *args, "--config.training.n_iters=4")
+    result = run(
+        "train.py", "--workdir", tmp_path / "run", *args, "--config.training.n_iters=4", "--config.training.log_freq=4"
+    )
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("4.png") + result.stderr.count("4.png") == 1
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -256,13 +242,11 @@ def test_own_images_with_a_truncated_one_among_them(tmp_path: Path) -> None:
 )
 def test_bad_input_to_sampling(arguments: str, expected: str, trained: Path) -> None:
     before = sorted(trained.rglob("*"))
-    assert expected in error_line(command("sample.py", "--workdir", trained, *arguments.split()))
+    assert expected in error_line(run("sample.py", "--workdir", trained, *arguments.split()))
     assert sorted(trained.rglob("*")) == before, "nothing is written"
 
 
 @pytest.mark.parametrize("script", ["train.py", "sample.py", "evaluate.py"])
 def test_help_and_missing_flags(script: str) -> None:
-    result = subprocess.run([sys.executable, str(ROOT / script), "--help"], capture_output=True, text=True, check=False)
-    assert "--workdir" in result.stdout
-    result = subprocess.run([sys.executable, str(ROOT / script)], capture_output=True, text=True, check=False)
-    assert ("--config" if script == "train.py" else "--workdir") in error_line(result)
+    assert "--workdir" in command(script, "--help").stdout
+    assert ("--config" if script == "train.py" else "--workdir") in error_line(command(script))

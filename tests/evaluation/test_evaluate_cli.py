@@ -2,9 +2,7 @@
 
 import csv
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +15,9 @@ from scripts.errors import UserError
 from scripts.evaluation.bound import BoundEvaluation
 from scripts.evaluation.results import Result
 from scripts.sampling.choice import Choice
-from tests.conftest import tiny_config
+from tests.conftest import command, error_line
 from tests.evaluation.made_run import make_run
-
-OWN_CONFIG = """
-from scripts.sampling.choice import Choice
-from tests.conftest import tiny_config
-
-
-def get_config():
-    return tiny_config(model__K=5)
-"""
+from tests.tiny import TINY, tiny_config
 
 
 def small_config(**overrides: object) -> ConfigDict:
@@ -36,26 +26,15 @@ def small_config(**overrides: object) -> ConfigDict:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with `small_config` as config.py and a run of it in runs/tiny."""
+    """A directory with a run of `small_config` in runs/tiny."""
     place = tmp_path_factory.mktemp("evaluate")
-    (place / "config.py").write_text(OWN_CONFIG)
     make_run(small_config(), place / "runs" / "tiny")
     return place
 
 
 def evaluate(place: Path, *args: object, workdir: str = "runs/tiny") -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, str(ROOT / "tests" / "evaluate_here.py"), "--config=config.py", f"--workdir={workdir}"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}  # for the import in OWN_CONFIG
-    return subprocess.run(
-        [*line, *map(str, args)], capture_output=True, text=True, cwd=place, timeout=120, check=False, env=environment
-    )
-
-
-def error_line(result: subprocess.CompletedProcess[str]) -> str:
-    """The one line of a command that failed as it should."""
-    assert (result.returncode, result.stdout) == (2, ""), result.stderr
-    (line,) = result.stderr.strip().splitlines()
-    return line
+    options = ("--config", TINY, "--config.model.K=5", f"--workdir={workdir}")
+    return command(ROOT / "tests" / "evaluate_here.py", *options, *args, cwd=place)
 
 
 def bound_evaluation(config: ConfigDict, place: Path, **changes: Any) -> BoundEvaluation:

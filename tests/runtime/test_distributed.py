@@ -24,8 +24,8 @@ from scripts.runtime import distributed
 from scripts.storage.checkpoint import meta_path, read, write
 from scripts.storage.files import read_json_lines
 from scripts.training.loop import train
-from tests.conftest import tiny_config
 from tests.runtime import together
+from tests.tiny import TINY, tiny_config
 
 MPIEXEC = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
 LAUNCHERS = {
@@ -165,13 +165,6 @@ def test_one_process_that_fails_ends_all(how: str, launcher: str, place: Path, t
     assert not list(tmp_path.rglob("*.partial*"))
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> Path:
-    path = tmp_path / "config.py"
-    path.write_text("from tests.conftest import tiny_config as get_config")
-    return path
-
-
 @pytest.mark.parametrize(
     ("rank", "reason"),
     [("0", r"Timed out after \d+ seconds waiting for clients. 1/2"), ("1", "timed out .* connect"), ("0 taken", "EADDRINUSE")],
@@ -208,10 +201,10 @@ def test_the_kernel_asks_after_silent_machines(tmp_path: Path) -> None:
 
 
 @NO_MPI
-def test_sigterm_to_mpirun(config: Path, tmp_path: Path) -> None:
+def test_sigterm_to_mpirun(tmp_path: Path) -> None:
     """As for one process: all stop after the same step, it is saved, exit code 0."""
     endless = ("--config.training.n_iters=100000", "--config.training.log_freq=1", "--config.training.eval_freq=1000000")
-    with job("mpirun", ROOT / "train.py", "--config", config, "--workdir", tmp_path, *endless) as process:
+    with job("mpirun", ROOT / "train.py", "--config", TINY, "--workdir", tmp_path, *endless) as process:
         assert process.stdout is not None
         assert any(line.startswith("step 3/") for line in process.stdout)
         process.terminate()
@@ -220,10 +213,10 @@ def test_sigterm_to_mpirun(config: Path, tmp_path: Path) -> None:
     assert output.count(f"SIGTERM: saved at step {read(meta_path(tmp_path))['step']}; the same command goes on") == 1
 
 
-def test_commands_share_out_their_work(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_share_out_their_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """evaluate.py and sample.py: one row of results, one set of images, by two processes."""
     assert train(tiny_config(training__n_iters=1), tmp_path / "run") == 0
-    common = ("--config", config, "--workdir", tmp_path / "run")
+    common = ("--config", TINY, "--workdir", tmp_path / "run")
     monkeypatch.chdir(tmp_path)
     output_of("torchrun", ROOT / "tests" / "evaluate_here.py", *common, "--mode=elbo", "--num_images=5", "--delta=0.01")
     (log,) = tmp_path.rglob("ELBO_log.txt")

@@ -1,8 +1,6 @@
 """The benchmark measures what it says, and compares with a network as large as ours."""
 
 import importlib.util
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,21 +10,19 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs.mnist import small_mnist
-from scripts.config.paths import ROOT
 from scripts.errors import UserError
 from scripts.runtime import distributed
 from scripts.tools import benchmark
 from scripts.training.plan import Work
-from tests.conftest import tiny_config
+from tests.conftest import command
+from tests.tiny import TINY, tiny_config
 
 HAS_DIFFUSERS = importlib.util.find_spec("diffusers") is not None
 
 
 def test_rows() -> None:
-    """With the smallest configuration that a file describes."""
-    command = [sys.executable, "-m", "scripts.tools.benchmark", "--config=configs/mnist/quickstart.py", "--seconds=0"]
-    small = ["--config.training.batch_size=2", "--config.device=cpu", "--config.optim.automatic_mp=False"]
-    lines = subprocess.run([*command, *small], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    """One for each part of a step and of sampling."""
+    lines = command("-m", "scripts.tools.benchmark", "--config", TINY, "--seconds=0").stdout.splitlines()
     assert "float32" in lines[0]
     assert torch.__version__ in lines[1]
     assert [line.split(",")[0].split("  ")[0] for line in lines[3:]] == [
@@ -38,9 +34,8 @@ def test_rows() -> None:
 
 def test_reading(tmp_path: Path) -> None:
     """Images of its own, packed and not; nothing of them is left."""
-    command = [sys.executable, "-m", "scripts.tools.benchmark", "--config=configs/mnist/small_mnist.py", "--seconds=0"]
-    images = [f"--reading={tmp_path}", "--num_images=30", "--size=50"]
-    lines = subprocess.run([*command, *images], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    tool = ("-m", "scripts.tools.benchmark", "--config=configs/mnist/small_mnist.py", "--seconds=0")
+    lines = command(*tool, f"--reading={tmp_path}", "--num_images=30", "--size=50").stdout.splitlines()
     assert "30 PNG files of 50x50" in lines[0]
     assert lines[1].startswith("as 28x28x1, for steps of 128 in ")
     threads = [line.split()[-5:-4] for line in lines[3:6:2]]

@@ -2,8 +2,6 @@
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +10,10 @@ import pytest
 from PIL import Image
 
 from scripts.config.load import to_json
-from scripts.config.paths import ROOT
 from scripts.errors import UserError
 from scripts.tools.compare import arms_of, curves, read_scores, write
-from tests.conftest import tiny_config
+from tests.conftest import command, error_line
+from tests.tiny import tiny_config
 
 
 def made_run(place: Path, name: str, scores: list[dict[str, Any]], **config: object) -> Path:
@@ -104,18 +102,14 @@ def test_bad_input(runs: list[Path], tmp_path: Path) -> None:
         arms_of([runs[0], runs[0]])
     with pytest.raises(UserError, match=r"not a run directory, it has no config\.json"):
         arms_of([tmp_path])
-    line = [sys.executable, "-m", "scripts.tools.compare"]
-
-    def command(*args: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([*line, *map(str, args)], capture_output=True, text=True, cwd=ROOT, check=False)
-
-    assert command(f"--out={tmp_path / 'out'}").stderr.startswith("error: RUN... is missing")
+    tool, out = ("-m", "scripts.tools.compare"), f"--out={tmp_path / 'out'}"
+    assert error_line(command(*tool, out)).startswith("error: RUN... is missing")
     (runs[0] / "evaluation" / "results.jsonl").unlink()
-    result = command(runs[0], f"--out={tmp_path / 'out'}")
+    result = command(*tool, runs[0], out)  # names its arms first
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
     assert "evaluate.py adds scores" in result.stderr
     assert not (tmp_path / "out").exists(), "nothing is written"
-    result = command(*runs[1:], f"--out={tmp_path / 'out'}")
+    result = command(*tool, *runs[1:], out)
     assert result.returncode == 0, result.stderr
     assert "model.sigma: 0.01 (a2), 0.01 (a3), 0.02 (b2)" in result.stdout
     assert "B - A" in result.stdout

@@ -1,25 +1,22 @@
 """The command that packs, and that a training from its result is the same training."""
 
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from scripts.config.paths import ROOT
 from scripts.training.loop import train
-from tests.conftest import tiny_config
+from tests.conftest import command, error_line
 from tests.images import save_images
+from tests.tiny import TINY, tiny_config
 from tests.training.runs import differing, final_state
 
 
 def pack(out: Path | str, *args: str) -> subprocess.CompletedProcess[str]:
     """The command, for grey images of 8x8 pixels."""
-    command = [sys.executable, "-m", "scripts.tools.pack", "--config=configs/mnist/small_mnist.py", f"--out={out}"]
-    size = ["--config.data.image_size=8", *args]
-    return subprocess.run([*command, *size], cwd=ROOT, capture_output=True, text=True, check=False)
+    return command("-m", "scripts.tools.pack", "--config", TINY, f"--out={out}", *args)
 
 
 @pytest.mark.parametrize("kind", ["folder", "npy"])
@@ -59,8 +56,7 @@ def test_the_same_training(kind: str, tmp_path: Path) -> None:
 )
 def test_bad_input(args: tuple[str, ...], parts: tuple[str, ...], tmp_path: Path) -> None:
     """One line that names key or flag and value, and nothing written."""
-    done = pack(tmp_path / "pack", *args)
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    line = error_line(pack(tmp_path / "pack", *args))
     for part in parts:
-        assert part in done.stderr
+        assert part in line
     assert not (tmp_path / "pack").exists()

@@ -4,8 +4,6 @@ import base64
 import io
 import json
 import math
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,10 +12,10 @@ import pytest
 from PIL import Image
 
 from scripts.config.load import to_json
-from scripts.config.paths import ROOT
 from scripts.evaluation.results import RESULTS
 from scripts.tools.report import MAX_PIXELS, MAX_SAMPLING_TIMES, write_report
-from tests.conftest import tiny_config
+from tests.conftest import command, error_line
+from tests.tiny import tiny_config
 
 HOSTILE = """<script>alert("1")</script>' onload='x"""
 
@@ -126,14 +124,8 @@ def test_a_page_from_whatever_is_there(rows: list[object], curves: int, nonfinit
 
 def test_the_command(workdir: Path, tmp_path: Path) -> None:
     """The directory with and without the flag's name; one line for what is none."""
-
-    def report(*args: object) -> subprocess.CompletedProcess[str]:
-        line = [sys.executable, "-m", "scripts.tools.report", *map(str, args)]
-        return subprocess.run(line, capture_output=True, text=True, cwd=ROOT, check=False)
-
     for argument in (workdir, f"--workdir={workdir}"):
-        result = report(argument)
+        result = command("-m", "scripts.tools.report", argument)
         assert result.stdout == f"report in {workdir / 'index.html'}\n", result.stderr
-    refused = report(tmp_path)
-    assert refused.returncode == 2
-    assert refused.stderr == f"error: {tmp_path}: not a run directory, it has no config.json\n"
+    refused = command("-m", "scripts.tools.report", tmp_path)
+    assert error_line(refused) == f"error: {tmp_path}: not a run directory, it has no config.json"

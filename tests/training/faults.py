@@ -25,14 +25,13 @@ from tqdm import tqdm
 from scripts.config.paths import ROOT
 from scripts.storage import checkpoint
 from scripts.storage.files import read_json_lines
+from tests.tiny import TINY
 from tests.training.runs import differing
 
 ARGS = [
-    "--config", str(ROOT / "configs" / "mnist" / "quickstart.py"), "--config.device=cpu", "--config.training.batch_size=4",
-    "--config.training.log_freq=1", "--config.training.eval_freq=5", "--config.training.sampling_freq=12",
-    "--config.training.num_samples=2", "--config.training.snapshot_freq=7", "--config.training.snapshot_freq_for_preemption=1",
-    "--config.eval.num_images=8", "--config.data.image_size=8", "--config.model.K=3", "--config.model.channel_mult=(1,)",
-    "--config.model.attention_levels=(0,)", "--config.model.dropout=0.1",
+    "--config", str(TINY), "--config.training.log_freq=1", "--config.training.eval_freq=5",
+    "--config.training.sampling_freq=12", "--config.training.snapshot_freq=7",
+    "--config.training.snapshot_freq_for_preemption=1", "--config.data.uniform_dequantization=True",
 ]  # fmt: skip
 
 

@@ -12,12 +12,11 @@ import pytest
 
 from scripts.config.paths import ROOT
 from scripts.storage.checkpoint import meta_path, read
+from tests.tiny import TINY
 
 ARGS = [
-    "--config", str(ROOT / "configs" / "mnist" / "quickstart.py"), "--config.device=cpu", "--config.training.n_iters=100000",
-    "--config.training.batch_size=4", "--config.training.log_freq=1", "--config.training.snapshot_freq_for_preemption=5",
-    "--config.training.snapshot_freq=5", "--config.data.image_size=8", "--config.data.num_workers=2", "--config.model.K=3",
-    "--config.model.channel_mult=(1,)", "--config.model.attention_levels=(0,)",
+    "--config", str(TINY), "--config.training.n_iters=100000", "--config.training.log_freq=1", "--config.data.num_workers=2",
+    "--config.training.snapshot_freq=5", "--config.training.snapshot_freq_for_preemption=5",
 ]  # fmt: skip
 
 

@@ -1,7 +1,5 @@
 """What a run would cost is counted right, and what saves memory or time does not change the numbers."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +9,8 @@ from torch import nn
 from scripts.config.paths import ROOT
 from scripts.training.plan import Work, plan
 from scripts.training.step import Trainer
-from tests.conftest import tiny_config
+from tests.conftest import command
+from tests.tiny import tiny_config
 
 CPU = torch.device("cpu")
 
@@ -38,8 +37,8 @@ def test_recomputing_costs_one_more_forward_pass() -> None:
 
 
 def test_plan_needs_neither_data_nor_directory_and_leaves_nothing(tmp_path: Path) -> None:
-    command: list[str | Path] = [sys.executable, ROOT / "train.py", "--config", ROOT / "configs/mnist/small_mnist.py", "--plan"]
-    done = subprocess.run([*command, "--config.data.path=nowhere"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    options = ("--config", ROOT / "configs/mnist/small_mnist.py", "--plan", "--config.data.path=nowhere")
+    done = command(ROOT / "train.py", *options, cwd=tmp_path)
     assert "3.70M parameters" in done.stdout
     assert "67 TFLOP/s a device" in done.stdout, "an H100 in float32"
     assert [line.split()[0] for line in done.stdout.splitlines()[-3:]] == ["1", "8", "64"]
