@@ -2,33 +2,13 @@
 
 from ml_collections import ConfigDict
 
-from configs import default
+from tests.tiny import tiny_config
 
 
 def get_config() -> ConfigDict:
     """Sixty steps with dropout and flips, saved every ten."""
-    config = default.get_config()
-    config.device = "cpu"
-    config.training.batch_size = 12
-    config.training.n_iters = 60
-    config.training.log_freq = 1
-    config.training.eval_freq = 1000
-    config.training.sampling_freq = 1000
-    config.training.num_samples = 1
-    config.training.noise_images = 2
-    config.training.snapshot_freq = 1000
-    config.training.snapshot_freq_for_preemption = 10
-    config.eval.batch_size = 100
-    config.eval.num_images = 12
-    config.data.dataset = "mnist5k"
-    config.data.image_size = 28
-    config.data.random_flip = True
-    config.model.K = 2
-    config.model.blur_sigma_max = 4.0
-    config.model.patch_size = 4
-    config.model.model_channels = 32
-    config.model.channel_mult = (1,)
-    config.model.num_res_blocks = 1
-    config.model.attention_levels = ()
-    config.optim.warmup = 2
-    return config
+    steps = {"training__n_iters": 60, "training__log_freq": 1, "training__snapshot_freq_for_preemption": 10}
+    never = {f"training__{name}": 1000 for name in ("eval_freq", "sampling_freq", "snapshot_freq")}
+    images = {"training__batch_size": 12, "training__num_samples": 1, "training__noise_images": 2, "data__image_size": 28}
+    network = {"model__K": 2, "model__patch_size": 4, "model__attention_levels": ()}
+    return tiny_config(**steps, **never, **images, **network, eval__batch_size=100, eval__num_images=12)
