@@ -100,7 +100,9 @@ def test_labels_belong_to_their_images() -> None:
 
 def test_a_data_set_without_labels() -> None:
     data = tiny_config(data__dataset="npy").data
-    with pytest.raises(UserError, match="'npy' has no labels, mnist5k, mnist, cifar10 have; use --feature_extractor=inception"):
+    with pytest.raises(
+        UserError, match="'npy' has no labels, mnist5k, emoji32, mnist, cifar10 have; use --feature_extractor=inception"
+    ):
         load_labelled(data, "train")
 
 

@@ -39,7 +39,7 @@ def test_training_saves_what_was_learnt(tiny_array: Path, tmp_path: Path, monkey
     assert read(meta_path(tmp_path / "run"))["step"] == 3
     with monkeypatch.context() as patch:
         patch.setattr(EMA, "update", lambda *_: fill_memory())
-        with pytest.raises(UserError, match=r"out of memory .*Not saved, as it came amid a step"):
+        with pytest.raises(UserError, match=r"out of memory .*Not saved, as it happened within an update"):
             train(array_config(tiny_array), tmp_path / "run")
     assert read(meta_path(tmp_path / "run"))["step"] == 3, "half a step is not kept"
     assert train(array_config(tiny_array), tmp_path / "run") == 0
