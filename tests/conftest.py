@@ -1,25 +1,20 @@
-"""Fixtures that several test files share."""
+"""Fixtures and commands that several test files share."""
 
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import settings
-from ml_collections import ConfigDict
 
 from scripts.config.paths import ROOT
 from tests.golden import SETTINGS, Golden, load_golden
-from tests.tiny import tiny_config as tiny_config
 
 # Timings depend on the machine, and a suite that guards a landing must not fail by chance.
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=60)
-settings.register_profile(
-    "long", deadline=None, max_examples=3000
-)  # by hand: HYPOTHESIS_PROFILE=long pytest tests/test_fuzz.py
+settings.register_profile("long", deadline=None, max_examples=3000)  # by hand: HYPOTHESIS_PROFILE=long pytest tests
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 
@@ -41,12 +36,6 @@ def error_line(result: subprocess.CompletedProcess[str]) -> str:
     (line,) = (line for line in result.stderr.splitlines() if not line.startswith("warning: "))
     assert line.startswith("error: ")
     return line
-
-
-@pytest.fixture
-def make_config() -> Callable[..., ConfigDict]:
-    """`tiny_config`."""
-    return tiny_config
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from scripts.evaluation.bound import BoundEvaluation
 from scripts.sampling.choice import Choice
 from scripts.sampling.sampler import load_sampler
 from scripts.training.loop import train
-from tests.conftest import tiny_config
+from tests.tiny import tiny_config
 
 NAME = "additive_noise"
 

@@ -22,8 +22,8 @@ from scripts.evaluation.inception import InceptionFeatures
 from scripts.storage import checkpoint
 from scripts.storage.checkpoint import load_trained, meta_path
 from scripts.storage.files import read_npz
-from tests.conftest import tiny_config
 from tests.images import data_config
+from tests.tiny import tiny_config
 
 CPU = torch.device("cpu")
 

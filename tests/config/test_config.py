@@ -21,7 +21,7 @@ from scripts.config.paths import ROOT
 from scripts.errors import UserError, one_line
 from scripts.runtime.device import Precision
 from scripts.training.plan import Work, describe
-from tests.conftest import tiny_config
+from tests.tiny import tiny_config
 
 EXPERIMENTS = sorted(
     str(path.relative_to(ROOT).with_suffix("")).replace("/", ".") for path in (ROOT / "configs").glob("*/*.py")

@@ -14,7 +14,7 @@ from scripts.config.load import from_json, load, to_json
 from scripts.config.schedule import as_saved, log_levels, settled
 from scripts.errors import UserError, one_line
 from tests.config.test_config import release_file
-from tests.conftest import tiny_config
+from tests.tiny import tiny_config
 
 LEVELS = (0.0, 0.5, 0.9, 4.0)
 

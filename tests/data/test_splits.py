@@ -13,8 +13,8 @@ from scripts.data.datasets import load_images, load_labelled, load_whole, split_
 from scripts.data.packs import write_pack
 from scripts.errors import UserError
 from scripts.training.loop import train
-from tests.conftest import tiny_config
 from tests.images import data_config, names_of, save_images
+from tests.tiny import tiny_config
 
 PATTERN = r"(sub-\d+)/"
 

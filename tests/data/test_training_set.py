@@ -6,8 +6,8 @@ from scipy.fft import dctn
 from scripts.data.images import ArrayImages
 from scripts.data.loader import UnreadableImages
 from scripts.data.training_set import dct_moments
-from tests.conftest import tiny_config
 from tests.images import WithDamage
+from tests.tiny import tiny_config
 
 
 def test_moments_are_of_all_readable_images_and_their_mirror_images() -> None:

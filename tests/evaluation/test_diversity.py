@@ -9,8 +9,8 @@ from model_code.spectrum import DCTMoments, octaves
 from scripts.data.datasets import load_images
 from scripts.evaluation.diversity import predicted_within, variance_components
 from scripts.evaluation.pixels import interval, resampled_means
-from tests.conftest import tiny_config
 from tests.evaluation.test_spectrum import field, to_uint8
+from tests.tiny import tiny_config
 
 CPU = torch.device("cpu")
 SIZE = 8

@@ -15,7 +15,7 @@ from scripts.errors import UserError
 from scripts.evaluation.classifier import classifier_features
 from scripts.evaluation.features import cached_features, image_features
 from scripts.evaluation.references import folder_images
-from tests.conftest import tiny_config
+from tests.tiny import tiny_config
 
 CPU = torch.device("cpu")
 

@@ -18,9 +18,9 @@ from scripts.sampling.choice import Choice
 from scripts.sampling.export import export
 from scripts.sampling.output import to_uint8
 from scripts.sampling.sampler import load_sampler
-from tests.conftest import tiny_config
 from tests.evaluation.made_run import make_run
 from tests.evaluation.test_scores import Recorder
+from tests.tiny import tiny_config
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from scripts.evaluation.scores import SampleEvaluation
 from scripts.sampling.choice import Choice
 from scripts.sampling.sampler import load_sampler
 from scripts.tools.report import write_report
-from tests.conftest import tiny_config
 from tests.evaluation.made_run import make_run
+from tests.tiny import tiny_config
 
 
 @pytest.fixture(scope="module")

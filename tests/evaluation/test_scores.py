@@ -26,9 +26,9 @@ from scripts.evaluation.results import Result
 from scripts.evaluation.scores import SampleEvaluation
 from scripts.sampling.choice import Choice
 from scripts.sampling.sampler import Sampler, load_sampler
-from tests.conftest import tiny_config
 from tests.evaluation.inception_stand_in import write_stand_in
 from tests.evaluation.made_run import make_run
+from tests.tiny import tiny_config
 
 CPU = torch.device("cpu")
 Evaluate = Callable[..., dict[str, Result]]

@@ -2,11 +2,10 @@
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import pytest
 import torch
-from ml_collections import ConfigDict
 
 from model_code import build_process
 from model_code.blurring_diffusion import (
@@ -17,6 +16,7 @@ from model_code.blurring_diffusion import (
 from model_code.dct import dct2, dct_matrix, idct2
 from model_code.kernels import Chain, PosteriorKernel
 from scripts.sampling.reverse import reverse_process
+from tests.tiny import tiny_config
 
 SIZE, K = 8, 40
 CHAIN = (K, 33, 20, 19, 9, 2, 1, 0)
@@ -287,10 +287,10 @@ def test_transforms_are_exact_under_autocast(process: BlurringDiffusion) -> None
         ("melting", "process", "melting"),
     ],
 )
-def test_processes_check_their_settings(process: str, key: str, value: object, make_config: Callable[..., ConfigDict]) -> None:
+def test_processes_check_their_settings(process: str, key: str, value: object) -> None:
     """Each its own; the message names the key."""
     noise = "isotropic" if process == "heat" else "posterior"
-    config = make_config(model__process=process, model__sampling_noise=noise)
+    config = tiny_config(model__process=process, model__sampling_noise=noise)
     config.model[key] = value
     with pytest.raises(ValueError, match=rf"config\.model\.{key} = '?{value}'?: must be"):
         build_process(config)

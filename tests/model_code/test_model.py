@@ -14,8 +14,8 @@ from model_code.cpu_layers import Dropout, PointwiseConv1d, PointwiseConv2d, att
 from model_code.ema import EMA
 from model_code.nn import AttentionBlock, GroupNorm32, ResBlock, level_embedding
 from model_code.unet import UNet
-from tests.conftest import tiny_config
 from tests.golden import fill_golden
+from tests.tiny import tiny_config
 
 SMALL: dict[str, Any] = {
     "num_channels": 3,

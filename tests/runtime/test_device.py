@@ -8,7 +8,7 @@ import torch
 from scripts.errors import UserError
 from scripts.runtime import device
 from scripts.runtime.device import Precision, bfloat16_ratio
-from tests.conftest import tiny_config
+from tests.tiny import tiny_config
 
 CPU = torch.device("cpu")
 

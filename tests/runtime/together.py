@@ -29,7 +29,7 @@ from scripts.sampling.export import export
 from scripts.sampling.sampler import load_sampler
 from scripts.storage.checkpoint import meta_path, read
 from scripts.training.loop import train
-from tests.conftest import tiny_config
+from tests.tiny import tiny_config
 from tests.training.runs import before_step, differing
 
 STEPS = 10

@@ -21,8 +21,8 @@ from scripts.sampling.measurement import calibrate
 from scripts.sampling.output import frame_levels, interpolation_set, sample_set
 from scripts.sampling.reverse import BLOCK, IndependentNoise, SphericalNoise, linear_path, reverse_process
 from scripts.sampling.sampler import Sampler, data_prior, make_sampler
-from tests.conftest import tiny_config
 from tests.golden import fill_golden
+from tests.tiny import tiny_config
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (30, 1, 8, 8), dtype=np.uint8)
 SOURCE = ArrayImages(PIXELS[:, 0], 8, 1)

@@ -17,9 +17,9 @@ from scripts.sampling.choice import Choice
 from scripts.sampling.output import fill_rows, sample_set
 from scripts.sampling.sampler import Sampler, load_sampler, make_sampler
 from scripts.sampling.seeds import Seeds, open_seeds
-from tests.conftest import tiny_config
 from tests.evaluation.made_run import make_run
 from tests.golden import fill_golden
+from tests.tiny import tiny_config
 
 IMAGES = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 SEEDS = Seeds(IMAGES.__getitem__, len(IMAGES))

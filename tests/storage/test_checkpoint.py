@@ -16,8 +16,8 @@ from scripts.config.load import to_json
 from scripts.errors import UserError
 from scripts.storage import checkpoint
 from scripts.storage.checkpoint import load_trained, meta_path, numbered_path, read, write, write_meta
-from tests.conftest import tiny_config
 from tests.golden import fill_golden, load_golden
+from tests.tiny import tiny_config
 
 
 def contents(config: ConfigDict, step: int = 1) -> dict[str, Any]:

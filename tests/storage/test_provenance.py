@@ -12,7 +12,7 @@ from scripts.storage.checkpoint import meta_path, numbered_path, read
 from scripts.storage.files import read_json_lines
 from scripts.training.log import MetricsWriter
 from scripts.training.loop import train
-from tests.conftest import tiny_config
+from tests.tiny import tiny_config
 
 FACTS = {"time", "config_hash", "seed", "command", "commit", "versions", "device", "world_size"}
 

@@ -12,7 +12,7 @@ from PIL import Image
 from scripts.data.datasets import DATA, load_images
 from scripts.errors import UserError
 from scripts.tools.emoji import read_package
-from tests.conftest import tiny_config
+from tests.tiny import tiny_config
 
 
 def package(path: Path, emoji: list[dict[str, object]]) -> Path:

@@ -9,7 +9,7 @@ from PIL import Image
 from scripts.sampling.output import GAP
 from scripts.tools.gallery import COLUMNS, ROWS, draw
 from scripts.training.loop import train
-from tests.conftest import tiny_config
+from tests.tiny import tiny_config
 
 
 @pytest.fixture(scope="module")

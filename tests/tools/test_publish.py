@@ -13,7 +13,7 @@ from scripts.storage import checkpoint
 from scripts.storage.files import read_json_lines
 from scripts.tools.publish import publish
 from scripts.training.loop import train
-from tests.conftest import tiny_config
+from tests.tiny import tiny_config
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from scripts.storage.checkpoint import meta_path, read
 from scripts.training.step import Trainer
-from tests.conftest import tiny_config
+from tests.tiny import tiny_config
 
 CPU = torch.device("cpu")
 

@@ -19,8 +19,8 @@ from scripts.storage.files import atomic_write, read_json_lines
 from scripts.training.log import MetricsWriter
 from scripts.training.loop import train
 from scripts.training.run import Run
-from tests.conftest import tiny_config
 from tests.images import WithDamage, numbered, save_images
+from tests.tiny import tiny_config
 from tests.training import faults
 from tests.training.runs import array_config, before_step, differing, final_state
 

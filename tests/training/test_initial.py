@@ -19,8 +19,8 @@ from scripts.storage.files import read_json_lines
 from scripts.tools.publish import publish
 from scripts.training.loop import train
 from scripts.training.step import Trainer
-from tests.conftest import tiny_config
 from tests.storage.test_checkpoint import release_contents
+from tests.tiny import tiny_config
 from tests.training.runs import array_config, before_step, differing, final_state
 
 

@@ -23,7 +23,7 @@ from scripts.training.log import LossWindow, MetricsWriter
 from scripts.training.loop import train
 from scripts.training.plan import describe
 from scripts.training.step import StepResult
-from tests.conftest import tiny_config
+from tests.tiny import tiny_config
 from tests.training.runs import array_config, before_step, differing, final_state
 
 

@@ -17,7 +17,7 @@ from scripts.storage.files import read_json_lines
 from scripts.training import step
 from scripts.training.loop import train
 from scripts.training.step import Trainer, process_loss
-from tests.conftest import tiny_config
+from tests.tiny import tiny_config
 from tests.training.runs import CPU, array_config, before_step, differing, final_state
 
 Spoil = Callable[[torch.Tensor], torch.Tensor]

@@ -11,7 +11,7 @@ from model_code.blur import blur_schedule
 from model_code.nn import InputConv
 from scripts.runtime.randomness import Purpose, normal_batch, stream
 from scripts.training.step import Trainer, learning_rate, process_loss
-from tests.conftest import tiny_config
+from tests.tiny import tiny_config
 from tests.training.runs import CPU, differing
 
 IMAGES = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
