@@ -83,7 +83,8 @@ def test_other_files_on_a_full_disk_are_named(tmp_path: Path) -> None:
 
 def folder_config(folder: Path, **overrides: object) -> ConfigDict:
     save_images(folder, [f"{i}.png" for i in range(30)])
-    return tiny_config(data__dataset="folder", data__path=str(folder), training__log_freq=1, **overrides)
+    settings: dict[str, object] = {"data__num_workers": 0, "training__log_freq": 1}  # nothing is read before its step
+    return tiny_config(data__dataset="folder", data__path=str(folder), **settings, **overrides)
 
 
 def test_an_image_that_becomes_unreadable_during_training(
