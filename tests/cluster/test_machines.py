@@ -102,6 +102,7 @@ def test_kill(
     assert_same(tmp_path / "run", undisturbed(2))
 
 
+@pytest.mark.by_hand
 def test_restarts(
     network: Network, start: Start, undisturbed: Callable[[int], Path], tmp_path: Path, measured: Measured
 ) -> None:
