@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from ml_collections import ConfigDict
 
-from model_code.dct import dct2, dct_matrix, idct2
+from model_code.dct import dct2, dct_matrix, eigenvalues, idct2
 from model_code.kernels import Chain, PosteriorKernel, ReverseKernel
 from model_code.prior import Prior, StandardNormal
 from model_code.process import Denoiser, Likelihood, Measured, Process, configured_chain, full_chain, require_sampling_noise
@@ -40,13 +40,12 @@ class BlurringDiffusion(Process, Likelihood):
         angle = first + (last - first) * t  # log SNR = -2 log tan(angle), so that a^2 = sigmoid(log SNR) = cos^2(angle)
         angle[0] = 0
         sigma_B = blur_sigma_max * (math.pi * t / 2).sin() ** 2
-        squares = (math.pi * torch.arange(image_size, dtype=torch.float64) / image_size) ** 2
         # Derived tables, not weights: they stay out of the state dict.
         for name, table in {
             "a": angle.cos(),
             "sigma": angle.sin(),
             "dissipation_time": sigma_B**2 / 2,
-            "eigenvalues": squares[:, None] + squares,
+            "eigenvalues": eigenvalues(image_size, image_size),
             "D": dct_matrix(image_size).float(),
         }.items():
             self.register_buffer(name, table, persistent=False)

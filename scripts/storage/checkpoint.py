@@ -181,7 +181,7 @@ def numbers(workdir: Path) -> list[int]:
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """What sampling and evaluation need of a checkpoint; the release's have neither a prior nor a precision."""
+    """What sampling and evaluation need of a checkpoint; the release's have no prior."""
 
     model: nn.Module
     """With EMA weights, in eval mode, on the CPU."""
@@ -190,8 +190,6 @@ class TrainedModel:
     prior: Prior | None
     dequantized: bool
     """Whether the prior is of dequantised images."""
-    precision: str
-    """What it was trained in, or empty."""
     step: int
     weights_crc32: int
     path: Path
@@ -238,9 +236,9 @@ def load_trained(config: ConfigDict, workdir: Path | str, checkpoint: int) -> Tr
         raise UserError(f"{path}: {error}") from None
     load_averages(model, path, contents)
     dequantized = json.loads(contents.get("config", to_json(config)))["data"]["uniform_dequantization"]
-    precision, kept = contents.get("precision", ""), contents.get("noise")
+    kept = contents.get("noise")
     crc32 = weights_checksum(averages(contents))
-    return TrainedModel(model.eval(), process, prior, dequantized, precision, contents["step"], crc32, path, kept)
+    return TrainedModel(model.eval(), process, prior, dequantized, contents["step"], crc32, path, kept)
 
 
 def saved_config(workdir: Path, checkpoint: int) -> ConfigDict:
