@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from scripts.config.paths import user_path
 from scripts.data.images import ArrayImages, FolderImages, ImageSource, LsunImages, UnreadableImage, bilinear, list_images
-from scripts.data.packs import PackedImages, read_pack
+from scripts.data.packs import PackedImages, pack_settings, read_pack
 from scripts.errors import UserError, one_line, printable
 from scripts.storage.files import read_npz
 
@@ -56,7 +56,7 @@ def load_images(data: ConfigDict, split: Split) -> ImageSource:
             _require_apart(data.held_out_path, place)
             split = "all"
     try:
-        parts = read_pack(place, data)
+        parts = read_pack(place, pack_settings(data))
         if parts is None:
             open_part = partial(_open_folder, group_pattern=pattern) if of_files else open_part
             return open_part(place, split, data.image_size, data.num_channels)
@@ -73,22 +73,27 @@ def load_images(data: ConfigDict, split: Split) -> ImageSource:
 
 
 def open_images(text: str, flag: str, size: int | None, channels: int) -> ImageSource:
-    """All images of a folder, of an array (.npy, or arr_0 of an .npz), or a single image file, resized as training images are.
+    """All images of a folder, of a pack, of an array (.npy, or arr_0 of an .npz), or a single image file.
 
-    size None: an array's images as they are. Raises UserError naming `flag` for what is missing or no images.
+    They are resized as training images are; with size None, an array's stay as they are. Raises UserError naming `flag` for
+    what is missing or no images.
     """
     path = user_path(text, flag)
     try:
         if path.suffix in (".npy", ".npz"):
             return ArrayImages(read_images(path), size, channels)
         assert size is not None
+        if (parts := read_pack(path, {"image_size": size, "num_channels": channels})) is not None:
+            if "all" not in parts:
+                raise ValueError(f"{path} is a pack with a split of its own")
+            return PackedImages(path, "all", parts["all"])
         if path.is_dir() and (paths := list_images(path)):
             return FolderImages(path, paths, size, channels)
         source = FolderImages(path.parent, [path.name], size, channels)
         source[0]  # raises UnreadableImage
         return source
     except (OSError, ValueError, UnreadableImage) as error:
-        right = "a folder of images, an image file, or uint8 (N, H, W[, C]) as .npy or as arr_0 of an .npz"
+        right = "a folder of images, a pack, an image file, or uint8 (N, H, W[, C]) as .npy or as arr_0 of an .npz"
         raise UserError(f"{flag}={text}: cannot be used ({one_line(error)}); expected: {right}") from None
 
 

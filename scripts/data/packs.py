@@ -50,17 +50,22 @@ class PackedImages(ArrayImages):
         return printable(self._names[self._indices[i]])
 
 
-def read_pack(directory: Path, data: ConfigDict) -> dict[str, Any] | None:
+def pack_settings(data: ConfigDict) -> dict[str, Any]:
+    """What a pack depends on beside the images themselves."""
+    return {"dataset": data.dataset.lower(), "image_size": data.image_size, "num_channels": data.num_channels}
+
+
+def read_pack(directory: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
     """What the pack in `directory` holds by part: "names", "labels", ...; None if there is no pack.
 
-    Raises ValueError for half a pack, and for one of another data set, size or number of channels than `data` has.
+    Raises ValueError for half a pack, and for one that was made with other `settings` than these.
     """
     if (directory / PARTIAL).exists():
         raise ValueError(f"{directory} is half a pack: the command that began it, given again, completes it")
     if not (directory / WHOLE).exists():
         return None
     record = json.loads((directory / WHOLE).read_text())
-    for key, value in _settings(data).items():
+    for key, value in settings.items():
         if record[key] != value:
             raise ValueError(f"{directory} is a pack with data.{key} = {record[key]!r}, not {value!r}: pack the images again")
     return record["parts"]
@@ -75,7 +80,7 @@ def write_pack(directory: Path, data: ConfigDict, sources: Mapping[str, ImageSou
     if any(isinstance(source, PackedImages) for source in sources.values()):
         raise UserError(f"config.data.path = {data.path!r}: is a pack already; set it to what that was packed from")
     parts = {part: _described(source) for part, source in sources.items()}
-    record = json.dumps({"version": 1, **_settings(data), "parts": parts}).encode()
+    record = json.dumps({"version": 1, **pack_settings(data), "parts": parts}).encode()
     existing = [directory / name for name in (WHOLE, PARTIAL) if (directory / name).exists()]
     if existing and existing[0].read_bytes() != record:
         raise UserError(f"--out={directory}: has a pack of other images or sizes in it; choose another directory, or delete it")
@@ -96,11 +101,6 @@ def write_pack(directory: Path, data: ConfigDict, sources: Mapping[str, ImageSou
         if (directory / PARTIAL).exists():
             (directory / PARTIAL).replace(directory / WHOLE)
             sync(directory)
-
-
-def _settings(data: ConfigDict) -> dict[str, Any]:
-    """What a pack depends on beside the images themselves."""
-    return {"dataset": data.dataset.lower(), "image_size": data.image_size, "num_channels": data.num_channels}
 
 
 def _described(source: ImageSource) -> dict[str, Any]:

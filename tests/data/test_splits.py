@@ -75,6 +75,13 @@ def test_held_out_images_of_their_own(tmp_path: Path) -> None:
         packed = data_config("folder", tmp_path / f"pack of {path.stem}", channels=1)
         packed.held_out_path = str(path)
         assert both(packed) == both(data)
+    alone = data_config("folder", tmp_path / "other", channels=1)
+    write_pack(tmp_path / "pack", alone, load_whole(alone))
+    data.held_out_path = str(tmp_path / "pack")
+    assert both(data)[1] == ["a.png", "b.png"]
+    data.image_size = 4
+    with pytest.raises(UserError, match=r"data\.held_out_path=.*is a pack with data\.image_size = 8, not 4"):
+        both(data)
     array = data_config("npy", tmp_path / "array.npy", channels=1)
     array.held_out_path = str(tmp_path / "other")
     assert len(both(array)[0]) == 20
