@@ -60,8 +60,8 @@ def _data() -> ConfigDict:
     data.dataset = "mnist"  # mnist5k, emoji32, mnist, cifar10, lsun_church, ffhq, afhq, folder, npy
     # folder or file, or a directory that scripts.tools.pack made of them; empty means the data set's own place below data/
     data.path = ""
-    # held-out images of their own, a folder, a pack or a .npy file: then nothing is held out of the others (data sets that come with a
-    # split keep its training part); "" holds out a tenth, or what the data set itself does
+    # held-out images of their own, a folder, a pack or a .npy file: then nothing is held out of the others (data sets that come
+    # with a split keep its training part); "" holds out a tenth, or what the data set itself does
     data.held_out_path = ""
     # regular expression on names of files (with their folders below data.path) whose first group names the subject, such as
     # "(sub-[0-9]+)": all images of a subject are on one side of the split. For folders; "" takes each image for itself

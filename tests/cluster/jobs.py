@@ -19,7 +19,7 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "PYTHONUNBUFFERED": "1",
 }
-PATIENCE = 600.0
+PATIENCE = 300.0
 """Seconds after which something that usually takes ten is taken to hang: the machine may be busy with other things."""
 
 
