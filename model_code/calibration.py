@@ -1,12 +1,13 @@
 """Calibration: the best affine reverse kernel for a given network, between any two levels, from one network call per level.
 
-Among the kernels p(u_j | u_k) = N(a u_k + b f + c, diag(v)) in the cosine basis, the one nearest to q in the Kullback-Leibler
+Among the kernels p(u_j | u_k) = N(a u_k + b f + c, diag(v)) in a cosine basis, the one nearest to q in the Kullback-Leibler
 divergence has for (a, b, c) the least squares regression of A_j u_0 on (u_k, f, 1), and v = sigma^2 + mean squared residual; at
 j = 0, where the target has no noise, the residual alone (the argument of Bao et al., 2022, on optimal variances, with the mean
 included, in the basis in which heat is diagonal). A_j is diagonal there, so the moments of (u_k, f, u_0) give all pairs (k, j).
 
 a, b and v are the same in a bin of frequencies: those at about the same radius, and each blind one on its own (see
-`frequency_bins`). Moments with u_0 are pooled over shells, in which A_j is one number.
+`frequency_bins`). Of colour images the basis is that of luminance and chrominance, each with its own bins, since chrominance
+varies far less. Moments with u_0 are pooled over shells, in which A_j is one number.
 """
 
 import math
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
-from model_code.dct import dct2, dct_matrix
+from model_code.dct import LUMINANCE_CHROMINANCE, Basis
 from model_code.kernels import AffineKernel, Chain, arrivals
 from model_code.spectrum import bin_sums, radii_of
 
@@ -50,23 +51,29 @@ def frequency_bins(height: int, width: int, num_images: int, patch_size: int = 1
 class Moments:
     """Sums over images from which `Calibration` is made, a row of numbers per level; rows of several batches add up."""
 
-    def __init__(self, bins: torch.Tensor, num_channels: int) -> None:
-        """bins: int64 (H, W), see `frequency_bins`."""
-        H, W = bins.shape
-        radii = radii_of(H, W)
+    def __init__(self, bins: torch.Tensor, planes: torch.Tensor | None) -> None:
+        """bins: of each coefficient of a plane, int64 (C, H, W); planes: mixtures of channels, see `Basis`."""
+        C, H, W = bins.shape
+        radii = radii_of(H, W).expand(C, H, W)
         key = (radii**2).round() if max(H, W) <= EXACT_SIZE else (16 * radii).round()
         pairs, shells = torch.unique(torch.stack([bins.flatten(), key.flatten().long()]), dim=1, return_inverse=True)
-        self.bins, self.shells, self.bin_of_shell = bins, shells.view(H, W), pairs[0]
+        self.bins, self.shells, self.bin_of_shell = bins, shells.view(C, H, W), pairs[0]
         self.low = (min(H, OFFSET_FREQUENCIES), min(W, OFFSET_FREQUENCIES))
-        self.num_channels = num_channels
-        self.D_H, self.D_W = dct_matrix(H).float(), dct_matrix(W).float()
+        self.planes, self.basis = planes, Basis(H, W, planes)
+
+    @classmethod
+    def of_images(cls, shape: tuple[int, int, int], num_images: int, patch_size: int) -> "Moments":
+        """For so many images of `shape` (C, H, W), and a network on patches: each plane has its own bins."""
+        C, H, W = shape
+        bins = frequency_bins(H, W, num_images, patch_size)
+        separate = bins + (bins.max() + 1) * torch.arange(C)[:, None, None]
+        return cls(separate, LUMINANCE_CHROMINANCE if C == 3 else None)
 
     def row(self, u0: torch.Tensor, u_k: torch.Tensor, f: torch.Tensor) -> torch.Tensor:
         """Sums over a batch of (B, C, H, W) images u_0, their states u_k and the network's output f there: float64 (S,)."""
-        self.D_H, self.D_W = self.D_H.to(u0.device), self.D_W.to(u0.device)
-        x, u, f = (dct2(image.float(), self.D_H, self.D_W).double() for image in (u0, u_k, f))
-        of_bins = [bin_sums((p * q).sum((0, 1)), self.bins) for p, q in ((u, u), (u, f), (f, f))]
-        of_shells = [bin_sums((p * q).sum((0, 1)), self.shells) for p, q in ((u, x), (f, x), (x, x))]
+        x, u, f = (self.basis.coefficients(image.float()).double() for image in (u0, u_k, f))
+        of_bins = [bin_sums((p * q).sum(0), self.bins) for p, q in ((u, u), (u, f), (f, f))]
+        of_shells = [bin_sums((p * q).sum(0), self.shells) for p, q in ((u, x), (f, x), (x, x))]
         means = [self.lowest(image.sum(0)).flatten() for image in (u, f, x)]
         return torch.cat([*of_bins, *of_shells, *means]).cpu()
 
@@ -80,13 +87,14 @@ class Moments:
         R, S = int(self.bins.max()) + 1, len(self.bin_of_shell)
         of_bins, of_shells, means = rows.split([3 * R, 3 * S, rows.shape[1] - 3 * R - 3 * S], dim=1)
         of_bins, of_shells = of_bins.unflatten(1, (3, R)) / num_images, of_shells.unflatten(1, (3, S)) / num_images
-        u, f, x = (means.unflatten(1, (3, self.num_channels, *self.low)) / num_images).unbind(1)
-        centers = [self.padded((p * q).sum(1)) for p, q in ((u, u), (u, f), (f, f), (u, x), (f, x), (x, x))]
+        u, f, x = (means.unflatten(1, (3, len(self.bins), *self.low)) / num_images).unbind(1)
+        centers = [self.padded(p * q) for p, q in ((u, u), (u, f), (f, f), (u, x), (f, x), (x, x))]
         of_bins = of_bins - torch.stack([bin_sums(center, self.bins) for center in centers[:3]], 1)
         of_shells = of_shells - torch.stack([bin_sums(center, self.shells) for center in centers[3:]], 1)
         noise = u - self.lowest(decay)[:, None] * x  # the mean of u_k - A_k u_0, of the noise that was drawn
         return {
             "bin_of_frequency": self.bins.to(torch.int16),
+            **({} if self.planes is None else {"planes": self.planes}),
             "bins": of_bins,
             "shells": of_shells[:, :2].contiguous(),
             "power": of_shells[-1, 2].clone(),
@@ -101,7 +109,7 @@ class Moments:
 
     def padded(self, lowest: torch.Tensor) -> torch.Tensor:
         """(..., h, w) with zeros at the other frequencies: (..., H, W)."""
-        full = torch.zeros(*lowest.shape[:-2], *self.bins.shape, dtype=lowest.dtype)
+        full = torch.zeros(*lowest.shape[:-2], *self.bins.shape[1:], dtype=lowest.dtype)
         full[..., : self.low[0], : self.low[1]] = lowest
         return full
 
@@ -129,19 +137,19 @@ class Calibration:
         Raises ValueError for a state of other images or levels.
         """
         bins = state["bin_of_frequency"].long()
-        found = len(state["bins"]) - 1, state["image_mean"].shape[0], *bins.shape
+        found = len(state["bins"]) - 1, state["image_mean"].shape[0], *bins.shape[-2:]
         expected = len(decay) - 1, num_channels, *decay.shape[1:]
         if found != expected:
             raise ValueError(f"the calibration is of other levels or images: (K, C, H, W) = {found}, not {expected}")
-        self.moments = moments = Moments(bins, num_channels)
+        bins = bins.expand(num_channels, *bins.shape[-2:])  # older states have bins (H, W) for all channels together
+        self.moments = moments = Moments(bins, state.get("planes"))
         self.state, self.sigma, self.K = state, sigma, len(decay) - 1
         self.num_images = int(state["num_images"])
         self.low_decay = moments.lowest(decay)
         sizes = bin_sums(torch.ones(moments.shells.shape), moments.shells)
-        self.shell_decay = bin_sums(decay, moments.shells) / sizes
-        pixels = bin_sums(torch.ones(moments.bins.shape), moments.bins)
-        self.sizes = pixels * moments.num_channels
-        self.low_share = bin_sums(moments.padded(torch.ones(moments.low)), moments.bins) / pixels
+        self.shell_decay = bin_sums(decay.unsqueeze(1).expand(-1, num_channels, -1, -1), moments.shells) / sizes
+        self.sizes = bin_sums(torch.ones(bins.shape), bins)
+        self.low_share = bin_sums(moments.padded(torch.ones(num_channels, *moments.low)), bins) / self.sizes
 
     def fit(self, k: torch.Tensor, j: torch.Tensor, identity: bool = False) -> Fit:
         """Regressions of A_j u_0 on (u_k, f, 1) for pairs of int64 levels k > j (P,); with `identity` a = b = 1 and c = 0."""
@@ -162,8 +170,8 @@ class Calibration:
         noise, f = self.state["means"][k].double().unbind(1)
         x, bins = self.state["image_mean"].double(), self.moments.lowest(self.moments.bins)
         d_k, d_j, a_low, b_low = self.low_decay[k].unsqueeze(1), self.low_decay[j].unsqueeze(1), a[:, bins], b[:, bins]
-        c = d_j * x - a_low.unsqueeze(1) * (d_k * x + noise) - b_low.unsqueeze(1) * f
-        squares = bin_sums(self.moments.padded(c.square().sum(1)), self.moments.bins) / self.sizes
+        c = d_j * x - a_low * (d_k * x + noise) - b_low * f
+        squares = bin_sums(self.moments.padded(c.square()), self.moments.bins) / self.sizes
         if identity:
             return Fit(a, b, torch.zeros_like(c), errors + squares)
         # c is known up to errors / n: where it is not larger than that, it shrinks to 0 (James and Stein, 1961).
@@ -171,7 +179,7 @@ class Calibration:
         keep = (1 - uncertain / squares.clamp(min=1e-300)).clamp(0, 1)
         freedom = 2 / (n * self.sizes)
         errors = errors * (1 + freedom) / (1 - freedom).clamp(min=0.5) + keep * uncertain + errors * self.low_share / n
-        return Fit(a, b, c * keep[:, bins].unsqueeze(1), errors)
+        return Fit(a, b, c * keep[:, bins], errors)
 
     def costs(self, chain: Chain) -> torch.Tensor:
         """The expected term of the bound in nats for every step k -> j between levels of a chain: float64 (K + 1, K + 1)."""
@@ -196,18 +204,19 @@ class Calibration:
         rows = (fit.a, fit.b, fit.c, torch.where(last, fit.errors.clamp(min=SMALLEST_VARIANCE), fit.errors + self.sigma**2))
         a, b, c, variance = (row.new_zeros(self.K + 1, *row.shape[1:]).index_copy_(0, k, row) for row in rows)
         gains = None if identity else (a, b, c)
-        return AffineKernel(label, chain, self.moments.bins, variance, self.sigma, gains)
+        return AffineKernel(label, chain, self.moments.basis, self.moments.bins, variance, self.sigma, gains)
 
     def _to_bins(self, of_shells: torch.Tensor) -> torch.Tensor:
         sums = of_shells.new_zeros(*of_shells.shape[:-1], len(self.sizes))
         return sums.index_add_(-1, self.moments.bin_of_shell, of_shells)
 
 
-def spectral_kernel(errors: torch.Tensor, chain: Chain, height: int, width: int, sigma: float) -> AffineKernel:
+def spectral_kernel(errors: torch.Tensor, chain: Chain, shape: tuple[int, int, int], sigma: float) -> AffineKernel:
     """The kernel of checkpoints in which only the mean's squared errors by level and radius (K + 1, radii) were measured."""
     variance = errors.double() + sigma**2
     variance[chain[-2]] = errors[chain[-2]].double().clamp(min=SMALLEST_VARIANCE)
-    return AffineKernel("spectral", chain, radii_of(height, width).round().long(), variance, sigma)
+    bins = radii_of(*shape[1:]).round().long().expand(shape)
+    return AffineKernel("spectral", chain, Basis(*shape[1:]), bins, variance, sigma)
 
 
 def shortest_path(costs: torch.Tensor, start: int, steps: int) -> Chain:

@@ -9,8 +9,7 @@ from ml_collections import ConfigDict
 
 from model_code import elbo
 from model_code.blur import DCTBlur, blur_schedule
-from model_code.calibration import Calibration, Moments, frequency_bins, spectral_kernel
-from model_code.dct import dct2
+from model_code.calibration import Calibration, Moments, spectral_kernel
 from model_code.kernels import Chain, GaussianKernel, IsotropicKernel, ReverseKernel, arrivals
 from model_code.prior import Prior, PriorBank
 from model_code.process import Denoiser, Likelihood, Measured, Process, configured_chain, full_chain, require_sampling_noise
@@ -120,11 +119,11 @@ class HeatDissipation(Process, Likelihood):
         if chain != self.chain[-len(chain) :]:
             raise ValueError(f"skipping levels that were trained needs the calibrated kernel: {CALIBRATE}")
         if kind == "isotropic" or not isinstance(kind, str):
-            return IsotropicKernel(self.delta if isinstance(kind, str) else kind, chain, *self.shape[1:])
+            return IsotropicKernel(self.delta if isinstance(kind, str) else kind, chain, self.shape)
         if kind != "spectral":
             raise ValueError("must be a number of at least 0, auto, isotropic, spectral or calibrated")
         if measured is not None and spectrum_only:
-            return spectral_kernel(measured["errors"], chain, *self.shape[1:], self.sigma)
+            return spectral_kernel(measured["errors"], chain, self.shape, self.sigma)
         return self._calibration(measured).kernel("spectral", chain, identity=True)
 
     def best_chain(self, measured: Measured, steps: int) -> Chain:
@@ -143,12 +142,12 @@ class HeatDissipation(Process, Likelihood):
     def errors(
         self, model: Denoiser, u0: torch.Tensor, k: torch.Tensor, eps: torch.Tensor, kernel: ReverseKernel
     ) -> torch.Tensor:
-        """Squared errors of the kernel's mean, summed over bins of frequencies and channels: float64 (B, R)."""
+        """Squared errors of the kernel's mean, summed over bins: float64 (B, R)."""
         after = arrivals(kernel.chain, self.K).to(k.device)
         target, mean = self.blur.at_levels(u0, after[k], k)
         u_k = mean + self.sigma * eps
         error = target - kernel.mean(u_k, self.predict(model, u_k, k), k)
-        return bin_sums(dct2(error, self.blur.D_H, self.blur.D_W).square(), _gaussian(kernel).bins).sum(1)
+        return bin_sums(_gaussian(kernel).basis.coefficients(error).square(), _gaussian(kernel).bins)
 
     def require_bound(self, kernel: ReverseKernel) -> None:
         """A step without noise has no density."""
@@ -184,15 +183,15 @@ class HeatDissipation(Process, Likelihood):
 
     @functools.lru_cache(maxsize=2)  # noqa: B019  # for the batches of one measurement
     def _moments(self, num_images: int) -> Moments:
-        return Moments(frequency_bins(*self.shape[1:], num_images, self.patch_size), self.shape[0])
+        return Moments.of_images(self.shape, num_images, self.patch_size)
 
     def _decay(self) -> torch.Tensor:
         """exp(-lambda t_k): float64 (K + 1, H, W)."""
         return self.blur.decay(torch.arange(self.K + 1, device=self.after.device))[:, 0].double().cpu()
 
     def _sizes(self, kernel: ReverseKernel) -> torch.Tensor:
-        """Coefficients in each of the kernel's bins, of all channels: float64 (R,)."""
-        return bin_sums(torch.ones(self.shape), _gaussian(kernel).bins.cpu()).sum(0)
+        """Coefficients in each of the kernel's bins: float64 (R,)."""
+        return bin_sums(torch.ones(self.shape), _gaussian(kernel).bins.cpu())
 
 
 def _gaussian(kernel: ReverseKernel) -> GaussianKernel:

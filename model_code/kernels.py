@@ -13,7 +13,7 @@ from itertools import pairwise
 
 import torch
 
-from model_code.dct import dct2, dct_matrix, idct2
+from model_code.dct import Basis, dct2, dct_matrix, idct2
 
 Chain = tuple[int, ...]
 
@@ -50,14 +50,15 @@ class ReverseKernel(ABC):
 
 
 class GaussianKernel(ReverseKernel):
-    """A kernel with a covariance that is diagonal in the cosine basis, as the bound needs it."""
+    """A kernel with a covariance that is diagonal in a cosine basis, as the bound needs it."""
 
+    basis: Basis
     bins: torch.Tensor
-    """The bin of each frequency: int64 (H, W)."""
+    """The bin of each coefficient: int64 (C, H, W)."""
 
     @abstractmethod
     def variances(self, k: torch.Tensor) -> torch.Tensor:
-        """The variance in each bin of frequencies at int64 levels k (B,): float64 (B, R)."""
+        """The variance in each bin at int64 levels k (B,): float64 (B, R)."""
 
 
 def arrivals(chain: Chain, K: int) -> torch.Tensor:
@@ -105,9 +106,10 @@ class _Tables:
 class IsotropicKernel(GaussianKernel):
     """The paper's: N(prediction, delta^2 I)."""
 
-    def __init__(self, delta: float, chain: Chain, height: int, width: int) -> None:
+    def __init__(self, delta: float, chain: Chain, shape: tuple[int, int, int]) -> None:
+        """shape: (C, H, W) of images."""
         self.delta = self.prior_std = delta
-        self.bins = torch.zeros(height, width, dtype=torch.int64)
+        self.bins, self.basis = torch.zeros(shape, dtype=torch.int64), Basis(*shape[1:])
         self.label, self.chain = f"{delta:g}", chain
 
     def mean(self, u_k: torch.Tensor, prediction: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
@@ -124,9 +126,9 @@ class IsotropicKernel(GaussianKernel):
 
 
 class AffineKernel(_Tables, GaussianKernel):
-    """N(a u_k + b f + c, diag(v)) in the cosine basis, where f = prediction - u_k.
+    """N(a u_k + b f + c, diag(v)) in a cosine basis, where f = prediction - u_k.
 
-    a, b and v depend on the level and the bin of frequencies, c on the level and the frequency. Without `gains` the mean is the
+    a, b and v depend on the level and the bin, c on the level and the coefficient. Without `gains` the mean is the
     prediction itself: a = b = 1, c = 0.
     """
 
@@ -134,35 +136,35 @@ class AffineKernel(_Tables, GaussianKernel):
         self,
         label: str,
         chain: Chain,
+        basis: Basis,
         bins: torch.Tensor,
         variance: torch.Tensor,
         prior_std: float,
         gains: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
     ) -> None:
-        """bins: int64 (H, W), see `calibration.frequency_bins`; variance (K + 1, R); gains: a and b (K + 1, R) and c
-        (K + 1, C, h, w), which is 0 beyond the lowest h x w frequencies. Rows of levels outside the chain are not used.
+        """bins: int64 (C, H, W); variance (K + 1, R); gains: a and b (K + 1, R) and c (K + 1, C, h, w), which is 0 beyond the
+        lowest h x w frequencies. Rows of levels outside the chain are not used.
         """
-        self.label, self.chain, self.prior_std, self.bins = label, chain, prior_std, bins
+        self.label, self.chain, self.prior_std, self.basis, self.bins = label, chain, prior_std, basis, bins
         self.variance = variance.double()
-        H, W = bins.shape
-        self._tables = [bins, dct_matrix(H).float(), dct_matrix(W).float(), variance.sqrt().float()]
+        self._tables = [bins, variance.sqrt().float()]
         self._tables += [] if gains is None else [table.float() for table in gains]
 
     def mean(self, u_k: torch.Tensor, prediction: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         """a u_k + b f + c."""
-        bins, D_H, D_W, _, *gains = self._on(u_k.device)
+        bins, _, *gains = self._on(u_k.device)
         if not gains:
             return prediction
         a, b, c = (gain[k] for gain in gains)
-        f = dct2(prediction - u_k, D_H, D_W)
-        mean = a[:, bins].unsqueeze(1) * dct2(u_k, D_H, D_W) + b[:, bins].unsqueeze(1) * f
+        f = self.basis.coefficients(prediction - u_k)
+        mean = a[:, bins] * self.basis.coefficients(u_k) + b[:, bins] * f
         mean[..., : c.shape[-2], : c.shape[-1]] += c
-        return idct2(mean, D_H, D_W)
+        return self.basis.images(mean)
 
     def step(self, mean: torch.Tensor, k: int, eps: torch.Tensor) -> torch.Tensor:
-        """mean plus eps filtered in the cosine basis, which is orthonormal: there, too, eps is standard normal."""
-        bins, D_H, D_W, std, *_ = self._on(mean.device)
-        return mean + idct2(std[k][bins] * dct2(eps, D_H, D_W), D_H, D_W)
+        """mean plus eps filtered in the basis, which is orthonormal: there, too, eps is standard normal."""
+        bins, std, *_ = self._on(mean.device)
+        return mean + self.basis.images(std[k][bins] * self.basis.coefficients(eps))
 
     def variances(self, k: torch.Tensor) -> torch.Tensor:
         """v in each bin."""
@@ -170,11 +172,11 @@ class AffineKernel(_Tables, GaussianKernel):
 
     def checksum(self) -> int:
         """Of variances and gains at the levels of the chain."""
-        return self._crc32(self._tables[3:])
+        return self._crc32(self._tables[1:])
 
     def mean_checksum(self) -> int:
         """Of bins and gains."""
-        return zlib.crc32(self.bins.numpy().tobytes(), self._crc32(self._tables[4:]))
+        return zlib.crc32(self.bins.numpy().tobytes(), self._crc32(self._tables[2:]))
 
     def _crc32(self, tables: list[torch.Tensor]) -> int:
         used, value = list(self.chain[:-1]), 0

@@ -51,10 +51,10 @@ def radii_of(height: int, width: int) -> torch.Tensor:
 
 
 def bin_sums(values: torch.Tensor, bins: torch.Tensor) -> torch.Tensor:
-    """Sums over the frequencies in each bin: (..., H, W) to float64 (..., R)."""
+    """Sums over the coefficients in each bin, int64 (H, W) or (C, H, W), of values (..., H, W) or (..., C, H, W): (..., R)."""
     bins = bins.to(values.device)
-    sums = torch.zeros(*values.shape[:-2], int(bins.max()) + 1, dtype=torch.float64, device=values.device)
-    return sums.index_add_(-1, bins.flatten(), values.double().flatten(-2))
+    sums = torch.zeros(*values.shape[: -bins.dim()], int(bins.max()) + 1, dtype=torch.float64, device=values.device)
+    return sums.index_add_(-1, bins.flatten(), values.double().flatten(-bins.dim()))
 
 
 def bin_means(values: torch.Tensor, bins: torch.Tensor) -> torch.Tensor:

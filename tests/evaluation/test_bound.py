@@ -26,7 +26,7 @@ from tests.gaussian import MEAN, SIGMA, SIZE, VARIANCES, gaussian_images, poster
 DELTA, K = 0.0125, 12
 BLUR = DCTBlur(blur_schedule(K, 0.5, 5.0), SIZE, SIZE)
 PAPER, RELEASED = (HeatDissipation(BLUR, SIGMA, protocol=protocol) for protocol in ("paper", "released"))
-KERNEL = IsotropicKernel(DELTA, PAPER.chain, SIZE, SIZE)
+KERNEL = IsotropicKernel(DELTA, PAPER.chain, PAPER.shape)
 
 
 def best_denoiser(u: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
@@ -117,7 +117,9 @@ def test_sums_of_both_protocols() -> None:
     """The release has level 1 in place of level K."""
     assert list(PAPER.bound_levels(KERNEL)) == list(range(2, K + 1))
     assert list(RELEASED.bound_levels(KERNEL)) == list(range(1, K))
-    assert list(RELEASED.bound_levels(IsotropicKernel(DELTA, (5, 3, 2, 0), SIZE, SIZE))) == [3, 5], "of a part of the levels"
+    assert list(RELEASED.bound_levels(IsotropicKernel(DELTA, (5, 3, 2, 0), RELEASED.shape))) == [3, 5], (
+        "of a part of the levels"
+    )
     last = PAPER.terms(EXACT.errors[:, -1], EXACT.levels[:, -1], KERNEL)
     released = measured(IMAGES, process=RELEASED)
     torch.testing.assert_close(released.errors[:, 1:], EXACT.errors[:, :-1])
@@ -129,7 +131,7 @@ def test_sums_of_both_protocols() -> None:
 
 def test_one_level_has_no_intermediate_terms() -> None:
     process = HeatDissipation(DCTBlur(blur_schedule(1, 0.5, 5.0), SIZE, SIZE), SIGMA)
-    kernel = IsotropicKernel(DELTA, process.chain, SIZE, SIZE)
+    kernel = IsotropicKernel(DELTA, process.chain, process.shape)
     bound = measured(IMAGES[:5], num_levels=3, process=process, model=idle, kernel=kernel).bound(process, BANK, kernel)
     torch.testing.assert_close(bound["total"], bound["prior"] + bound["reconstruction"])
     assert not bound["intermediate"].any()

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from model_code.blur import DCTBlur, blur_schedule
-from model_code.calibration import Calibration, frequency_bins, shortest_path
-from model_code.dct import dct2, idct2
+from model_code.calibration import Calibration, Moments, frequency_bins, shortest_path
+from model_code.dct import LUMINANCE_CHROMINANCE, Basis, dct2, idct2
 from model_code.elbo import gaussian_kl, negative_log_density
 from model_code.heat import HeatDissipation
 from model_code.kernels import AffineKernel, Chain, ReverseKernel
@@ -84,7 +84,8 @@ def test_the_papers_noise_is_a_special_case(golden: Golden) -> None:
     bins = frequency_bins(*process.shape[1:], 48)
     levels, num_bins = process.K + 1, int(bins.max()) + 1
     ones, c = torch.ones(levels, num_bins), torch.zeros(levels, golden.settings["num_channels"], 4, 4)
-    affine = AffineKernel("", process.chain, bins, delta**2 * ones, delta, (ones, ones, c))
+    basis, bins = Basis(*process.shape[1:]), bins.expand(process.shape)
+    affine = AffineKernel("", process.chain, basis, bins, delta**2 * ones, delta, (ones, ones, c))
     sample = reverse_process(process, golden.model, golden["init"], affine, lambda k: noise[k - 1])
     assert (sample - golden["sample"]).norm() < 1e-3 * golden["sample"].norm()
 
@@ -180,6 +181,47 @@ def test_bound_of_any_chain_is_the_closed_form(chain: Chain) -> None:
         errors = PROCESS.errors(best_denoiser, u0, level, eps, affine)
         total += PROCESS.terms(errors, level, affine) if j else PROCESS.reconstruction(errors, affine)
     assert abs(total.mean() - expected) < 4 * total.std() / 20
+
+
+def test_colour_is_luminance_and_chrominance() -> None:
+    """Images whose chrominance varies a hundredth as much as their luminance: variances are the known ones of each plane.
+
+    A checkpoint that has them pooled over red, green and blue, as older ones, has a higher bound.
+    """
+    process, power = HeatDissipation(BLUR, SIGMA, num_channels=3), VARIANCES * torch.tensor([1, 0.01, 0.01])[:, None, None]
+    basis = Basis(SIZE, SIZE, LUMINANCE_CHROMINANCE)
+    torch.testing.assert_close(LUMINANCE_CHROMINANCE @ LUMINANCE_CHROMINANCE.T, torch.eye(3))
+
+    def colour_images(count: int) -> torch.Tensor:
+        eps = torch.randn(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(count))
+        return basis.images(eps * power.sqrt())
+
+    def denoiser(u: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        d_j, d_k = BLUR.decay(k - 1), BLUR.decay(k)
+        return basis.images(d_j * d_k * power / (d_k**2 * power + SIGMA**2) * basis.coefficients(u)) - u
+
+    def pooled() -> dict[str, torch.Tensor]:
+        moments = Moments(frequency_bins(SIZE, SIZE, 1000).expand(3, SIZE, SIZE), None)
+        rows = [torch.zeros(1)] * (K + 1)
+        for k in range(1, K + 1):
+            u_k, _ = process.corrupt(u0, level := torch.full((300,), k), eps)
+            rows[k] = moments.row(u0, u_k, process.predict(denoiser, u_k, level) - u_k)
+        rows[0] = 0 * rows[1]
+        state = moments.calibrated(torch.stack(rows), 300, process._decay())
+        return state | {"bin_of_frequency": state["bin_of_frequency"][0]}
+
+    measured = calibrate(process, denoiser, Precision.named(CPU, "float32"), colour_images(1000), 0, 200)
+    sizes, u0 = bin_sums(torch.ones(SIZE, SIZE), BINS).repeat(3), colour_images(300)
+    eps = torch.randn(u0.shape, generator=torch.Generator().manual_seed(2))
+    kernels = [process.sampling_noise("calibrated", state) for state in (measured, pooled())]
+    for k in (2, 12, K):
+        level = torch.full((300,), k)
+        d_j, d_k = (BLUR.decay(torch.tensor([j]))[0, 0].double() for j in (k - 1, k))
+        expected = SIGMA**2 + d_j**2 * power * SIGMA**2 / (d_k**2 * power + SIGMA**2)
+        ratio = kernels[0].variances(level)[0] / (bin_sums(expected, BINS).flatten() / sizes)
+        assert ((ratio - 1).abs() < 5 * (2 / (1000 * sizes)).sqrt()).all()
+        ours, older = (process.terms(process.errors(denoiser, u0, level, eps, one), level, one).mean() for one in kernels)
+        assert ours < 0.97 * older
 
 
 def test_no_other_kernel_has_a_lower_bound() -> None:
