@@ -1,5 +1,6 @@
 """Plots of evaluations, with error bars."""
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -53,9 +54,9 @@ def plot_sweep(path: Path, axis: str, score: str, series: dict[str, list[tuple[f
     """Write a picture of a score over the values of a swept setting `axis`, a line for each of the named series."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    named = any(isinstance(x, str) for points in series.values() for x, _ in points)
+    place = float if all(_is_number(x) for points in series.values() for x, _ in points) else str
     for label, points in series.items():
-        _error_bars(axes, [str(x) if named else x for x, _ in points], [estimate for _, estimate in points], label)
+        _error_bars(axes, [place(x) for x, _ in points], [estimate for _, estimate in points], label)
     if axis != "delta":
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel=axis, ylabel=score)
@@ -74,6 +75,12 @@ def plot_octaves(axes: Axes, names: list[str], series: Mapping[str, list[np.ndar
     axes.set(xlabel="wavelength", ylabel=ylabel)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
+
+
+def _is_number(value: float | str) -> bool:
+    with contextlib.suppress(ValueError):
+        return math.isfinite(float(value))
+    return False
 
 
 def _error_bars(axes: Axes, x: Sequence[float | str], estimates: Sequence[Estimate], label: str = "") -> None:

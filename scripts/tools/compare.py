@@ -152,13 +152,13 @@ def main() -> int:
     if not runs:
         raise UserError("RUN... is missing: python -m scripts.tools.compare runs/a runs/b")
     configs, keys, arms = arms_of(runs)
+    rows = read_scores(runs, [config["seed"] for config in configs], arms)
+    if not rows:
+        raise UserError(f"{', '.join(map(str, runs))}: no {RESULTS} in them yet; evaluate.py adds scores")
     for key in keys:
         print(f"{key}: {', '.join(f'{config[key]} ({path.name})' for config, path in zip(configs, runs, strict=True))}")
     for letter, arm in enumerate(dict.fromkeys(arms)):
         print(f"{chr(ord('A') + letter)}: {arm}")
-    rows = read_scores(runs, [config["seed"] for config in configs], arms)
-    if not rows:
-        raise UserError(f"{', '.join(map(str, runs))}: no {RESULTS} in them yet; evaluate.py adds scores")
     print(write(flags.FLAGS.out, rows, list(dict.fromkeys(arms))))
     print("mean +- standard deviation (number of training seeds); differences: mean +- standard error, paired by seed")
     print(f"tables and pictures: {flags.FLAGS.out}")
