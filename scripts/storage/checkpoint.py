@@ -209,20 +209,22 @@ class TrainedModel:
 
 
 def read_measured(path: Path, kept: Measured, step: int, weights_crc32: int) -> Measured:
-    """What was measured for the checkpoint at `path`: `kept` in it, or later beside it; None if nothing was.
+    """What was measured for the checkpoint at `path`, later and beside it, or else `kept` in it; None if nothing was.
 
-    Raises UserError for a file beside it that was measured with other weights: the run went on.
+    Raises UserError where there is only a file beside it that was measured with other weights: the run went on.
     """
     file = noise_path(path)
-    if kept is not None or not file.is_file():
+    if not file.is_file():
         return kept
     found = _load(file)
-    if found.get("weights_crc32") != weights_crc32:
-        raise UserError(
-            f"{file}: measured with the weights of step {found.get('step', 'unknown')}, where {path.name} is of step {step}; "
-            "run python -m scripts.tools.calibrate again"
-        )
-    return found["measured"]
+    if found.get("weights_crc32") == weights_crc32:
+        return found["measured"]
+    if kept is not None:
+        return kept
+    raise UserError(
+        f"{file}: measured with the weights of step {found.get('step', 'unknown')}, where {path.name} is of step {step}; "
+        "run python -m scripts.tools.calibrate again"
+    )
 
 
 def load_trained(config: ConfigDict, workdir: Path | str, checkpoint: int) -> TrainedModel:

@@ -2,7 +2,7 @@
 
 python -m scripts.tools.calibrate --config C --workdir W [--checkpoint 0] [--num_images 48]
 
-They are written beside the checkpoint as CHECKPOINT.noise.pth, where sample.py and evaluate.py find them.
+They are written beside the checkpoint as CHECKPOINT.noise.pth; sample.py and evaluate.py prefer them to what training measured.
 """
 
 from absl import flags

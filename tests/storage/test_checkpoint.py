@@ -185,7 +185,7 @@ def test_another_configuration_is_named_by_key(tmp_path: Path) -> None:
 
 
 def test_noise_precision_and_dequantization(tmp_path: Path) -> None:
-    """Kept beside the weights; the spectrum may also be in a file of its own, for a checkpoint that has none."""
+    """What was measured later, beside the checkpoint, goes before what training measured, if it was of the same weights."""
     config = tiny_config()
     write_meta(tmp_path, contents(config))
     trained = load_trained(config, tmp_path, 0)
@@ -200,11 +200,13 @@ def test_noise_precision_and_dequantization(tmp_path: Path) -> None:
         UserError, match=r"checkpoint\.noise\.pth: measured with the weights of step \d+, where .* step 9; run python"
     ):
         load_trained(config, tmp_path, 0).measured()
-    dequantized = contents(tiny_config(data__uniform_dequantization=True))
-    write_meta(tmp_path, dequantized | {"noise": {"errors": torch.zeros(2)}, "precision": "bfloat16"})
+    kept = {"noise": {"errors": torch.zeros(2)}, "precision": "bfloat16"}
+    write_meta(tmp_path, later | kept)
+    assert (load_trained(config, tmp_path, 0).measured() or {})["errors"].tolist() == [0, 0]
+    write_meta(tmp_path, contents(tiny_config(data__uniform_dequantization=True)) | kept)
     trained = load_trained(config, tmp_path, 0)
     assert trained.dequantized
-    assert (trained.measured() or {})["errors"].tolist() == [0, 0]
+    assert (trained.measured() or {})["errors"].tolist() == [1, 1]
 
 
 def test_a_checkpoint_of_an_earlier_version(tmp_path: Path) -> None:
