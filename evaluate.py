@@ -201,6 +201,7 @@ def request(config: "ConfigDict", point: "Point") -> dict[str, Any]:
         "config_hash": config_hash(config),
         **sampler.settings(config, trained),
         **{flag.name: flag.value for flag in SETTINGS},
+        **{flag.name: str(flag.value) for flag in (INCEPTION_PATH, DINOV2_PATH) if flag.value},
     }
 
 

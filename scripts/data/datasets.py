@@ -110,8 +110,9 @@ def read_images(path: Path) -> np.ndarray:
 def load_whole(data: ConfigDict) -> dict[str, ImageSource]:
     """All images of a data set: {"all": ...}, or {"train": ..., "held_out": ...} where it comes with that split.
 
-    Raises UserError as `load_images` does.
+    Held-out images of their own are none of them. Raises UserError as `load_images` does.
     """
+    data = ConfigDict({**data.to_dict(), "held_out_path": ""})
     parts: tuple[Split, ...] = ("all",) if data.dataset.lower() in UNDIVIDED else ("train", "held_out")
     return {part: load_images(data, part) for part in parts}
 

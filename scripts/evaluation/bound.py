@@ -205,7 +205,8 @@ class BoundEvaluation:
         }
         print(describe(bound, settings, measurement.num_levels))
         suffix = ("" if self.split == "test" else f"_{self.split}") + ("_exact" if settings["exact"] else "")
-        folder = directory / f"bound_step_{trained.step}_delta_{sampler.label}_seed_{seed}{suffix}"
+        name = f"bound_step_{trained.step}_delta_{sampler.label}_seed_{seed}{suffix}_of_{len(bound['total'])}"
+        folder = directory / (name if sampler.precision.name == "float32" else f"{name}_{sampler.precision.name}")
         title = f"step {trained.step}, delta {sampler.label}, {len(bound['total'])} images"
         write_by_level(folder, level_table(measurement, process, kernel), title)
         print(f"by level: {folder / 'bound_by_level.png'}")

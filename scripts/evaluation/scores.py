@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from ml_collections import ConfigDict
 
-from scripts.data.datasets import load_images
+from scripts.data.datasets import Split, load_images
 from scripts.errors import UserError
 from scripts.evaluation.extractors import EXTRACTORS, Options
-from scripts.evaluation.features import SPLITS, cached_features, data_set_images
+from scripts.evaluation.features import cached_features, data_set_images
 from scripts.evaluation.given import GivenSamples
 from scripts.evaluation.metrics import Inputs, Metric
 from scripts.evaluation.pixels import PixelInputs
@@ -25,6 +25,7 @@ from scripts.sampling.output import to_uint8
 from scripts.sampling.sampler import Sampler, load_sampler
 from scripts.storage.provenance import config_hash
 
+PARTS: tuple[Split, ...] = ("train", "held_out")
 PER_SEED = 10
 """Samples of each seed where those are compared, unless --per_init says otherwise."""
 
@@ -67,11 +68,16 @@ class SampleEvaluation:
         if "seeds" in needs:
             choice = self._by_seed(choice)
         sampler, made_by = self._source(checkpoint, choice, seed)
+        if "seeds" in needs and isinstance(sampler, Sampler) and sampler.seeds is not None:
+            most = sampler.seeds.count * sampler.seeds.per_image
+            if self.num_gen > most:  # one image twice would count as two seeds
+                raise UserError(f"--num_gen={self.num_gen}: must be at most {most}, all samples of the images of {choice.init}")
         common = made_by | {"checkpoint": None if self.given else checkpoint, "config_hash": config_hash(self.config)}
         device, directory = sampler.precision.device, self.cache
         if needs & {"pixels", "seeds"}:
-            for split in SPLITS.values():  # before anything is sampled
-                load_images(self.config.data, split)
+            for split in PARTS:  # before anything is sampled
+                if len(load_images(self.config.data, split)) < 2:
+                    raise UserError(f"{self.config.data.dataset}: there is one {split} image, where this mode needs at least 2")
             samples = self._generated(sampler, made_by | {"extractor": "pixels"}, torch.Tensor.numpy)
             results = scores(self.metrics, PixelInputs(samples, sampler, self.config.data))  # by all processes
             return [replace(result, settings=common | result.settings) for result in results if distributed.is_main()]

@@ -41,7 +41,8 @@ def world_size() -> int:
 
 def cores() -> int:
     """How many cores of this machine this process may use."""
-    return max(1, len(os.sched_getaffinity(0)) // (int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or 1))
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has none
+    return max(1, usable // (int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or 1))
 
 
 def is_main() -> bool:
@@ -205,7 +206,7 @@ def _join(timeout: timedelta) -> None:
     dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=timeout)
     # A machine that loses power or network closes no connection. The kernel finds out in two minutes, if it is told to ask.
     # (TCP_USER_TIMEOUT would find it sooner, but also end connections to a process that is only busy.)
-    for entry in Path("/proc/self/fd").iterdir():
+    for entry in Path("/proc/self/fd").glob("*"):  # Linux's
         with contextlib.suppress(OSError):  # of the listing itself
             if str(entry.readlink()).startswith("socket:"):
                 with socket.socket(fileno=os.dup(int(entry.name))) as connection:

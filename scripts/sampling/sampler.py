@@ -48,6 +48,8 @@ class Sampler:
     """(C, H, W) of an image."""
     seeds: Seeds | None = None
     """What samples start from in place of the images of the prior."""
+    steps: str | None = None
+    """What --steps said, of which the kernel's chain came."""
 
     @property
     def num_steps(self) -> int:
@@ -61,20 +63,24 @@ class Sampler:
         """
         model = {key: value for key, value in config.model.to_dict().items() if f"model.{key}" not in TRAINING_ONLY}
         seeds = self.seeds and self.seeds.settings | {"per_init": self.seeds.per_image, "from_level": self.kernel.chain[0]}
-        return (seeds or {}) | {
-            "checkpoint_step": trained.step,
-            "weights_crc32": trained.weights_crc32,
-            "seed": self.seed,
-            "delta": self.kernel.label,
-            "chain": list(self.kernel.chain),
-            "precision": self.precision.name,
-            "prior_images": len(self.prior),
-            "shape": list(self.shape),
-            "model": json.loads(json.dumps(model)),  # tuples become lists, as they do in files
-            "randomness_version": STREAM_VERSION,
-            "prior_std": self.prior_std,
-            "kernel_crc32": self.kernel.checksum(),
-        }
+        return (
+            (seeds or {})
+            | ({} if self.steps is None else {"steps": self.steps})
+            | {
+                "checkpoint_step": trained.step,
+                "weights_crc32": trained.weights_crc32,
+                "seed": self.seed,
+                "delta": self.kernel.label,
+                "chain": list(self.kernel.chain),
+                "precision": self.precision.name,
+                "prior_images": len(self.prior),
+                "shape": list(self.shape),
+                "model": json.loads(json.dumps(model)),  # tuples become lists, as they do in files
+                "randomness_version": STREAM_VERSION,
+                "prior_std": self.prior_std,
+                "kernel_crc32": self.kernel.checksum(),
+            }
+        )
 
     def independent(self, indices: Sequence[int], on_step: OnStep | None = None) -> torch.Tensor:
         """Samples with their own prior states and noise: (B, C, H, W), about [0, 1], on the CPU."""
@@ -177,6 +183,7 @@ def make_sampler(
         label=choice.label(kernel),
         prior_std=kernel.prior_std if process.protocol == "paper" or scoring else 0.0,
         seed=config.seed if seed is None else seed,
+        steps=choice.steps,
         precision=precision,
         shape=(config.data.num_channels, config.data.image_size, config.data.image_size),
     )

@@ -42,7 +42,9 @@ def open_seeds(init: str, data: ConfigDict, per_image: int) -> Seeds:
     """
     own = init in ("held_out", "train")
     source = load_images(data, init) if own else open_images(init, "--init", data.image_size, data.num_channels)  # type: ignore[arg-type]
-    settings = {"init": init.rstrip("/").rpartition("/")[2], "init_images": fingerprint(source), "per_init": per_image}
+    name = init.rstrip("/").rpartition("/")[2]
+    name = f"{name}_folder" if name in ("held_out", "train") and not own else name
+    settings = {"init": name, "init_images": fingerprint(source), "per_init": per_image}
     return Seeds(unit_images(source, data), len(source), per_image, own, settings)
 
 

@@ -22,13 +22,15 @@ def main() -> int:
     from scripts.sampling.choice import Choice
     from scripts.sampling.measurement import calibrate, images_to_measure
     from scripts.sampling.sampler import load_sampler
+    from scripts.storage.checkpoint import load_trained
 
     config = CONFIG.value
+    if not load_trained(config, WORKDIR.value, CHECKPOINT.value).process.calibrates:
+        raise UserError(f"config.model.process = {config.model.process!r}: it has no kernels to measure")
     sampler, trained = load_sampler(config, WORKDIR.value, CHECKPOINT.value, choice=Choice("isotropic"))
     images = images_to_measure(load_images(config.data, "train"), NUM_IMAGES.value, config.data.uniform_dequantization)
     state = calibrate(sampler.process, sampler.model, sampler.precision, images, config.seed, config.eval.batch_size)
-    if state is None:
-        raise UserError(f"config.model.process = {config.model.process!r}: it has no kernels to measure")
+    assert state is not None
     path = trained.write_measured(state)
     print(f"reverse kernels between {sampler.process.K + 1} levels, from {len(images)} images: {path}")
     return 0

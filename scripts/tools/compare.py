@@ -61,8 +61,9 @@ def read_scores(runs: Sequence[Path], seeds: Sequence[int], arms: Sequence[str])
     latest: dict[tuple[str, ...], dict[str, Any]] = {}
     for path, seed, arm in zip(runs, seeds, arms, strict=True):
         for row in read_json_lines(path / RESULTS):
-            calls = len(row["chain"]) - 1
-            row |= {"arm": arm, "run": str(path), "training_seed": seed, "steps": None if calls == row["model"]["K"] else calls}
+            if "steps" not in row and (calls := len(row.get("chain", ())) - 1) not in (-1, row["model"]["K"]):
+                row["steps"] = str(calls)
+            row |= {"arm": arm, "run": str(path), "training_seed": seed}
             latest[tuple(str(row.get(key)) for key in ("run", "score", "checkpoint_step", "seed", *SETTINGS))] = row
     values: dict[tuple[str, str], set[str]] = defaultdict(set)
     for row in latest.values():

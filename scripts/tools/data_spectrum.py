@@ -31,9 +31,8 @@ Schedules = dict[str, torch.Tensor]
 
 def schedules_for(config: ConfigDict, moments: DCTMoments) -> Schedules:
     """The log and the matched schedule, and the configuration's own where that is another."""
-    levels = {name: known_levels(with_schedule(config, name)) for name in (LOG, MATCHED)}
-    levels[MATCHED] = matched_to(config, moments).model.blur_schedule
-    if config.model.blur_schedule not in levels:
+    levels = {LOG: known_levels(with_schedule(config, LOG)), MATCHED: matched_to(config, moments).model.blur_schedule}
+    if config.model.blur_schedule not in (LOG, MATCHED):
         levels["configured"] = known_levels(config)
     return {name: torch.tensor(sigma_B, dtype=torch.float64) for name, sigma_B in levels.items()}
 

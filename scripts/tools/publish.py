@@ -35,6 +35,8 @@ def publish(workdir: Path, out: Path) -> Path:
     # Of absolute paths only the last part, as the rest may be private.
     provenance["command"] = re.sub(r"(?<![^\s=])/\S*/", "", provenance.get("command", ""))
     path = checkpoint.numbered_path(make_directory(out, "--out"), 1)
+    if path.exists() and checkpoint.weights_checksum(checkpoint.averages(checkpoint.read(path))) != crc32:
+        raise UserError(f"--out={out}: other weights are published there; choose another directory")
     checkpoint.write(path, for_sampling(contents) | {"noise": measured, "provenance": provenance})
     config = json.loads(contents["config"]) | {"provenance": provenance}
     (out / RUN_CONFIG).write_text(json.dumps(config, indent=2) + "\n")

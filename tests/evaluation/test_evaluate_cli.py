@@ -58,7 +58,7 @@ def test_bound_from_the_command_line(trained: Path) -> None:
     row = json.loads((directory / "BPD_log.jsonl").read_text())
     assert (float(row["delta"]), row["seed"], row["checkpoint_step"], row["num_images"]) == (0.013, 42, 7, 20)
     assert row["precision"] == "float32"
-    folder = directory / "bound_step_7_delta_0.013_seed_42"
+    folder = directory / "bound_step_7_delta_0.013_seed_42_of_20"
     with Image.open(folder / "bound_by_level.png") as picture:
         assert picture.width > 500
     with (folder / "bound_by_level.csv").open() as file:
