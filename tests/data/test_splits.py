@@ -88,6 +88,7 @@ def test_held_out_images_of_their_own(tmp_path: Path) -> None:
     digits = data_config("mnist5k", size=28, channels=1)
     digits.held_out_path = str(tmp_path / "other")
     assert (len(both(digits)[0]), len(both(digits)[1])) == (4500, 2)
+    assert {part: len(images) for part, images in load_whole(digits).items()} == {"train": 4500, "held_out": 500}
     with pytest.raises(UserError, match=r"held_out_path = .*: has no labels"):
         load_labelled(digits, "held_out")
 

@@ -20,6 +20,7 @@ from scripts.sampling.choice import Choice
 from scripts.sampling.sampler import load_sampler
 from scripts.tools.report import write_report
 from tests.evaluation.made_run import make_run
+from tests.images import save_images
 from tests.tiny import tiny_config
 
 
@@ -100,6 +101,19 @@ def test_diversity_of_a_run(run: Path) -> None:
     for count, per_init in ((12, None), (10, None), (20, 1), (20, 20)):
         with pytest.raises(UserError, match=rf"--num_gen={count} --per_init={per_init or 10}: --per_init must be"):
             evaluate(run, "diversity", num_gen=count, per_init=per_init)
+
+
+def test_what_cannot_be_measured_is_refused_before_sampling(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image twice would count as two seeds; of a single held-out image there is no variance."""
+    monkeypatch.setattr("scripts.sampling.sampler.Sampler.independent", None)
+    with pytest.raises(UserError, match="--num_gen=1002: must be at most 1000, all samples of the images of held_out"):
+        evaluate(run, "diversity", num_gen=1002, init="held_out", per_init=2)
+    save_images(tmp_path / "one", ["a.png"])
+    config = tiny_config(data__held_out_path=str(tmp_path / "one"))
+    make_run(config, tmp_path / "run")
+    for mode in ("spectrum", "diversity"):
+        with pytest.raises(UserError, match="mnist5k: there is one held_out image, where this mode needs at least 2"):
+            evaluate(tmp_path / "run", mode, config, num_gen=20)
 
 
 def test_pictures_are_kept_and_shown(run: Path, tmp_path: Path) -> None:

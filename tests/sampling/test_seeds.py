@@ -19,6 +19,7 @@ from scripts.sampling.sampler import Sampler, load_sampler, make_sampler
 from scripts.sampling.seeds import Seeds, open_seeds
 from tests.evaluation.made_run import make_run
 from tests.golden import fill_golden
+from tests.images import save_images
 from tests.tiny import tiny_config
 
 IMAGES = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -150,3 +151,5 @@ def test_settings_know_images_and_level(tmp_path: Path) -> None:
         (2, 4, [2, 1, 0]),
     ]
     assert found[1]["init_images"]["num_images"] == 500
+    save_images(tmp_path / "train", ["a.png"])  # no training set, though its name says so
+    assert open_seeds(f"{tmp_path}/train/", config.data, 1).settings["init"] == "train_folder"

@@ -17,12 +17,12 @@ from tests.tiny import tiny_config
 
 
 def made_run(place: Path, name: str, scores: list[dict[str, Any]], **config: object) -> Path:
-    """A run directory with a configuration and results."""
+    """A run directory with a configuration and results; a score's None stands for a key that is not there."""
     (place / name / "evaluation").mkdir(parents=True)
     (place / name / "config.json").write_text(to_json(tiny_config(**config)))
     common = {"score": "FID", "standard_error": 0.5, "checkpoint_step": 7, "seed": 42, "chain": [3, 2, 1, 0], "delta": "0.0125"}
     rows = [{**common, "model": {"K": 3}, "num_images": 100, "weights_crc32": 5, "finished": "now", **row} for row in scores]
-    text = "".join(json.dumps(row) + "\n" for row in rows)
+    text = "".join(json.dumps({k: v for k, v in row.items() if v is not None}) + "\n" for row in rows)
     (place / name / "evaluation" / "results.jsonl").write_text(text + '{"half a li')
     return place / name
 
@@ -95,6 +95,17 @@ def test_settings_and_checkpoints(tmp_path: Path) -> None:
     other = made_run(tmp_path, "b", [{"value": 4.0, "checkpoint_step": 3}], seed=1)
     (name,) = (name for name in compared([run, other], tmp_path / "two") if "not equally trained" in name)
     assert name == "FID, delta 0.0125 (at steps [3, 7]: not equally trained)"
+
+
+def test_chains_of_as_many_steps(tmp_path: Path) -> None:
+    """Even ones and the bound's best are two settings; rows of older files say nothing about steps or chain."""
+    rows: list[dict[str, Any]] = [
+        {"value": 1.0, "steps": "2", "chain": [3, 1, 0]},
+        {"value": 2.0, "steps": "2:bound", "chain": [3, 2, 0]},
+        {"value": 3.0, "chain": None},
+    ]
+    table = compared([made_run(tmp_path, "a", rows)], tmp_path / "out")
+    assert table == {"FID": ["3 (1)"], "FID, steps 2": ["1 (1)"], "FID, steps 2:bound": ["2 (1)"]}
 
 
 def test_bad_input(runs: list[Path], tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ from scipy.fft import idctn
 
 from model_code.blur import blur_schedule
 from model_code.schedule import removed_variance
-from model_code.spectrum import radii_of
+from model_code.spectrum import DCTMoments, radii_of
 from scripts.config.checks import validate
+from scripts.tools.data_spectrum import schedules_for
 from tests.conftest import command, error_line
 from tests.model_code.test_spectrum import field
 from tests.tiny import tiny_config
@@ -67,6 +68,15 @@ def test_shares_of_octaves_and_of_the_last_blur(tmp_path: Path) -> None:
     assert "    8 to 16              100.00%" in done.stdout or "99.9" in done.stdout, done.stdout + done.stderr
     kept = np.exp(-((np.pi * 5 / 32) ** 2) * (32 / 8) ** 2)
     assert f"     4  W / 8       {kept:>12.2%}" in done.stdout
+
+
+def test_the_configurations_own_schedule() -> None:
+    """Numbers are a third schedule; a name that is compared anyway is there once."""
+    moments, own = DCTMoments(1, 8, 8), [0, 0.5, 1.0, 4.0]
+    moments.add(torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
+    schedules = schedules_for(tiny_config(model__blur_schedule=own), moments)
+    assert (list(schedules), schedules["configured"].tolist()) == (["log", "matched", "configured"], own)
+    assert list(schedules_for(tiny_config(), moments)) == ["log", "matched"]
 
 
 @pytest.mark.parametrize(
