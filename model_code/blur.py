@@ -52,14 +52,11 @@ class DCTBlur(nn.Module):
 
     def at_levels(self, u: torch.Tensor, *levels: torch.Tensor) -> list[torch.Tensor]:
         """[A_k u for k in levels] from a single DCT; u (B, C, H, W), each k an int64 tensor (B,)."""
-        with torch.autocast(u.device.type, enabled=False):
-            u_hat = dct2(u.float(), self.D_H, self.D_W)
-            return [self._at_level(u, u_hat, k) for k in levels]
-
-    def _at_level(self, u: torch.Tensor, u_hat: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-        blurred = idct2(u_hat * self.decay(k), self.D_H, self.D_W)
+        u = u.float()
+        u_hat = dct2(u, self.D_H, self.D_W)
+        blurred = (idct2(u_hat * self.decay(k), self.D_H, self.D_W) for k in levels)
         # A_0 is the identity: give back the image itself rather than its round trip through the DCT.
-        return torch.where((k == 0)[:, None, None, None], u.float(), blurred)
+        return [torch.where((k == 0)[:, None, None, None], u, at_k) for k, at_k in zip(levels, blurred, strict=True)]
 
     def forward(self, u: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         """A_k u: u (B, C, H, W), k int64 (B,) in 0..K; float32 (B, C, H, W)."""

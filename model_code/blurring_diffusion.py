@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from ml_collections import ConfigDict
 
-from model_code.dct import dct2, dct_matrix, eigenvalues, idct2
+from model_code.dct import Basis, eigenvalues
 from model_code.kernels import Chain, PosteriorKernel, ReverseKernel
 from model_code.prior import Prior, StandardNormal
 from model_code.process import Denoiser, Likelihood, Measured, Process, configured_chain, full_chain, require_sampling_noise
@@ -46,15 +46,14 @@ class BlurringDiffusion(Process, Likelihood):
             "sigma": angle.sin(),
             "dissipation_time": sigma_B**2 / 2,
             "eigenvalues": eigenvalues(image_size, image_size),
-            "D": dct_matrix(image_size).float(),
         }.items():
             self.register_buffer(name, table, persistent=False)
+        self.basis = Basis(image_size, image_size)
 
     a: torch.Tensor
     sigma: torch.Tensor
     dissipation_time: torch.Tensor
     eigenvalues: torch.Tensor
-    D: torch.Tensor
 
     @classmethod
     def from_config(cls, config: ConfigDict) -> "BlurringDiffusion":
@@ -86,7 +85,7 @@ class BlurringDiffusion(Process, Likelihood):
         """z_k = alpha_k x + sigma_k eps, alpha_k acting on frequencies, and the target eps."""
         alpha, sigma = self.alpha_sigma(k)
         x = 2 * u0.float() - 1
-        return self._from_frequencies(alpha.float() * self._to_frequencies(x)) + sigma.float() * eps, eps
+        return self.basis.images(alpha.float() * self.basis.coefficients(x)) + sigma.float() * eps, eps
 
     def predict(self, model: Denoiser, u_k: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         """The network's estimate of eps."""
@@ -110,7 +109,7 @@ class BlurringDiffusion(Process, Likelihood):
         """The posterior's, with `eta` times its standard deviation (default 1). Raises ValueError for any other."""
         if kind not in ("auto", "posterior"):
             raise ValueError("this process's sampling noise is that of its posterior: leave --delta out, or use --eta")
-        return PosteriorKernel(self.alpha_sigma, self.K, len(self.D), chain or self.chain, 1.0 if eta is None else eta)
+        return PosteriorKernel(self.alpha_sigma, self.K, self.basis, chain or self.chain, 1.0 if eta is None else eta)
 
     def require_bound(self, kernel: ReverseKernel) -> None:
         """Other variances than the posterior's have another bound, which is not here."""
@@ -127,7 +126,7 @@ class BlurringDiffusion(Process, Likelihood):
         """
         assert isinstance(kernel, PosteriorKernel)
         z, _ = self.corrupt(u0, k, eps)
-        error = self._to_frequencies(self.predict(model, z, k) - eps).double()
+        error = self.basis.coefficients(self.predict(model, z, k) - eps).double()
         of_z, _, _ = kernel.coefficients(k)
         j = kernel.after(k)
         _, sigma_k = self.alpha_sigma(k)
@@ -135,7 +134,7 @@ class BlurringDiffusion(Process, Likelihood):
         divergence = 0.5 * ((of_z * sigma_k / sigma_j) ** 2 - 1) * error**2
         # At j = 0 of_z is 1 / alpha_k and the estimate of x is off by sigma_k / alpha_k times the error of eps.
         x = 2 * u0.double() - 1
-        estimate = x - self._from_frequencies((of_z * sigma_k * error).float())
+        estimate = x - self.basis.images((of_z * sigma_k * error).float())
         likelihood = log_discretized_gaussian(x, estimate, sigma_k / self.a[k][:, None, None, None])
         return torch.where((j == 0)[:, None], -likelihood.sum((1, 2, 3))[:, None], divergence.sum((1, 2, 3))[:, None])
 
@@ -151,19 +150,13 @@ class BlurringDiffusion(Process, Likelihood):
 
     def prior_summary(self, u0: torch.Tensor, prior: Prior) -> torch.Tensor:
         """KL(q(z_K | x) || N(0, I)) in nats: float64 (B,)."""
-        alpha, sigma = self.alpha_sigma(torch.tensor([self.K], device=self.D.device))
-        mean = alpha * self._to_frequencies(2 * u0.to(self.D.device).float() - 1)
+        alpha, sigma = self.alpha_sigma(torch.tensor([self.K], device=self.a.device))
+        mean = alpha * self.basis.coefficients(2 * u0.to(self.a.device).float() - 1)
         return 0.5 * (mean**2 + sigma**2 - 1 - 2 * sigma.log()).sum((1, 2, 3))
 
     def prior_term(self, summary: torch.Tensor, prior: Prior, kernel: ReverseKernel) -> torch.Tensor:
         """That divergence, exactly."""
         return summary
-
-    def _to_frequencies(self, u: torch.Tensor) -> torch.Tensor:
-        return dct2(u, self.D, self.D)
-
-    def _from_frequencies(self, u_hat: torch.Tensor) -> torch.Tensor:
-        return idct2(u_hat, self.D, self.D)
 
 
 class VelocityBlurringDiffusion(BlurringDiffusion):
@@ -178,8 +171,8 @@ class VelocityBlurringDiffusion(BlurringDiffusion):
         alpha, sigma = self.alpha_sigma(k)
         square = alpha**2 + sigma**2
         of_z, of_v = (sigma / square).float(), (alpha / square.sqrt()).float()
-        v = self._to_frequencies(model(u_k, k).float())
-        return self._from_frequencies(of_z * self._to_frequencies(u_k) + of_v * v)
+        v = self.basis.coefficients(model(u_k, k).float())
+        return self.basis.images(of_z * self.basis.coefficients(u_k) + of_v * v)
 
 
 def log_discretized_gaussian(x: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:

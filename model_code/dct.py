@@ -29,7 +29,17 @@ def idct2(u_hat: torch.Tensor, D_H: torch.Tensor, D_W: torch.Tensor) -> torch.Te
         return D_H.T @ u_hat @ D_W
 
 
-class Basis:
+class Tables:
+    """Tensors that follow the images to their device."""
+
+    _tables: list[torch.Tensor]
+
+    def _on(self, device: torch.device) -> list[torch.Tensor]:
+        self._tables = [table.to(device) for table in self._tables]
+        return self._tables
+
+
+class Basis(Tables):
     """The cosines of each plane of images (B, C, H, W): an orthonormal basis.
 
     Planes are the channels or, given the rows of an orthonormal matrix (C, C), mixtures of them.
@@ -49,10 +59,6 @@ class Basis:
         D_H, D_W, *planes = self._on(u_hat.device)
         u = idct2(u_hat, D_H, D_W)
         return _mixed(planes[0].T, u) if planes else u
-
-    def _on(self, device: torch.device) -> list[torch.Tensor]:
-        self._tables = [table.to(device) for table in self._tables]
-        return self._tables
 
 
 def _mixed(matrix: torch.Tensor, u: torch.Tensor) -> torch.Tensor:

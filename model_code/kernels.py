@@ -13,7 +13,7 @@ from itertools import pairwise
 
 import torch
 
-from model_code.dct import Basis, dct2, dct_matrix, idct2
+from model_code.dct import Basis, Tables
 
 Chain = tuple[int, ...]
 
@@ -93,16 +93,6 @@ def subchain(text: str, levels: Chain) -> Chain:
     return tuple(levels[round(i * most / int(text))] for i in range(int(text) + 1))
 
 
-class _Tables:
-    """Tensors that follow the states to their device."""
-
-    _tables: list[torch.Tensor]
-
-    def _on(self, device: torch.device) -> list[torch.Tensor]:
-        self._tables = [table.to(device) for table in self._tables]
-        return self._tables
-
-
 class IsotropicKernel(GaussianKernel):
     """The paper's: N(prediction, delta^2 I)."""
 
@@ -125,7 +115,7 @@ class IsotropicKernel(GaussianKernel):
         return torch.full((len(k), 1), self.delta**2, dtype=torch.float64, device=k.device)
 
 
-class AffineKernel(_Tables, GaussianKernel):
+class AffineKernel(Tables, GaussianKernel):
     """N(a u_k + b f + c, diag(v)) in a cosine basis, where f = prediction - u_k.
 
     a, b and v depend on the level and the bin, c on the level and the coefficient. Without `gains` the mean is the
@@ -185,7 +175,7 @@ class AffineKernel(_Tables, GaussianKernel):
         return value
 
 
-class PosteriorKernel(_Tables, ReverseKernel):
+class PosteriorKernel(Tables, ReverseKernel):
     """For a process z_k = alpha_k x + sigma_k eps in each frequency: q(z_j | z_k, x) with the x that the predicted eps implies.
 
     Its standard deviation is multiplied by eta: 1 is ancestral sampling, 0 deterministic (DDIM, Song et al., 2021, in the basis
@@ -196,14 +186,14 @@ class PosteriorKernel(_Tables, ReverseKernel):
         self,
         alpha_sigma: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
         K: int,
-        size: int,
+        basis: Basis,
         chain: Chain,
         eta: float,
     ) -> None:
-        """alpha_sigma: int64 levels (B,) to alpha (B, 1, H, W) and sigma (B, 1, 1, 1), float64; size: of the square images."""
+        """alpha_sigma: int64 levels (B,) to alpha (B, 1, H, W) and sigma (B, 1, 1, 1), float64."""
         self.alpha_sigma, self.K, self.chain, self.eta = alpha_sigma, K, chain, eta
         self.label = "posterior" if eta == 1 else f"eta_{eta:g}"
-        self._tables = [arrivals(chain, K), dct_matrix(size).float()]
+        self.basis, self._tables = basis, [arrivals(chain, K)]
 
     @property
     def prior_std(self) -> float:  # type: ignore[override]
@@ -229,14 +219,12 @@ class PosteriorKernel(_Tables, ReverseKernel):
 
     def mean(self, u_k: torch.Tensor, prediction: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         """The posterior's mean."""
-        of_z, of_eps, _ = self.coefficients(k)
-        D = self._on(u_k.device)[1]
-        return idct2(of_z.float() * dct2(u_k, D, D) + of_eps.float() * dct2(prediction, D, D), D, D)
+        (of_z, of_eps, _), hat = self.coefficients(k), self.basis.coefficients
+        return self.basis.images(of_z.float() * hat(u_k) + of_eps.float() * hat(prediction))
 
     def step(self, mean: torch.Tensor, k: int, eps: torch.Tensor) -> torch.Tensor:
         """mean plus eps with eta times the posterior's standard deviation in each frequency."""
         if self.eta == 0:
             return mean
         _, _, variance = self.coefficients(torch.tensor([k], device=mean.device))
-        D = self._on(mean.device)[1]
-        return mean + idct2(self.eta * variance.sqrt().float() * dct2(eps, D, D), D, D)
+        return mean + self.basis.images(self.eta * variance.sqrt().float() * self.basis.coefficients(eps))

@@ -25,12 +25,6 @@ class DCTMoments:
         self.sum += coefficients.sum(0)
         self.squares += coefficients.square().sum(0)
 
-    def merge(self, count: int, total: torch.Tensor, squares: torch.Tensor) -> None:
-        """Add another's `count`, `sum` and `squares`."""
-        self.count += count
-        self.sum += total
-        self.squares += squares
-
     @property
     def mean(self) -> torch.Tensor:
         """float64 (C, H, W)."""

@@ -40,8 +40,8 @@ def training_images(
 def share_moments(moments: DCTMoments) -> DCTMoments:
     """The moments of all processes' images, the same numbers in each. A collective function."""
     shared = DCTMoments(*moments.sum.shape)
-    for count, total, squares in distributed.gather((moments.count, moments.sum, moments.squares)):
-        shared.merge(count, total, squares)
+    parts = distributed.gather((moments.count, moments.sum, moments.squares))
+    shared.count, shared.sum, shared.squares = (sum(part) for part in zip(*parts, strict=True))
     return shared
 
 

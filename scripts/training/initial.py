@@ -8,17 +8,13 @@ import torch
 from ml_collections import ConfigDict
 
 from model_code import build_model
+from model_code.unet import MODEL_KEYS
 from scripts.config.comparison import differences, refuse_differences
 from scripts.config.paths import user_path
 from scripts.errors import UserError
 from scripts.storage import checkpoint
 
-NETWORK = {
-    *("data.num_channels", "model.network", "model.patch_size", "model.model_channels", "model.channel_mult"),
-    *("model.num_res_blocks", "model.attention_levels", "model.num_heads", "model.num_head_channels"),
-    *("model.use_new_attention_order", "model.use_scale_shift_norm", "model.resblock_updown", "model.conv_resample"),
-    "model.sees_means",
-}
+NETWORK = {"data.num_channels", "model.network", *(f"model.{name}" for name in MODEL_KEYS if name != "dropout")}
 """Keys that say what is computed with the weights; not all of them show in shapes."""
 
 
