@@ -46,6 +46,7 @@ quickstart: $(VENV)/runtime.stamp
 
 gallery: $(VENV)/runtime.stamp
 	$(RUN) -m scripts.tools.gallery $(PRETRAINED) --out docs/gallery
+	$(RUN) -m scripts.tools.gallery --workdir runs/emoji/pretrained --out docs/gallery/emoji
 
 test: lint types
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal

@@ -19,7 +19,7 @@ from scripts.storage.files import make_directory
 
 COLUMNS, ROWS = 12, 3
 GREYS = 32
-"""Levels of grey in the clip: with all 256 the faint noise of the process would take megabytes."""
+"""Levels of each channel in the clip: with all 256 the noise of the process would take megabytes."""
 
 
 def draw(config: ConfigDict, workdir: Path, out: Path, delta: str | None) -> None:
@@ -38,9 +38,10 @@ def draw(config: ConfigDict, workdir: Path, out: Path, delta: str | None) -> Non
     rows = [states[k][row * COLUMNS] for row in range(ROWS) for k in reversed(levels)]
     save_png(out / "process.png", torch.stack(rows), COLUMNS)
     clip = [
-        states[k][:COLUMNS] for k in chain[np.linspace(0, sampler.num_steps, min(len(chain), 30)).round().astype(int)].tolist()
+        states[k][: COLUMNS // 2]
+        for k in chain[np.linspace(0, sampler.num_steps, min(len(chain), 30)).round().astype(int)].tolist()
     ]
-    save_gif(out / "process.gif", [grid((u * (GREYS - 1)).round() / (GREYS - 1), COLUMNS) for u in clip])
+    save_gif(out / "process.gif", [grid((u * (GREYS - 1)).round() / (GREYS - 1), COLUMNS // 2) for u in clip])
 
     for name in ("same_init", "share_noise", "interpolation"):
         if name == "interpolation":

@@ -64,8 +64,9 @@ def test_private_folders_are_left_out_of_the_command(run: Path, tmp_path: Path) 
     assert "/me/" not in (tmp_path / "out" / "config.json").read_text()
 
 
-def test_the_included_weights_are_small_and_whole() -> None:
+@pytest.mark.parametrize("data", ["mnist", "emoji"])
+def test_the_included_weights_are_small_and_whole(data: str) -> None:
     """They come with the repository, and people download that on slow lines."""
-    path = checkpoint.numbered_path(ROOT / "runs" / "mnist" / "pretrained", 1)
-    assert path.stat().st_size < 8_000_000
+    path = checkpoint.numbered_path(ROOT / "runs" / data / "pretrained", 1)
+    assert path.stat().st_size < 6_000_000
     assert checkpoint.read(path).keys() >= {"ema", "config", "prior", "step"}
