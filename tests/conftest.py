@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import settings
 
 from scripts.config.paths import ROOT
 from tests.golden import SETTINGS, Golden, load_golden
+from tests.tiny import tiny_config
 
 # Timings depend on the machine, and a suite that guards a landing must not fail by chance.
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=60)
@@ -22,6 +25,15 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 def golden(request: pytest.FixtureRequest) -> Golden:
     """Each golden file in turn."""
     return load_golden(request.param)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_videos(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Empty files in their place, as each finished training starts an encoder; tests/sampling and commands make real ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.parent.name in ("evaluation", "runtime", "storage", "tools", "training"):
+            patch.setattr("scripts.sampling.output.save_mp4", lambda path, frames: path.touch())
+        yield
 
 
 def command(*args: object, cwd: Path | str = ROOT) -> subprocess.CompletedProcess[str]:
@@ -48,3 +60,24 @@ def tiny_array(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("array") / "waves.npy"
     np.save(path, ((waves + 2) / 4 * 255).astype(np.uint8))
     return path
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a finished run of `tiny_config`, to be read only."""
+    from scripts.training.loop import train
+
+    workdir = tmp_path_factory.mktemp("trained")
+    assert train(tiny_config(), workdir) == 0
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tiny_array: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The end of a run on `tiny_array` that nothing interrupted."""
+    from scripts.training.loop import train
+    from tests.training.runs import array_config, final_state
+
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    assert train(array_config(tiny_array), workdir) == 0
+    return final_state(workdir)

@@ -1,6 +1,6 @@
 """The check of a GPU machine, as far as a processor can: that it runs, and that what is broken is called so."""
 
-from pathlib import Path
+import subprocess
 from types import SimpleNamespace
 from typing import Any
 
@@ -68,9 +68,9 @@ def test_a_resumed_run_that_differs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "tensors differ" in claim.measured
 
 
-def test_processes_that_fail(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_processes_that_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     """A training that does not start breaks the claim."""
-    monkeypatch.setattr(gpu_check, "ROOT", tmp_path)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1, stderr="it did not start"))
     claim = gpu_check.two_processes(load(TINY), CPU, 2)
     assert claim.holds is False
-    assert claim.measured.startswith("1 processes failed: ")
+    assert claim.measured == "1 processes failed: it did not start"

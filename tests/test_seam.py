@@ -22,6 +22,7 @@ from scripts.sampling.choice import Choice
 from scripts.sampling.sampler import load_sampler
 from scripts.training.loop import train
 from tests.tiny import tiny_config
+from tests.training.runs import array_config
 
 NAME = "additive_noise"
 
@@ -90,10 +91,13 @@ class AdditiveNoise(Process, Likelihood):
 
 
 @pytest.mark.parametrize("name", [NAME, "blurring_diffusion"])
-def test_another_process_trains_is_sampled_and_evaluated(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_process_trains_is_sampled_and_evaluated(
+    name: str, tiny_array: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Training with pictures, a restart, the four kinds of samples and the bound, for a process of this file and a real one."""
     monkeypatch.setitem(model_code.PROCESSES, NAME, AdditiveNoise)
-    config = tiny_config(
+    config = array_config(
+        tiny_array,
         model__process=name,
         model__sampling_noise="posterior",
         data__uniform_dequantization=name == NAME,

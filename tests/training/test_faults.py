@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ from tests.training.runs import array_config, before_step, differing, final_stat
 
 def test_killed_at_random_moments(capsys: pytest.CaptureFixture[str]) -> None:
     """The short version of `python -m tests.training.faults`."""
-    assert faults.main(["--kills=3", "--n_iters=8"]) == 0, capsys.readouterr().out
+    assert faults.main(["--kills=2", "--n_iters=6"]) == 0, capsys.readouterr().out
     assert "every run ended bit for bit as the undisturbed one" in capsys.readouterr().out
 
 
@@ -42,9 +43,10 @@ def file_size_limit(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_while_saving(tiny_array: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_while_saving(
+    undisturbed: dict[str, Any], tiny_array: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One line that names the file; the old checkpoints bit for bit, nothing half written; with space again it goes on."""
-    assert train(array_config(tiny_array), tmp_path / "undisturbed") == 0
     workdir = tmp_path / "run"
     config = array_config(tiny_array, training__n_iters=4, training__snapshot_freq_for_preemption=2)
     assert train(config, workdir) == 0
@@ -65,7 +67,7 @@ def test_a_full_disk_while_saving(tiny_array: Path, tmp_path: Path, monkeypatch:
     assert {path: path.read_bytes() for path in before} == before
     assert not list(workdir.rglob("*.partial*"))
     assert train(config, workdir) == 0
-    assert not differing(final_state(workdir), final_state(tmp_path / "undisturbed"))
+    assert not differing(final_state(workdir), undisturbed)
 
 
 def test_other_files_on_a_full_disk_are_named(tmp_path: Path) -> None:

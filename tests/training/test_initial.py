@@ -24,12 +24,10 @@ from tests.tiny import tiny_config
 from tests.training.runs import array_config, before_step, differing, final_state
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def source(trained_run: Path) -> Path:
     """A finished run."""
-    workdir = tmp_path_factory.mktemp("source")
-    assert train(tiny_config(), workdir) == 0
-    return workdir
+    return trained_run
 
 
 def averages(path: Path) -> dict[str, torch.Tensor]:
