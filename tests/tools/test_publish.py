@@ -53,6 +53,15 @@ def test_a_run_is_not_published_over_another(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no checkpoint of this program in it"):
         publish(tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    path = publish(run, tmp_path / "out")
+    before = path.read_bytes()
+    contents = checkpoint.read(checkpoint.meta_path(run))
+    next(iter(contents["ema"]["shadow"].values())).view(-1)[0] += 1
+    checkpoint.write(checkpoint.meta_path(tmp_path / "other"), contents)
+    with pytest.raises(UserError, match="other weights are published there; choose another directory"):
+        publish(tmp_path / "other", tmp_path / "out")
+    assert path.read_bytes() == before
+    assert publish(run, tmp_path / "out") == path, "the same again"
 
 
 def test_private_folders_are_left_out_of_the_command(run: Path, tmp_path: Path) -> None:
