@@ -84,6 +84,11 @@ def curves(rows: Sequence[dict[str, Any]], setting: str, arm: str) -> dict[int, 
     return {seed: {step: statistics.fmean(values) for step, values in by_step.items()} for seed, by_step in found.items()}
 
 
+def letters_of(arms: Sequence[str]) -> list[str]:
+    """A, B, ..., by which tables and pictures name arms."""
+    return [chr(ord("A") + i) for i in range(len(arms))]
+
+
 def summary(values: Sequence[float], of_mean: bool = False) -> str:
     """Mean, standard deviation (with `of_mean` that of the mean, the standard error) and number of values."""
     if len(values) < 2:
@@ -94,7 +99,7 @@ def summary(values: Sequence[float], of_mean: bool = False) -> str:
 
 def table(rows: Sequence[dict[str, Any]], settings: Sequence[str], arms: Sequence[str]) -> Iterator[list[str]]:
     """For each score at the newest checkpoints a summary by arm, and of differences from the first arm, paired by seed."""
-    letters = [chr(ord("A") + i) for i in range(len(arms))]
+    letters = letters_of(arms)
     yield ["", *letters, *(f"{letter} - A" for letter in letters[1:])]
     for setting in settings:
         found = [curves(rows, setting, arm) for arm in arms]
@@ -107,22 +112,34 @@ def table(rows: Sequence[dict[str, Any]], settings: Sequence[str], arms: Sequenc
 
 
 def draw(path: Path, rows: Sequence[dict[str, Any]], settings: Sequence[str], arms: Sequence[str]) -> None:
-    """Write a picture with a row of panels for each score: by arm, a line for each training seed, and over checkpoints."""
-    figure = Figure(figsize=(10, 3 * len(settings)), layout="constrained")
-    for (left, right), setting in zip(figure.subplots(len(settings), 2, squeeze=False), settings, strict=True):
-        found = [curves(rows, setting, arm) for arm in arms]
-        for seed in dict.fromkeys(seed for by_seed in found for seed in by_seed):
-            points = [(i, list(by_seed[seed].values())[-1]) for i, by_seed in enumerate(found) if seed in by_seed]
-            left.plot(*zip(*points, strict=True), "o-", lw=1, label=f"seed {seed}")
-        for i, by_seed in enumerate(found):
-            for n, curve in enumerate(by_seed.values()):
-                right.plot(curve.keys(), curve.values(), "o-", ms=3, lw=1, color=f"C{i}", label=None if n else arms[i])
-        left.set(title=setting, xticks=range(len(arms)), xticklabels=[arm.replace(", ", "\n") for arm in arms])
-        left.margins(x=0.2)
-        right.set_xlabel("step")
-        for ax in (left, right):
+    """Write a picture with a panel for each score, by arm, a line for each training seed; and one over checkpoints, if several
+    were evaluated.
+    """
+    found, letters = {setting: [curves(rows, setting, arm) for arm in arms] for setting in settings}, letters_of(arms)
+    steps = any(len(curve) > 1 for by_arm in found.values() for by_seed in by_arm for curve in by_seed.values())
+    num_rows = len(settings) if steps else math.ceil(len(settings) / 3)
+    figure = Figure(figsize=(10, 1 + 2.5 * num_rows), layout="constrained")
+    panels = iter(figure.subplots(num_rows, 2 if steps else 3, squeeze=False).flat)
+    for setting, by_arm in found.items():
+        axes = [next(panels)]
+        for seed in dict.fromkeys(seed for by_seed in by_arm for seed in by_seed):
+            points = [(i, list(by_seed[seed].values())[-1]) for i, by_seed in enumerate(by_arm) if seed in by_seed]
+            axes[0].plot(*zip(*points, strict=True), "o-", lw=1, label=f"seed {seed}")
+        axes[0].set(xticks=range(len(arms)), xticklabels=letters)
+        axes[0].margins(x=0.2)
+        if steps:
+            axes.append(next(panels))
+            for i, by_seed in enumerate(by_arm):
+                for n, curve in enumerate(by_seed.values()):
+                    axes[1].plot(curve.keys(), curve.values(), "o-", ms=3, lw=1, color=f"C{i}", label=None if n else letters[i])
+            axes[1].set_xlabel("step")
+        axes[0].set_title(setting, fontsize="medium")
+        for ax in axes:
             ax.grid(alpha=0.3)
             ax.legend(fontsize="small")
+    for ax in panels:
+        ax.remove()
+    figure.suptitle("\n".join(f"{letter}: {arm}" for letter, arm in zip(letters, arms, strict=True)), fontsize="medium")
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=110)
 
@@ -158,9 +175,9 @@ def main() -> int:
         raise UserError(f"{', '.join(map(str, runs))}: no {RESULTS} in them yet; evaluate.py adds scores")
     for key in keys:
         print(f"{key}: {', '.join(f'{config[key]} ({path.name})' for config, path in zip(configs, runs, strict=True))}")
-    for letter, arm in enumerate(dict.fromkeys(arms)):
-        print(f"{chr(ord('A') + letter)}: {arm}")
-    print(write(flags.FLAGS.out, rows, list(dict.fromkeys(arms))))
+    for letter, arm in zip(letters_of(once := list(dict.fromkeys(arms))), once, strict=True):
+        print(f"{letter}: {arm}")
+    print(write(flags.FLAGS.out, rows, once))
     print("mean +- standard deviation (number of training seeds); differences: mean +- standard error, paired by seed")
     print(f"tables and pictures: {flags.FLAGS.out}")
     return 0
