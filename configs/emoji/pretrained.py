@@ -17,7 +17,6 @@ def get_config() -> ConfigDict:
     config.training.sampling_freq = 2000
     config.training.snapshot_freq = 2000
     config.training.snapshot_freq_for_preemption = 250
-    config.eval.num_images = 0
     config.model.ema_rate = 0.999
     config.model.channel_mult = (1, 2, 2)
     config.model.attention_levels = (1, 2)

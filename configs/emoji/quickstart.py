@@ -12,6 +12,7 @@ def get_config() -> ConfigDict:
     """The digits' settings; mirrored pictures double a small data set."""
     config = quickstart.get_config()
     config.training.n_iters = 1500
+    config.eval.num_images = 163  # all that are held out
     config.data.dataset = "emoji32"
     config.data.image_size = 32
     config.data.num_channels = 3
