@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 import model_code
 from configs import default
-from model_code import build_model, build_process
+from model_code import build_process
 from model_code.process import Process
 from model_code.unet import MODEL_KEYS
 from scripts.config.checks import unread, validate
@@ -58,11 +58,7 @@ def test_settings_of_the_paper(name: str) -> None:
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_config_is_valid_and_builds(name: str) -> None:
-    config = importlib.import_module(name).get_config()
-    validate(config)
-    with torch.device("meta"):
-        build_model(config)
-    assert build_process(config).K == config.model.K
+    validate(importlib.import_module(name).get_config())  # builds both
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -155,6 +151,7 @@ def test_every_flag_is_read(script: str) -> None:
         ("training__accumulation_steps", 3, "divisor of training.batch_size = 4"),
         ("eval__num_images", -1, "at least 0"),
         ("data__num_channels", 2, "one of 1, 3"),
+        ("data__num_workers", -2, "at least 0, or -1"),
         ("optim__lr", float("inf"), "greater than 0"),
         ("model__network", "u-net", "one of unet"),
         ("model__process", "cold", "one of heat, blurring_diffusion"),

@@ -1,5 +1,6 @@
 """The bound on the likelihood: its terms, a case whose answer is known, and the levels that estimates of it look at."""
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -61,8 +62,15 @@ def idle(u: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
 
 IMAGES = gaussian_images(500)
 BANK = PriorBank.from_images(MEAN, BLUR)
-EXACT = measured(IMAGES)
-EXACT_BOUND = EXACT.bound(PAPER, BANK, KERNEL)
+
+
+@functools.cache  # not while tests are collected, by every process
+def exact() -> Measurement:
+    return measured(IMAGES)
+
+
+def exact_bound() -> dict[str, torch.Tensor]:
+    return exact().bound(PAPER, BANK, KERNEL)
 
 
 def closed_form(protocol: str) -> dict[str, float]:
@@ -95,13 +103,13 @@ def test_known_answer(protocol: str, num_levels: int) -> None:
 
 
 def test_squared_errors_by_level() -> None:
-    rows = level_table(EXACT, PAPER, KERNEL)
+    rows = level_table(exact(), PAPER, KERNEL)
     assert [row.k for row in rows] == list(range(1, K + 1))
     for row in rows:
         assert row.error.num_images == len(IMAGES)
         assert abs(row.error.value - expected_squared_error(row.k)) < 4 * row.error.standard_error
         assert row.term.value - row.without_errors == pytest.approx(row.error.value / (2 * DELTA**2), rel=1e-4)
-    bound = EXACT_BOUND
+    bound = exact_bound()
     assert sum(row.term.value for row in rows[1:]) == pytest.approx(bound["intermediate"].mean().item())
     assert rows[0].term.value == pytest.approx(bound["reconstruction"].mean().item())
 
@@ -120,12 +128,12 @@ def test_sums_of_both_protocols() -> None:
     assert list(RELEASED.bound_levels(IsotropicKernel(DELTA, (5, 3, 2, 0), RELEASED.shape))) == [3, 5], (
         "of a part of the levels"
     )
-    last = PAPER.terms(EXACT.errors[:, -1], EXACT.levels[:, -1], KERNEL)
+    last = PAPER.terms(exact().errors[:, -1], exact().levels[:, -1], KERNEL)
     released = measured(IMAGES, process=RELEASED)
-    torch.testing.assert_close(released.errors[:, 1:], EXACT.errors[:, :-1])
+    torch.testing.assert_close(released.errors[:, 1:], exact().errors[:, :-1])
     assert released.levels[0].tolist() == list(range(1, K))
     at_1 = RELEASED.terms(released.errors[:, 0], released.levels[:, 0], KERNEL)
-    difference = released.bound(RELEASED, BANK, KERNEL)["total"] - EXACT_BOUND["total"]
+    difference = released.bound(RELEASED, BANK, KERNEL)["total"] - exact_bound()["total"]
     torch.testing.assert_close(difference, at_1 - last)
 
 
@@ -156,17 +164,17 @@ def test_levels_are_equally_likely() -> None:
 
 
 def subset(levels: torch.Tensor) -> Measurement:
-    """What measuring at these levels (B, n) would have given: the noise belongs to the level, so it is part of `EXACT`."""
-    errors = EXACT.errors.gather(1, (levels - 2)[:, :, None].expand(-1, -1, EXACT.errors.shape[2]))
-    return Measurement(levels, errors, EXACT.first_errors, EXACT.summary, EXACT.num_levels)
+    """What measuring at these levels (B, n) would have given: the noise belongs to the level, so it is part of `exact`."""
+    errors = exact().errors.gather(1, (levels - 2)[:, :, None].expand(-1, -1, exact().errors.shape[2]))
+    return Measurement(levels, errors, exact().first_errors, exact().summary, exact().num_levels)
 
 
 def test_estimates_agree_with_all_levels() -> None:
     """Network calls at drawn levels are those that looking at all levels makes."""
     estimate = measured(IMAGES, num_levels=4)
     torch.testing.assert_close(estimate.errors, subset(estimate.levels).errors, rtol=1e-4, atol=1e-8)
-    assert (estimate.levels.shape[1], EXACT.levels.shape[1]) == (4, K - 1)
-    difference = Estimate.of(estimate.bound(PAPER, BANK, KERNEL)["total"] - EXACT_BOUND["total"])
+    assert (estimate.levels.shape[1], exact().levels.shape[1]) == (4, K - 1)
+    difference = Estimate.of(estimate.bound(PAPER, BANK, KERNEL)["total"] - exact_bound()["total"])
     assert abs(difference.value) < 3 * difference.standard_error
 
 

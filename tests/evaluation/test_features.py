@@ -115,15 +115,15 @@ def test_the_included_classifier(tmp_path: Path) -> None:
 
 
 def test_a_classifier_of_other_data_is_accurate_reproducible_and_kept(tmp_path: Path) -> None:
-    """Digits at another size; a quarter of the steps."""
+    """Digits at another size; a tenth of the steps."""
     data = tiny_config(data__image_size=14).data
     generator = torch.get_rng_state()
-    classifier = classifier_features(tmp_path / "a", data, CPU, steps=150)
+    classifier = classifier_features(tmp_path / "a", data, CPU, steps=60)
     assert torch.equal(torch.get_rng_state(), generator)
-    assert classifier.accuracy > 0.9
+    assert classifier.accuracy > 0.8
     (file,) = (tmp_path / "a").iterdir()
     written = file.stat().st_mtime_ns
-    again = classifier_features(tmp_path / "a", data, CPU, steps=150)
+    again = classifier_features(tmp_path / "a", data, CPU, steps=60)
     assert file.stat().st_mtime_ns == written
     assert (again.settings, again.accuracy) == (classifier.settings, classifier.accuracy)
     short = [classifier_features(tmp_path / name, data, CPU, steps=3).settings for name in ("b", "c")]

@@ -89,6 +89,8 @@ def test_samples_that_cannot_be_scored(tmp_path: Path, run: Path, monkeypatch: p
     folder.mkdir()
     for i in range(11):
         Image.fromarray(np.full((8, 8), 20 * i, np.uint8)).save(folder / f"{i}.png")
+    with pytest.raises(UserError, match="--samples=nothing: cannot be used"):
+        GivenSamples.read("nothing", tiny_config(), 0)
     given = GivenSamples.read(str(folder), tiny_config(), 0)
     with pytest.raises(UserError, match=r"--num_gen=12: --samples=.*made has 11 images"):
         scores(run, given=given, num_gen=12)

@@ -230,7 +230,7 @@ def test_published_statistics_by_name(evaluate: Evaluate, tmp_path: Path, monkey
 ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "one sample": ({"num_gen": 1}, "--num_gen=1: kid needs at least 2 samples"),
     "five samples": ({"num_gen": 5, "mode": "prdc"}, "--num_gen=5: prdc needs at least 6 samples"),
-    "weights": ({"inception_path": "/nowhere"}, "/nowhere/inception-2015-12-05.pt is not there and https://"),
+    "weights": ({"inception_path": "{folder}"}, "/inception-2015-12-05.pt is not there and https://"),
     "split": ({"reference": "", "dataset_split": "dev"}, "--dataset_split=dev: the configuration's own data set has train"),
     "folder": ({"reference": "/nowhere/images"}, "/nowhere/images: no such folder"),
     "file": ({"reference": "/nowhere/stats.npz"}, "/nowhere/stats.npz: cannot be read as an .npz of arrays"),
@@ -241,8 +241,9 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", ERRORS)
-def test_one_line_for_what_is_wrong(case: str, evaluate: Evaluate) -> None:
+def test_one_line_for_what_is_wrong(case: str, evaluate: Evaluate, tmp_path: Path) -> None:
     changes, expected = ERRORS[case]
+    changes = {key: str(tmp_path) if value == "{folder}" else value for key, value in changes.items()}
     with pytest.raises(UserError) as error:
         evaluate(**changes)
     assert expected in str(error.value)
@@ -280,8 +281,7 @@ def test_a_folder_with_a_name_of_clean_fids(evaluate: Evaluate, tmp_path: Path, 
     ],
 )
 def test_statistics_that_cannot_be(change: Any, says: str, evaluate: Evaluate, tmp_path: Path) -> None:
-    d = 2048
-    mu, sigma = change(np.zeros(d), np.eye(d) + 0.1)
+    mu, sigma = change(np.zeros(3), np.eye(3) + 0.1)
     np.savez(tmp_path / "stats.npz", mu=mu, sigma=sigma)
     with pytest.raises(UserError, match=rf"stats\.npz: .*{says}"):
         evaluate(reference=str(tmp_path / "stats.npz"))

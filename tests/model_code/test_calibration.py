@@ -1,5 +1,6 @@
 """Reverse kernels: the paper's is a special case; on Gaussian data the calibrated ones are the best, in closed form."""
 
+import functools
 import itertools
 import math
 
@@ -53,11 +54,13 @@ def calibrated(model: Denoiser, count: int, process: HeatDissipation = PROCESS) 
     return dict(state)
 
 
-STATE = calibrated(best_denoiser, 3000)
+@functools.cache  # not while tests are collected, by every process
+def best_state() -> dict[str, torch.Tensor]:
+    return calibrated(best_denoiser, 3000)
 
 
 def kernel(kind: str | float = "calibrated", chain: Chain | None = None) -> ReverseKernel:
-    return PROCESS.sampling_noise(kind, STATE, chain)
+    return PROCESS.sampling_noise(kind, best_state(), chain)
 
 
 # --- kernels ---
@@ -110,13 +113,14 @@ def test_mean_and_variance_of_every_pair_are_the_known_ones(model: Denoiser) -> 
 
     Of n coefficients of 3,000 images a variance has a relative error of sqrt(2 / (3000 n)).
     """
-    state = STATE if model is best_denoiser else calibrated(model, 3000)
+    state = best_state() if model is best_denoiser else calibrated(model, 3000)
     tolerance = 5 * (2 / (3000 * bin_sums(torch.ones(SIZE, SIZE), BINS))).sqrt()
+    calibration = Calibration(state, PROCESS._decay(), 1, SIGMA)
     u0, eps = gaussian_images(200, 1), torch.randn(200, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
     for k, j in itertools.combinations(range(K, -1, -1), 2):
         if k != K and j and (k + j) % 7:
             continue  # a seventh of the pairs, and all that begin or end the chain
-        one = Calibration(state, PROCESS._decay(), 1, SIGMA).fit(torch.tensor([k]), torch.tensor([j]))
+        one = calibration.fit(torch.tensor([k]), torch.tensor([j]))
         expected = by_bin(posterior_variance(BLUR, k, j))
         assert ((one.errors[0] - expected).abs() <= tolerance * expected + 3e-9).all(), (k, j, one.errors[0] / expected)
         affine = PROCESS.sampling_noise("calibrated", state, (k, j) if j == 0 else (k, j, 0))
@@ -168,7 +172,7 @@ def test_bound_of_any_chain_is_the_closed_form(chain: Chain) -> None:
     pairs = list(itertools.pairwise(chain))
     expected = sum(0.5 * (1 + posterior_variance(BLUR, k, j) / SIGMA**2).log().sum() for k, j in pairs[:-1])
     expected += 0.5 * ((2 * math.pi * posterior_variance(BLUR, chain[-2], 0)).log() + 1).sum()
-    costs = Calibration(STATE, PROCESS._decay(), 1, SIGMA).costs(ALL)
+    costs = Calibration(best_state(), PROCESS._decay(), 1, SIGMA).costs(ALL)
     assert sum(costs[k, j].item() for k, j in pairs) == pytest.approx(
         expected.item(), abs=1.5
     )  # of images that all levels share
@@ -261,7 +265,7 @@ def test_dynamic_programming_finds_the_best_chain() -> None:
         chains = [(8, *middle, 0) for middle in itertools.combinations(range(7, 0, -1), steps - 1)]
         best = min(chains, key=lambda chain: sum(costs[k, j].item() for k, j in itertools.pairwise(chain)))
         assert shortest_path(costs, 8, steps) == best
-    chain = PROCESS.best_chain(STATE, 6)
+    chain = PROCESS.best_chain(best_state(), 6)
     assert (len(chain), chain[0], chain[-1]) == (7, K, 0)
 
 
@@ -274,7 +278,7 @@ def test_what_was_not_measured_is_refused() -> None:
         kernel(0.01, SKIPPING)
     other = HeatDissipation(DCTBlur(blur_schedule(K + 1, 0.5, 5.0), SIZE, SIZE), SIGMA)
     with pytest.raises(ValueError, match="calibration is of other levels or images"):
-        other.sampling_noise("calibrated", STATE)
+        other.sampling_noise("calibrated", best_state())
 
 
 def test_older_checkpoints_have_their_spectrum() -> None:

@@ -147,7 +147,14 @@ def test_samples_features_and_bound_are_those_of_one_process(launcher: str, plac
         assert several["value"] == pytest.approx(alone["value"], rel=1e-6), log
 
 
-@pytest.mark.parametrize("how", ["kill", "exception", "error"])
+@pytest.mark.parametrize(
+    ("launcher", "how"),
+    [
+        *(("torchrun", "kill"), ("torchrun", "exception")),
+        *(pytest.param("mpirun", how, marks=NO_MPI) for how in ("kill", "error")),
+    ],
+    indirect=["launcher"],
+)
 def test_one_process_that_fails_ends_all(how: str, launcher: str, place: Path, tmp_path: Path) -> None:
     """The launcher ends the others within a minute, with an exit code that is not 0."""
     shutil.copytree(place / "folder", tmp_path / "folder")
@@ -186,18 +193,6 @@ def test_processes_that_do_not_meet(rank: str, reason: str, monkeypatch: pytest.
             UserError, match=rf"^process {rank[0]} of 2, on .*{reason}.*{where}, and all 2 must have been started$"
         ):
             distributed._join(timedelta(minutes=1))
-
-
-def test_the_kernel_asks_after_silent_machines(tmp_path: Path) -> None:
-    """Keep-alive is on for every connection of a process that has joined others."""
-    (tmp_path / "look.py").write_text(
-        "import os, subprocess\nfrom scripts.runtime.distributed import processes, rank\nwith processes():\n"
-        "    sockets = [line for line in open('/proc/net/tcp').readlines() + open('/proc/net/tcp6').readlines()]\n"
-        "    mine = {os.readlink(e.path)[8:-1] for e in os.scandir('/proc/self/fd') if os.path.islink(e.path)}\n"
-        "    timers = [line.split()[5][:2] for line in sockets if line.split()[9] in mine and line.split()[3] == '01']\n"
-        "    assert timers and all(timer in ('01', '02') for timer in timers), timers\n"
-    )
-    output_of("torchrun", tmp_path / "look.py")
 
 
 @NO_MPI

@@ -80,6 +80,15 @@ def evaluate(place: Path, name: str) -> None:
             append_result(place / f"{name}-measures", result, param_name="delta", seconds=0)
 
 
+def check_keep_alive() -> None:
+    """The kernel asks after silent machines on every connection of this process."""
+    rows = [line.split() for name in ("tcp", "tcp6") for line in Path("/proc/net", name).read_text().splitlines()[1:]]
+    mine = {str(path.readlink()) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()}  # the listing is gone
+    timers = [row[5][:2] for row in rows if f"socket:[{row[9]}]" in mine and row[3] == "01"]
+    assert timers
+    assert set(timers) <= {"01", "02"}, timers  # 01: something was just sent
+
+
 def check_collectives() -> None:
     """Rows and values arrive in the order of ranks, also where processes have different numbers of rows or none."""
     rank, size = distributed.rank(), distributed.world_size()
@@ -125,6 +134,7 @@ def main() -> None:
     with distributed.processes():
         if how:
             train_with(training_config(Path(place)), Path(place) / name, 2, lambda: fail(how[0], Path(place)))
+        check_keep_alive()
         check_collectives()
         assert train(training_config(Path(place)), Path(place) / name) == 0
         check_interruption(Path(place), name)

@@ -2,10 +2,13 @@
 
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from ml_collections import ConfigDict
 from PIL import Image
 from scipy.fft import idctn
 
@@ -13,6 +16,8 @@ from model_code.blur import blur_schedule
 from model_code.schedule import removed_variance
 from model_code.spectrum import DCTMoments, radii_of
 from scripts.config.checks import validate
+from scripts.errors import UserError
+from scripts.tools import data_spectrum
 from scripts.tools.data_spectrum import schedules_for
 from tests.conftest import command, error_line
 from tests.model_code.test_spectrum import field
@@ -59,15 +64,25 @@ def test_tables_a_schedule_and_a_picture(fields: Path, tmp_path: Path) -> None:
     assert "must be a new file" in error_line(tool(f"--config.data.path={fields}", f"--out={out}"))
 
 
-def test_shares_of_octaves_and_of_the_last_blur(tmp_path: Path) -> None:
+def call(monkeypatch: pytest.MonkeyPatch, config: ConfigDict, out: Path | None) -> None:
+    """The command in this process."""
+    monkeypatch.setattr(data_spectrum, "flags", SimpleNamespace(FLAGS=SimpleNamespace(config=config, out=out)))
+    assert data_spectrum.main() == 0
+
+
+def test_shares_of_octaves_and_of_the_last_blur(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """All variance in one frequency: its octave has it all, and blur leaves exp(-lambda sigma_B^2) of it."""
     coefficients = np.zeros((100, 32, 32))
     coefficients[:, 0, 5] = np.where(np.arange(100) % 2, 700, -700)
     np.save(tmp_path / "waves.npy", np.rint(128 + idctn(coefficients, axes=(1, 2), norm="ortho")).astype(np.uint8))
-    done = tool(f"--config.data.path={tmp_path / 'waves.npy'}", "--config.data.image_size=32", "--config.model.K=2")
-    assert "    8 to 16              100.00%" in done.stdout or "99.9" in done.stdout, done.stdout + done.stderr
+    config = tiny_config(data__dataset="npy", data__path=str(tmp_path / "waves.npy"), data__image_size=32, model__K=2)
+    call(monkeypatch, config, None)
+    printed = capsys.readouterr().out
+    assert "    8 to 16              100.00%" in printed or "99.9" in printed
     kept = np.exp(-((np.pi * 5 / 32) ** 2) * (32 / 8) ** 2)
-    assert f"     4  W / 8       {kept:>12.2%}" in done.stdout
+    assert f"     4  W / 8       {kept:>12.2%}" in printed
 
 
 def test_the_configurations_own_schedule() -> None:
@@ -80,12 +95,19 @@ def test_the_configurations_own_schedule() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("changes", "out", "message"),
     [
-        (["--out=schedule.txt"], "--out=schedule.txt: must be a new file, such as schedule.npy"),
-        (["--config.model.blur_sigma_max=0.5"], "config.model.blur_sigma_max = 0.5: must be greater than"),
-        (["--config.data.path=/not/there.npy"], "cannot be used"),
+        ({}, "schedule.txt", r"--out=schedule\.txt: must be a new file, such as schedule\.npy"),
+        ({"model__blur_sigma_max": 0.5}, None, r"config\.model\.blur_sigma_max = 0\.5: must be greater than"),
+        ({"data__path": "not/there.npy"}, None, "cannot be used"),
     ],
 )
-def test_bad_input(arguments: list[str], message: str, fields: Path) -> None:
-    assert message in error_line(tool(f"--config.data.path={fields}", *arguments))
+def test_bad_input(
+    changes: dict[str, Any], out: str | None, message: str, fields: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match=message):
+        call(
+            monkeypatch,
+            tiny_config(**{"data__dataset": "npy", "data__path": str(fields), **changes}),
+            None if out is None else Path(out),
+        )

@@ -21,7 +21,7 @@ def pack(out: Path | str, *args: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("kind", ["folder", "npy"])
 def test_the_same_training(kind: str, tmp_path: Path) -> None:
-    """Weights, averages, prior and all, bit for bit: from the folder, from the pack, and changing from one to the other."""
+    """Weights, averages, prior and all, bit for bit: from the images, from the pack, and going over to it."""
     save_images(tmp_path / "images", [f"{i}.png" for i in range(30)], size=20)
     (tmp_path / "images" / "20.png").write_bytes(b"damaged")
     np.save(tmp_path / "images.npy", np.random.default_rng(0).integers(256, size=(30, 9, 9), dtype=np.uint8))
@@ -38,25 +38,10 @@ def test_the_same_training(kind: str, tmp_path: Path) -> None:
     expected = run("not packed", (path, 6))
     assert not differing(run("packed", (there, 6)), expected)
     assert not differing(run("first not packed", (path, 3), (there, 6)), expected)
-    assert not differing(run("first packed", (there, 3), (path, 6)), expected)
 
 
-@pytest.mark.parametrize(
-    ("args", "parts"),
-    [
-        (("--config.data.dataset=folder", "--config.data.path=/no/where"), ("config.data.path = '/no/where'", "no folder")),
-        (("--config.data.dataset=celeba",), ("config.data.dataset = 'celeba'", "must be one of")),
-        (
-            ("--config.data.dataset=mnist5k", "--config.data.num_workers=-2"),
-            ("config.data.num_workers = -2", "at least 0, or -1"),
-        ),
-        (("--config.data.dataset=mnist5k", "--out=README.md"), ("--out=README.md", "cannot write there")),
-        (("--config.data.dataset=mnist5k", "--out=docs"), ("--out=docs", "has other files in it")),
-    ],
-)
-def test_bad_input(args: tuple[str, ...], parts: tuple[str, ...], tmp_path: Path) -> None:
-    """One line that names key or flag and value, and nothing written."""
-    line = error_line(pack(tmp_path / "pack", *args))
-    for part in parts:
-        assert part in line
+def test_bad_input(tmp_path: Path) -> None:
+    """One line that names key and value, and nothing written. What else can be wrong is in tests/data."""
+    line = error_line(pack(tmp_path / "pack", "--config.data.num_workers=-2"))
+    assert line == "error: config.data.num_workers = -2: must be at least 0, or -1"
     assert not (tmp_path / "pack").exists()
