@@ -11,7 +11,6 @@ from configs.mnist import quickstart
 def get_config() -> ConfigDict:
     """The digits' settings; mirrored pictures double a small data set."""
     config = quickstart.get_config()
-    config.training.n_iters = 1500
     config.eval.num_images = 163  # all that are held out
     config.data.dataset = "emoji32"
     config.data.image_size = 32

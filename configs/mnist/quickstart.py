@@ -12,11 +12,11 @@ def get_config() -> ConfigDict:
     """0.7M parameters on patches of 2x2 pixels, K = 30, much noise, a high learning rate that decays to zero."""
     config = default.get_config()
     config.training.batch_size = 32
-    config.training.n_iters = 1100
+    config.training.n_iters = 1600
     config.training.log_freq = 20
-    config.training.eval_freq = 275
-    config.training.sampling_freq = 275
-    config.training.snapshot_freq = 550
+    config.training.eval_freq = 400
+    config.training.sampling_freq = 400
+    config.training.snapshot_freq = 800
     config.training.snapshot_freq_for_preemption = 100
     config.data.dataset = "mnist5k"
     config.data.uniform_dequantization = True
