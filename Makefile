@@ -12,7 +12,7 @@ SAMPLE := $(RUN) sample.py --workdir runs/mnist/quickstart
 .PHONY: help quickstart gallery test test-cluster lint types clean
 
 help:
-	@echo "make quickstart   install, sample from the included weights, train on the embedded digits, sample in all four ways (about six minutes on two cores)"
+	@echo "make quickstart   install, sample from the included weights, train on the embedded digits, sample in all four ways (about five minutes on two cores)"
 	@echo "make gallery      install, draw the README's pictures from the included weights again (about two minutes)"
 	@echo "make test         install, lint, types, test suite"
 	@echo "make test-cluster several machines, SLURM and Open MPI on this one: root, Debian or Ubuntu; installs those (about five minutes)"

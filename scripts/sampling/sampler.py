@@ -63,24 +63,21 @@ class Sampler:
         """
         model = {key: value for key, value in config.model.to_dict().items() if f"model.{key}" not in TRAINING_ONLY}
         seeds = self.seeds and self.seeds.settings | {"per_init": self.seeds.per_image, "from_level": self.kernel.chain[0]}
-        return (
-            (seeds or {})
-            | ({} if self.steps is None else {"steps": self.steps})
-            | {
-                "checkpoint_step": trained.step,
-                "weights_crc32": trained.weights_crc32,
-                "seed": self.seed,
-                "delta": self.kernel.label,
-                "chain": list(self.kernel.chain),
-                "precision": self.precision.name,
-                "prior_images": len(self.prior),
-                "shape": list(self.shape),
-                "model": json.loads(json.dumps(model)),  # tuples become lists, as they do in files
-                "randomness_version": STREAM_VERSION,
-                "prior_std": self.prior_std,
-                "kernel_crc32": self.kernel.checksum(),
-            }
-        )
+        given = (seeds or {}) | ({} if self.steps is None else {"steps": self.steps})
+        return given | {
+            "checkpoint_step": trained.step,
+            "weights_crc32": trained.weights_crc32,
+            "seed": self.seed,
+            "delta": self.kernel.label,
+            "chain": list(self.kernel.chain),
+            "precision": self.precision.name,
+            "prior_images": len(self.prior),
+            "shape": list(self.shape),
+            "model": json.loads(json.dumps(model)),  # tuples become lists, as they do in files
+            "randomness_version": STREAM_VERSION,
+            "prior_std": self.prior_std,
+            "kernel_crc32": self.kernel.checksum(),
+        }
 
     def independent(self, indices: Sequence[int], on_step: OnStep | None = None) -> torch.Tensor:
         """Samples with their own prior states and noise: (B, C, H, W), about [0, 1], on the CPU."""
