@@ -8,7 +8,8 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -19,7 +20,10 @@ from scripts.runtime import distributed
 from scripts.runtime.progress import warn
 from scripts.runtime.randomness import Purpose, stream
 
+Item = TypeVar("Item")
 Read = TypeVar("Read")
+AHEAD = 4
+"""Batches that are read ahead, as uint8; one more waits in float32."""
 
 
 class ReadingFailed(UserError):
@@ -63,6 +67,16 @@ class Batch:
     """int64 (B,): their positions in the source."""
     unreadable: tuple[str, ...]
     """Names of images that could not be decoded."""
+
+
+class Pixels(NamedTuple):
+    """A batch, or part of one, as it is decoded."""
+
+    indices: np.ndarray
+    """int64 (n,)."""
+    images: np.ndarray
+    """uint8 (n, C, H, W), a copy."""
+    unreadable: list[str]
 
 
 def to_unit_range(pixels: np.ndarray, noise: np.ndarray | float | None = None) -> torch.Tensor:
@@ -116,21 +130,35 @@ class TrainBatches:
     """Those of the batch that are read, where other processes read the others; by default all."""
 
     def __getitem__(self, step: int) -> Batch:
-        positions = range(self.batch_size) if self.positions is None else self.positions
+        return self.finish(step, self.read(self.wanted(step)))
+
+    def wanted(self, step: int) -> list[int]:
+        """The images of a step, before any is replaced."""
         num_images = len(self.source)
-        places = (divmod(step * self.batch_size + position, num_images) for position in positions)
-        wanted = [int(_permutation(self.seed, epoch, num_images)[place]) for epoch, place in places]
+        places = (divmod(step * self.batch_size + position, num_images) for position in self._positions)
+        return [int(_permutation(self.seed, epoch, num_images)[place]) for epoch, place in places]
+
+    def read(self, wanted: Sequence[int]) -> Pixels:
+        """The images `wanted`, or the next ones that are readable. Safe to call from several threads."""
         unreadable: list[str] = []
-        indices, images = zip(*(first_readable(self.source, index, unreadable) for index in wanted), strict=True)
-        pixels = np.stack(images)
+        found = [first_readable(self.source, index, unreadable) for index in wanted]
+        return _pixels(self.source, found, unreadable)
+
+    def finish(self, step: int, pixels: Pixels) -> Batch:
+        """The batch of a step, mirrored and dequantised."""
+        images = pixels.images
         if self.random_flip:
-            mirrored = stream(self.seed, Purpose.FLIP, step).random(self.batch_size)[positions] < 0.5
-            pixels[mirrored] = pixels[mirrored, ..., ::-1]
+            mirrored = stream(self.seed, Purpose.FLIP, step).random(self.batch_size)[self._positions] < 0.5
+            images[mirrored] = images[mirrored, ..., ::-1]
         noise = None
         if self.uniform_dequantization:
-            streams = (stream(self.seed, Purpose.DEQUANTIZE, step, i) for i in positions)
-            noise = np.stack([_uniform_noise(generator, pixels.shape[1:]) for generator in streams])
-        return Batch(to_unit_range(pixels, noise), torch.tensor(indices), tuple(dict.fromkeys(unreadable)))
+            streams = (stream(self.seed, Purpose.DEQUANTIZE, step, i) for i in self._positions)
+            noise = np.stack([_uniform_noise(generator, self.source.shape) for generator in streams])
+        return Batch(to_unit_range(images, noise), torch.from_numpy(pixels.indices), tuple(dict.fromkeys(pixels.unreadable)))
+
+    @property
+    def _positions(self) -> range:
+        return range(self.batch_size) if self.positions is None else self.positions
 
 
 @functools.lru_cache(maxsize=2)  # a batch mostly straddles two epochs at most
@@ -146,11 +174,12 @@ def train_loader(
     pin_memory: for a GPU, which then copies while it computes. Closing the generator ends the reading.
     """
 
-    def read(step: int) -> Batch:
-        batch = batches[step]
+    def finish(step: int, pixels: Pixels) -> Batch:
+        batch = batches.finish(step, pixels)
         return replace(batch, images=batch.images.pin_memory()) if pin_memory else batch
 
-    return read_ahead(read, range(first_step, n_iters), num_threads(num_workers, batches.source))
+    steps, threads = range(first_step, n_iters), num_threads(num_workers, batches.source)
+    return _finished(finish, steps, read_in_parts(batches.read, map(batches.wanted, steps), threads), threads)
 
 
 @dataclass(frozen=True)
@@ -209,18 +238,33 @@ def _ordered_batches(
 ) -> Iterator[Batch]:
     """The images `chosen` in at least one batch, image i dequantised by `noise(i)`; unreadable ones are only named."""
 
-    def read(start: int) -> Batch:
-        """The batch that begins with the image at position `start` of `chosen`."""
-        images, indices, unreadable = [torch.empty(0, *source.shape)], [], []
-        for index in chosen[start : start + batch_size]:
-            try:
-                images.append(to_unit_range(source[index], noise(index))[None])
-                indices.append(index)
-            except UnreadableImage as error:
-                unreadable.append(error.name)
-        return Batch(torch.cat(images), torch.tensor(indices, dtype=torch.int64), tuple(unreadable))
+    def finish(start: int, pixels: Pixels) -> Batch:
+        images = torch.empty(pixels.images.shape)
+        for row, index in enumerate(pixels.indices.tolist()):
+            images[row] = to_unit_range(pixels.images[row], noise(index))
+        return Batch(images, torch.from_numpy(pixels.indices), tuple(pixels.unreadable))
 
-    return read_ahead(read, range(0, max(1, len(chosen)), batch_size), num_threads(num_workers, source))
+    starts, threads = range(0, max(1, len(chosen)), batch_size), num_threads(num_workers, source)
+    wanted = (chosen[start : start + batch_size] for start in starts)
+    return _finished(finish, starts, read_in_parts(partial(read_readable, source), wanted, threads), threads)
+
+
+def read_readable(source: ImageSource, wanted: Sequence[int]) -> Pixels:
+    """Those of the images `wanted` that can be read."""
+    found, unreadable = list[tuple[int, np.ndarray]](), list[str]()
+    for index in wanted:
+        try:
+            found.append((index, source[index]))
+        except UnreadableImage as error:
+            unreadable.append(error.name)
+    return _pixels(source, found, unreadable)
+
+
+def _pixels(source: ImageSource, found: Sequence[tuple[int, np.ndarray]], unreadable: list[str]) -> Pixels:
+    images = np.empty((len(found), *source.shape), np.uint8)
+    for row, (_, image) in zip(images, found, strict=True):
+        row[:] = image
+    return Pixels(np.array([index for index, _ in found], np.int64), images, unreadable)
 
 
 def num_threads(num_workers: int, source: ImageSource) -> int:
@@ -232,21 +276,42 @@ def num_threads(num_workers: int, source: ImageSource) -> int:
     return distributed.cores()
 
 
-def read_ahead(read: Callable[[int], Read], numbers: range, num_workers: int) -> Generator[Read, None, None]:
-    """read(n) for n in `numbers`, in order, read ahead by `num_workers` threads.
+def _finished(
+    finish: Callable[[int, Pixels], Batch], numbers: range, batches: Iterator[Pixels], num_workers: int
+) -> Generator[Batch, None, None]:
+    """`finish` of each number and its batch; with threads, one finishes the next batch while this one is used."""
+    return read_ahead(lambda number: finish(number, next(batches)), numbers, min(1, num_workers), ahead=1)
+
+
+def read_in_parts(
+    read: Callable[[Sequence[int]], Pixels], batches: Iterable[Sequence[int]], num_workers: int
+) -> Generator[Pixels, None, None]:
+    """Each batch of indices as pixels, in order; all threads together read ahead `AHEAD` batches."""
+    n = max(1, num_workers)
+    parts = (batch[len(batch) * i // n : len(batch) * (i + 1) // n] for batch in batches for i in range(n))
+    read_parts = read_ahead(read, parts, num_workers, AHEAD * n)
+    for first in read_parts:
+        indices, images, unreadable = zip(first, *itertools.islice(read_parts, n - 1), strict=True)
+        yield Pixels(np.concatenate(indices), np.concatenate(images), list(itertools.chain(*unreadable)))
+
+
+def read_ahead(
+    read: Callable[[Item], Read], items: Iterable[Item], num_workers: int, ahead: int
+) -> Generator[Read, None, None]:
+    """read(item) for `items`, in order, `ahead` of them read ahead by `num_workers` threads.
 
     Threads rather than DataLoader's processes: decoding and copying release the interpreter's lock, and threads need no shared
     memory, no fork beside CUDA and MPI, and no care for signals and for workers that die.
     """
     if num_workers == 0:
-        yield from map(read, numbers)
+        yield from map(read, items)
         return
     pool = ThreadPoolExecutor(num_workers, thread_name_prefix="reader")
     pending: deque[Future[Read]] = deque()
     try:
-        for number in numbers:
-            pending.append(pool.submit(read, number))
-            if len(pending) > 2 * num_workers:
+        for item in items:
+            pending.append(pool.submit(read, item))
+            if len(pending) > ahead:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()

@@ -10,6 +10,7 @@ import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from scripts.data.images import ArrayImages, FolderImages, ImageSource, UnreadableImage, fingerprint
-from scripts.data.loader import UnreadableImages, read_ahead
+from scripts.data.loader import UnreadableImages, read_in_parts, read_readable
 from scripts.errors import UserError, printable
 from scripts.runtime import distributed
 from scripts.runtime.progress import progress_bar
@@ -25,7 +26,7 @@ from scripts.storage.files import atomic_write, exclusive, make_directory, sync
 
 WHOLE, PARTIAL = "packed_images.json", "packed_images.partial.json"
 BLOCK = 1 << 24
-"""Bytes of pixels that are read by one thread, and then written and recorded together."""
+"""Bytes of pixels that are written and recorded together."""
 
 
 class PackedImages(ArrayImages):
@@ -123,27 +124,21 @@ def _pack_part(directory: Path, part: str, source: ImageSource, shape: Sequence[
     first_byte, image_bytes = np.load(pixels_path, mmap_mode="r").offset, math.prod(shape[1:])
     in_block, unreadable = max(1, BLOCK // image_bytes), UnreadableImages()
 
-    def read(start: int) -> tuple[np.ndarray, dict[int, str]]:
-        """A block of images uint8 (n, S, S, C), and the names of those in it that cannot be read, which are black."""
-        pixels, failed = np.zeros((min(in_block, shape[0] - start), *shape[1:]), np.uint8), {}
-        for i, image in enumerate(pixels):
-            try:
-                image[:] = source[start + i].transpose(1, 2, 0)
-            except UnreadableImage as error:
-                failed[i] = error.name
-        return pixels, failed
-
     starts = range(len(readable), shape[0], in_block)
+    blocks = [range(start, min(start + in_block, shape[0])) for start in starts]
     # Written rather than copied into a memory map, whose pages would count as this process's memory.
     with pixels_path.open("r+b") as file, progress_bar(shape[0], "image", f"packing {part}", len(readable)) as bar:
         file.seek(first_byte + len(readable) * image_bytes)
-        for pixels, failed in read_ahead(read, starts, distributed.cores()):
+        read = read_in_parts(partial(read_readable, source), blocks, distributed.cores())
+        for block, found in zip(blocks, read, strict=True):
+            pixels = np.zeros((len(block), *shape[1:]), np.uint8)  # black where nothing can be read
+            pixels[found.indices - block.start] = found.images.transpose(0, 2, 3, 1)
             file.write(pixels.data)
             file.flush()
             os.fsync(file.fileno())
-            readable = np.append(readable, [i not in failed for i in range(len(pixels))])
+            readable = np.append(readable, np.isin(block, found.indices))
             with atomic_write(readable_path) as temporary:
                 np.save(temporary, readable)
-            unreadable.note(failed.values())
-            bar.update(len(pixels))
+            unreadable.note(found.unreadable)
+            bar.update(len(block))
     unreadable.sum_up(shape[0], "images")

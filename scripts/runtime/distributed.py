@@ -5,6 +5,7 @@ mpirun, or srun with --kill-on-bad-exit=1) ends a job in which one process died.
 """
 
 import contextlib
+import math
 import os
 import re
 import socket
@@ -25,6 +26,8 @@ from scripts.errors import USAGE_ERROR, UserError, error_line, expected, one_lin
 from scripts.runtime.device import resolve_device
 
 Part = TypeVar("Part", bound=Sequence[int])
+CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+"""Microseconds of processor time that a container may use ("max": all), and in how many."""
 MEETING_MINUTES = 10
 """How long processes wait for each other at the start."""
 
@@ -40,8 +43,12 @@ def world_size() -> int:
 
 
 def cores() -> int:
-    """How many cores of this machine this process may use."""
+    """How many cores of this machine this process may use: those of its container, shared with its neighbours."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has none
+    if CPU_MAX.exists():
+        quota, period = CPU_MAX.read_text().split()
+        if quota != "max":
+            usable = min(usable, math.ceil(int(quota) / int(period)))
     return max(1, usable // (int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or 1))
 
 

@@ -197,8 +197,9 @@ def make_photographs(folder: Path, num_images: int, size: int) -> None:
         shifted = np.roll(pixels[i % 16], np.random.default_rng(i).integers(size, size=2), (0, 1))
         Image.fromarray(shifted).save(folder / f"{i:06}.png", compress_level=1)
 
+    cores = distributed.cores()
     with progress_bar(num_images, "image", "making images") as bar:
-        for _ in read_ahead(write, range(num_images), distributed.cores()):
+        for _ in read_ahead(write, range(num_images), cores, ahead=cores):
             bar.update()
 
 

@@ -2,6 +2,8 @@
 
 import math
 import threading
+import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from scripts.data import loader
 from scripts.data.images import ArrayImages
 from scripts.data.loader import Batch, HeldOutBatches, TrainBatches, clean_batches, train_loader
 from scripts.errors import UserError
@@ -69,23 +72,39 @@ def test_loader_gives_the_same_batches_with_workers_and_from_the_middle() -> Non
     assert list(train_loader(make_train_batches(), 9, 9, num_workers=2)) == []
 
 
-def test_batches_are_read_ahead_in_other_threads_and_no_further_than_needed() -> None:
+@pytest.mark.parametrize("num_workers", [1, 2, 7])
+def test_batches_are_read_ahead_in_other_threads_and_no_further_than_needed(num_workers: int) -> None:
     """A long run must not fill the memory with batches, nor go on reading once it is closed."""
-    read: list[int] = []
-    threads: set[int] = set()
+    threads = []
 
-    class Recording(TrainBatches):
-        def __getitem__(self, step: int) -> Batch:
-            read.append(step)
-            threads.add(threading.get_ident())
-            return super().__getitem__(step)
+    class Recording(ArrayImages):
+        def __getitem__(self, i: int) -> np.ndarray:
+            threads.append(threading.get_ident())
+            return super().__getitem__(i)
 
-    loader = train_loader(Recording(random_source(), 0, 4, False, False), 0, 1000, num_workers=2)
+    source = Recording(np.zeros((13, 6, 6), np.uint8), 6, 1)
+    reader = train_loader(TrainBatches(source, 0, 4, False, False), 0, 1000, num_workers)
     for _ in range(3):
-        next(loader)
-    loader.close()
-    assert set(range(3)) <= set(read) <= set(range(3 + 2 * 2))
+        next(reader)
+    reader.close()
+    assert 3 * 4 <= len(threads) <= (3 + 2 + loader.AHEAD) * 4
     assert threading.get_ident() not in threads
+
+
+@pytest.mark.parametrize("num_workers", [1, 64])
+def test_memory_of_reading_ahead_does_not_grow_with_the_cores(num_workers: int) -> None:
+    """A batch is 0.2 MB of pixels, 0.8 MB in float32: AHEAD + 1 of the former, 3 of the latter."""
+    source = ArrayImages(np.zeros((40, 64, 64, 3), np.uint8), 64, 3)
+    tracemalloc.start()
+    for batches in (
+        train_loader(TrainBatches(source, 0, 16, True, True), 0, 12, num_workers),
+        HeldOutBatches(source, 0, 16, 0, True, num_workers),
+    ):
+        for _ in batches:
+            time.sleep(0.02)  # for the threads to read as much as they may
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 6e6
 
 
 def test_flips_mirror_about_half_of_the_training_images_left_to_right() -> None:

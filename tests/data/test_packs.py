@@ -19,6 +19,7 @@ from scripts.data.images import ArrayImages, FolderImages, fingerprint
 from scripts.data.loader import HeldOutBatches, TrainBatches, clean_batches, num_threads
 from scripts.data.packs import WHOLE, PackedImages, write_pack
 from scripts.errors import UserError
+from scripts.runtime import distributed
 from scripts.storage.files import exclusive
 from tests.data.test_datasets import lsun, mnist_archives  # noqa: F401
 from tests.data.test_loader import assert_same
@@ -283,3 +284,7 @@ def test_how_many_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert num_threads(-1, files) == 3
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "0")  # not known
     assert num_threads(-1, files) == 12
+    monkeypatch.setattr(distributed, "CPU_MAX", tmp_path / "cpu.max")
+    for quota, cores in (("max 100000", 12), ("400000 100000", 4), ("150000 100000", 2), ("1000 100000", 1)):
+        (tmp_path / "cpu.max").write_text(f"{quota}\n")
+        assert num_threads(-1, files) == cores, "of a container"
