@@ -13,7 +13,16 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from scripts.config.paths import user_path
-from scripts.data.images import ArrayImages, FolderImages, ImageSource, LsunImages, UnreadableImage, bilinear, list_images
+from scripts.data.images import (
+    ArrayImages,
+    FolderImages,
+    Images,
+    ImageSource,
+    LsunImages,
+    UnreadableImage,
+    bilinear,
+    list_images,
+)
 from scripts.data.packs import PackedImages, pack_settings, read_pack
 from scripts.errors import UserError, one_line, printable
 from scripts.storage.files import read_npz
@@ -136,19 +145,29 @@ def load_labelled(data: ConfigDict, split: Split) -> tuple[ImageSource, np.ndarr
 def split_indices(keys: Sequence[bytes], split: Split) -> np.ndarray:
     """Indices, ascending, of the keys that belong to `split`: a tenth is held out, at least one image and at most 1000.
 
-    Images with equal keys stay together, so that the last ones may exceed that. Ranked by a hash of the key, so that neither
-    seed nor order matters. A cryptographic hash, because the ranks of similar keys, such as row numbers, must be as good as
-    random; those of a CRC are not.
+    Images with equal keys stay together: a group that is larger than what is wanted is passed over, unless nothing else is left
+    and more would be missing without it. Ranked by a hash of the key, so that neither seed nor order matters. A cryptographic
+    hash, because the ranks of similar keys, such as row numbers, must be as good as random; those of a CRC are not.
     """
     if split == "all":
         return np.arange(len(keys))
     counts, held_out, wanted = Counter(keys), set[bytes](), min(max(1, len(keys) // 10), 1000)
-    for key in sorted(counts, key=lambda key: blake2b(key, digest_size=8).digest())[: max(1, len(counts) - 1)]:
-        if wanted <= 0:
-            break
-        held_out.add(key)
-        wanted -= counts[key]
+    ranked = sorted(counts, key=lambda key: blake2b(key, digest_size=8).digest())
+    for key in ranked:
+        if counts[key] <= wanted:
+            held_out.add(key)
+            wanted -= counts[key]
+    larger = [key for key in ranked if key not in held_out]
+    smallest = min(larger, key=counts.__getitem__)
+    if not held_out or counts[smallest] < 2 * wanted:
+        held_out.add(smallest)
     return np.flatnonzero([(key in held_out) == (split == "held_out") for key in keys])
+
+
+def num_groups(images: Images, group_pattern: str) -> int:
+    """How many groups, such as subjects, are on one side of a split by `config.data.group_pattern`."""
+    matches = (re.search(group_pattern, images.name(i)) for i in range(len(images)))
+    return len({match and match[1] for match in matches})
 
 
 def _keys(names: Iterable[str | int], group_pattern: str = "") -> list[bytes]:

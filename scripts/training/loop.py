@@ -62,7 +62,7 @@ def train(config: ConfigDict, workdir: Path) -> int:
             print(f"{interruption}: stopped before there was anything to save")
             return interruption.exit_code
         trainer, first_step = run.trainer, run.trainer.step
-        print(describe(trainer.config, trainer.precision, len(images[0]), len(images[1]), first_step), flush=True)
+        print(describe(trainer.config, trainer.precision, *images, first_step), flush=True)
         try:
             loop(run)
         except Interrupted as interruption:

@@ -9,6 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from model_code import build_model, build_process
 from model_code.process import configured_chain
 from scripts.config.checks import validate
+from scripts.data.datasets import num_groups
+from scripts.data.images import Images
 from scripts.runtime import distributed
 from scripts.runtime.device import Precision, device_name
 from scripts.runtime.progress import duration
@@ -40,16 +42,20 @@ class Work:
         return f"{self.parameters / 1e6:.2f}M parameters, {self.forward / 1e9:.2f} GFLOP forward per image"
 
 
-def describe(config: ConfigDict, precision: Precision, num_train: int, num_held_out: int, first_step: int) -> str:
+def describe(config: ConfigDict, precision: Precision, train: Images, held_out: Images, first_step: int) -> str:
     """A few lines for a person: network, data, work per step, device and precision, and how often things happen."""
     training, data, work = config.training, config.data, Work.of(config)
     processes, gpus, size = distributed.world_size(), torch.cuda.device_count(), data.image_size
     micro = f" in {training.accumulation_steps} microbatches" if training.accumulation_steps > 1 else ""
     gflop = f"{work.training * training.batch_size / 1e9:.0f} GFLOP"
     compiled = f", torch.compile {config.compile}" if config.compile != "none" else ""
+    counts = f"{len(train)} training images, {len(held_out)} held out"
+    if data.group_pattern:
+        groups = [num_groups(images, data.group_pattern) for images in (train, held_out)]
+        counts += f"; {groups[0]} groups for training, {groups[1]} held out"
     lines = [
         f"network      {work}",
-        f"data         {data.dataset}, {size}x{size}x{data.num_channels}: {num_train} training images, {num_held_out} held out",
+        f"data         {data.dataset}, {size}x{size}x{data.num_channels}: {counts}",
         f"process      {config.model.process}: {build_process(config).extra_repr()}",
         f"steps        {first_step} to {training.n_iters}, batches of {training.batch_size}{micro}, {gflop} each",
         f"device       {device_name(precision.device)}, {precision}{compiled}",

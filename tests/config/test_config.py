@@ -21,6 +21,7 @@ from scripts.config.paths import ROOT
 from scripts.errors import UserError, one_line
 from scripts.runtime.device import Precision
 from scripts.training.plan import Work, describe
+from tests.images import numbered
 from tests.tiny import tiny_config
 
 EXPERIMENTS = sorted(
@@ -258,6 +259,7 @@ def test_changed_keys_are_named() -> None:
 
 
 def test_plan_says_what_is_to_come() -> None:
-    text = describe(tiny_config(training__accumulation_steps=2), Precision.named(torch.device("cpu"), "float32"), 4500, 500, 0)
-    for part in ("4500 training images", "500 held out", "batches of 4 in 2 microbatches", "float32", "K = 3"):
+    config, precision = tiny_config(training__accumulation_steps=2), Precision.named(torch.device("cpu"), "float32")
+    text = describe(config, precision, numbered(90), numbered(10), 0)
+    for part in ("90 training images", "10 held out", "batches of 4 in 2 microbatches", "float32", "K = 3"):
         assert part in text

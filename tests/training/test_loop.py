@@ -23,6 +23,7 @@ from scripts.training.log import LossWindow, MetricsWriter
 from scripts.training.loop import train
 from scripts.training.plan import describe
 from scripts.training.step import StepResult
+from tests.images import numbered
 from tests.tiny import tiny_config
 from tests.training.runs import array_config, before_step, differing, final_state
 
@@ -249,7 +250,9 @@ def test_all_gpus_are_pointed_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "GPU")
     precision = Precision.named(torch.device("cuda"), "float32")
     for device, expected in (("auto", True), ("cuda:1", False)):
-        assert ("torchrun --nproc_per_node=4" in describe(tiny_config(device=device), precision, 9, 1, 0)) == expected
+        assert (
+            "torchrun --nproc_per_node=4" in describe(tiny_config(device=device), precision, numbered(9), numbered(1), 0)
+        ) == expected
 
 
 def test_nothing_is_written_for_bad_input(tmp_path: Path) -> None:
