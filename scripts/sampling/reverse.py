@@ -66,11 +66,13 @@ class SphericalNoise:
         self, seed: int, indices: tuple[int, int], shape: tuple[int, ...], num_points: int, device: torch.device
     ) -> None:
         self.ends = IndependentNoise(seed, indices, shape, device)
-        self.angles = torch.linspace(0, torch.pi / 2, num_points, device=device)[:, None, None, None]
+        # The cosines are the sines backwards: 0 and 1 at the ends exactly, which cos(pi / 2) is not in float32.
+        sines = torch.linspace(0, torch.pi / 2, num_points, dtype=torch.float64).sin().float()
+        self.sines = sines[:, None, None, None].to(device)
 
     def __call__(self, k: int) -> torch.Tensor:
         e1, e2 = self.ends(k)
-        return self.angles.cos() * e1 + self.angles.sin() * e2
+        return self.sines.flip(0) * e1 + self.sines * e2
 
 
 def linear_path(ends: torch.Tensor, num_points: int) -> torch.Tensor:

@@ -92,8 +92,9 @@ def test_share_noise(sampler: Sampler) -> None:
 def test_interpolation_ends_at_ordinary_samples(sampler: Sampler) -> None:
     points = sampler.interpolate((2, 3), 7)
     torch.testing.assert_close(points[[0, -1]], sampler.independent([2, 3]), atol=1e-4, rtol=0)
-    noise = SphericalNoise(0, (0, 1), (1, 100, 100), 5, CPU)(1)
-    np.testing.assert_allclose(noise.std((1, 2, 3)), 1, atol=0.03)  # standard normal everywhere
+    path = SphericalNoise(0, (0, 1), (1, 100, 100), 5, CPU)
+    np.testing.assert_allclose(path(1).std((1, 2, 3)), 1, atol=0.03)  # standard normal everywhere
+    assert torch.equal(path(1)[[0, -1]], path.ends(1))
     np.testing.assert_allclose(linear_path(torch.tensor([[[[0.0]]], [[[1.0]]]]), 3).flatten(), [0, 0.5, 1])
 
 
