@@ -38,6 +38,7 @@ def main() -> int:
 
     with distributed.processes(CONFIG.value.distributed_timeout_minutes):
         exit_code = train(CONFIG.value, WORKDIR.value)
+        distributed.barrier()  # process 0 has saved: launchers end the others when one exits with an error
         if exit_code == 0 and distributed.is_main():
             write_page(WORKDIR.value)
         return exit_code

@@ -13,8 +13,7 @@ class Interrupted(Exception):
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal.Signals(signal_number).name)
-        # A scheduler's SIGTERM was obeyed: success. Ctrl-C has the shells' convention of 128 + signal.
-        self.exit_code = 0 if signal_number == signal.SIGTERM else 128 + signal_number
+        self.exit_code = 128 + signal_number  # the shells' convention: the run is not finished
 
 
 class InterruptionGuard:

@@ -101,17 +101,17 @@ def check_collectives() -> None:
     assert distributed.from_main(f"of {rank}") == "of 0"
 
 
-def train_with(config: ConfigDict, workdir: Path, step: int, what: Callable[[], object]) -> None:
-    """Train; process 1 does `what` before 0-based step `step`."""
+def train_with(config: ConfigDict, workdir: Path, step: int, what: Callable[[], object]) -> int:
+    """Train; process 1 does `what` before 0-based step `step`. Returns the exit code."""
     with pytest.MonkeyPatch.context() as patch:
         before_step(patch, step, lambda: distributed.rank() == 1 and what())
-        assert train(config, workdir) == 0
+        return train(config, workdir)
 
 
 def check_interruption(place: Path, name: str) -> None:
     """A signal to process 1 alone stops all after the same step; the run then continues to the very same state."""
     workdir = place / f"{name}-parts"
-    train_with(training_config(place), workdir, 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert train_with(training_config(place), workdir, 5, lambda: os.kill(os.getpid(), signal.SIGTERM)) == 143
     distributed.barrier()
     assert read(meta_path(workdir))["step"] == 6
     assert train(training_config(place), workdir) == 0

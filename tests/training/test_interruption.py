@@ -38,7 +38,7 @@ def training(workdir: Path) -> Iterator[subprocess.Popen[str]]:
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal(number: signal.Signals, code: int, tmp_path: Path) -> None:
     """Saved within the step and said so."""
     with training(tmp_path) as process:

@@ -42,11 +42,11 @@ def test_interrupted_and_resumed_is_undisturbed(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """SIGTERM during a step: saved right after it, exit code 0, and the run goes on to bit-identical weights and averages."""
+    """SIGTERM during a step: saved right after it, and the run goes on to bit-identical weights and averages."""
     config = array_config(tiny_array, data__num_workers=workers)
     with monkeypatch.context() as patch:
         before_step(patch, step, send(signal.SIGTERM))
-        assert train(config, tmp_path) == 0
+        assert train(config, tmp_path) == 143
     assert read(meta_path(tmp_path))["step"] == step + 1
     assert f"SIGTERM: saved at step {step + 1}" in capsys.readouterr().out
     assert train(array_config(tiny_array), tmp_path) == 0
@@ -57,7 +57,7 @@ def test_interrupted_twice(
     undisturbed: dict[str, Any], tiny_array: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = array_config(tiny_array)
-    for step, number, code in ((1, signal.SIGTERM, 0), (3, signal.SIGINT, 130)):
+    for step, number, code in ((1, signal.SIGTERM, 143), (3, signal.SIGINT, 130)):
         with monkeypatch.context() as patch:
             before_step(patch, step, send(number))
             assert train(config, tmp_path) == code
@@ -94,7 +94,7 @@ def test_evaluation_and_samples_lost_to_a_signal_are_made_up_for(
     config = array_config(tiny_array, training__eval_freq=3, training__sampling_freq=3)
     with monkeypatch.context() as patch:
         before_step(patch, 2, send(signal.SIGTERM))  # the third step ends with both due
-        assert train(config, tmp_path) == 0
+        assert train(config, tmp_path) == 143
     assert not (tmp_path / "samples" / "iter_3").exists()
     assert train(config, tmp_path) == 0
     assert [row["step"] for row in read_json_lines(tmp_path / "metrics.jsonl") if "eval_loss" in row] == [3, 6]

@@ -116,7 +116,7 @@ def test_interrupted_amid_nonfinite_steps_is_undisturbed(
     assert train(config, tmp_path / "undisturbed") == 0
     with monkeypatch.context() as patch:
         before_step(patch, 1, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        assert train(config, tmp_path / "run") == 0
+        assert train(config, tmp_path / "run") == 143
     saved = read(meta_path(tmp_path / "run"))
     assert (saved["step"], saved["nonfinite_in_a_row"]) == (2, 1)
     assert train(config, tmp_path / "run") == 0
