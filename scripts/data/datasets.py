@@ -1,6 +1,5 @@
 """From the name of a data set to its images, their labels, and which of them are held out."""
 
-import fcntl
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -25,7 +24,7 @@ from scripts.data.images import (
 )
 from scripts.data.packs import PackedImages, pack_settings, read_pack
 from scripts.errors import UserError, one_line, printable
-from scripts.storage.files import read_npz
+from scripts.storage.files import lock, read_npz
 
 Split = Literal["train", "held_out", "all"]
 DATA = Path(__file__).resolve().parents[2] / "data"
@@ -204,8 +203,8 @@ def _open_torchvision(name: str, root: Path, split: Split, size: int, channels: 
     try:
         return read()
     except RuntimeError:  # not there, or damaged
-        with (root / f".{name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # torchvision writes in place, and all processes of a job start with this
+        with (root / f".{name}.lock").open("w") as file:
+            lock(file, wait=True)  # torchvision writes in place, and all processes of a job start with this
             return read(download=True)
 
 

@@ -3,26 +3,34 @@
 import fcntl
 import json
 import os
+import secrets
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from scripts.errors import UserError, one_line
 from scripts.runtime import distributed
+from scripts.runtime.progress import warn_once
+
+ABANDONED_SECONDS = 3600
+"""A temporary file that nobody wrote to for so long was left by a process that was killed."""
 
 
 @contextmanager
 def atomic_write(path: Path, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path` for the body to write; it is renamed to `path` at the end.
 
-    After an error in the body the old file is untouched and the temporary one deleted. `durable` waits until the file is on
-    disk, so that it survives a power cut.
+    After an error in the body the old file is untouched and the temporary one deleted. Processes that write
+    the same file at once have a temporary one each. `durable` waits until the file is on disk, so that it
+    survives a power cut, and deletes temporary files that killed processes left beside it.
     """
-    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")  # encoders choose the format by the suffix
+    # Encoders choose the format by the suffix.
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.partial{path.suffix}")
     try:
         yield temporary
         if durable:
@@ -30,6 +38,7 @@ def atomic_write(path: Path, durable: bool = True) -> Iterator[Path]:
         temporary.replace(path)
         if durable:
             sync(path.parent)
+            _delete_abandoned(path.parent)
     except OSError as error:
         if error.filename is None and error.errno is not None:  # a full disk does not say which file was being written
             raise OSError(error.errno, error.strerror, str(path)) from error
@@ -38,13 +47,39 @@ def atomic_write(path: Path, durable: bool = True) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def _delete_abandoned(directory: Path) -> None:
+    for temporary in directory.glob(".*.partial*"):
+        with suppress(OSError):  # another process deletes it, or it is another user's
+            if time.time() - temporary.stat().st_mtime > ABANDONED_SECONDS:
+                temporary.unlink()
+
+
 def sync(path: Path) -> None:
-    """Wait until a file's contents, or a directory's entries, are on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Wait until a file's contents are on disk, or a directory's entries, if its file system can do that."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError:
+        if not path.is_dir():
+            raise
+
+
+def lock(file: IO[str], wait: bool = False) -> bool:
+    """Take the lock on a file open for writing, until it is closed. Returns whether it was free; with `wait` it will be.
+
+    Where the file system has no locks, everybody gets it, with a warning.
+    """
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError as error:
+        advice = "let only one command at a time write there"
+        warn_once(f"{Path(file.name).parent}: no locks on this file system ({error.strerror}); {advice}")
+    return True
 
 
 @contextmanager
@@ -53,12 +88,9 @@ def exclusive(directory: Path, refusal: str) -> Iterator[None]:
 
     Raises UserError with the message `refusal` if another job has it.
     """
-    with (directory / ".lock").open("w") as lock:
-        try:
-            if distributed.is_main():
-                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            raise UserError(refusal) from None
+    with (directory / ".lock").open("w") as file:
+        if distributed.is_main() and not lock(file):
+            raise UserError(refusal)
         yield
 
 

@@ -10,7 +10,8 @@ import pickle
 import struct
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -88,23 +89,22 @@ def test_an_interrupted_download_continues(mnist_archives: Path) -> None:
 
 
 def test_processes_that_start_together_do_not_disturb_each_others_download(
-    mnist_archives: Path, monkeypatch: pytest.MonkeyPatch
+    mnist_archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only one unpacks at a time, and the others find its files."""
-    download, active, most = MNIST.download, [], []
+    download = MNIST.download
 
     def slow_download(self: MNIST) -> None:
-        active.append(self)
-        most.append(len(active))
-        time.sleep(0.2)  # for the other to interfere
+        (tmp_path / "active").touch(exist_ok=False)  # raises if another one is at work
+        time.sleep(0.2)
         download(self)
-        active.pop()
+        (tmp_path / "active").unlink()
 
     monkeypatch.setattr(MNIST, "download", slow_download)
     data = data_config("mnist", mnist_archives, size=28, channels=1)
-    with ThreadPoolExecutor(2) as pool:
-        assert list(pool.map(lambda split: len(load_images(data, split)), ["train", "train"])) == [3, 3]
-    assert most == [1, 1]
+    with ProcessPoolExecutor(2, get_context("fork")) as pool:
+        loading = [pool.submit(load_images, data, "train") for _ in range(2)]
+        assert [len(found.result()) for found in loading] == [3, 3]
 
 
 def test_damaged_mnist_is_not_taken_for_complete(mnist_archives: Path) -> None:
