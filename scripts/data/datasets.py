@@ -21,6 +21,7 @@ from scripts.data.images import (
     UnreadableImage,
     bilinear,
     list_images,
+    warn_of_losses,
 )
 from scripts.data.packs import PackedImages, pack_settings, read_pack
 from scripts.errors import UserError, one_line, printable
@@ -96,9 +97,11 @@ def open_images(text: str, flag: str, size: int | None, channels: int) -> ImageS
                 raise ValueError(f"{path} is a pack with a split of its own")
             return PackedImages(path, "all", parts["all"])
         if path.is_dir() and (paths := list_images(path)):
+            warn_of_losses(path, paths)
             return FolderImages(path, paths, size, channels)
         source = FolderImages(path.parent, [path.name], size, channels)
         source[0]  # raises UnreadableImage
+        warn_of_losses(path.parent, [path.name])
         return source
     except (OSError, ValueError, UnreadableImage) as error:
         right = "a folder of images, a pack, an image file, or uint8 (N, H, W[, C]) as .npy or as arr_0 of an .npz"
@@ -233,6 +236,7 @@ def _images_below(folder: Path) -> list[str]:
     paths = list_images(folder)
     if len(paths) < 2:
         raise ValueError(f"{folder} has {len(paths) or 'no'} image files, where at least 2 are needed")
+    warn_of_losses(folder, paths)
     return paths
 
 

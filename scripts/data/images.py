@@ -27,6 +27,8 @@ IMAGE_FORMATS = tuple(name for name in _SUFFIXES if name in Image.OPEN)
 an EPS file in Ghostscript."""
 IMAGE_SUFFIXES = frozenset(suffix for name in IMAGE_FORMATS for suffix in _SUFFIXES[name])
 FINGERPRINT_IMAGES = 64
+FEW_LEVELS = 64
+"""The brightest of 256 levels if a 16-bit file holds 14 bits or fewer."""
 THIN = 8
 """Above this ratio of its sides an image is cropped before it is resized."""
 
@@ -62,10 +64,15 @@ def fingerprint(images: Images) -> dict[str, int]:
     """Tells one set of images from another: how many there are, their names, and the pixels of up to 64 spread evenly."""
     names = "\n".join(images.name(i) for i in range(len(images)))
     pixels = 0
-    for i in np.linspace(0, len(images) - 1, min(len(images), FINGERPRINT_IMAGES)).astype(int).tolist():
+    for i in spread_evenly(len(images)):
         with contextlib.suppress(UnreadableImage):
             pixels = zlib.crc32(images[i].tobytes(), pixels)
     return {"num_images": len(images), "names_crc32": zlib.crc32(names.encode()), "pixels_crc32": pixels}
+
+
+def spread_evenly(num_images: int) -> list[int]:
+    """Up to 64 of so many indices."""
+    return np.linspace(0, num_images - 1, min(num_images, FINGERPRINT_IMAGES)).astype(int).tolist()
 
 
 # --- resizing ---
@@ -230,6 +237,23 @@ def list_images(root: Path) -> list[str]:
         kinds = ", ".join(f"{count} {printable(suffix)}" for suffix, count in others.most_common(4))
         warn_once(f"{root}: {others.total()} files are left out, as their suffixes are not of images that are read: {kinds}")
     return sorted(path.relative_to(root).as_posix() for path in found)
+
+
+def warn_of_losses(root: Path, paths: Sequence[str]) -> None:
+    """Warn if much of what is in image files is not read: levels of grey, pages, frames. Up to 64 are looked at."""
+    looked_at, dark, several = spread_evenly(len(paths)), 0, 0
+    for i in looked_at:
+        with contextlib.suppress(UnreadableImage), opened_image(root / paths[i], paths[i]) as image:
+            several += getattr(image, "is_animated", False)
+            if ";16" in str(getattr(image, "tile", "")):  # Pillow's name for how pixels are stored
+                dark += 0 < np.asarray(_eight_bit(image).convert("L")).max() <= FEW_LEVELS
+    lost = []
+    if dark:
+        lost.append(f"{dark} use few of their 16 bits, and are read as nearly black (12 bits as 17 grey levels): scale them")
+    if several:
+        lost.append(f"{several} have several pages or frames, of which only the first is read")
+    if lost:
+        warn_once(f"{root}: of {len(looked_at)} files that were looked at {'; '.join(lost)}")
 
 
 # --- decoding ---

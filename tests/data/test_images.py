@@ -3,6 +3,7 @@
 import io
 import struct
 import tracemalloc
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ from PIL import Image
 from torchvision import transforms
 
 from scripts.data import images
+from scripts.data.datasets import load_images, open_images
 from scripts.data.images import ArrayImages, FolderImages, UnreadableImage, bilinear, box_bicubic, fingerprint, list_images
-from tests.images import decoded
+from tests.images import data_config, decoded
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -199,6 +201,54 @@ def test_files_that_are_left_out_are_counted(tmp_path: Path, capsys: pytest.Capt
     assert list_images(tmp_path) == ["1.png"]
     assert "3 files are left out" in (line := capsys.readouterr().err)
     assert "2 .heic, 1 .txt" in line
+
+
+def png_of_16_bits(colour: int, pixels: np.ndarray) -> bytes:
+    """Pillow writes 16 bits of grey only. colour: 2 for RGB, 4 for grey and opacity; pixels: (H, W, C)."""
+    header = struct.pack(">IIBBBBB", *pixels.shape[1::-1], 16, colour, 0, 0, 0)
+    rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in pixels.astype(">u2")))
+    chunks = [(b"IHDR", header), (b"IDAT", rows), (b"IEND", b"")]
+    packed = (struct.pack(">I", len(x)) + name + x + struct.pack(">I", zlib.crc32(name + x)) for name, x in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+RAMP = np.linspace(0, 1, 64).reshape(8, 8, 1)
+
+
+@pytest.mark.parametrize("bits", [12, 14, 16])
+@pytest.mark.parametrize("kind", ["grey.png", "grey.tif", "big-endian.tif", "colour.png", "opaque.png"])
+def test_few_levels_of_16_bits_are_said(kind: str, bits: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In one line with counts, whichever command opens the folder; 8 bits beside it are nobody's concern."""
+    pixels, folder = (RAMP * (2**bits - 1)).astype(np.uint16), tmp_path / "images"
+    folder.mkdir()
+    for i in range(3):
+        if kind == "colour.png":
+            (folder / f"{i}.png").write_bytes(png_of_16_bits(2, pixels.repeat(3, -1)))
+        elif kind == "opaque.png":
+            opaque = np.concatenate([pixels, np.full_like(pixels, 65535)], -1)
+            (folder / f"{i}.png").write_bytes(png_of_16_bits(4, opaque))
+        else:
+            stored = pixels[..., 0].astype(">u2" if "big" in kind else "<u2")
+            Image.fromarray(stored).save(folder / f"{i}-{kind}")
+    Image.new("L", (8, 8), 3).save(folder / "dark.png")
+    (folder / "damaged.png").write_bytes(b"no image")
+    for split in ("train", "held_out"):
+        load_images(data_config("folder", folder), split)
+    open_images(str(folder), "--init", 8, 1)
+    few = f"warning: {folder}: of 5 files that were looked at 3 use few of their 16 bits"
+    assert capsys.readouterr().err.count(few) == (bits < 16)
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".gif", ".webp", ".png"])
+def test_pages_and_frames_that_are_not_read_are_said(suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frames = [Image.new("RGB", (8, 8), (60 * i, 0, 0)) for i in range(3)]
+    frames[0].save(tmp_path / f"several{suffix}", save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / f"one{suffix}")
+    load_images(data_config("folder", tmp_path), "train")
+    line = "of 2 files that were looked at 1 have several pages or frames, of which only the first is read"
+    assert capsys.readouterr().err == f"warning: {tmp_path}: {line}\n"
+    open_images(str(tmp_path / f"several{suffix}"), "--init", 8, 3)
+    assert "of 1 files that were looked at 1 have several pages" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("suffix", "name"), [(".avif", "AVIF"), (".jfif", "JPEG"), (".webp", "WEBP")])
