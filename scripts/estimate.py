@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 Z95 = 1.959964
@@ -13,32 +14,62 @@ Z95 = 1.959964
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value, its standard error (infinite where it is not known) and the number of images behind it."""
+    """A value, its standard error (not finite where it is not known) and the number of images
+    behind it."""
 
     value: float
     standard_error: float
     num_images: int
+    num_groups: int | None = None
+    """Initial images that these start from, over which the error is; None where all are
+    independent."""
 
     @classmethod
-    def of(cls, values: "torch.Tensor") -> "Estimate":
-        """The mean of independent values (B,), in float64."""
-        values = values.double()
-        error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.inf
-        return cls(values.mean().item(), error, len(values))
+    def of(cls, values: "torch.Tensor", groups: "np.ndarray | None" = None) -> "Estimate":
+        """The mean of values (B,), in float64, with `error_of_mean`."""
+        array = values.double().cpu().numpy()
+        return cls(float(array.mean()), error_of_mean(array, groups), len(array), count(groups))
 
     def __str__(self) -> str:
-        error = f" +- {self.standard_error:.2g}" if math.isfinite(self.standard_error) else ""
-        return f"{self.value:.6g}{error}"
+        if math.isfinite(self.standard_error):
+            return f"{self.value:.6g} +- {self.standard_error:.2g}"
+        return f"{self.value:.6g}" + (" (no error: one initial image)" if self.num_groups == 1 else "")
 
-    def wilson(self) -> tuple[float, float]:
-        """`wilson_interval` of a proportion of images.
+    def effective_count(self) -> float:
+        """The number of independent images that a proportion's standard error corresponds to.
 
-        Where images are not independent, as for recall, the count is the one that the standard error corresponds to,
-        p (1 - p) / SE^2 (Korn and Graubard, 1998).
+        p (1 - p) / SE^2 (Korn and Graubard, 1998), or the number of groups where that is not known.
         """
         variance = self.value * (1 - self.value)
-        known = variance > 0 and 0 < self.standard_error < math.inf
-        return wilson_interval(self.value, variance / self.standard_error**2 if known else self.num_images)
+        if variance > 0 and 0 < self.standard_error < math.inf:
+            return variance / self.standard_error**2
+        return self.num_groups or self.num_images
+
+    def wilson(self) -> tuple[float, float]:
+        """`wilson_interval` of a proportion of images that may depend on each other."""
+        return wilson_interval(self.value, self.effective_count())
+
+
+def count(groups: "np.ndarray | None") -> int | None:
+    """How many groups there are."""
+    return None if groups is None else len(set(groups.tolist()))
+
+
+def error_of_mean(values: "np.ndarray", groups: "np.ndarray | None" = None) -> float:
+    """The standard error of the mean of values (N,) that are independent where their groups, int64
+    (N,), differ.
+
+    That of a ratio estimator to first order (Liang and Zeger, 1986): deviations are summed over
+    each group. For a nonlinear statistic values are its influences. None: every value is a group.
+    Infinite for fewer than two groups.
+    """
+    import numpy as np  # --help need not wait for it
+
+    sums = values - values.mean()
+    if groups is not None:
+        sums = np.bincount(np.unique(groups, return_inverse=True)[1], sums)
+    G = len(sums)
+    return math.sqrt((sums**2).sum() * G / (G - 1)) / len(values) if G > 1 else math.inf
 
 
 def wilson_interval(proportion: float, count: float) -> tuple[float, float]:

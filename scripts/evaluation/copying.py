@@ -1,5 +1,6 @@
 """Do samples repeat training images? Distances to the nearest of them, beside those of held-out images."""
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -9,7 +10,7 @@ from matplotlib.figure import Figure
 from model_code.dct import dct2, dct_matrix
 from model_code.spectrum import octaves
 from scripts.data.datasets import load_images
-from scripts.estimate import Estimate
+from scripts.estimate import Estimate, count
 from scripts.evaluation.given import GivenSamples
 from scripts.evaluation.pixels import REPLICATES, PixelInputs, blocks, interval, resampled_medians
 from scripts.evaluation.results import Result
@@ -73,24 +74,37 @@ def squared_distances(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return ((x**2).sum(1)[:, None] + (y**2).sum(1)).addmm_(x, y.T, alpha=-2).clamp_(min=0)
 
 
-def ratio_of_medians(samples: np.ndarray, held_out: np.ndarray, seed: int) -> tuple[float, np.ndarray]:
-    """The median of distances (N,) over that of (M,), near 0 for copies, and 1,000 values by bootstrap over both."""
-    drawn = resampled_medians(samples, seed, 0) / resampled_medians(held_out, seed, 1)
+def ratio_of_medians(
+    samples: np.ndarray, held_out: np.ndarray, seed: int, groups: np.ndarray | None = None
+) -> tuple[float, np.ndarray]:
+    """The median of distances (N,) over that of (M,), near 0 for copies, and 1,000 values by
+    bootstrap over both.
+
+    groups: int64 (N,), of samples that are not independent.
+    """
+    drawn = resampled_medians(samples, seed, 0, groups) / resampled_medians(held_out, seed, 1)
     return float(np.median(samples) / np.median(held_out)), drawn
 
 
-def nearer_than_held_out(samples: np.ndarray, held_out: np.ndarray, seed: int) -> tuple[float, np.ndarray]:
+def nearer_than_held_out(
+    samples: np.ndarray, held_out: np.ndarray, seed: int, groups: np.ndarray | None = None
+) -> tuple[float, np.ndarray]:
     """The fraction of samples at less than the distance that `NEAR` of held-out images are below, and 10,000 draws of it.
 
     Draws count both errors: the number of held-out images below the true quantile is binomial, so the threshold is drawn from
-    that distribution, and for each threshold the fraction is drawn from its posterior under Jeffreys' prior.
+    that distribution, and for each threshold the fraction is drawn from its posterior under
+    Jeffreys' prior. Samples in groups count as the independent ones that the fraction's error
+    corresponds to; draws from a single group are NaN.
     """
     rng = stream(seed, Purpose.BOOTSTRAP, 2)
     rank = rng.binomial(len(held_out), NEAR, 10 * REPLICATES) + rng.random(10 * REPLICATES)  # uniform between neighbours
     thresholds = np.interp(rank, np.arange(len(held_out) + 1), [0.0, *np.sort(held_out)])
     counts = np.searchsorted(np.sort(samples), thresholds)
-    value = float((samples < np.quantile(held_out, NEAR, method="weibull")).mean())
-    return value, rng.beta(counts + 0.5, len(samples) - counts + 0.5)
+    share = Estimate.of(torch.from_numpy(samples < np.quantile(held_out, NEAR, method="weibull")), groups)
+    if share.num_groups == 1:
+        return share.value, np.full(len(counts), np.nan)
+    part = min(1.0, share.effective_count() / len(samples))
+    return share.value, rng.beta(part * counts + 0.5, part * (len(samples) - counts) + 0.5)
 
 
 def copying(inputs: PixelInputs) -> list[Result]:
@@ -104,12 +118,14 @@ def copying(inputs: PixelInputs) -> list[Result]:
         settings = {"median": float(np.median(ours)), "held_out_median": float(np.median(held_out))}
         settings |= {"held_out_images": len(held_out)}
         for score, measure in (("NearestRatio", ratio_of_medians), ("NearerThanHeldOut", nearer_than_held_out)):
-            value, drawn = measure(ours, held_out, inputs.sampler.seed)
+            value, drawn = measure(ours, held_out, inputs.sampler.seed, inputs.groups)
+            estimate = Estimate(value, float(drawn.std(ddof=1)), N, count(inputs.groups))
             low, high = interval(drawn)
-            estimate, picture = Estimate(value, float(drawn.std(ddof=1)), N), None if results else draw(inputs, found)
-            results.append(Result(score + suffix, estimate, settings, (min(low, value), max(high, value)), picture=picture))
+            bounds = (min(low, value), max(high, value)) if math.isfinite(estimate.standard_error) else None
+            picture = None if results else draw(inputs, found)
+            results.append(Result(score + suffix, estimate, settings, bounds, picture=picture))
         if starts is not None:
-            own = Estimate.of(torch.from_numpy(nearest == starts))
+            own = Estimate.of(torch.from_numpy(nearest == starts), inputs.groups)
             results.append(Result(f"NearestIsOwnSeed{suffix}", own, settings, own.wilson()))
     return results
 
@@ -119,11 +135,10 @@ def starting_positions(inputs: PixelInputs) -> np.ndarray | None:
     sampler, copies = inputs.sampler, 1 + inputs.data.random_flip
     if isinstance(sampler, GivenSamples):
         return None
-    origins = np.array(sampler.origins(range(len(inputs.samples))))
     if sampler.seeds is not None:
-        return origins if sampler.seeds.settings.get("init") == "train" else None
+        return inputs.groups if sampler.seeds.settings.get("init") == "train" else None
     one_each = len(sampler.prior) == copies * len(load_images(inputs.data, "train"))  # and all of them can be read
-    return origins // copies if one_each else None
+    return inputs.groups if one_each else None
 
 
 def draw(inputs: PixelInputs, found: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figure:

@@ -1,7 +1,8 @@
 """Distances between two sets of features: Frechet and kernel.
 
 Everything here is arithmetic on arrays: features (N, d), one row per image. Standard errors are those over generated images,
-with the reference held fixed.
+or over groups of them, int64 (N,), that are independent of each other, with the reference held
+fixed.
 """
 
 import functools
@@ -10,13 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.linalg
 
-from scripts.estimate import Estimate
+from scripts.estimate import Estimate, count, error_of_mean
 from scripts.runtime.randomness import Purpose, stream
 
 SUBSETS = 100
 SUBSET_SIZE = 1000
-KERNEL_ROWS = 2000
-"""Generated images from which the variance of KID is estimated."""
+KERNEL_ROWS, KERNEL_GROUPS, MOST_OF_A_GROUP = 2000, 200, 10
+"""About so many generated images give the variance of KID; there may be more groups, or more of a
+group, if fewer would do."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,9 @@ class Reference:
         return Gaussian.of(self.features)
 
 
-def frechet_estimate(generated: np.ndarray, reference: Gaussian) -> tuple[Estimate, np.ndarray]:
+def frechet_estimate(
+    generated: np.ndarray, reference: Gaussian, groups: np.ndarray | None = None
+) -> tuple[Estimate, np.ndarray]:
     """Squared Frechet distance |mu_a - mu_b|^2 + tr(A + B - 2 (A B)^(1/2)) (Heusel et al., 2017) of features (N, d).
 
     Returns it with its standard error, and each image's influence, float64 (N,). tr (A B)^(1/2) is the sum of the singular
@@ -58,9 +62,10 @@ def frechet_estimate(generated: np.ndarray, reference: Gaussian) -> tuple[Estima
 
     To first order one image changes the distance by 1/N times its influence 2 (mu_a - mu_b)^T y + y^T (I - T) y minus the
     average of that, where y = x - mu_a and T = B^(1/2) (B^(1/2) A B^(1/2))^(-1/2) B^(1/2) is the optimal transport between the
-    Gaussians. The standard error (the infinitesimal jackknife) is the influences' standard deviation over sqrt(N). It leaves
-    out the distance's upward bias of order 1/N, is somewhat too large where N is not well above d, and only rough where the
-    distance is close to `frechet_of_reference`.
+    Gaussians. The standard error (the infinitesimal jackknife) is `error_of_mean` of the
+    influences. It leaves out the distance's upward bias, of order 1/N and up to 1/G with G groups:
+    as in published numbers, moments are those of all images alike. It is somewhat too large where N
+    is not well above d, and only rough where the distance is close to `frechet_of_reference`.
     """
     own = Gaussian.of(generated)
     root, difference = _root(reference.sigma), own.mu - reference.mu
@@ -71,8 +76,7 @@ def frechet_estimate(generated: np.ndarray, reference: Gaussian) -> tuple[Estima
     y = generated - own.mu
     influence = 2 * y @ difference + (y**2).sum(1) - ((y @ half.T) ** 2).sum(1)
     influence -= influence.mean()
-    error = influence.std(ddof=1) / np.sqrt(len(y))
-    return Estimate(float(distance), float(error), len(y)), influence
+    return Estimate(float(distance), error_of_mean(influence, groups), len(y), count(groups)), influence
 
 
 def frechet_of_reference(reference: Gaussian, num_images: int) -> float:
@@ -93,43 +97,61 @@ def _root(sigma: np.ndarray) -> np.ndarray:
     return (vectors * np.sqrt(values)) @ vectors.T
 
 
-def kernel_estimate(generated: np.ndarray, reference: np.ndarray, seed: int) -> Estimate:
+def kernel_estimate(generated: np.ndarray, reference: np.ndarray, seed: int, groups: np.ndarray | None = None) -> Estimate:
     """Kernel distance (KID, Binkowski et al., 2018) between features (N, d) and (M, d), as clean-fid's `kernel_distance`.
 
     The mean over 100 random subsets of (at most) 1000 images on either side of the unbiased squared MMD for the kernel
-    k(x, y) = (x.y / d + 1)^3. Its variance is that of the U-statistic over generated images plus that of drawing the subsets.
+    k(x, y) = (x.y / d + 1)^3. Pairs of one group are left out, as an image's pair with itself is: they would bias it upwards.
+    Its variance is that of the U-statistic over generated images plus that of drawing the subsets.
     """
-    m = min(len(generated), len(reference), SUBSET_SIZE)
+    m, num_groups = min(len(generated), len(reference), SUBSET_SIZE), count(groups)
+    group = np.arange(len(generated)) if groups is None or num_groups == 1 else groups
     values = np.empty(SUBSETS)
     for subset in range(SUBSETS):
         rng = stream(seed, Purpose.KID_SUBSET, step=subset)
-        x, y = (f[rng.choice(len(f), m, replace=False)].astype(np.float64) for f in (generated, reference))
-        values[subset] = _off_diagonal_mean(_kernel(x, x)) + _off_diagonal_mean(_kernel(y, y)) - 2 * _kernel(x, y).mean()
-    rows = np.linspace(0, len(generated) - 1, min(len(generated), KERNEL_ROWS)).astype(int)
-    variance = _kernel_variance(generated[rows], reference, len(generated)) + values.var(ddof=1) / SUBSETS
-    return Estimate(float(values.mean()), float(np.sqrt(variance)), len(generated))
+        chosen, others = (rng.choice(len(f), m, replace=False) for f in (generated, reference))
+        x, y = generated[chosen].astype(np.float64), reference[others].astype(np.float64)
+        own, across = _mean_apart(_kernel(x, x), group[chosen]), _kernel(x, y).mean()
+        values[subset] = own + _mean_apart(_kernel(y, y), others) - 2 * across
+    variance = values.var(ddof=1) / SUBSETS + _kernel_variance(generated, reference, group)
+    error = float("inf") if num_groups == 1 else float(np.sqrt(variance))
+    return Estimate(float(values.mean()), error, len(generated), num_groups)
 
 
-def _kernel_variance(x: np.ndarray, reference: np.ndarray, num_images: int) -> float:
-    """Variance of the squared MMD of `num_images` images from a fixed reference (M, d), estimated from n of them, x (n, d).
+def _kernel_variance(generated: np.ndarray, reference: np.ndarray, groups: np.ndarray) -> float:
+    """Variance of the squared MMD of images (N, d) in G groups from a fixed reference (M, d),
+    estimated from part of them.
 
-    A U-statistic (Hoeffding, 1948) with h_ij = k(x_i, x_j) - g(x_i) - g(x_j), g(x) the mean of k(x, y) over the reference:
-    4 zeta_1 / N + 2 Var(h) / (N (N - 1)), zeta_1 the variance of E[h_ij | x_i]. Infinite for fewer than 3 images.
+    A U-statistic (Hoeffding, 1948) with h_ij = k(x_i, x_j) - g(x_i) - g(x_j), g(x) the mean of k(x,
+    y) over the reference, and h_ab the deviations of h_ij from their mean, summed over two groups
+    and divided by the mean size squared: 4 zeta_1 / G + 2 Var(h) / (G (G - 1)), zeta_1 the variance
+    of E[h_ab | a]. Infinite for fewer than 3 groups.
     """
-    n = len(x)
+    _, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    G = len(sizes)
+    n = min(G, max(KERNEL_GROUPS, KERNEL_ROWS * G // len(group)))
     if n < 3:
         return float("inf")
-    g = np.concatenate([_kernel(x[i : i + 256], reference).mean(1, dtype=np.float64) for i in range(0, n, 256)])
+    chosen = np.linspace(0, G - 1, n).astype(int)
+    most = max(MOST_OF_A_GROUP, KERNEL_ROWS // n)
+    rows = np.concatenate([np.flatnonzero(group == one)[:most] for one in chosen])
+    x, member = generated[rows], np.searchsorted(chosen, group[rows])
+    g = np.concatenate([_kernel(x[i : i + 256], reference).mean(1, dtype=np.float64) for i in range(0, len(x), 256)])
     square = _kernel(x.astype(np.float64), x.astype(np.float64)) - g[:, None] - g
+    starts = np.flatnonzero(np.diff(member, prepend=-1))
+    square -= _mean_apart(square, member)
+    square = np.add.reduceat(np.add.reduceat(square, starts, 0), starts, 1) * (n / len(rows)) ** 2
     h = square[~np.eye(n, dtype=bool)].reshape(n, n - 1)
     # The variance of row means includes that of the n - 1 terms in each, which is not part of zeta_1.
     zeta_1 = max(0.0, h.mean(1).var(ddof=1) - h.var(1, ddof=1).mean() / (n - 1))
-    return float(4 * zeta_1 / num_images + 2 * h.var() / (num_images * (num_images - 1)))
+    return float(4 * zeta_1 / G + 2 * h.var() / (G * (G - 1)))
 
 
 def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return (x @ y.T / x.shape[1] + 1) ** 3
 
 
-def _off_diagonal_mean(square: np.ndarray) -> float:
-    return (square.sum() - np.trace(square)) / (len(square) * (len(square) - 1))
+def _mean_apart(square: np.ndarray, groups: np.ndarray) -> float:
+    """The mean over pairs of different groups."""
+    apart = groups[:, None] != groups
+    return np.where(apart, square, 0).sum() / max(1, apart.sum())

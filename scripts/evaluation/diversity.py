@@ -68,7 +68,12 @@ def diversity(inputs: PixelInputs) -> list[Result]:
         weights = np.where(kept, total, 0) / total[kept].sum()
         for score, part in parts.items():
             spread, picture = drawn[score] @ weights, None if results else draw(names, variances, shares)
-            estimate = Estimate(float(part.mean(0) @ weights), float(spread.std(ddof=1)), len(inputs.samples))
+            estimate = Estimate(
+                float(part.mean(0) @ weights),
+                float(spread.std(ddof=1)),
+                len(inputs.samples),
+                len(within),
+            )
             results.append(Result(score + suffix, estimate, settings, interval(spread), picture=picture))
     return results
 

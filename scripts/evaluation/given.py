@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from ml_collections import ConfigDict
 
+from scripts.config.paths import user_path
 from scripts.data.datasets import open_images
 from scripts.data.images import ImageSource, UnreadableImage, fingerprint
 from scripts.data.loader import to_unit_range
@@ -22,6 +23,9 @@ class GivenSamples:
 
     name: str
     images: ImageSource
+    origins: np.ndarray
+    """Int64 (N,): their initial images, as an export with --per_init says in `origins.txt`;
+    otherwise one for each."""
     seed: int
     precision: Precision
 
@@ -29,7 +33,16 @@ class GivenSamples:
     def read(cls, text: str, config: ConfigDict, seed: int) -> "GivenSamples":
         """All images of a folder or an array, at the configuration's size. Raises UserError, see `open_images`."""
         images = open_images(text, "--samples", config.data.image_size, config.data.num_channels)
-        return cls(text, images, seed, Precision.named(distributed.device(config.device), "float32"))
+        origins, file = np.arange(len(images)), user_path(text, "--samples") / "origins.txt"
+        if file.is_file() and len(found := np.loadtxt(file, dtype=int, ndmin=1)) == len(images):
+            origins = found
+        return cls(
+            text,
+            images,
+            origins,
+            seed,
+            Precision.named(distributed.device(config.device), "float32"),
+        )
 
     def settings(self) -> dict[str, Any]:
         """Plain data that identify the images."""

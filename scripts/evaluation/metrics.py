@@ -33,6 +33,9 @@ class Inputs:
     k: int
     """Nearest neighbours in precision, recall, density and coverage."""
     device: "torch.device"
+    groups: "np.ndarray | None" = None
+    """Int64 (N,): samples of one group start from one initial image, and are not independent. None:
+    all are."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,8 @@ class Metric:
 def _fid(inputs: Inputs) -> list[Result]:
     from scripts.evaluation import distances
 
-    estimate, influence = distances.frechet_estimate(inputs.generated, inputs.reference.gaussian)
-    expected = distances.frechet_of_reference(inputs.reference.gaussian, len(inputs.generated))
+    estimate, influence = distances.frechet_estimate(inputs.generated, inputs.reference.gaussian, inputs.groups)
+    expected = distances.frechet_of_reference(inputs.reference.gaussian, estimate.num_groups or estimate.num_images)
     note = ""
     if estimate.value < FEW_TIMES * expected:
         note = f"its standard error is rough here, of first order: draws from the reference itself have about {expected:.3g}"
@@ -66,14 +69,21 @@ def _kid(inputs: Inputs) -> list[Result]:
     from scripts.evaluation import distances
 
     assert inputs.reference.features is not None
-    return [Result("KID", distances.kernel_estimate(inputs.generated, inputs.reference.features, inputs.seed), {})]
+    features = inputs.reference.features
+    return [
+        Result(
+            "KID",
+            distances.kernel_estimate(inputs.generated, features, inputs.seed, inputs.groups),
+            {},
+        )
+    ]
 
 
 def _prdc(inputs: Inputs) -> list[Result]:
     from scripts.evaluation.prdc import prdc_estimates
 
     assert inputs.reference.features is not None
-    found = prdc_estimates(inputs.generated, inputs.reference.features, inputs.k, inputs.device)
+    found = prdc_estimates(inputs.generated, inputs.reference.features, inputs.k, inputs.device, inputs.groups)
     return [
         Result(score, estimate, {"k": inputs.k}, interval=None if score == "Density" else estimate.wilson())
         for score, estimate in found.items()

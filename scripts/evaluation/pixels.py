@@ -1,5 +1,6 @@
 """What measures of the images themselves are made from, and the bootstrap. All images are uint8 (N, C, H, W)."""
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 from ml_collections import ConfigDict
 
+from model_code.prior import StandardNormal
 from scripts.data.datasets import Split, load_images
 from scripts.data.loader import HeldOutBatches, clean_batches
 from scripts.evaluation.given import GivenSamples
@@ -31,6 +33,11 @@ class PixelInputs:
     samples: np.ndarray
     sampler: Sampler | GivenSamples
     data: ConfigDict
+
+    @functools.cached_property
+    def groups(self) -> np.ndarray:
+        """`initial_images` of the samples."""
+        return initial_images(self.sampler, self.data, len(self.samples))
 
     def in_memory(self, split: Split) -> np.ndarray:
         """The images of a split, at most 1 GiB of them. A collective function."""
@@ -59,18 +66,56 @@ def blocks(images: np.ndarray) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, len(images), size))
 
 
-def resampled_means(rows: np.ndarray, seed: int, number: int = 0) -> np.ndarray:
-    """Means of 1,000 sets drawn with replacement from rows (N, ...), a function of seed and number: float64 (1000, ...)."""
-    N = len(rows)
-    counts = stream(seed, Purpose.BOOTSTRAP, number).multinomial(N, np.full(N, 1 / N), size=REPLICATES)
-    return np.tensordot(counts / N, rows, 1)
+def initial_images(sampler: Sampler | GivenSamples, data: ConfigDict, num_samples: int) -> np.ndarray:
+    """The initial image of each sample, int64 (N,), or its mirror image: samples that share one are
+    not independent.
+
+    Without initial images, and of samples that another program made, every sample has a number of
+    its own.
+    """
+    if isinstance(sampler, GivenSamples):
+        return sampler.origins[:num_samples]
+    if isinstance(sampler.prior, StandardNormal):
+        return np.arange(num_samples)
+    origins = np.array(sampler.origins(range(num_samples)))
+    return origins if sampler.seeds is not None else origins // (1 + data.random_flip)
 
 
-def resampled_medians(values: np.ndarray, seed: int, number: int = 0) -> np.ndarray:
-    """As `resampled_means`, of values (N,), by the distribution of the median of N uniform ranks: float64 (1000,)."""
-    half = (len(values) + 1) / 2
-    ranks = stream(seed, Purpose.BOOTSTRAP, number).beta(half, half, REPLICATES)
-    return np.sort(values)[(ranks * len(values)).astype(int)]
+def _resampled(N: int, groups: np.ndarray | None, seed: int, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which of G groups each of N rows is in, int64 (N,), and how often each is drawn in 1,000
+    draws of G: int64 (1000, G).
+
+    Not at all, so that what is computed is NaN, where there is one group.
+    """
+    members = np.arange(N) if groups is None else np.unique(groups, return_inverse=True)[1]
+    G = members.max() + 1
+    counts = stream(seed, Purpose.BOOTSTRAP, number).multinomial(G if G > 1 else 0, np.full(G, 1 / G), size=REPLICATES)
+    return members, counts
+
+
+def resampled_means(rows: np.ndarray, seed: int, number: int = 0, groups: np.ndarray | None = None) -> np.ndarray:
+    """Means of 1,000 sets of groups, int64 (N,), drawn with replacement from rows (N, ...): float64
+    (1000, ...).
+
+    A function of seed and number. groups: None where every row is one; with a single group there is
+    no spread, and all is NaN.
+    """
+    members, counts = _resampled(len(rows), groups, seed, number)
+    sums = np.zeros((counts.shape[1], *rows.shape[1:]))
+    np.add.at(sums, members, rows)
+    with np.errstate(invalid="ignore"):
+        weights = counts / (counts @ np.bincount(members))[:, None]
+    return np.tensordot(weights, sums, 1)
+
+
+def resampled_medians(values: np.ndarray, seed: int, number: int = 0, groups: np.ndarray | None = None) -> np.ndarray:
+    """As `resampled_means`, of values (N,): float64 (1000,)."""
+    members, counts = _resampled(len(values), groups, seed, number)
+    if counts.shape[1] == 1:
+        return np.full(REPLICATES, np.nan)
+    order = values.argsort()
+    below = (row[members[order]].cumsum() for row in counts)
+    return np.array([values[order[each.searchsorted(each[-1] / 2)]] for each in below])
 
 
 def interval(replicates: np.ndarray) -> Any:

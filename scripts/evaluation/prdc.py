@@ -1,20 +1,28 @@
 """Precision and recall (Kynkaanniemi et al., 2019, with k = 3), density and coverage (Naeem et al., 2020, with k = 5)."""
 
+import math
+
 import numpy as np
 import torch
 
-from scripts.estimate import Estimate
+from scripts.estimate import Estimate, count
 
-JACKKNIFE_GROUPS = 20
+JACKKNIFE_PARTS = 20
 ROWS = 1024
 """Rows of a distance matrix in memory at once."""
 
 
-def prdc_estimates(generated: np.ndarray, reference: np.ndarray, k: int, device: torch.device) -> dict[str, Estimate]:
+def prdc_estimates(
+    generated: np.ndarray,
+    reference: np.ndarray,
+    k: int,
+    device: torch.device,
+    groups: np.ndarray | None = None,
+) -> dict[str, Estimate]:
     """The four scores of features (N, d) and (M, d), both of more than k images, with standard errors over generated images.
 
-    Those of precision and density are of means over images; those of recall and coverage by the jackknife, over 20 groups of
-    generated images.
+    groups: int64 (N,), of images that are not independent. Errors of precision and density are of
+    means over images; those of recall and coverage by the jackknife, over 20 parts of the groups.
     """
     x = torch.from_numpy(generated).to(device, torch.float32)
     y = torch.from_numpy(reference).to(device, torch.float32)
@@ -22,14 +30,23 @@ def prdc_estimates(generated: np.ndarray, reference: np.ndarray, k: int, device:
     x, y = x - centre, y - centre
     radius_y = neighbour_distance(y, k)
     balls, recalled, covered = _within(x, y, radius_y, k)
-    groups = min(JACKKNIFE_GROUPS, len(x))
-    group = torch.arange(len(x), device=device) % groups
-    without = [_within(x[group != left_out], y, radius_y, k) for left_out in range(groups)]
+    members = np.arange(len(x)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    parts = min(JACKKNIFE_PARTS, members.max() + 1)
+    part = torch.from_numpy(members % parts).to(device)
+    without = [_within(x[part != left_out], y, radius_y, k) for left_out in range(parts)] if parts > 1 else []
+
+    def jackknifed(reached: torch.Tensor, without: list[torch.Tensor]) -> Estimate:
+        """The share of reference images that is reached, bool (M,), with its error from the shares
+        without each part."""
+        shares = torch.tensor([one.double().mean() for one in without])
+        error = math.sqrt(shares.var(correction=0) * (parts - 1)) if parts > 1 else math.inf
+        return Estimate(float(reached.double().mean()), error, len(x), count(groups))
+
     return {
-        "Precision": Estimate.of(balls > 0),
-        "Recall": _jackknifed(recalled, [one[1] for one in without], len(x)),
-        "Density": Estimate.of(balls / k),
-        "Coverage": _jackknifed(covered, [one[2] for one in without], len(x)),
+        "Precision": Estimate.of(balls > 0, groups),
+        "Recall": jackknifed(recalled, [one[1] for one in without]),
+        "Density": Estimate.of(balls / k, groups),
+        "Coverage": jackknifed(covered, [one[2] for one in without]),
     }
 
 
@@ -62,10 +79,3 @@ def _within(
         covered |= within.any(0)
         recalled |= (distances < radius_x[rows, None]).any(0)
     return balls, recalled, covered
-
-
-def _jackknifed(reached: torch.Tensor, without: list[torch.Tensor], num_images: int) -> Estimate:
-    """The share of reference images that is reached, bool (M,), with its error from the shares without each group."""
-    shares = torch.stack([one.double().mean() for one in without])
-    error = (shares.var(correction=0) * (len(shares) - 1)) ** 0.5
-    return Estimate(float(reached.double().mean()), float(error), num_images)

@@ -40,12 +40,17 @@ class Result:
     """What a reader must know, in a line."""
     per_image: "np.ndarray | None" = field(default=None, repr=False, compare=False)
     """Float64 (N,): the value is their mean to first order, up to a constant. Differences between results are paired by it."""
+    groups: "np.ndarray | None" = field(default=None, repr=False, compare=False)
+    """Int64 (N,): the initial image of each sample, or another number for those that are not
+    independent; None: all are."""
     picture: "Figure | None" = field(default=None, repr=False, compare=False)
     """Of this result and of those that come with it."""
 
     def __str__(self) -> str:
         interval = "" if self.interval is None else ", 95% interval {:.4f} to {:.4f}".format(*self.interval)
-        return f"{self.score}: {self.estimate} (N = {self.estimate.num_images}{interval})" + (self.note and f"; {self.note}")
+        images, groups = self.estimate.num_images, self.estimate.num_groups
+        initial = "" if groups in (None, images) else f" from {groups} initial image{'s' if groups != 1 else ''}"
+        return f"{self.score}: {self.estimate} (N = {images}{initial}{interval})" + (self.note and f"; {self.note}")
 
 
 def results_directory(root: Path, dataset_name: str, experiment_name: str) -> Path:
@@ -76,6 +81,7 @@ def append_result(directory: Path, result: Result, *, param_name: str, seconds: 
         "value": estimate.value,
         "standard_error": estimate.standard_error if math.isfinite(estimate.standard_error) else None,  # JSON has no infinity
         "num_images": estimate.num_images,
+        "num_initial_images": estimate.num_groups,
         "interval_95": result.interval,
         "note": result.note,
         "param_name": param_name,

@@ -16,7 +16,7 @@ from scripts.evaluation.extractors import EXTRACTORS, Options
 from scripts.evaluation.features import cached_features, data_set_images
 from scripts.evaluation.given import GivenSamples
 from scripts.evaluation.metrics import Inputs, Metric
-from scripts.evaluation.pixels import PixelInputs
+from scripts.evaluation.pixels import PixelInputs, initial_images
 from scripts.evaluation.references import find_reference, reference_features
 from scripts.evaluation.results import Result
 from scripts.runtime import distributed
@@ -89,7 +89,8 @@ class SampleEvaluation:
             text = f"FID of {self.num_gen} samples in {extractor.num_features} dimensions is far too high; raise --num_gen"
             warnings.warn(text, stacklevel=2)
         generated = self._generated(sampler, made_by | extractor.settings, extractor)
-        inputs = Inputs(generated, against, sampler.seed, self.k, device)
+        groups = initial_images(sampler, self.config.data, self.num_gen)
+        inputs = Inputs(generated, against, sampler.seed, self.k, device, groups)
         real: dict[str, dict[str, Any]] = {}
         if not self.reference and self.dataset_split == "train":
             images = data_set_images(self.config.data, "held_out")
@@ -138,7 +139,7 @@ class SampleEvaluation:
 
 def scores(metrics: Sequence[Metric], inputs: Inputs | PixelInputs) -> list[Result]:
     """All results of the metrics."""
-    return [result for metric in metrics for result in metric.compute(inputs)]
+    return [replace(result, groups=inputs.groups) for metric in metrics for result in metric.compute(inputs)]
 
 
 def held_out_settings(metrics: Sequence[Metric], inputs: Inputs, held_out: np.ndarray) -> dict[str, dict[str, Any]]:
@@ -150,10 +151,10 @@ def held_out_settings(metrics: Sequence[Metric], inputs: Inputs, held_out: np.nd
     count = min(len(inputs.generated), len(held_out))
     metrics = [metric for metric in metrics if count >= metric.fewest(inputs.k)]
     evenly = np.linspace(0, len(held_out) - 1, count).astype(int)  # data sets may be sorted by class
-    settings = {}
+    settings, groups = {}, None if inputs.groups is None else inputs.groups[:count]
     for real, samples in zip(
-        scores(metrics, replace(inputs, generated=held_out[evenly])),
-        scores(metrics, replace(inputs, generated=inputs.generated[:count])),
+        scores(metrics, replace(inputs, generated=held_out[evenly], groups=None)),
+        scores(metrics, replace(inputs, generated=inputs.generated[:count], groups=groups)),
         strict=True,
     ):
         value = samples.estimate.value

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from model_code.dct import dct2, dct_matrix
 from model_code.spectrum import bin_means, bin_sums, octaves, radial_bins, radii_of
 from scripts.data.loader import to_unit_range
-from scripts.estimate import Estimate
+from scripts.estimate import Estimate, count
 from scripts.evaluation.pixels import PixelInputs, blocks, resampled_means
 from scripts.evaluation.plots import plot_octaves
 from scripts.evaluation.results import Result
@@ -36,21 +36,48 @@ def deviation_powers(deviations: torch.Tensor, bins: Sequence[torch.Tensor]) -> 
     return torch.cat([bin_sums(torch.cat(planes, 1), each) for each in bins], -1).cpu().numpy()
 
 
-def powers(images: np.ndarray, bins: Sequence[torch.Tensor], device: torch.device) -> np.ndarray:
+def powers(
+    images: np.ndarray,
+    bins: Sequence[torch.Tensor],
+    device: torch.device,
+    groups: np.ndarray | None = None,
+) -> np.ndarray:
     """For each of at least 2 images uint8 (N, C, H, W) what the variance, summed over a bin, is the mean of: float64 (N, P, R).
 
-    That is N / (N - 1) times `deviation_powers` from the mean image.
+    That is N / (N - 1) times `deviation_powers` from the mean image. With groups, int64 (N,), the
+    variance is half the mean square of differences between images of different groups, which is
+    unbiased where images of one group are alike.
     """
-    mean = torch.from_numpy(images.mean(0, dtype=np.float64) / 255).float()
-    found = [deviation_powers((to_unit_range(images[rows]) - mean).to(device), bins) for rows in blocks(images)]
-    return np.concatenate(found) * (len(images) / (len(images) - 1))
+    N, mean = len(images), torch.from_numpy(images.mean(0, dtype=np.float64) / 255).float()
+
+    def deviations(images: np.ndarray) -> np.ndarray:
+        return np.concatenate(
+            [deviation_powers((to_unit_range(images[rows]) - mean).to(device), bins) for rows in blocks(images)]
+        )
+
+    found = deviations(images)
+    if groups is None or len(set(groups.tolist())) in (1, N):
+        return found * (N / (N - 1))
+    _, members, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    of_group = np.split(members.argsort(kind="stable"), sizes.cumsum()[:-1])
+    of_means = deviations(np.stack([images[rows].mean(0, dtype=np.float32) for rows in of_group]))
+    n = sizes[members][:, None, None]
+    return ((N - n) * found + n * of_means[members]) * (N / (N**2 - (sizes**2).sum()))
 
 
-def compare(samples: np.ndarray, reference: np.ndarray, num_radial: int, seed: int) -> np.ndarray:
+def compare(
+    samples: np.ndarray,
+    reference: np.ndarray,
+    num_radial: int,
+    seed: int,
+    groups: np.ndarray | None = None,
+) -> np.ndarray:
     """Spectra of samples and reference, `powers` (N, P, R) and (M, P, R), of which `num_radial` are radial bins, then octaves.
 
-    Values and standard errors by bootstrap over the images of both, float64 (2, P, 2 + octaves): log-spectral distance in dB
-    (root mean square over radial bins but the constant), ratio of total variances, 10 log10 of that by octave, finest first.
+    Values and standard errors by bootstrap over the images of both, or over the samples' groups,
+    int64 (N,), float64 (2, P, 2 + octaves): log-spectral distance in dB (root mean square over
+    radial bins but the constant), ratio of total variances, 10 log10 of that by octave, finest
+    first. Errors are NaN with a single group.
     """
 
     def statistics(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
@@ -60,7 +87,7 @@ def compare(samples: np.ndarray, reference: np.ndarray, num_radial: int, seed: i
         total = ours[..., num_radial:].sum(-1, keepdims=True) / theirs[..., num_radial:].sum(-1, keepdims=True)
         return np.concatenate([distance, total, decibels[..., num_radial:]], -1)
 
-    drawn = statistics(resampled_means(samples, seed, 0), resampled_means(reference, seed, 1))
+    drawn = statistics(resampled_means(samples, seed, 0, groups), resampled_means(reference, seed, 1))
     return np.stack([statistics(samples.mean(0), reference.mean(0)), drawn.std(0, ddof=1)])
 
 
@@ -81,10 +108,12 @@ def spectrum(inputs: PixelInputs) -> list[Result]:
     sets = {"samples": inputs.samples, "held out": real[evenly], "training": inputs.in_memory("train")}
     bins = [radial_bins(*size), octaves(*size)]
     num_radial, names = int(bins[0].max()) + 1, octave_names(bins[1])
-    spectra = {label: powers(images, bins, inputs.sampler.precision.device) for label, images in sets.items()}
+    seed, groups, device = inputs.sampler.seed, inputs.groups, inputs.sampler.precision.device
+    of_set = {"samples": groups}
+    spectra = {label: powers(images, bins, device, of_set.get(label)) for label, images in sets.items()}
     ours, held_out, training = spectra.values()
-    pairs = (ours, training), (held_out, training), (ours, held_out), (ours[: len(held_out)], training)
-    found, expected, against, as_many = (compare(*pair, num_radial, inputs.sampler.seed) for pair in pairs)
+    found, against = (compare(ours, theirs, num_radial, seed, groups) for theirs in (training, held_out))
+    expected, as_many = (compare(some, training, num_radial, seed) for some in (held_out, ours[: len(held_out)]))
     settings: dict[str, Any] = {"training_images": len(training), "held_out_images": len(held_out)}
     for key, table in {"by_octave": found, "held_out_by_octave": expected, "by_octave_against_held_out": against}.items():
         rows = list(zip(names, *table[:, 0, 2:].tolist(), strict=True))
@@ -95,7 +124,9 @@ def spectrum(inputs: PixelInputs) -> list[Result]:
         values, (of_real, error) = found[0, :, i].tolist(), expected[:, 0, i].tolist()
         own = {"held_out": of_real, "held_out_standard_error": error, "value_at_held_out_images": float(as_many[0, 0, i])}
         own |= {"by_plane": dict(zip(PLANES, values, strict=False))}
-        estimate, picture = Estimate(values[0], float(found[1, 0, i]), N), None if i else draw(bins, spectra, found, expected)
+        estimate, picture = Estimate(values[0], float(found[1, 0, i]), N, count(groups)), None
+        if i == 0:
+            picture = draw(bins, spectra, found, expected)
         results.append(Result(score, estimate, settings | own, per_image=ratio if i else None, picture=picture))
     return results
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from scripts.errors import UserError
-from scripts.estimate import Estimate
+from scripts.estimate import Estimate, count, error_of_mean
 from scripts.evaluation.metrics import distance_from_best
 from scripts.evaluation.plots import plot_sweep
 from scripts.evaluation.results import Result, append_result
@@ -130,7 +130,12 @@ def _write_point(file: Path, results: list[Result]) -> None:
     """All results of a point in one file, their values by image as arrays."""
     make_directory(file.parent, "evaluation results")
     arrays: dict[str, Any] = {result.score: result.per_image for result in results if result.per_image is not None}
-    text = json.dumps([asdict(replace(result, per_image=None, picture=None)) for result in results])
+    arrays |= {
+        f"{score}_groups": result.groups
+        for result in results
+        if (score := result.score) in arrays and result.groups is not None
+    }
+    text = json.dumps([asdict(replace(result, per_image=None, groups=None, picture=None)) for result in results])
     with atomic_write(file) as temporary:
         np.savez(temporary, results=np.array(text), **arrays)
 
@@ -138,18 +143,28 @@ def _write_point(file: Path, results: list[Result]) -> None:
 def _read_point(file: Path) -> list[Result]:
     arrays = read_npz(file)
     rows = json.loads(str(arrays["results"]))
-    return [Result(**row | {"estimate": Estimate(**row["estimate"]), "per_image": arrays.get(row["score"])}) for row in rows]
+    for row in rows:
+        row["estimate"] = Estimate(**row["estimate"])
+        row["per_image"], row["groups"] = (
+            arrays.get(row["score"]),
+            arrays.get(f"{row['score']}_groups"),
+        )
+    return [Result(**row) for row in rows]
 
 
 def difference(result: Result, best: Result) -> Estimate | None:
     """How far a result is from another, with the error of the difference paired by image; None where that is not known.
 
-    With the same random numbers most of the variation between images cancels out.
+    With the same random numbers most of the variation between images cancels out. Of samples in
+    groups it is paired by group.
     """
     a, b = result.per_image, best.per_image
     if a is None or b is None or len(a) != len(b) or len(a) < 2:
         return None
-    return Estimate(result.estimate.value - best.estimate.value, float((a - b).std(ddof=1)) / math.sqrt(len(a)), len(a))
+    groups = [np.arange(len(a)) if each.groups is None else each.groups for each in (result, best)]
+    together = np.concatenate(groups)
+    error = 2 * error_of_mean(np.concatenate([a - a.mean(), b.mean() - b]), together)
+    return Estimate(result.estimate.value - best.estimate.value, error, len(a), count(together))
 
 
 def report(scores: Scores, axes: Axes, directory: Path) -> str:

@@ -77,8 +77,9 @@ def test_one_grey_level_is_told_from_none() -> None:
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.5])
-def test_intervals_hold_the_truth(scale: float) -> None:
+def test_intervals_hold_the_truth(scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the share nearer than 99% and of the ratio of medians, for uniform distances, where both are known."""
+    monkeypatch.setattr("scripts.evaluation.pixels.REPLICATES", 200)
     rng = np.random.default_rng(0)
     held, spread = [], []
     for i in range(200):

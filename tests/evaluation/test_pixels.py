@@ -1,6 +1,7 @@
 """Measures of images from a checkpoint to results, pictures and the page of the run."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import pytest
 import torch
 from ml_collections import ConfigDict
 
+from model_code.prior import StandardNormal
 from scripts.data.datasets import load_images
 from scripts.errors import UserError
 from scripts.evaluation.copying import starting_positions
 from scripts.evaluation.metrics import MODES, distance_from_best
-from scripts.evaluation.pixels import PixelInputs
+from scripts.evaluation.pixels import PixelInputs, initial_images
 from scripts.evaluation.results import Result, append_result
 from scripts.evaluation.scores import SampleEvaluation
 from scripts.sampling.choice import Choice
@@ -50,6 +52,9 @@ def test_spectrum_of_a_run(run: Path) -> None:
     assert settings["held_out"] < distance.estimate.value == settings["value_at_held_out_images"]
     assert ratio.per_image is not None
     assert ratio.per_image.mean() == pytest.approx(ratio.estimate.value)
+    many = evaluate(run, "spectrum", num_gen=150)[0]
+    assert 30 < (many.estimate.num_groups or 0) < 100, "the prior is of 100 images"
+    assert f"(N = 150 from {many.estimate.num_groups} initial images" in str(many)
     json.dumps(settings)
 
 
@@ -85,6 +90,8 @@ def test_where_samples_start(run: Path) -> None:
     starts = starting_positions(PixelInputs(samples, sampler, tiny_config().data))
     assert starts is not None
     assert starts.tolist() == [row // 2 for row in rows]
+    noise = replace(sampler, prior=StandardNormal((1, 8, 8)))
+    assert initial_images(noise, tiny_config().data, 5).tolist() == [0, 1, 2, 3, 4]
     sampler, _ = load_sampler(tiny_config(), run, 0, choice=Choice(init="held_out"))
     assert starting_positions(PixelInputs(samples, sampler, tiny_config().data)) is None
 

@@ -205,8 +205,8 @@ def test_custom_statistics_are_clean_fids(evaluate: Evaluate, run: Path, folder:
 def use_short_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
     """The Frechet distance of the first features only: roots of 2048 x 2048 matrices take seconds."""
 
-    def short_estimate(generated: np.ndarray, reference: Gaussian) -> tuple[Estimate, np.ndarray]:
-        return frechet_estimate(generated[:, :8], Gaussian(reference.mu[:8], reference.sigma[:8, :8]))
+    def short_estimate(generated: np.ndarray, reference: Gaussian, groups: Any) -> tuple[Estimate, np.ndarray]:
+        return frechet_estimate(generated[:, :8], Gaussian(reference.mu[:8], reference.sigma[:8, :8]), groups)
 
     monkeypatch.setattr("scripts.evaluation.distances.frechet_estimate", short_estimate)
     monkeypatch.setattr("scripts.evaluation.distances.frechet_of_reference", lambda *_: 0.0)
