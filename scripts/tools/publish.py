@@ -3,11 +3,13 @@
 python -m scripts.tools.publish --workdir RUN --out DIR
 
 sample.py, evaluate.py and the report read DIR as any other run directory; train.py refuses to continue from it.
+Of paths, which may be private, only the last part is published; of training images, what the prior holds.
 """
 
 import json
-import re
+import shlex
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -15,8 +17,12 @@ from scripts.config.flags import define_path_flag, run
 from scripts.config.load import RUN_CONFIG
 from scripts.errors import UserError
 from scripts.storage import checkpoint
-from scripts.storage.files import make_directory, read_json_lines
+from scripts.storage.checkpoint import Contents
+from scripts.storage.files import atomic_write, make_directory, read_json_lines
 from scripts.storage.snapshots import for_sampling
+
+NO_PATHS = {"group_pattern", "device"}
+"""Keys whose slashes are none of a path's: a regular expression, the name of a processor."""
 
 
 def publish(workdir: Path, out: Path) -> Path:
@@ -31,24 +37,64 @@ def publish(workdir: Path, out: Path) -> Path:
         raise UserError(f"--out={out}: there is a run in it that can be trained further; choose another directory")
     crc32 = checkpoint.weights_checksum(checkpoint.averages(contents))
     measured = checkpoint.read_measured(path, contents.get("noise"), contents["step"], crc32)
-    provenance = contents.get("provenance", {})  # earlier versions had none
-    # Of absolute paths only the last part, as the rest may be private.
-    provenance["command"] = re.sub(r"(?<![^\s=])/\S*/", "", provenance.get("command", ""))
     path = checkpoint.numbered_path(make_directory(out, "--out"), 1)
     if path.exists() and checkpoint.weights_checksum(checkpoint.averages(checkpoint.read(path))) != crc32:
         raise UserError(f"--out={out}: other weights are published there; choose another directory")
-    checkpoint.write(path, for_sampling(contents) | {"noise": measured, "provenance": provenance})
-    config = json.loads(contents["config"]) | {"provenance": provenance}
-    (out / RUN_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-    rows = [row for row in read_json_lines(workdir / "metrics.jsonl") if "event" not in row]  # events repeat the command
-    (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    published = without_folders(for_sampling(contents) | {"noise": measured})
+    checkpoint.write(path, published)
+    provenance = published.get("provenance", {})  # earlier versions had none
+    config = json.loads(published["config"]) | {"provenance": provenance}
+    with atomic_write(out / RUN_CONFIG) as temporary:
+        temporary.write_text(json.dumps(config, indent=2) + "\n")
+    rows = read_json_lines(workdir / "metrics.jsonl")
+    rows = [row for row in without_folders(rows) if "event" not in row]  # events repeat the command
+    with atomic_write(out / "metrics.jsonl") as temporary:
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def without_folders(value: Any, key: str = "") -> Any:
+    """The same plain data with only the last part of every path. key: what `value` is called."""
+    if isinstance(value, dict):
+        return {name: without_folders(part, str(name)) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(without_folders(part, key) for part in value)
+    if not isinstance(value, str) or key in NO_PATHS:
+        return value
+    if key == "config":
+        return json.dumps(without_folders(json.loads(value)), indent=2)
+    if key == "command":
+        return shlex.join(_without_folder(word) for word in shlex.split(value))
+    return _without_folder(value)
+
+
+def _without_folder(text: str) -> str:
+    """The last part of a path, also after "--flag="; the program's own configurations keep their folder."""
+    parts = text.split("=")
+    for i, part in enumerate(parts):
+        if not part.startswith("configs/"):
+            parts[i] = part.rstrip("/").rpartition("/")[2]
+    return "=".join(parts)
+
+
+def describe_prior(contents: Contents) -> str | None:
+    """What a checkpoint's prior tells of the training images; None if nothing."""
+    coefficients = contents.get("prior", {}).get("coefficients")
+    if coefficients is None:
+        return None
+    sigma_B, model = contents.get("sigma_B"), json.loads(contents["config"])["model"]
+    blur = model["blur_sigma_max"] if sigma_B is None else sigma_B[-1].item()
+    num_images, _, num_kept = coefficients.shape
+    images = f"the {num_images} training images (mirror images counted)"
+    return f"its prior holds {images}, blurred by {blur:g} pixels: {num_kept} numbers a channel"
 
 
 def main() -> int:
     """Publish what the flags name."""
     path = publish(flags.FLAGS.workdir, flags.FLAGS.out)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+    if (prior := describe_prior(checkpoint.read(path))) is not None:
+        print(prior)
     return 0
 
 

@@ -1,7 +1,10 @@
 """A published run: small, sampled from without any data set, and not taken for a run that could go on."""
 
+import json
+import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,8 +14,9 @@ from scripts.sampling.choice import Choice
 from scripts.sampling.sampler import load_sampler
 from scripts.storage import checkpoint
 from scripts.storage.files import read_json_lines
-from scripts.tools.publish import publish
+from scripts.tools.publish import describe_prior, publish
 from scripts.training.loop import train
+from tests.images import save_images
 from tests.tiny import tiny_config
 
 
@@ -64,13 +68,59 @@ def test_a_run_is_not_published_over_another(run: Path, tmp_path: Path) -> None:
     assert publish(run, tmp_path / "out") == path, "the same again"
 
 
-def test_private_folders_are_left_out_of_the_command(run: Path, tmp_path: Path) -> None:
+PRIVATE = "/home/jane doe/secret"
+
+
+def test_of_private_paths_only_names_are_published(tmp_path: Path) -> None:
+    """Whatever key holds them, also one of an earlier version: no byte of any file has them."""
+    levels, images = Path(f"{tmp_path}{PRIVATE}/levels.npy"), Path(f"{tmp_path}{PRIVATE}/photos")
+    save_images(images, [f"{i}.png" for i in range(12)])
+    save_images(images.with_name("others"), ["0.png"])
+    np.save(levels, [0, 0.5, 1, 4])
+    start = tmp_path / "start"
+    assert train(tiny_config(training__n_iters=1), start) == 0
+    start = start.rename(levels.with_name("weights"))
+    config = tiny_config(data__dataset="folder", data__path=f"{images}/", training__n_iters=2)
+    config.data.held_out_path = str(images.with_name("others"))
+    config.model.blur_schedule = str(levels)
+    config.training.init_from = str(start)
+    run = images.with_name("run")
+    assert train(config, run) == 0
     contents = checkpoint.read(checkpoint.meta_path(run))
-    contents["provenance"]["command"] = "/home/me/env/bin/python train.py --config configs/a/b.py --workdir=/data/me/run"
-    checkpoint.write(checkpoint.meta_path(tmp_path / "run"), contents)
-    published = checkpoint.read(publish(tmp_path / "run", tmp_path / "out"))
-    assert published["provenance"]["command"] == "python train.py --config configs/a/b.py --workdir=run"
-    assert "/me/" not in (tmp_path / "out" / "config.json").read_text()
+    saved = json.loads(contents["config"])
+    saved["training"]["key_of_an_earlier_version"] = [f"{PRIVATE}/cache"]
+    contents["config"] = json.dumps(saved)
+    command = [f"{PRIVATE}/env/bin/python", "train.py", "--config=configs/a/b.py", f"--workdir={run}"]
+    command += ["--config.data.path", f"{images}/", f"-X{PRIVATE}/x=1"]
+    contents["provenance"]["command"] = shlex.join(command)
+    contents["provenance"]["place"] = {"then": f"{PRIVATE}/place"}
+    checkpoint.write(checkpoint.meta_path(run), contents)
+    path = publish(run, tmp_path / "out")
+    files = [file for file in (tmp_path / "out").rglob("*") if file.is_file()]
+    assert len(files) == 3
+    for file in files:
+        for part in ("jane", "doe", "secret", str(tmp_path), tmp_path.name):
+            assert part.encode() not in file.read_bytes(), file
+    published = checkpoint.read(path)
+    shown = "python train.py --config=configs/a/b.py --workdir=run --config.data.path photos x=1"
+    assert published["provenance"]["command"] == shown
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["provenance"] == published["provenance"]
+    assert (config["data"]["path"], config["data"]["held_out_path"]) == ("photos", "others")
+    assert config["model"]["blur_schedule"] == "levels.npy"
+    assert config["training"]["init_from"] == "weights"
+    sampler, _ = load_sampler(None, tmp_path / "out", 1)
+    assert sampler.independent([0]).shape == (1, 1, 8, 8)
+
+
+def test_what_the_prior_tells_is_said(run: Path) -> None:
+    """How many images, how blurred, what is left of them; nothing where the prior is N(0, I)."""
+    contents = checkpoint.read(checkpoint.meta_path(run))
+    prior = "the 9000 training images (mirror images counted), blurred by 4 pixels: 13 numbers"
+    assert prior in (describe_prior(contents) or "")
+    levels = torch.tensor([0, 1, 2, 2.5], dtype=torch.float64)
+    assert "blurred by 2.5 pixels" in (describe_prior(contents | {"sigma_B": levels}) or "")
+    assert describe_prior(contents | {"prior": {}}) is None
 
 
 @pytest.mark.parametrize("data", ["mnist", "emoji"])
