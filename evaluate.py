@@ -61,7 +61,7 @@ EXACT = flags.DEFINE_bool("exact", False, "elbo: all levels for every image.")
 DEQUANTIZE = flags.DEFINE_bool("dequantize", True, "elbo: add uniform noise to 8-bit values, which bits/dim need.")
 
 SAMPLES = flags.DEFINE_string(
-    "samples", None, "Score these instead: a folder or an .npz (arr_0) of images, resized if need be."
+    "samples", None, "Score these instead: a folder or an .npz (arr_0) of images, read as the reference is."
 )
 NUM_GEN = flags.DEFINE_integer("num_gen", 50000, "Samples to draw.", lower_bound=1)
 REFERENCE = flags.DEFINE_string(

@@ -42,6 +42,8 @@ class Reference:
     description: str
     features: np.ndarray | None
     moments: Gaussian | None = None
+    size: tuple[int, int] | None = None
+    """(H, W) of its first image, where that is known."""
 
     @functools.cached_property
     def gaussian(self) -> Gaussian:

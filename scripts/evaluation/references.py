@@ -1,5 +1,6 @@
 """What generated images are compared with: clean-fid's statistics, an .npz of features or images, a folder, or a data set."""
 
+import contextlib
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ import numpy as np
 
 from scripts.config.paths import plain_name, user_path
 from scripts.data.datasets import open_images
-from scripts.data.images import Images, fingerprint, list_images
+from scripts.data.images import Images, UnreadableImage, fingerprint, list_images
 from scripts.data.loader import UnreadableImages
 from scripts.errors import UserError
 from scripts.evaluation.distances import Gaussian, Reference
@@ -49,18 +50,21 @@ def find_reference(
             f"--dataset_name_cleanfid={name}: a folder here, and perhaps a name of clean-fid's; "
             f"write ./{name} for the folder, or {CLEANFID}{name} for clean-fid's statistics"
         )
+
+    def of_images(description: str, images: Images) -> Reference:
+        features = readable_features(directory, images, extractor, batch_size, "reference images")
+        return Reference(description, features, size=first_size(images))
+
     if name == "":
-        images = data_set_images(data, split)
-        found = Reference(f"{data.dataset} {split}", reference_features(directory, images, extractor, batch_size))
+        found = of_images(f"{data.dataset} {split}", data_set_images(data, split))
     elif path.suffix == ".npz":
         arrays = _read(path)
         if "arr_0" in arrays:
-            images = open_images(name, "--dataset_name_cleanfid", None, 3)
-            found = Reference(name, reference_features(directory, images, extractor, batch_size))
+            found = of_images(name, open_images(name, "--dataset_name_cleanfid", None, 3))
         else:
             found = _reference(name, arrays, extractor.num_features, metrics)
     elif "/" in name:
-        found = Reference(name, reference_features(directory, folder_images(path), extractor, batch_size))
+        found = of_images(name, folder_images(path))
     elif "mode" not in extractor.settings:
         raise UserError(f"--dataset_name_cleanfid={name}: clean-fid's statistics are of Inception's features; give a folder")
     else:
@@ -81,8 +85,18 @@ def folder_images(folder: Path) -> NativeFolder:
     return NativeFolder(folder, paths)
 
 
-def reference_features(directory: Path, images: Images, extractor: Extractor, batch_size: int) -> np.ndarray:
-    """Features (M, d) of all images that can be read, cached in `directory`."""
+def first_size(images: Images) -> tuple[int, int] | None:
+    """(H, W) of the first image that can be read."""
+    for i in range(len(images)):
+        with contextlib.suppress(UnreadableImage):
+            height, width = images[i].shape[1:]
+            return height, width
+    return None
+
+
+def readable_features(directory: Path, images: Images, extractor: Extractor, batch_size: int, what: str) -> np.ndarray:
+    """Features (M, d) of all images that can be read, cached in `directory`; `what` they are in
+    messages."""
     settings, unreadable = {"images": "reference", **fingerprint(images), **extractor.settings}, UnreadableImages()
     altered = images.altered if isinstance(images, NativeFolder) else Counter[str]()
     altered.clear()  # of what the fingerprint read
@@ -90,11 +104,11 @@ def reference_features(directory: Path, images: Images, extractor: Extractor, ba
     def compute(indices: range) -> np.ndarray:
         return image_features(images, indices, extractor, unreadable)
 
-    rows = cached_features(directory, settings, len(images), batch_size, compute, "reference features")
-    unreadable.sum_up(len(images), "reference images")
+    rows = cached_features(directory, settings, len(images), batch_size, compute, f"features of {what}")
+    unreadable.sum_up(len(images), what)
     if altered.total():
         kinds = "; ".join(f"{count} with {what}" for what, count in altered.most_common() if count)
-        warn(f"reference images are read as clean-fid reads them: {kinds}")
+        warn(f"{what} are read as clean-fid reads them: {kinds}")
     return rows[~np.isnan(rows[:, 0])]
 
 
@@ -183,7 +197,7 @@ def save_statistics(name: str, folder: Path, extractor: Extractor, mode: str, ba
         raise UserError(f"--custom_name={name}: there are statistics of that name; choose another, or delete {file}")
     images = folder_images(folder)
     with tempfile.TemporaryDirectory() as temporary_directory:
-        features = reference_features(Path(temporary_directory), images, extractor, batch_size)
+        features = readable_features(Path(temporary_directory), images, extractor, batch_size, "images")
     if len(features) < 2:
         raise UserError(f"--dataset_path={folder}: {len(features)} images can be read, where statistics need at least 2")
     gaussian = Gaussian.of(features)

@@ -12,14 +12,16 @@ from ml_collections import ConfigDict
 
 from scripts.data.datasets import Split, load_images
 from scripts.errors import UserError
+from scripts.evaluation.distances import Reference
 from scripts.evaluation.extractors import EXTRACTORS, Options
 from scripts.evaluation.features import cached_features, data_set_images
 from scripts.evaluation.given import GivenSamples
 from scripts.evaluation.metrics import Inputs, Metric
 from scripts.evaluation.pixels import PixelInputs, initial_images
-from scripts.evaluation.references import find_reference, reference_features
+from scripts.evaluation.references import find_reference, first_size, readable_features
 from scripts.evaluation.results import Result
 from scripts.runtime import distributed
+from scripts.runtime.progress import warn
 from scripts.sampling.choice import Choice
 from scripts.sampling.output import to_uint8
 from scripts.sampling.sampler import Sampler, load_sampler
@@ -88,13 +90,21 @@ class SampleEvaluation:
         if any(metric.name == "fid" for metric in self.metrics) and self.num_gen <= extractor.num_features:
             text = f"FID of {self.num_gen} samples in {extractor.num_features} dimensions is far too high; raise --num_gen"
             warnings.warn(text, stacklevel=2)
-        generated = self._generated(sampler, made_by | extractor.settings, extractor)
+        if self.given is None or not self.reference:
+            generated = self._generated(sampler, made_by | extractor.settings, extractor)
+        else:  # as the reference is read
+            native = self.given.native
+            generated = readable_features(directory, native, extractor, self.batch_size, "samples")
+            if len(generated) < len(native):
+                raise UserError(f"--samples={self.given.name}: {len(native) - len(generated)} images cannot be read")
+            generated = generated[: self.num_gen]
+        common |= self._sizes(sampler, against)
         groups = initial_images(sampler, self.config.data, self.num_gen)
         inputs = Inputs(generated, against, sampler.seed, self.k, device, groups)
         real: dict[str, dict[str, Any]] = {}
         if not self.reference and self.dataset_split == "train":
             images = data_set_images(self.config.data, "held_out")
-            held_out = reference_features(directory, images, extractor, self.batch_size)
+            held_out = readable_features(directory, images, extractor, self.batch_size, "held-out images")
             real = held_out_settings(self.metrics, inputs, held_out) if distributed.is_main() else {}
         if not distributed.is_main():
             return []
@@ -119,12 +129,24 @@ class SampleEvaluation:
         )
         return sampler, sampler.settings(self.config, trained)
 
+    def _sizes(self, sampler: Sampler | GivenSamples, against: Reference) -> dict[str, Any]:
+        """(H, W) of samples and reference images for the record, and a line where they differ."""
+        size = first_size(sampler.native) if isinstance(sampler, GivenSamples) else sampler.shape[1:]
+        if against.size is None or size is None or not self.reference or against.size == size:
+            return {}
+        ours, theirs = shown_size(size), shown_size(against.size)
+        warn(f"samples are {ours} pixels, reference images {theirs}; each is taken at its own size")
+        return {"samples_size": size, "reference_size": against.size}
+
     def _generated(
         self, sampler: Sampler | GivenSamples, made_by: dict[str, Any], extract: Callable[[torch.Tensor], np.ndarray]
     ) -> np.ndarray:
         def compute(indices: range) -> np.ndarray:
             return extract(to_uint8(sampler.independent(indices)))
 
+        if self.given is not None and (size := first_size(self.given.native)) != sampler.shape[1:]:
+            made = shown_size(sampler.shape[1:])
+            warn(f"samples are {shown_size(size)} pixels, and made {made} as the data set's images are")
         settings = {"images": "generated", **made_by}
         return cached_features(self.cache, settings, self.num_gen, self.batch_size, compute, "features of samples")
 
@@ -135,6 +157,11 @@ class SampleEvaluation:
             right = "--per_init must be at least 2 and --num_gen a multiple of it, at least 2 times as many"
             raise UserError(f"--num_gen={self.num_gen} --per_init={per_init}: {right}")
         return replace(choice, init=choice.init or "train", per_init=per_init)
+
+
+def shown_size(size: tuple[int, ...] | None) -> str:
+    """(H, W) as width x height."""
+    return "of unknown size" if size is None else f"{size[1]} x {size[0]}"
 
 
 def scores(metrics: Sequence[Metric], inputs: Inputs | PixelInputs) -> list[Result]:

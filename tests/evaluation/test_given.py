@@ -13,6 +13,7 @@ from scripts.evaluation.extractors import EXTRACTORS
 from scripts.evaluation.given import GivenSamples
 from scripts.evaluation.metrics import MODES
 from scripts.evaluation.pixels import initial_images
+from scripts.evaluation.references import save_statistics
 from scripts.evaluation.results import Result
 from scripts.evaluation.scores import SampleEvaluation
 from scripts.sampling.choice import Choice
@@ -69,6 +70,39 @@ def test_exported_samples_have_the_scores_of_drawn_ones(
     (same,) = scores(run, reference=str(file))
     assert same.estimate.value == pytest.approx(0, abs=1e-3)
     assert same.settings["reference_images"] == 11
+
+
+@pytest.mark.parametrize("suffix", ["", "custom", ".npz"])
+def test_a_set_has_no_distance_from_itself(
+    suffix: str,
+    tmp_path: Path,
+    run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Whatever the configuration's size: samples are read as the reference is, and where sizes
+    differ a line has both."""
+    monkeypatch.setitem(EXTRACTORS, "inception", lambda _: Recorder())
+    monkeypatch.setitem(Recorder.settings, "mode", "clean")
+    monkeypatch.setattr("scripts.evaluation.references.statistics_folder", lambda: tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 20, 24, 3), dtype=np.uint8)
+    folder = tmp_path / "imgs"
+    folder.mkdir()
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(folder / f"{i:02d}.png")
+    np.savez(tmp_path / "imgs.npz", pixels)
+    save_statistics("x", folder, Recorder(), "clean", 8)
+    given = GivenSamples.read(str(tmp_path / f"imgs{suffix if suffix == '.npz' else ''}"), tiny_config(), 5)
+    name = {"reference": "x", "dataset_split": "custom"} if suffix == "custom" else {"reference": str(folder) + suffix}
+    capsys.readouterr()
+    (same,) = scores(run, given=given, num_gen=12, **name)
+    assert same.estimate.value == pytest.approx(0, abs=1e-3)
+    assert "x 20" not in "".join(capsys.readouterr())
+    scores(run, given=given)
+    assert "samples are 24 x 20 pixels, and made 8 x 8 as the data set's images are" in "".join(capsys.readouterr())
+    scores(run, reference=str(folder))
+    line = "samples are 8 x 8 pixels, reference images 24 x 20; each is taken at its own size"
+    assert line in "".join(capsys.readouterr())
 
 
 def test_arrays_of_a_reference_are_taken_as_they_are(tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

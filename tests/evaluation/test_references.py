@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from scripts.errors import UserError
-from scripts.evaluation.references import folder_images, reference_features, save_statistics
+from scripts.evaluation.references import folder_images, readable_features, save_statistics
 from tests.evaluation.test_scores import Recorder
 
 
@@ -32,7 +32,7 @@ def test_reading_as_clean_fid_does_is_said(tmp_path: Path, capsys: pytest.Captur
     Image.new("RGBA", (8, 8)).save(folder / "2.png")
     Image.new("RGB", (8, 8)).save(folder / "3.jpg", exif=exif)
     Image.new("RGB", (8, 8)).save(folder / "4.png")
-    reference_features(tmp_path / "cache", folder_images(folder), Recorder(), 2)
+    readable_features(tmp_path / "cache", folder_images(folder), Recorder(), 2, "reference images")
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     for text in ("1 with 16-bit grey", "1 with transparency", "1 with rotation in EXIF"):
