@@ -4,6 +4,7 @@ import json
 import warnings
 import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,44 +12,64 @@ import numpy as np
 import torch
 from PIL import Image
 
+from scripts.data.images import UnreadableImage, opened_image
 from scripts.errors import UserError
 from scripts.runtime import distributed
-from scripts.runtime.progress import progress_bar
+from scripts.runtime.progress import progress_bar, warn
 from scripts.sampling.output import to_uint8
 from scripts.sampling.sampler import Sampler
-from scripts.storage.files import atomic_write, make_directory
+from scripts.storage.files import atomic_write, exclusive, make_directory
 
 
 def export(
     directory: Path, sampler: Sampler, settings: dict[str, Any], num_samples: int, batch_size: int, npz: bool = False
 ) -> None:
-    """Write samples 0..num_samples-1 as `000000.png`, ..., `batch_size` at a time: those that are not there yet.
+    """Write samples 0..num_samples-1 as `000000.png`, ..., `batch_size` at a time: those that are not there whole.
 
     Of several processes each draws so many at a time, and process 0 writes all. `settings`, what the images depend on,
-    are kept as `export.json`; `origins.txt` has for each sample the index of the image of `sampler.seeds` that it starts from.
-    npz: `samples_NxHxWxC.npz` with all in one array, too. Raises UserError if the directory holds images made otherwise.
+    are kept as `export.json`; `origins.txt` has for each sample the index of the image of `sampler.seeds` that it
+    starts from. npz: `samples_NxHxWxC.npz` with all in one array, too. Raises UserError if the directory holds images
+    made otherwise, and while another export writes there.
     """
-    missing: list[int] = []
-    if distributed.is_main():
-        make_directory(directory, "--export_dir")
-        _check_export(directory, settings)
-        missing = [i for i in range(num_samples) if not (directory / f"{i:06d}.png").exists()]
-        if (held := sum(1 for _ in directory.glob("*.png")) + len(missing)) > num_samples:
-            text = f"--num_samples={num_samples}: {directory} holds {held} images, and who reads it will read them all"
-            warnings.warn(text, stacklevel=2)
-    missing = distributed.from_main(missing)
-    with progress_bar(num_samples, "image", "export", initial=num_samples - len(missing)) as bar:
-        for start in range(0, len(missing), batch_size * distributed.world_size()):
-            indices = missing[start : start + batch_size * distributed.world_size()]
-            images = distributed.compute_rows(indices, lambda mine: to_uint8(sampler.independent(mine)))
-            if distributed.is_main():
-                _write_images(directory, indices, images)
-            bar.update(len(indices))
-    if distributed.is_main() and sampler.seeds is not None:
-        np.savetxt(directory / "origins.txt", sampler.origins(range(num_samples)), fmt="%d")
-    if distributed.is_main() and npz:
-        channels, *size = sampler.shape
-        _write_npz(directory, (num_samples, *size, channels))
+    make_directory(directory, "--export_dir")
+    with exclusive(directory, f"--export_dir={directory}: another export is writing there; wait for its end"):
+        missing = _missing(directory, sampler, settings, num_samples) if distributed.is_main() else []
+        missing = distributed.from_main(missing)
+        with progress_bar(num_samples, "image", "export", initial=num_samples - len(missing)) as bar:
+            for start in range(0, len(missing), batch_size * distributed.world_size()):
+                indices = missing[start : start + batch_size * distributed.world_size()]
+                images = distributed.compute_rows(indices, lambda mine: to_uint8(sampler.independent(mine)))
+                if distributed.is_main():
+                    _write_images(directory, indices, images)
+                bar.update(len(indices))
+        if distributed.is_main() and sampler.seeds is not None:
+            with atomic_write(directory / "origins.txt") as temporary:
+                np.savetxt(temporary, sampler.origins(range(num_samples)), fmt="%d")
+        if distributed.is_main() and npz:
+            channels, *size = sampler.shape
+            _write_npz(directory, (num_samples, *size, channels))
+
+
+def _missing(directory: Path, sampler: Sampler, settings: dict[str, Any], num_samples: int) -> list[int]:
+    """The samples that are not there, or damaged. Raises UserError as `export` does."""
+    _check_export(directory, settings)
+    files = [directory / f"{i:06d}.png" for i in range(num_samples)]
+    if (held := len({*directory.glob("*.png"), *files})) > num_samples:
+        text = f"--num_samples={num_samples}: {directory} holds {held} images, and who reads it will read them all"
+        warnings.warn(text, stacklevel=3)
+    missing = [i for i, file in enumerate(files) if not _is_whole(file, sampler.shape)]
+    if damaged := sum(files[i].exists() for i in missing):
+        warn(f"{directory}: {damaged} of {num_samples} images are damaged, and drawn again")
+    return missing
+
+
+def _is_whole(file: Path, shape: tuple[int, int, int]) -> bool:
+    """Whether a file holds an image of this shape (C, H, W), by the checksums in it."""
+    with suppress(UnreadableImage), opened_image(file, file.name) as image:
+        found = len(image.getbands()), image.height, image.width
+        image.verify()
+        return found == shape
+    return False
 
 
 def _write_npz(directory: Path, shape: tuple[int, ...]) -> None:

@@ -58,8 +58,12 @@ def own_directory(base: Path, settings: dict[str, Any]) -> Path:
     for name in (base.name, step, f"{step}_{zlib.crc32(text.encode()):08x}"):
         directory = base.with_name(name)
         record = directory / "settings.json"
-        if not directory.exists() or (record.exists() and record.read_text() == text):
+        try:
+            directory.mkdir(parents=True)  # fails for the second of two commands
             break
+        except FileExistsError:
+            if record.exists() and record.read_text() == text:
+                break
     make_directory(directory, "output directory")
     with atomic_write(record) as temporary:
         temporary.write_text(text)

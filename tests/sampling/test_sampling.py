@@ -1,5 +1,6 @@
 """Samples are functions of (seed, index), and the four kinds share what they say they share."""
 
+import fcntl
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +18,9 @@ from scripts.data.loader import clean_batches
 from scripts.errors import UserError
 from scripts.runtime.device import Precision
 from scripts.sampling.choice import Choice, parse_delta, parse_steps
+from scripts.sampling.export import export
 from scripts.sampling.measurement import calibrate
-from scripts.sampling.output import frame_levels, interpolation_set, sample_set
+from scripts.sampling.output import frame_levels, interpolation_set, own_directory, sample_set
 from scripts.sampling.reverse import BLOCK, IndependentNoise, SphericalNoise, linear_path, reverse_process
 from scripts.sampling.sampler import Sampler, data_prior, make_sampler
 from tests.golden import fill_golden
@@ -240,3 +242,58 @@ def test_levels_to_visit(sampler: Sampler) -> None:
         choice = Choice(steps=steps)
         labels.add(choice.label(choice.kernel(sampler.process, config, measured)))
     assert len(labels) == 6
+
+
+def exported(directory: Path) -> dict[str, np.ndarray]:
+    return {path.name: np.asarray(Image.open(path)).astype(int) for path in sorted(directory.glob("*.png"))}
+
+
+DAMAGED = {
+    "empty": lambda data: b"",
+    "truncated": lambda data: data[: len(data) // 2],
+    "without its end": lambda data: data[:-12],
+    "zeros": lambda data: bytes(len(data)),
+    "one bit": lambda data: data[:45] + bytes([data[45] ^ 1]) + data[46:],
+}
+
+
+@pytest.mark.parametrize("damage", [*DAMAGED, "another size"])
+def test_a_damaged_image_of_an_export_is_drawn_again(
+    damage: str, sampler: Sampler, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after a power cut. The others stay, and the array is complete."""
+    export(tmp_path, sampler, {"seed": 1}, 4, 4)
+    before, file = exported(tmp_path), tmp_path / "000002.png"
+    times = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.png")}
+    if damage == "another size":
+        Image.new("L", (4, 4)).save(file)
+    else:
+        file.write_bytes(DAMAGED[damage](file.read_bytes()))
+    export(tmp_path, sampler, {"seed": 1}, 4, 4, npz=True)
+    assert "1 of 4 images are damaged" in capsys.readouterr().err
+    for name, pixels in exported(tmp_path).items():
+        assert np.abs(pixels - before[name]).max() <= 1, "another batch, the same image"
+        assert ((tmp_path / name).stat().st_mtime_ns == times[name]) == (name != file.name)
+    with np.load(tmp_path / "samples_4x8x8x1.npz") as arrays:
+        assert (arrays["arr_0"][..., 0] == [*exported(tmp_path).values()]).all()
+
+
+def test_two_exports_into_one_directory(sampler: Sampler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No image is drawn twice, and none renames what the other is writing."""
+
+    def taken(*_: object) -> None:
+        raise BlockingIOError
+
+    monkeypatch.setattr(fcntl, "lockf", taken)
+    with pytest.raises(UserError, match="another export is writing there"):
+        export(tmp_path, sampler, {"seed": 1}, 4, 4)
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_two_commands_want_one_directory_for_other_pictures(tmp_path: Path) -> None:
+    """The first has made it, and has not yet said what for."""
+    (tmp_path / "delta").mkdir()
+    settings = {"checkpoint_step": 2}
+    assert own_directory(tmp_path / "delta", settings).name == "delta_step_2"
+    assert own_directory(tmp_path / "delta", settings).name == "delta_step_2", "drawn again"
+    assert own_directory(tmp_path / "delta", settings | {"seed": 1}).name.startswith("delta_step_2_")
