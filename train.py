@@ -11,36 +11,27 @@ import sys
 import warnings
 from pathlib import Path
 
-from absl import flags
+from absl.flags import FLAGS
 
-from scripts.config.flags import define_config_flag, define_path_flag, run
+from scripts.config.flags import run
 from scripts.config.paths import ROOT
-from scripts.errors import UserError
-
-CONFIG = define_config_flag()
-WORKDIR = define_path_flag("workdir", "Run directory; a run that is already there is continued.")
-PLAN = flags.DEFINE_bool("plan", False, "Print what training and sampling would cost on 1, 8 and 64 GPUs, and do nothing.")
-PLAN_TFLOPS = flags.DEFINE_float("plan_tflops", None, "With --plan: 10^12 operations a second; by default an H100's.", 1e-3)
-PLAN_UTILIZATION = flags.DEFINE_float("plan_utilization", 0.4, "With --plan: the part of that which is reached.", 0.01, 1.0)
 
 
 def main() -> int:
     """Wire the flags to `scripts.training.loop`."""
-    if PLAN.value:
+    if FLAGS.plan:
         from scripts.training.plan import plan
 
-        print(plan(CONFIG.value, PLAN_TFLOPS.value, PLAN_UTILIZATION.value))
+        print(plan(FLAGS.config, FLAGS.plan_tflops, FLAGS.plan_utilization))
         return 0
-    if WORKDIR.value is None:
-        raise UserError("--workdir: name a run directory, such as --workdir=runs/mnist/first")
     from scripts.runtime import distributed
-    from scripts.training.loop import train  # imports PyTorch, which --help and mistyped flags need not wait for
+    from scripts.training.loop import train  # imports PyTorch, which --help need not wait for
 
-    with distributed.processes(CONFIG.value.distributed_timeout_minutes):
-        exit_code = train(CONFIG.value, WORKDIR.value)
+    with distributed.processes(FLAGS.config.distributed_timeout_minutes):
+        exit_code = train(FLAGS.config, FLAGS.workdir)
         distributed.barrier()  # process 0 has saved: launchers end the others when one exits with an error
         if exit_code == 0 and distributed.is_main():
-            write_page(WORKDIR.value)
+            write_page(FLAGS.workdir)
         return exit_code
 
 
@@ -55,4 +46,4 @@ def write_page(workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run("train", main)

@@ -1,6 +1,7 @@
 """The commands as a user types them: what works, and one clear line for what cannot."""
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from scripts.config.flags import flags_of
 from scripts.config.paths import ROOT
 from tests.conftest import command, error_line
 from tests.tiny import TINY
@@ -228,14 +230,15 @@ def test_own_images_with_a_truncated_one_among_them(tmp_path: Path) -> None:
     [
         ("--delta=-0.1", "--delta=-0.1"),
         ("--delta=nan", "--delta=nan"),
-        ("--same_init --interpolate", "--same_init and --interpolate: choose one"),
+        ("--same_init --interpolate", "--same_init has no meaning with --interpolate"),
         ("--num_points=3", "--num_points has no meaning without --interpolate"),
         ("--from_level=2", "--from_level has no meaning without --init"),
         ("--init=train --prior=data", "--prior has no meaning with --init"),
         ("--init=train --per_init=2 --share_noise", "--per_init has no meaning with --share_noise"),
         ("--init=/no/where", "--init=/no/where: cannot be used"),
         ("--init=held_out --from_level=4", "--from_level=4: must be a level that is visited; near it 2 and 3"),
-        ("--num_samples=3", "--num_samples and --export_dir go together"),
+        ("--num_samples=3", "--num_samples has no meaning without --export_dir"),
+        ("--export_dir=x", "--num_samples is needed with --export_dir"),
         ("--checkpoint=7", "has no checkpoints/checkpoint_7.pth; there are 1"),
         ("--config.model.K=4", "config.model.K was 3, now 4"),
     ],
@@ -248,5 +251,11 @@ def test_bad_input_to_sampling(arguments: str, expected: str, trained: Path) -> 
 
 @pytest.mark.parametrize("script", ["train.py", "sample.py", "evaluate.py"])
 def test_help_and_missing_flags(script: str) -> None:
-    assert "--workdir" in command(script, "--help").stdout
+    """All flags, the common ones first, after the docstring."""
+    result = command(script, "--help")
+    listed = result.stdout.partition("\nFlags:\n")[2].split("\n  --")
+    names = [re.match(r"(?:  --)?(?:\[no\])?(\w+)", text)[1] for text in listed]  # type: ignore[index]
+    assert result.returncode == 0
+    assert names == [flag.name for flag in flags_of(script.removesuffix(".py"))]
+    assert names[:2] == ["config", "workdir"]
     assert ("--config" if script == "train.py" else "--workdir") in error_line(command(script))

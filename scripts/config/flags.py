@@ -1,15 +1,19 @@
-"""Flags of the entry scripts and tools, and how bad input ends: in one line."""
+"""Flags of all commands: one table of what each takes and where it means something.
+
+And how bad input ends: in one line.
+"""
 
 import sys
+import textwrap
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags
 from ml_collections import config_flags
 
-from scripts.config import release
 from scripts.config.load import RUN_CONFIG, load, refuse_unknown
 from scripts.config.paths import user_path
 from scripts.errors import USAGE_ERROR, UserError, error_line, expected, one_line
@@ -25,62 +29,421 @@ class _Parser(flags.ArgumentParser):
         return self._function(argument)
 
 
-def define_config_flag(required: bool = True) -> flags.FlagHolder:
-    """The flag `--config FILE` with its overrides `--config.section.key=value`, for an entry script."""
-    text = "Configuration: a file of configs/ or your own, or the config.json of a run; by default that in --workdir."
-    # ml_collections defines a flag for each --config.section.key that it finds in sys.argv, parses them into the flag's value,
-    # and has its own way to read FILE and to say that a key is unknown. Here the run's own configuration is put into sys.argv
-    # first, where only --workdir names it; FILE is read by `load`, which completes it by the defaults and takes JSON, too; and
-    # the result is locked, so that an unknown key is an error, which `_parse_flags` turns into one line.
+def _define_config(name: str, default: None, text: str) -> None:
+    # ml_collections defines a flag for each --config.section.key that it finds in sys.argv, parses
+    # them into the flag's value, and has its own way to read FILE and to say that a key is unknown.
+    # Here the run's own configuration is put into sys.argv first, where only --workdir names it;
+    # FILE is read by `load`, which completes it by the defaults and takes JSON, too; and the result
+    # is locked, so that an unknown key is an error, which `_parse_flags` turns into one line.
     sys.argv[:] = _with_config_of_run(sys.argv)
     try:
-        holder = config_flags.DEFINE_config_file("config", None, text)
+        config_flags.DEFINE_config_file(name, default, text)
     except flags.Error as error:  # a --flagfile that cannot be opened
         fail(error)
-    flags.FLAGS["config"].parser = _Parser(lambda path: load(path).lock())
-    if required:
-        needed = "is needed: a configuration file, or a --workdir with a config.json"
-        flags.register_validator("config", lambda config: config is not None, needed)
-    return holder
+    flags.FLAGS[name].parser = _Parser(lambda path: load(path).lock())
 
 
-def define_path_flag(name: str, help_text: str, required: bool = False) -> flags.FlagHolder:
-    """A flag whose value is a Path with ~ expanded, or None."""
-    parser = _Parser(lambda text: user_path(text, f"--{name}"))
-    return flags.DEFINE(parser, name, None, help_text, serializer=flags.ArgumentSerializer(), required=required)
+def _define_path(name: str, default: None, text: str) -> None:
+    parser = _Parser(lambda path: user_path(path, f"--{name}"))
+    flags.DEFINE(parser, name, default, text, serializer=flags.ArgumentSerializer())
 
 
-def define_kernel_flags() -> tuple[flags.FlagHolder, flags.FlagHolder, flags.FlagHolder]:
-    """--delta, --steps and --eta: which reverse kernel to sample with, and which levels to visit."""
-    delta = "Sampling noise: a standard deviation, spectral or calibrated; by default calibrated where that was measured."
-    steps = "Network calls for a sample: N (evenly spaced levels), N:bound (for the best bound) or all levels K,...,0."
-    return (
-        flags.DEFINE_string("delta", None, delta),
-        flags.DEFINE_string("steps", None, f"{steps} By default all levels."),
-        flags.DEFINE_float("eta", None, "For blurring diffusion: 1 is ancestral sampling, 0 deterministic (DDIM).", 0.0, 1.0),
-    )
+def _define_enum(name: str, default: str | None, text: str, enum_values: Sequence[str]) -> None:
+    flags.DEFINE_enum(name, default, enum_values, text)
 
 
-def define_init_flags() -> tuple[flags.FlagHolder, flags.FlagHolder, flags.FlagHolder]:
-    """--init, --per_init and --from_level: images that samples start from, instead of those of the prior."""
-    init = "Images to start from: held_out, train, a folder, an image or an array (.npy, .npz); by default the prior's."
-    return (
-        flags.DEFINE_string("init", None, init),
-        flags.DEFINE_integer("per_init", None, "Samples of each of these images; they differ in the noise.", lower_bound=1),
-        flags.DEFINE_integer("from_level", None, "The level to which these images are blurred; by default K.", lower_bound=1),
-    )
+CONFIG, PATH, ENUM = _define_config, _define_path, _define_enum
+BOOL, INTEGER, FLOAT = flags.DEFINE_bool, flags.DEFINE_integer, flags.DEFINE_float
+STRING, STRINGS = flags.DEFINE_string, flags.DEFINE_multi_string
+VALUES = {CONFIG: "FILE", PATH: "PATH", INTEGER: "N", FLOAT: "X", STRING: "TEXT", STRINGS: "TEXT"}
+"""What --help calls the values of each kind."""
 
 
-def refuse_meaningless(*cases: tuple[flags.FlagHolder, str | bool]) -> None:
-    """Raise UserError for a flag that was given beside something that makes it meaningless, such as "without --init"."""
-    for flag, why in cases:
-        if why and flags.FLAGS[flag.name].present:
-            raise UserError(f"--{flag.name} has no meaning {why}: leave it out")
+@dataclass(frozen=True)
+class Flag:
+    """A flag of some commands.
+
+    Conditions are words: "interpolate" holds if that flag is set, "mode=elbo" if it has that value.
+    """
+
+    name: str
+    commands: str
+    define: Callable[..., object]
+    default: Any
+    help: str
+    limits: dict[str, Any] = field(default_factory=dict)
+    only: str = ""
+    """Conditions of which one must hold for it to mean something.
+
+    Those about flags that the command does not have never count.
+    """
+    never: str = ""
+    """Conditions under each of which it means nothing."""
+    required: str = ""
+    """A condition under which it must be given, or `ALWAYS`."""
+    unless: str = ""
+    """Conditions under which it is not required."""
+    alone: str = ""
+    """The only flags that mean something beside this one; without, all may."""
 
 
-def run(main: Callable[[], int], positional: str | None = None) -> None:
-    """Parse the command line and call `main` for its exit code; a UserError becomes one line on stderr and exit code 2.
+ALWAYS = "always"
+UNREAD = "No effect, as in the original release, which defines this flag and does not read it."
+FEATURES = "mode=fid mode=kid mode=prdc mode=all"
+PIXELS = "mode=spectrum mode=copying mode=diversity"
+MODES = ("elbo", "fid", "kid", "prdc", "all", "spectrum", "copying", "diversity")
+EXTRACTORS = ("inception", "classifier", "dinov2")
+OTHER_EXTRACTORS = "feature_extractor=classifier feature_extractor=dinov2"
 
+FLAGS = (
+    Flag(
+        "config", "sample evaluate", CONFIG, None,
+        "Configuration: a file of configs/ or your own, or the config.json of a run; by default "
+        "that in --workdir. --config.section.key=value overrides any key of configs/default.py.",
+        required="samples", unless="workdir",
+    ),
+    Flag(
+        "config", "train benchmark calibrate data_spectrum gallery pack", CONFIG, None,
+        "Configuration: a file of configs/ or your own, or the config.json of a run; by default "
+        "that in --workdir. --config.section.key=value overrides any key of configs/default.py.",
+        required=ALWAYS,
+    ),
+    Flag(
+        "workdir", "train", PATH, None, "Run directory; a run that is already there is continued.",
+        required=ALWAYS, unless="plan",
+    ),
+    Flag(
+        "workdir", "sample evaluate calibrate gallery publish", PATH, None,
+        "Run directory that train.py made.", required=ALWAYS, unless="samples",
+    ),
+    Flag(
+        "workdir", "report", PATH, None, "Run directory; the flag's name may be left out.",
+        required=ALWAYS,
+    ),
+    Flag(
+        "run", "compare", STRINGS, [], "Run directories; the flag's name may be left out.",
+        required=ALWAYS,
+    ),
+    Flag(
+        "checkpoint", "sample evaluate calibrate", INTEGER, 0,
+        "n for checkpoints/checkpoint_n.pth, 0 for the newest.", {"lower_bound": 0},
+        never="samples",
+    ),
+    Flag(
+        "plan", "train", BOOL, False,
+        "Print what training and sampling would cost on 1, 8 and 64 GPUs, and do nothing.",
+    ),
+    Flag(
+        "plan_tflops", "train", FLOAT, None, "10^12 operations a second; by default an H100's.",
+        {"lower_bound": 1e-3}, only="plan",
+    ),
+    Flag(
+        "plan_utilization", "train", FLOAT, 0.4, "The part of that which is reached.",
+        {"lower_bound": 0.01, "upper_bound": 1.0}, only="plan",
+    ),
+    Flag(
+        "mode", "evaluate", ENUM, "fid", "What to compute; all: FID, KID and prdc.",
+        {"enum_values": MODES},
+    ),
+    Flag(
+        "batch_size", "sample", INTEGER, None,
+        "Samples in a picture, by default 9, or at a time in an export, by default "
+        "config.eval.batch_size; with --interpolate not used, as in the release.",
+        {"lower_bound": 1},
+    ),
+    Flag(
+        "batch_size", "evaluate", INTEGER, None,
+        "Images at a time; by default config.eval.batch_size.", {"lower_bound": 1},
+    ),
+    Flag(
+        "same_init", "sample", BOOL, False, "One initial state for all samples.",
+        never="share_noise interpolate export_dir",
+    ),
+    Flag(
+        "share_noise", "sample", BOOL, False, "One noise sequence for all samples.",
+        never="interpolate export_dir",
+    ),
+    Flag(
+        "interpolate", "sample", BOOL, False, "A path from one sample to another.",
+        never="export_dir",
+    ),
+    Flag(
+        "num_points", "sample", INTEGER, 20, "Points on that path, both ends included.",
+        {"lower_bound": 2}, only="interpolate",
+    ),
+    Flag(
+        "delta", "sample evaluate", STRING, None,
+        "Sampling noise: a standard deviation, spectral or calibrated; by default calibrated "
+        "where that was measured.", never="samples",
+    ),
+    Flag(
+        "delta", "gallery", STRING, None,
+        "Sampling noise: a standard deviation, or spectral; by default the configuration's.",
+    ),
+    Flag(
+        "steps", "sample evaluate", STRING, None,
+        "Network calls for a sample: N (evenly spaced levels), N:bound (for the best bound) or "
+        "all levels K,...,0. By default all levels.", never="samples",
+    ),
+    Flag(
+        "eta", "sample evaluate", FLOAT, None,
+        "For blurring diffusion: 1 is ancestral sampling, 0 deterministic (DDIM).",
+        {"lower_bound": 0.0, "upper_bound": 1.0}, never="samples",
+    ),
+    Flag(
+        "seed", "sample evaluate", INTEGER, None,
+        "Sample i is a function of (seed, i), and whatever else is random of the seed; by default "
+        "config.seed.", {"lower_bound": 0, "upper_bound": 2**64 - 1},
+    ),
+    Flag(
+        "init", "sample evaluate", STRING, None,
+        "Images to start from: held_out, train, a folder, an image or an array (.npy, .npz); by "
+        "default the prior's.", never="mode=elbo samples",
+    ),
+    Flag(
+        "per_init", "sample evaluate", INTEGER, None,
+        "Samples of each of these images; they differ in the noise.", {"lower_bound": 1},
+        only="init mode=diversity", never="same_init share_noise interpolate",
+    ),
+    Flag(
+        "from_level", "sample evaluate", INTEGER, None,
+        "The level to which these images are blurred; by default K.", {"lower_bound": 1},
+        only="init mode=diversity",
+    ),
+    Flag(
+        "prior", "sample", ENUM, "bank",
+        "Initial states from the checkpoint, or from the data set.",
+        {"enum_values": ["bank", "data"]}, never="init",
+    ),
+    Flag(
+        "precision", "sample evaluate", ENUM, "float32", "What the network computes in.",
+        {"enum_values": ["float32", "bfloat16", "float16"]}, never="samples",
+    ),
+    Flag(
+        "number", "sample", INTEGER, None,
+        "Draw the i-th batch of samples instead of the first, 0.", {"lower_bound": 0},
+        never="export_dir",
+    ),
+    Flag(
+        "save_sample_freq", "sample", INTEGER, None, "Keep every F-th state of the process.",
+        {"lower_bound": 1}, never="interpolate export_dir",
+    ),
+    Flag(
+        "out", "sample", PATH, None,
+        "Where pictures go; by default additional_samples in --workdir.", never="export_dir",
+    ),
+    Flag(
+        "export_dir", "sample", PATH, None,
+        "Where to; an export that was interrupted is continued.",
+    ),
+    Flag(
+        "num_samples", "sample", INTEGER, None, "Samples to write as single images.",
+        {"lower_bound": 1}, only="export_dir", required="export_dir",
+    ),
+    Flag(
+        "export", "sample", ENUM, "png",
+        "npz: beside the single images one array, uint8 (N, H, W, C).",
+        {"enum_values": ["png", "npz"]}, only="export_dir",
+    ),
+    Flag(
+        "num_gen", "evaluate", INTEGER, 50000, "Samples to draw.", {"lower_bound": 1},
+        never="mode=elbo",
+    ),
+    Flag(
+        "samples", "evaluate", STRING, None,
+        "Score these instead: a folder or an .npz (arr_0) of images, read as the reference is.",
+        never="mode=elbo mode=diversity",
+    ),
+    Flag(
+        "dataset_split", "evaluate", STRING, None,
+        "Split to compare with; by default test for elbo, train otherwise.", never=PIXELS,
+    ),
+    Flag(
+        "num_images", "evaluate", INTEGER, None,
+        "Images, spread over the split, 0 for all; by default config.eval.num_images.",
+        {"lower_bound": 0}, only="mode=elbo",
+    ),
+    Flag(
+        "num_levels_per_image", "evaluate", INTEGER, 10, "Levels drawn for each image.",
+        {"lower_bound": 1}, only="mode=elbo", never="exact",
+    ),
+    Flag("exact", "evaluate", BOOL, False, "All levels for every image.", only="mode=elbo"),
+    Flag(
+        "dequantize", "evaluate", BOOL, True,
+        "Add uniform noise to 8-bit values, which bits/dim need.", only="mode=elbo",
+    ),
+    Flag(
+        "sweep", "evaluate", STRINGS, [],
+        "delta, steps, checkpoint or seed =first:last:step or =a,b,...; several times for all "
+        "combinations.", never="samples",
+    ),
+    Flag(
+        "feature_extractor", "evaluate", ENUM, "inception", "What makes the features.",
+        {"enum_values": EXTRACTORS}, only=FEATURES,
+    ),
+    Flag(
+        "dataset_name_cleanfid", "evaluate", STRING, "",
+        "Reference: clean-fid's name for it, an .npz or a folder; by default the config's data "
+        "set.", only=FEATURES,
+    ),
+    Flag(
+        "cleanfid_mode", "evaluate", ENUM, "clean", "As clean-fid's modes.",
+        {"enum_values": ["clean", "legacy_tensorflow", "legacy_pytorch"]},
+        only=FEATURES + " save_stats", never=OTHER_EXTRACTORS,
+    ),
+    Flag(
+        "inception_path", "evaluate", STRING, "",
+        "inception-2015-12-05.pt, or the folder that it is in.", only=FEATURES + " save_stats",
+        never=OTHER_EXTRACTORS,
+    ),
+    Flag(
+        "dinov2_path", "evaluate", PATH, None,
+        "Weights of timm's vit_large_patch14_dinov2.lvd142m, a .safetensors file.",
+        only="feature_extractor=dinov2",
+    ),
+    Flag(
+        "k", "evaluate", INTEGER, 5, "Nearest neighbours; Kynkaanniemi et al. have 3.",
+        {"lower_bound": 1}, only="mode=prdc mode=all",
+    ),
+    Flag(
+        "out", "evaluate", PATH, None,
+        "Where results go; by default runs/<dataset_name>/evaluation_results/<experiment_name>.",
+    ),
+    Flag(
+        "dataset_name", "evaluate", STRING, None,
+        "Folder of results below runs/; by default config.data.dataset.", never="out",
+    ),
+    Flag(
+        "experiment_name", "evaluate", STRING, None,
+        "Folder of results below that; by default --workdir's name.", never="out",
+    ),
+    Flag(
+        "param_name", "evaluate", STRING, None,
+        "Settings, with commas, or a label at the start of the log's lines; by default those "
+        "swept, or delta.",
+    ),
+    Flag(
+        "save_stats", "evaluate", BOOL, False,
+        "Make clean-fid statistics of a folder of images, and nothing else.",
+        alone="custom_name dataset_path cleanfid_mode inception_path batch_size",
+    ),
+    Flag(
+        "custom_name", "evaluate", STRING, "", "Name of the statistics to make.", only="save_stats",
+        required="save_stats",
+    ),
+    Flag(
+        "dataset_path", "evaluate", PATH, None, "Folder of images to make them of.",
+        only="save_stats", required="save_stats",
+    ),
+    Flag("out", "compare gallery publish", PATH, None, "Directory to write to.", required=ALWAYS),
+    Flag(
+        "out", "pack", PATH, None,
+        "Directory for the pack: a new one, an empty one, or a pack that was interrupted.",
+        required=ALWAYS,
+    ),
+    Flag(
+        "out", "data_spectrum", PATH, None,
+        "New .npy file for the matched schedule; a .png goes beside it. By default nothing is "
+        "written.",
+    ),
+    Flag("package", "emoji", PATH, None, "The .tgz that npm pack wrote.", required=ALWAYS),
+    Flag("out", "emoji", PATH, None, "The .npz to write.", required=ALWAYS),
+    Flag(
+        "num_images", "calibrate", INTEGER, 48, "Training images, each seen once at every level.",
+        {"lower_bound": 2},
+    ),
+    Flag(
+        "seconds", "benchmark", FLOAT, 5.0, "Time to spend on each row at least.",
+        {"lower_bound": 0.0},
+    ),
+    Flag(
+        "against", "benchmark", ENUM, None, "Measure this package's network of the same size, too.",
+        {"enum_values": ["diffusers"]}, never="reading",
+    ),
+    Flag(
+        "reading", "benchmark", PATH, None,
+        "Measure how fast images are read instead: a directory to make them in.",
+    ),
+    Flag(
+        "num_images", "benchmark", INTEGER, 3000, "How many images to make and read.",
+        {"lower_bound": 20}, only="reading",
+    ),
+    Flag(
+        "size", "benchmark", INTEGER, 1024,
+        "Height and width of these images in pixels, in their files.", {"lower_bound": 8},
+        only="reading",
+    ),
+    Flag("final_noise", "sample evaluate", STRING, None, UNREAD),
+    Flag("eval_folder", "sample evaluate", STRING, None, UNREAD),
+    Flag("skip_noise_starting_from", "sample evaluate", STRING, None, UNREAD),
+)  # fmt: skip
+"""In the order of --help: the common ones first."""
+
+
+def flags_of(command: str) -> list[Flag]:
+    """The flags that a command takes."""
+    return [flag for flag in FLAGS if command in flag.commands.split()]
+
+
+def _known(conditions: str, names: Iterable[str]) -> list[str]:
+    """Those conditions that are about flags of these names."""
+    return [text for text in conditions.split() if text.partition("=")[0] in names]
+
+
+def _holding(conditions: str, values: Mapping[str, Any]) -> list[str]:
+    """Those conditions that hold."""
+    holding = []
+    for text in _known(conditions, values):
+        name, equals, value = text.partition("=")
+        if values[name] == value if equals else values[name]:
+            holding.append(text)
+    return holding
+
+
+def check(command: str, values: Mapping[str, Any], given: Collection[str]) -> None:
+    """Raise UserError for a flag that is given where it means nothing, and for one that is missing.
+
+    values: of all flags of the command.
+    """
+    alone = [flag for flag in flags_of(command) if flag.alone and values[flag.name]]
+    for flag in flags_of(command):
+        useless = [one.name for one in alone if flag.name not in (one.name, *one.alone.split())]
+        useless += _holding(flag.never, values)
+        if flag.name in given and useless:
+            raise UserError(f"--{flag.name} has no meaning with --{useless[0]}: leave it out")
+        only = _known(flag.only, values)
+        if flag.name in given and only and not _holding(flag.only, values):
+            right = " or ".join(f"--{text}" for text in only)
+            here = f"with --mode={values['mode']}, only with" if "mode=" in only[0] else "without"
+            raise UserError(f"--{flag.name} has no meaning {here} {right}: leave it out")
+        required = flag.required == ALWAYS or _holding(flag.required, values)
+        if required and not values[flag.name] and not useless + _holding(flag.unless, values):
+            why = "" if flag.required == ALWAYS else f" with --{flag.required}"
+            raise UserError(f"--{flag.name} is needed{why}: {flag.help.partition('. ')[0]}")
+
+
+def help_text(command: str, about: str) -> str:
+    """What --help prints: what the command does, and all its flags."""
+    lines, names = [about.strip(), "", "Flags:"], {flag.name for flag in flags_of(command)}
+    for flag in flags_of(command):
+        text = flag.help
+        lists = (("Only with", flag.only), ("Not with", flag.never), ("Goes only with", flag.alone))
+        for words, conditions in lists:
+            listed = [f"--{condition}" for condition in _known(conditions, names)]
+            text += f" {words} {', '.join(listed)}." if listed else ""
+        if flag.default not in (None, False, "", []):
+            text += f" Default: {flag.default}."
+        value = "|".join(flag.limits.get("enum_values", ())) or VALUES.get(flag.define)
+        start = f"  --[no]{flag.name}" if value is None else f"  --{flag.name}={value}"
+        indent = " " * 6
+        lines += [start, *textwrap.wrap(text, 100, initial_indent=indent, subsequent_indent=indent)]
+    return "\n".join(lines)
+
+
+def run(command: str, main: Callable[[], int], positional: str | None = None) -> None:
+    """Parse the command line into absl.flags.FLAGS and call `main` for its exit code.
+
+    A UserError becomes one line on stderr and exit code 2. command: a name in `Flag.commands`.
     positional: a flag that may be given by its value alone, or by its values if it takes many.
     """
 
@@ -94,7 +457,19 @@ def run(main: Callable[[], int], positional: str | None = None) -> None:
                 rest = [] if many else rest[1:]
             if rest:
                 raise UserError(f"{rest[0]!r} is not a flag: options are written --name=value")
-            release.warn_of_release_flags()
+            values: dict[str, Any] = {}
+            given: list[str] = []
+            unread: list[str] = []
+            for flag in flags_of(command):
+                parsed = flags.FLAGS[flag.name]
+                values[flag.name] = parsed.value
+                # --nointerpolate is the default, and no more than that.
+                if parsed.present and (parsed.value or flag.default is not False):
+                    (unread if flag.help == UNREAD else given).append(flag.name)
+            if unread:
+                listed = ", ".join(f"--{name}" for name in unread)
+                warnings.warn(f"{listed}: no effect, as in the original release", stacklevel=2)
+            check(command, values, given)
             return main()
         except Exception as error:
             line = str(error) if isinstance(error, flags.Error) else expected(error)
@@ -103,6 +478,11 @@ def run(main: Callable[[], int], positional: str | None = None) -> None:
             fail(line)
 
     warnings.formatwarning = lambda message, *_, **__: f"warning: {one_line(message)}\n"
+    if {"--help", "-help", "-h", "-?", "--helpshort"} & set(sys.argv[1:]):
+        print(help_text(command, sys.modules["__main__"].__doc__ or ""))
+        return
+    for flag in flags_of(command):
+        flag.define(flag.name, flag.default, flag.help, **flag.limits)
     app.run(guarded, flags_parser=_parse_flags)
 
 

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from absl import flags
 from ml_collections import ConfigDict
 
 from scripts.config.schedule import log_levels
@@ -18,21 +17,6 @@ KEYS = {
     *("model.use_fp16", "model.num_heads_upsample"),
 }
 """Keys of the release's configuration files that are not needed here: its programs read the last two only."""
-UNREAD_FLAGS = {"final_noise": "sample.py", "eval_folder": "evaluate.py", "skip_noise_starting_from": "evaluate.py"}
-"""Flags that the release's programs define and never read."""
-
-
-def define_release_flags() -> None:
-    """Accept the flags of the release that have no effect; `config.run` warns of them."""
-    for name, script in UNREAD_FLAGS.items():
-        flags.DEFINE_string(name, None, f"No effect; {script} of the original release defines this flag and does not read it.")
-
-
-def warn_of_release_flags() -> None:
-    """One warning that names the flags that were given and have no effect."""
-    given = [f"--{name}" for name in UNREAD_FLAGS if name in flags.FLAGS and flags.FLAGS[name].present]
-    if given:
-        warnings.warn(f"{', '.join(given)}: no effect, as in the original release", stacklevel=2)
 
 
 def check_release_keys(given: dict[str, Any], model: ConfigDict) -> None:

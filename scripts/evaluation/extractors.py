@@ -1,5 +1,5 @@
-"""The feature extractors of scores: another one is a class, an entry in `EXTRACTORS` below and so a
-value of --feature_extractor; what it needs of flags is in `Options`.
+"""The feature extractors of scores: another one is a class, an entry in `EXTRACTORS` below and a value
+of --feature_extractor in scripts/config/flags.py; what it needs of flags is in `Options`.
 
 Imports nothing heavy: networks are imported where they are made.
 """

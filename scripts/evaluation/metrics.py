@@ -1,4 +1,5 @@
-"""The metrics that evaluate.py computes: another one is a `Metric` in `METRICS` below, and a value of --mode.
+"""The metrics that evaluate.py computes: another one is a `Metric` in `METRICS` below, and its name a
+value of --mode in scripts/config/flags.py.
 
 Imports nothing heavy: arithmetic is imported where it is called.
 """

@@ -20,14 +20,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from absl import flags
+from absl.flags import FLAGS
 from ml_collections import ConfigDict
 from PIL import Image
 from torch import nn
 from torch.utils.benchmark import Timer
 
 from scripts.config.checks import validate
-from scripts.config.flags import define_config_flag, define_path_flag, run
+from scripts.config.flags import run
 from scripts.data.datasets import load_images, load_whole
 from scripts.data.loader import TrainBatches, num_threads, read_ahead, train_loader
 from scripts.data.packs import write_pack
@@ -41,13 +41,7 @@ from scripts.storage.files import make_directory
 from scripts.training.plan import H100_TFLOPS, Work
 from scripts.training.step import Trainer
 
-CONFIG = define_config_flag()
-SECONDS = flags.DEFINE_float("seconds", 5.0, "Time to spend on each row at least.", lower_bound=0.0)
 COLUMNS = {"median": 11, "quartiles": 11, "an image": 12, "GFLOP/s": 10, "of product": 12, "of a step": 11, "peak GB": 9}
-READING = define_path_flag("reading", "Measure how fast images are read instead: a directory to make them in.")
-NUM_IMAGES = flags.DEFINE_integer("num_images", 3000, "How many images to make and read.", lower_bound=20)
-SIZE = flags.DEFINE_integer("size", 1024, "Height and width of these images in pixels, in their files.", lower_bound=8)
-AGAINST = flags.DEFINE_enum("against", None, ["diffusers"], "Measure this package's network of the same size, too.")
 
 
 class Task(NamedTuple):
@@ -61,12 +55,12 @@ class Task(NamedTuple):
 
 def main() -> int:
     """Measure and print."""
-    config = CONFIG.value
+    config = FLAGS.config
     validate(config)
-    if READING.value:
-        return compare_reading(ConfigDict(config.to_dict()), make_directory(READING.value, "--reading"))
+    if FLAGS.reading:
+        return compare_reading(ConfigDict(config.to_dict()), make_directory(FLAGS.reading, "--reading"))
     device = resolve_device(config.device)
-    theirs = diffusers_unet(config) if AGAINST.value else None
+    theirs = diffusers_unet(config) if FLAGS.against else None
     print(f"{processor_name()}; {device_name(device)}; {Precision.of(config, device)}")
     print(f"torch {torch.__version__}, Python {platform.python_version()}, compile {config.compile}")
     measure(tasks(config, device, theirs), device)
@@ -81,7 +75,7 @@ def measure(tasks: Iterator[Task], device: torch.device) -> None:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         clock = Timer("once()", globals={"once": task.once}, num_threads=torch.get_num_threads())
-        found = clock.blocked_autorange(min_run_time=SECONDS.value)
+        found = clock.blocked_autorange(min_run_time=FLAGS.seconds)
         times.append(found.median)
         speeds.append(task.gflop / found.median)
         cells = [
@@ -205,14 +199,14 @@ def make_photographs(folder: Path, num_images: int, size: int) -> None:
 
 def compare_reading(config: ConfigDict, directory: Path) -> int:
     """A row each for reading images, packing them, and reading the pack."""
-    data, num_images, batch_size = config.data, NUM_IMAGES.value, config.training.batch_size
+    data, num_images, batch_size = config.data, FLAGS.num_images, config.training.batch_size
     step = batch_size * Work.of(config).training / (H100_TFLOPS["bfloat16"] * 1e12 * 0.4)  # as in --plan
-    print(f"{processor_name()}, {distributed.cores()} cores; {num_images} PNG files of {SIZE.value}x{SIZE.value}")
+    print(f"{processor_name()}, {distributed.cores()} cores; {num_images} PNG files of {FLAGS.size}x{FLAGS.size}")
     print(f"as {data.image_size}x{data.image_size}x{data.num_channels}, for steps of {batch_size} in {1e3 * step:.1f} ms")
     print("            threads  images/s  waiting   memory")
     with tempfile.TemporaryDirectory(dir=directory) as made:
         data.dataset, data.path, pack = "folder", made, Path(made) / ".pack"
-        make_photographs(Path(made), num_images, SIZE.value)
+        make_photographs(Path(made), num_images, FLAGS.size)
         read(config, "not packed", step)
         start = time.monotonic()
         write_pack(pack, data, load_whole(data))
@@ -233,7 +227,7 @@ def read(config: ConfigDict, name: str, step: float) -> None:
         with closing(train_loader(batches, 0, 10**9, data.num_workers)) as loader:
             next(loader)
             start, waited, steps = time.monotonic(), 0.0, 0
-            while steps < 3 or time.monotonic() < start + SECONDS.value:
+            while steps < 3 or time.monotonic() < start + FLAGS.seconds:
                 time.sleep(pause)
                 asked = time.monotonic()
                 next(loader)
@@ -257,4 +251,4 @@ def processor_name() -> str:
 
 
 if __name__ == "__main__":
-    run(main)
+    run("benchmark", main)

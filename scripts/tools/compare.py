@@ -17,7 +17,7 @@ from typing import Any
 from absl import flags
 from matplotlib.figure import Figure
 
-from scripts.config.flags import define_path_flag, run
+from scripts.config.flags import run
 from scripts.config.load import RUN_CONFIG, flatten, from_json
 from scripts.config.paths import user_path
 from scripts.errors import UserError
@@ -167,8 +167,6 @@ def write(out: Path, rows: Sequence[dict[str, Any]], arms: Sequence[str]) -> str
 def main() -> int:
     """Compare the runs that were named."""
     runs = [user_path(text, "RUN") for text in flags.FLAGS.run]
-    if not runs:
-        raise UserError("RUN... is missing: python -m scripts.tools.compare runs/a runs/b")
     configs, keys, arms = arms_of(runs)
     rows = read_scores(runs, [config["seed"] for config in configs], arms)
     if not rows:
@@ -184,6 +182,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_multi_string("run", [], "Run directories; the flag's name may be left out.")
-    define_path_flag("out", "Directory to write to.", required=True)
-    run(main, positional="run")
+    run("compare", main, positional="run")

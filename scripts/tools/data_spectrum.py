@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from model_code.schedule import kept_variance, removed_variance
 from model_code.spectrum import DCTMoments, bin_means, bin_sums, octaves, radial_bins, radii_of, slope
 from scripts.config.checks import validate
-from scripts.config.flags import define_config_flag, define_path_flag, run
+from scripts.config.flags import run
 from scripts.config.schedule import LOG, MATCHED, check_schedule, known_levels, with_schedule
 from scripts.data.datasets import load_images
 from scripts.data.loader import UnreadableImages, none_readable
@@ -117,6 +117,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    define_config_flag()
-    define_path_flag("out", "New .npy file for the matched schedule; a .png goes beside it. By default nothing is written.")
-    run(main)
+    run("data_spectrum", main)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from scripts.config.flags import define_path_flag, run
+from scripts.config.flags import run
 from scripts.data.datasets import split_indices
 from scripts.data.images import decoded
 from scripts.errors import UserError
@@ -62,6 +62,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    define_path_flag("package", "The .tgz that npm pack wrote.", required=True)
-    define_path_flag("out", "The .npz to write.", required=True)
-    run(main)
+    run("emoji", main)

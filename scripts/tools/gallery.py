@@ -10,7 +10,7 @@ import torch
 from absl import flags
 from ml_collections import ConfigDict
 
-from scripts.config.flags import define_config_flag, define_path_flag, run
+from scripts.config.flags import run
 from scripts.data.datasets import load_images
 from scripts.sampling.choice import Choice
 from scripts.sampling.output import grid, save_gif, save_png
@@ -67,8 +67,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    define_config_flag()
-    define_path_flag("workdir", "Run directory that train.py made.", required=True)
-    define_path_flag("out", "Directory to write to.", required=True)
-    flags.DEFINE_string("delta", None, "Sampling noise: a standard deviation, or spectral; by default the configuration's.")
-    run(main)
+    run("gallery", main)

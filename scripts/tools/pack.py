@@ -6,10 +6,9 @@ Afterwards `--config.data.path=DIR` is the same data set: order, split, batches,
 interrupted.
 """
 
-from scripts.config.flags import define_config_flag, define_path_flag, run
+from absl.flags import FLAGS
 
-CONFIG = define_config_flag()
-OUT = define_path_flag("out", "Directory for the pack: a new one, an empty one, or a pack that was interrupted.", required=True)
+from scripts.config.flags import run
 
 
 def main() -> int:
@@ -18,13 +17,13 @@ def main() -> int:
     from scripts.data.datasets import load_whole
     from scripts.data.packs import write_pack
 
-    config = CONFIG.value
+    config = FLAGS.config
     validate(config)
     sources = load_whole(config.data)
-    write_pack(OUT.value, config.data, sources)
-    print(f"packed: {sum(map(len, sources.values())):,} images; --config.data.path={OUT.value} reads them")
+    write_pack(FLAGS.out, config.data, sources)
+    print(f"packed: {sum(map(len, sources.values())):,} images; --config.data.path={FLAGS.out} reads them")
     return 0
 
 
 if __name__ == "__main__":
-    run(main)
+    run("pack", main)

@@ -13,7 +13,7 @@ from typing import Any
 
 from absl import flags
 
-from scripts.config.flags import define_path_flag, run
+from scripts.config.flags import run
 from scripts.config.load import RUN_CONFIG
 from scripts.errors import UserError
 from scripts.storage import checkpoint
@@ -99,6 +99,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    define_path_flag("workdir", "Run directory that train.py made.", required=True)
-    define_path_flag("out", "Directory to write to.", required=True)
-    run(main)
+    run("publish", main)

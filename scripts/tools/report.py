@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from configs import default
-from scripts.config.flags import define_path_flag, run
+from scripts.config.flags import run
 from scripts.config.load import flatten, to_json
 from scripts.errors import UserError
 from scripts.evaluation.results import RESULTS
@@ -134,12 +134,9 @@ def _line(axes: Axes, rows: list[Row], key: str, label: str, error_key: str = ""
 
 def main() -> int:
     """Write the page of the run that the flag names."""
-    if flags.FLAGS.workdir is None:
-        raise UserError("WORKDIR is missing: python -m scripts.tools.report runs/mnist/quickstart")
     print(f"report in {write_report(flags.FLAGS.workdir)}")
     return 0
 
 
 if __name__ == "__main__":
-    define_path_flag("workdir", "Run directory; the flag's name may be left out.")
-    run(main, positional="workdir")
+    run("report", main, positional="workdir")

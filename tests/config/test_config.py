@@ -119,23 +119,6 @@ def test_a_process_reads_what_it_says(name: str) -> None:
         assert unread(changed) == ([] if read else [f"config.{key} = {value}: not read by process {name}"])
 
 
-@pytest.mark.parametrize("script", ["train.py", "sample.py", "evaluate.py", "scripts/tools/benchmark.py"])
-def test_every_flag_is_read(script: str) -> None:
-    tree = ast.parse((ROOT / script).read_text())
-    defined = {
-        node.targets[0].id
-        for node in tree.body
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and isinstance(node.value, ast.Call)
-    }
-    read = {
-        node.value.id
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute) and node.attr == "value" and isinstance(node.value, ast.Name)
-    }
-    assert defined
-    assert defined <= read
-
-
 @pytest.mark.parametrize(
     ("key", "value", "right"),
     [

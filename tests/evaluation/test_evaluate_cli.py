@@ -117,7 +117,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "seeds of a bound": (["--mode=elbo", "--init=held_out"], "--init has no meaning with --mode=elbo"),
     "level of no seeds": (["--mode=fid", "--from_level=2"], "--from_level has no meaning without --init"),
     "samples that were drawn": (["--mode=fid", "--samples=x", "--delta=0.1"], "--delta has no meaning with --samples"),
-    "half of statistics": (["--save_stats", "--custom_name=x"], "--dataset_path is needed with --save_stats"),
+    "statistics of a run": (["--save_stats", "--custom_name=x"], "--config has no meaning with --save_stats"),
     "missing checkpoint in a sweep": (["--mode=elbo", "--sweep=checkpoint=0,7"], "has no checkpoints/checkpoint_7.pth"),
 }
 
