@@ -83,6 +83,9 @@ def validate(config: ConfigDict) -> None:
     for key, (expected, holds) in CHECKS.items():
         if not holds(given[key]):
             raise UserError(f"config.{key} = {given[key]!r}: must be {expected}")
+    for key, value in given.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"config.{key} = {value!r}: must be a finite number")
     batch_size, steps = config.training.batch_size, config.training.accumulation_steps
     if batch_size % steps:
         raise UserError(
@@ -101,19 +104,29 @@ def validate(config: ConfigDict) -> None:
         check_buildable(in_log := with_schedule(config, LOG))
     except ValueError as error:
         raise UserError(str(error)) from None
-    schedule = config.model.blur_schedule
-    if schedule != LOG and "model.blur_schedule" not in build_process(in_log).reads:
+    schedule, process = config.model.blur_schedule, build_process(in_log)
+    power = config.training.level_weighting
+    if not process.level_weights(power).isfinite().all():
+        raise UserError(f"config.training.level_weighting = {power!r}: must be nearer to 0, so that no weight overflows")
+    if schedule != LOG and "model.blur_schedule" not in process.reads:
         other = f"process {config.model.process!r} has a blur schedule of its own"
         raise UserError(f"config.model.blur_schedule = {one_line(repr(schedule))[:100]}: {other}; must be left at 'log'")
     check_schedule(config)
 
 
-def unread(config: ConfigDict) -> list[str]:
-    """A line for each key with another value than the default that the configuration's process does not read."""
+def doubts(config: ConfigDict) -> list[str]:
+    """A line for each key whose value is allowed, but has not the effect that it seems to have.
+
+    That is keys with another value than the default that the process does not read, and a warm-up that never ends.
+    """
     from model_code import build_process  # imports PyTorch
     from model_code.process import Process
 
     given, defaults = (dict(flatten(c)) for c in (config, default.get_config()))
     keys = sorted(Process.reads - build_process(with_schedule(config, LOG)).reads)
-    name = config.model.process
-    return [f"config.{key} = {given[key]}: not read by process {name}" for key in keys if given[key] != defaults[key]]
+    name, warmup, n_iters = config.model.process, config.optim.warmup, config.training.n_iters
+    lines = [f"config.{key} = {given[key]}: not read by process {name}" for key in keys if given[key] != defaults[key]]
+    if warmup > n_iters:
+        reached = f"{n_iters / warmup:.2g} of config.optim.lr is reached in training.n_iters = {n_iters}"
+        lines.append(f"config.optim.warmup = {warmup}: is longer than the run: {reached}")
+    return lines

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from ml_collections import ConfigDict
 
-from scripts.config.checks import unread, validate
+from scripts.config.checks import doubts, validate
 from scripts.config.load import to_json
 from scripts.config.schedule import settled
 from scripts.data.datasets import load_images
@@ -37,7 +37,7 @@ def train(config: ConfigDict, workdir: Path) -> int:
     Raises UserError, before anything is written, for a configuration or data that cannot be trained on.
     """
     validate(config)
-    for line in unread(config):
+    for line in doubts(config):
         warn(line)
     size, microbatches = config.training.batch_size, distributed.world_size() * config.training.accumulation_steps
     if size % microbatches:

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ from ml_collections import ConfigDict
 
 import model_code
 from configs import default
-from model_code import build_process
+from model_code import PROCESSES, build_process
 from model_code.process import Process
 from model_code.unet import MODEL_KEYS
-from scripts.config.checks import unread, validate
+from scripts.config.checks import doubts, validate
 from scripts.config.comparison import differences, refuse_differences
 from scripts.config.load import flatten, load, to_json
 from scripts.config.paths import ROOT
@@ -116,7 +117,7 @@ def test_a_process_reads_what_it_says(name: str) -> None:
         changed.update_from_flattened_dict({key: value})
         read = key in build_process(changed).reads
         assert (facts(changed) != facts(plain)) == read, key
-        assert unread(changed) == ([] if read else [f"config.{key} = {value}: not read by process {name}"])
+        assert doubts(changed) == ([] if read else [f"config.{key} = {value}: not read by process {name}"])
 
 
 @pytest.mark.parametrize(
@@ -137,6 +138,10 @@ def test_a_process_reads_what_it_says(name: str) -> None:
         ("data__num_channels", 2, "one of 1, 3"),
         ("data__num_workers", -2, "at least 0, or -1"),
         ("optim__lr", float("inf"), "greater than 0"),
+        ("training__level_weighting", float("nan"), "a finite number"),
+        ("training__level_weighting", float("-inf"), "a finite number"),
+        ("training__level_weighting", 1e3, "nearer to 0, so that no weight overflows"),
+        ("model__blur_sigma_max", float("nan"), "a finite number"),
         ("model__network", "u-net", "one of unet"),
         ("model__process", "cold", "one of heat, blurring_diffusion"),
         ("seed", 2**64, "from 0 to 2"),
@@ -149,6 +154,23 @@ def test_bad_values(key: str, value: object, right: str) -> None:
         validate(config)
     assert str(error.value).startswith("config.")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("warmup", "said"), [(9, False), (10, False), (11, True), (5000, True)])
+def test_a_warm_up_that_never_ends_is_said(warmup: int, said: bool) -> None:
+    lines = doubts(tiny_config(optim__warmup=warmup, training__n_iters=10))
+    assert [line.startswith(f"config.optim.warmup = {warmup}: is longer than the run") for line in lines] == [True] * said
+
+
+def test_every_number_is_checked() -> None:
+    """No key takes a number that is none, whatever process reads it."""
+    for name in PROCESSES:
+        for key, value in flatten(tiny_config(model__process=name)):
+            if isinstance(value, float):
+                config = tiny_config(model__process=name)
+                config.update_from_flattened_dict({key: float("nan")})
+                with pytest.raises(UserError, match=rf"^config\.{re.escape(key)} = nan: must be"):
+                    validate(config)
 
 
 def test_another_network_brings_its_own_checks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from model_code import build_process
 from model_code.blur import blur_schedule
 from model_code.heat import HeatDissipation
-from scripts.config.checks import unread, validate
+from scripts.config.checks import doubts, validate
 from scripts.config.load import from_json, load, to_json
 from scripts.config.schedule import as_saved, log_levels, settled
 from scripts.errors import UserError, one_line
@@ -104,7 +104,7 @@ def test_matched_needs_two_ends_and_a_process_that_reads_it() -> None:
         with pytest.raises(UserError, match=r"must be left at 'log'"):
             validate(given(LEVELS, model__process=name, model__blur_sigma_max=blur))
         validate(given("log", model__process=name, model__blur_sigma_max=blur))
-    assert unread(given("matched")) == []
+    assert doubts(given("matched")) == []
 
 
 def test_a_checkpoint_decides(tmp_path: Path) -> None:
