@@ -9,12 +9,13 @@ QUICKSTART := --config configs/mnist/quickstart.py --workdir runs/mnist/quicksta
 PRETRAINED := --workdir runs/mnist/pretrained
 SAMPLE := $(RUN) sample.py --workdir runs/mnist/quickstart
 
-.PHONY: help quickstart gallery test test-cluster lint types clean
+.PHONY: help quickstart gallery test test-numbers test-cluster lint types clean
 
 help:
 	@echo "make quickstart   install, sample from the included weights, train on the embedded digits, sample in all four ways (about five minutes on two cores)"
 	@echo "make gallery      install, draw the README's pictures from the included weights again (about two minutes)"
 	@echo "make test         install, lint, types, test suite"
+	@echo "make test-numbers the numerical tests alone; ATEN_CPU_CAPABILITY=default runs them as without AVX2"
 	@echo "make test-cluster several machines, SLURM and Open MPI on this one: root, Debian or Ubuntu; installs those (about five minutes)"
 	@echo "make clean        remove the environment and the quickstart run"
 
@@ -50,6 +51,11 @@ gallery: $(VENV)/runtime.stamp
 
 test: lint types
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal
+
+# Numbers that depend on the order of sums: ATEN_CPU_CAPABILITY=default (or avx2) has other ones.
+test-numbers: $(VENV)/dev.stamp
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal \
+		tests/model_code tests/sampling tests/training/test_step.py tests/test_golden.py tests/test_seam.py
 
 test-cluster: $(VENV)/dev.stamp
 	tests/cluster/run

@@ -49,9 +49,13 @@ def load(text: str) -> ConfigDict:
 def from_json(text: str, where: str) -> ConfigDict:
     """The configuration that `to_json` wrote, completed by the defaults. Raises UserError, naming `where`, if it is none."""
     try:
-        given = dict(json.loads(text))
+        given = json.loads(text)
     except ValueError as error:
         raise UserError(f"{where}: not the JSON of a configuration ({error})") from None
+    sections = [key for key, value in default.get_config().items() if isinstance(value, ConfigDict)]
+    for section in sections:
+        if not isinstance(given, dict) or not isinstance(given.get(section), dict):
+            raise UserError(f"{where}: not the JSON of a configuration (it has no section {section!r})")
     known = dict(flatten(default.get_config()))
     # Keys of the training that an earlier version had, and the run's provenance, mean nothing here.
     kept = {key: value for key, value in flatten(given) if key in known or key.startswith(("model.", "data."))}

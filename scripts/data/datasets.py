@@ -96,7 +96,9 @@ def open_images(text: str, flag: str, size: int | None, channels: int) -> ImageS
             if "all" not in parts:
                 raise ValueError(f"{path} is a pack with a split of its own")
             return PackedImages(path, "all", parts["all"])
-        if path.is_dir() and (paths := list_images(path)):
+        if path.is_dir():
+            if not (paths := list_images(path)):
+                raise ValueError("no image files in it")
             warn_of_losses(path, paths)
             return FolderImages(path, paths, size, channels)
         source = FolderImages(path.parent, [path.name], size, channels)

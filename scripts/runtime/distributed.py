@@ -123,7 +123,7 @@ def averaging_after(model: nn.Module, last: bool) -> contextlib.AbstractContextM
 
 def device(name: str) -> torch.device:
     """What config.device names; the i-th process of a machine gets its i-th GPU. Raises UserError if there is none."""
-    return resolve_device(name, int(os.environ["LOCAL_RANK"]) if dist.is_initialized() else 0)
+    return resolve_device(name, int(os.environ.get("LOCAL_RANK", 0)) if dist.is_initialized() else 0)
 
 
 @contextlib.contextmanager
@@ -201,6 +201,12 @@ def _mpi(launcher: str) -> Any:
 def _join(timeout: timedelta) -> None:
     """Join the process group, as RANK and the other variables say. Raises UserError if the others cannot be found."""
     env = os.environ
+    for name in ("RANK", "WORLD_SIZE", "MASTER_PORT", "MASTER_ADDR"):
+        text = env.get(name, "")
+        if not (text if name == "MASTER_ADDR" else text.isdecimal()):
+            found = f"WORLD_SIZE={env['WORLD_SIZE']}, but {name}={text!r}"
+            right = "a launcher sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT"
+            raise UserError(f"{found}: {right}; for one process: unset RANK WORLD_SIZE")
     try:
         store, number, size = next(rendezvous("env://", timeout=timedelta(minutes=MEETING_MINUTES)))
     except dist.DistError as error:

@@ -246,6 +246,14 @@ def test_files_that_would_give_another_model(change: str, message: str, tmp_path
     assert "\n" not in one_line(error.value)
 
 
+@pytest.mark.parametrize("text", ["{}", "3", "null", "[]", '{"model": 3}', '{"seed": 1, "model": {"K": 7}}', "no"])
+def test_json_of_something_else(text: str, tmp_path: Path) -> None:
+    """Not taken for the default experiment."""
+    (tmp_path / "package.json").write_text(text)
+    with pytest.raises(UserError, match=r"package\.json: not the JSON of a configuration"):
+        load(str(tmp_path / "package.json"))
+
+
 def test_the_release_finds_its_names() -> None:
     """Its files import each other's get_default_configs."""
     for name in TABLE:

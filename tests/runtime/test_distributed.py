@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from scripts.config.paths import ROOT
@@ -193,6 +194,27 @@ def test_processes_that_do_not_meet(rank: str, reason: str, monkeypatch: pytest.
             UserError, match=rf"^process {rank[0]} of 2, on .*{reason}.*{where}, and all 2 must have been started$"
         ):
             distributed._join(timedelta(minutes=1))
+
+
+LEFT_OVER = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("MASTER_ADDR", ""), ("MASTER_PORT", ""), ("MASTER_PORT", "http"), ("RANK", "first"), ("WORLD_SIZE", "two")],
+)
+def test_variables_left_over_in_a_shell(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for other, right in (LEFT_OVER | {name: value}).items():
+        monkeypatch.setenv(other, right)
+    with pytest.raises(UserError, match=f"but {name}='{value}': a launcher sets RANK, .*: unset RANK WORLD_SIZE$"):
+        distributed._join(timedelta(minutes=1))
+
+
+def test_a_machine_of_one_process_has_no_local_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Kubeflow starts them."""
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    assert distributed.device("cpu") == torch.device("cpu")
 
 
 @NO_MPI

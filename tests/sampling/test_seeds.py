@@ -121,7 +121,9 @@ def test_images_are_read_as_training_images_are(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.png").write_text("no image")
     np.savez(tmp_path / "other.npz", images=np.zeros(3))
-    for wrong in ("empty", "text.png", "other.npz", "nothing.npy"):
+    with pytest.raises(UserError, match=r"empty: cannot be used \(no image files in it"):
+        open_seeds(str(tmp_path / "empty"), data, 1)
+    for wrong in ("text.png", "other.npz", "nothing.npy"):
         with pytest.raises(UserError, match=rf"--init=.*{wrong}: cannot be used .* expected: a folder of images"):
             open_seeds(str(tmp_path / wrong), data, 1)
 
