@@ -174,11 +174,16 @@ def resume(
     # Earlier versions had fewer keys.
     other = [key for key, value in data.items() if saved["data"].get(key, value) != value]
     if other:
-        held_out = other[0].startswith("held_out_")
-        what, count = ("evaluated on other held-out", "held_out_num_images") if held_out else ("trained on other", "num_images")
+        side = "held_out_" if other[0].startswith("held_out_") else ""
+        what = "evaluated on other held-out" if side else "trained on other"
+        differs = [f"{saved['data'][f'{side}num_images']} then, {data[f'{side}num_images']} now"]
+        if f"{side}names_crc32" in other:
+            differs.append("other names or another order")
+        elif f"{side}pixels_crc32" in other:
+            differs.append("the same names, other pixels")
         raise UserError(
-            f"{where} was {what} images than {config.data.dataset!r} now has ({saved['data'][count]} then, "
-            f"{data[count]} now): restore them, or choose another --workdir"
+            f"{where} was {what} images than {config.data.dataset!r} now has ({', '.join(differs)}): restore them, or "
+            f"choose another --workdir; there config.training.init_from={workdir} goes on with these images"
         )
     changes = differences(saved["config"], config)
     if config.training.init_from and (change := changes.get("training.init_from")) is not None:
