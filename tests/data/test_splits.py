@@ -153,7 +153,5 @@ def test_a_checkpoint_knows_its_split(tmp_path: Path) -> None:
     config = tiny_config(data__held_out_path=str(tmp_path / "other"))
     assert train(config, tmp_path / "run") == 0
     save_images(tmp_path / "other", ["c.png"])
-    with pytest.raises(
-        UserError, match=r"on other held-out images than 'mnist5k' now has \(2 then, 3 now, other names"
-    ):
+    with pytest.raises(UserError, match=r"on other held-out images than 'mnist5k' now has \(2 then, 3 now, other names"):
         train(config, tmp_path / "run")
