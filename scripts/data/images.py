@@ -11,10 +11,11 @@ from typing import BinaryIO, Protocol
 
 import lmdb
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.Image import Resampling
+from PIL.PngImagePlugin import MAX_TEXT_MEMORY, PngStream
 
-from scripts.errors import printable
+from scripts.errors import one_line, printable
 from scripts.runtime.progress import warn_once
 
 Image.init()
@@ -259,6 +260,27 @@ def warn_of_losses(root: Path, paths: Sequence[str]) -> None:
 # --- decoding ---
 
 
+def _or_passed_over(
+    read: Callable[[PngStream, int, int], bytes],
+) -> Callable[[PngStream, int, int], bytes]:
+    """A reader of PNG's chunks of text or profiles that passes over what is too large, as nothing
+    here needs it."""
+
+    def chunk(stream: PngStream, pos: int, length: int) -> bytes:
+        with contextlib.suppress(ValueError):
+            if stream.text_memory <= MAX_TEXT_MEMORY:
+                return read(stream, pos, length)
+        assert stream.fp is not None
+        stream.fp.seek(pos)
+        return stream.fp.read(length)
+
+    return chunk
+
+
+for _name in ("chunk_iCCP", "chunk_iTXt", "chunk_tEXt", "chunk_zTXt"):
+    setattr(PngStream, _name, _or_passed_over(getattr(PngStream, _name)))
+
+
 @contextlib.contextmanager
 def opened_image(file: BinaryIO | Path, name: str) -> Iterator[Image.Image]:
     """The first image in an encoded file. Raises UnreadableImage for whatever goes wrong, also in the context's body."""
@@ -267,8 +289,10 @@ def opened_image(file: BinaryIO | Path, name: str) -> Iterator[Image.Image]:
             yield image
     except MemoryError:
         raise  # no fault of the image: skipping it would change the data from run to run
+    except UnidentifiedImageError as error:  # which names the file once more
+        raise UnreadableImage(name, "no image, or damaged") from error
     except Exception as error:  # damaged files make Pillow's decoders raise OSError, SyntaxError, struct.error, zlib.error, ...
-        raise UnreadableImage(name, str(error) or type(error).__name__) from error
+        raise UnreadableImage(name, one_line(error) or type(error).__name__) from error
 
 
 def decoded(encoded: bytes, name: str, shape: tuple[int, int, int]) -> np.ndarray:

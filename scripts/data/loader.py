@@ -35,26 +35,31 @@ NAMED = 5
 
 
 class UnreadableImages(set[str]):
-    """Names of images that could not be read. The first few are named in warnings by process 0."""
+    """Images that could not be read, each as "name: reason". Process 0 names the first few in
+    warnings."""
 
-    def note(self, names: Iterable[str]) -> None:
-        """Add names that one batch came with."""
-        for name in dict.fromkeys(names):
-            if name not in self:
-                self.add(name)
+    def note(self, images: Iterable[str]) -> None:
+        """Add those that a training step came with, and name them at once."""
+        for image in dict.fromkeys(images):
+            if image not in self:
+                self.add(image)
                 if len(self) <= NAMED:
                     further = "; further ones are only counted" if len(self) == NAMED else ""
-                    warn(f"skipped unreadable image {len(self)}: {name}{further}")
+                    warn(f"skipped unreadable image {len(self)}: {image}{further}")
 
     def share(self) -> None:
         """Add those of the other processes. A collective function."""
-        for names in distributed.gather(sorted(self)):
-            self.note(names)
+        for images in distributed.gather(sorted(self)):
+            self.note(images)
 
-    def sum_up(self, of: int, what: str) -> None:
-        """Say how many there are of `of` images, unless all were named."""
-        if len(self) > NAMED:
-            warn(f"{len(self)} of {of} {what} cannot be read")
+    def report(self, of: int, what: str) -> None:
+        """Say how many of `of` images there are, which, and why, of all processes. A collective
+        function."""
+        self.update(*distributed.gather(sorted(self)))
+        if self:
+            others = [f"and {len(self) - NAMED} more"] if len(self) > NAMED else []
+            shown = "; ".join([*sorted(self)[:NAMED], *others])
+            warn(f"{len(self)} of {of} {what} cannot be read: {shown}")
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ class Batch:
     indices: torch.Tensor
     """int64 (B,): their positions in the source."""
     unreadable: tuple[str, ...]
-    """Names of images that could not be decoded."""
+    """Images that could not be decoded, each as "name: reason"."""
 
 
 class Pixels(NamedTuple):
@@ -91,7 +96,8 @@ def _uniform_noise(generator: np.random.Generator, shape: tuple[int, ...]) -> np
 
 
 def first_readable(source: ImageSource, wanted: int, unreadable: list[str]) -> tuple[int, np.ndarray]:
-    """The first readable image from `wanted` on, with its index; names of the others are appended to `unreadable`.
+    """The first readable image from `wanted` on, with its index; the others are appended to
+    `unreadable`.
 
     Raises ReadingFailed if there is none.
     """
@@ -100,7 +106,7 @@ def first_readable(source: ImageSource, wanted: int, unreadable: list[str]) -> t
         try:
             image = source[index]
         except UnreadableImage as error:
-            failed.append(error.name)
+            failed.append(str(error))
         else:
             unreadable += failed
             return index, image
@@ -108,7 +114,10 @@ def first_readable(source: ImageSource, wanted: int, unreadable: list[str]) -> t
 
 
 def none_readable(names: Sequence[str], kind: str = "") -> ReadingFailed:
-    """The error for a data set of which no image can be read. names: of its images, at least one; kind: as "held-out "."""
+    """The error for a data set of which no image can be read.
+
+    names: of its images, at least one, perhaps with reasons; kind: as "held-out ".
+    """
     where = "config.data.dataset, config.data.path"
     return ReadingFailed(f"{where}: none of the {len(names)} {kind}images can be read, such as {names[0]}")
 
@@ -256,7 +265,7 @@ def read_readable(source: ImageSource, wanted: Sequence[int]) -> Pixels:
         try:
             found.append((index, source[index]))
         except UnreadableImage as error:
-            unreadable.append(error.name)
+            unreadable.append(str(error))
     return _pixels(source, found, unreadable)
 
 

@@ -139,6 +139,6 @@ def _pack_part(directory: Path, part: str, source: ImageSource, shape: Sequence[
             readable = np.append(readable, np.isin(block, found.indices))
             with atomic_write(readable_path) as temporary:
                 np.save(temporary, readable)
-            unreadable.note(found.unreadable)
+            unreadable.update(found.unreadable)
             bar.update(len(block))
-    unreadable.sum_up(shape[0], "images")
+    unreadable.report(shape[0], "images")

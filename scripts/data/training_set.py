@@ -31,7 +31,7 @@ def training_images(
         for batch in clean_batches(
             source, config.eval.batch_size, data.num_workers, data.uniform_dequantization, data.random_flip
         ):
-            unreadable.note(batch.unreadable)
+            unreadable.update(batch.unreadable)
             bar.update(len(batch.indices.unique()))
             each(batch.images)
             yield batch.images
@@ -50,7 +50,7 @@ def dct_moments(source: ImageSource, config: ConfigDict, unreadable: UnreadableI
     moments = DCTMoments(*source.shape)
     for _ in training_images(source, config, unreadable, "their spectrum", moments.add):
         pass
-    unreadable.share()
+    unreadable.report(len(source), "training images")
     return share_moments(moments)
 
 

@@ -2,7 +2,7 @@
 
 import copy
 import csv
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -16,7 +16,13 @@ from model_code.kernels import ReverseKernel
 from model_code.prior import DataPrior, Prior
 from model_code.process import Likelihood, Process
 from scripts.data.datasets import load_images
-from scripts.data.loader import Batch, HeldOutBatches, clean_batches, none_readable
+from scripts.data.loader import (
+    Batch,
+    HeldOutBatches,
+    UnreadableImages,
+    clean_batches,
+    none_readable,
+)
 from scripts.errors import UserError
 from scripts.estimate import Estimate
 from scripts.evaluation.features import data_set_images
@@ -97,9 +103,9 @@ def measure(
     process, kernel = likelihood_of(sampler.process), sampler.kernel
     levels, last = process.bound_levels(kernel), kernel.chain[-2]
     parts: list[tuple[torch.Tensor, ...]] = []
-    unreadable: list[str] = []
+    unreadable = UnreadableImages()
     for batch in batches:
-        unreadable += batch.unreadable
+        unreadable.update(batch.unreadable)
         if len(batch.images) == 0:
             continue
         indices = batch.indices.tolist()
@@ -108,8 +114,10 @@ def measure(
         parts.append((k, _errors(sampler, batch, k, batch_size), summary))
         on_images(len(batch.images))
     parts = list(chain.from_iterable(distributed.gather(parts)))
+    readable = sum(len(summary) for *_, summary in parts)
+    unreadable.report(readable + sum(map(len, distributed.gather(unreadable))), "images to evaluate")
     if not parts:
-        raise none_readable(list(chain.from_iterable(distributed.gather(unreadable))))
+        raise none_readable(sorted(unreadable))
     k, errors, summary = (torch.cat(part) for part in zip(*parts, strict=True))
     return Measurement(k[:, 1:], errors[:, 1:], errors[:, 0], summary, len(levels))
 
@@ -233,7 +241,15 @@ class BoundEvaluation:
         if isinstance(sampler.prior, DataPrior):
             images = load_images(data, "train")
             batches = clean_batches(images, self.batch_size, data.num_workers, dequantize, data.random_flip)
-            prior = sampler.process.build_prior(batch.images for batch in batches).gathered(distributed.gather_rows)
+            unreadable = UnreadableImages()
+
+            def readable() -> Iterator[torch.Tensor]:
+                for batch in batches:
+                    unreadable.update(batch.unreadable)
+                    yield batch.images
+
+            prior = sampler.process.build_prior(readable()).gathered(distributed.gather_rows)
+            unreadable.report(len(images), "training images")
             if len(prior) == 0:
                 raise none_readable([images.name(0)])
             return prior

@@ -1,5 +1,6 @@
 """Features of images, cached in files named by a checksum of everything that they depend on."""
 
+import contextlib
 import hashlib
 import json
 import time
@@ -14,7 +15,6 @@ from ml_collections import ConfigDict
 
 from scripts.data.datasets import Split, load_images
 from scripts.data.images import Images, ImageSource, UnreadableImage, channels_first, opened_image
-from scripts.data.loader import UnreadableImages
 from scripts.errors import UserError, printable
 from scripts.evaluation.extractors import Extractor
 from scripts.runtime import distributed
@@ -63,14 +63,12 @@ class NativeFolder:
         return printable(self._root / self._paths[i])
 
 
-def image_features(images: Images, indices: Sequence[int], extractor: Extractor, unreadable: UnreadableImages) -> np.ndarray:
-    """Features float32 (len(indices), d), rows of NaN for images that cannot be read, whose names `unreadable` gets."""
+def image_features(images: Images, indices: Sequence[int], extractor: Extractor) -> np.ndarray:
+    """Features float32 (len(indices), d), rows of NaN for images that cannot be read."""
     pixels: dict[int, np.ndarray] = {}
     for row, index in enumerate(indices):
-        try:
+        with contextlib.suppress(UnreadableImage):
             pixels[row] = images[index]
-        except UnreadableImage as error:
-            unreadable.note([error.name])
     features = np.full((len(indices), extractor.num_features), np.nan, np.float32)
     for shape in {image.shape for image in pixels.values()}:
         rows = [row for row, image in pixels.items() if image.shape == shape]

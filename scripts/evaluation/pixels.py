@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from model_code.prior import StandardNormal
 from scripts.data.datasets import Split, load_images
-from scripts.data.loader import HeldOutBatches, clean_batches
+from scripts.data.loader import HeldOutBatches, UnreadableImages, clean_batches
 from scripts.evaluation.given import GivenSamples
 from scripts.runtime import distributed
 from scripts.runtime.progress import progress_bar
@@ -43,16 +43,27 @@ class PixelInputs:
         """The images of a split, at most 1 GiB of them. A collective function."""
         source = load_images(self.data, split)
         count = min(len(source), MOST_BYTES // int(np.prod(source.shape)))
-        batches = HeldOutBatches(source, 0, block_size(source.shape), count, False, self.data.num_workers)
-        return distributed.gather_rows(torch.cat([to_uint8(batch.images) for batch in batches])).numpy()
+        images, unreadable = list[torch.Tensor](), UnreadableImages()
+        for batch in HeldOutBatches(source, 0, block_size(source.shape), count, False, self.data.num_workers):
+            images.append(to_uint8(batch.images))
+            unreadable.update(batch.unreadable)
+        unreadable.report(count, f"{split} images")
+        return distributed.gather_rows(torch.cat(images)).numpy()
 
     def training_blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Positions and images of the training set, with mirror images if training mirrors them; each process has a part."""
+        """Positions and images of the training set, with mirror images if training mirrors them;
+        each process has a part.
+
+        A collective function, when all are read.
+        """
         source, mirrored = load_images(self.data, "train"), self.data.random_flip
+        unreadable = UnreadableImages()
         with progress_bar(len(distributed.shard(range(len(source)))), "image", "comparing with training images") as bar:
             for batch in clean_batches(source, block_size(source.shape), self.data.num_workers, False, mirrored):
                 yield batch.indices.numpy(), to_uint8(batch.images).numpy()
                 bar.update(len(batch.indices) // (1 + mirrored))
+                unreadable.update(batch.unreadable)
+        unreadable.report(len(source), "training images")
 
 
 def block_size(shape: tuple[int, ...]) -> int:

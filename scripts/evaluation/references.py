@@ -13,7 +13,7 @@ import numpy as np
 from scripts.config.paths import plain_name, user_path
 from scripts.data.datasets import open_images
 from scripts.data.images import Images, UnreadableImage, fingerprint, list_images
-from scripts.data.loader import UnreadableImages
+from scripts.data.loader import NAMED, UnreadableImages
 from scripts.errors import UserError
 from scripts.evaluation.distances import Gaussian, Reference
 from scripts.evaluation.extractors import Extractor, Options
@@ -97,15 +97,24 @@ def first_size(images: Images) -> tuple[int, int] | None:
 def readable_features(directory: Path, images: Images, extractor: Extractor, batch_size: int, what: str) -> np.ndarray:
     """Features (M, d) of all images that can be read, cached in `directory`; `what` they are in
     messages."""
-    settings, unreadable = {"images": "reference", **fingerprint(images), **extractor.settings}, UnreadableImages()
+    settings = {"images": "reference", **fingerprint(images), **extractor.settings}
     altered = images.altered if isinstance(images, NativeFolder) else Counter[str]()
     altered.clear()  # of what the fingerprint read
 
     def compute(indices: range) -> np.ndarray:
-        return image_features(images, indices, extractor, unreadable)
+        return image_features(images, indices, extractor)
 
     rows = cached_features(directory, settings, len(images), batch_size, compute, f"features of {what}")
-    unreadable.sum_up(len(images), what)
+    unreadable = UnreadableImages()
+    for i in np.flatnonzero(np.isnan(rows[:, 0])).tolist():
+        reason = f"{images.name(i)}: could not be read when its features were computed"
+        if len(unreadable) < NAMED:  # the cache has no reasons
+            try:
+                images[i]
+            except UnreadableImage as error:
+                reason = str(error)
+        unreadable.add(reason)
+    unreadable.report(len(images), what)
     if altered.total():
         kinds = "; ".join(f"{count} with {what}" for what, count in altered.most_common() if count)
         warn(f"{what} are read as clean-fid reads them: {kinds}")

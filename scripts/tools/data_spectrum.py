@@ -103,7 +103,6 @@ def main() -> int:
         make_directory(out.parent, "--out")
     images, unreadable = load_images(config.data, "train"), UnreadableImages()
     moments = dct_moments(images, config, unreadable)
-    unreadable.sum_up(len(images), "training images")
     if moments.count < 2:
         raise none_readable(sorted(unreadable))
     schedules = schedules_for(config, moments)

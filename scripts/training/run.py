@@ -155,8 +155,7 @@ def read_training_set(
     process = build_process(with_schedule(known, LOG) if matched else known)  # the prior depends on the last level alone
     with guard.until_interrupted():
         prior = process.build_prior(training_images(images, config, unreadable, "the prior", each))
-    unreadable.share()
-    unreadable.sum_up(len(images), "training images")
+    unreadable.report(len(images), "training images")
     prior = prior.gathered(distributed.gather_rows)
     if len(prior) == 0:
         raise none_readable(sorted(unreadable))

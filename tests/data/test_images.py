@@ -5,10 +5,12 @@ import struct
 import tracemalloc
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torchvision import transforms
 
 from scripts.data import images
@@ -69,6 +71,26 @@ def test_a_decompression_bomb_is_unreadable(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(UnreadableImage, match="decompression bomb"):
         decoded(tmp_path, Image.new("L", (100, 100)))
+
+
+@pytest.mark.parametrize("kind", ["text", "compressed", "international", "profile", "many"])
+def test_a_png_whose_text_or_profile_alone_is_too_large_is_readable(tmp_path: Path, kind: str) -> None:
+    """As generators of images write their workflows; what comes after it is read, too."""
+    info, large, options = PngInfo(), "x" * (3 << 20), dict[str, Any]()
+    if kind == "international":
+        info.add_itxt("workflow", large, zip=True)
+    if kind == "profile":
+        options["icc_profile"] = large.encode()
+    if kind == "text":
+        info.add_text("workflow", "x" * (65 << 20))
+    for i in range({"compressed": 1, "many": 70}.get(kind, 0)):
+        info.add_text(f"workflow {i}", large[: (3 << 20) // (1 + 2 * (kind == "many"))], zip=True)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    grey = np.zeros((8, 8), np.uint8)
+    grey[:, :4] = 200
+    pixels = decoded(tmp_path, Image.fromarray(grey), size=8, pnginfo=info, exif=exif, **options)
+    assert (pixels[0] == grey.T).all()
 
 
 def test_damaged_and_foreign_files_are_unreadable_by_name(tmp_path: Path) -> None:

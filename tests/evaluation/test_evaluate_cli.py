@@ -13,11 +13,13 @@ from PIL import Image
 from scripts.config.paths import ROOT
 from scripts.errors import UserError
 from scripts.evaluation.bound import BoundEvaluation
+from scripts.evaluation.features import data_set_images
 from scripts.evaluation.results import Result
 from scripts.sampling.choice import Choice
 from scripts.storage.files import read_json_lines
 from tests.conftest import command, error_line
 from tests.evaluation.made_run import make_run
+from tests.images import WithDamage
 from tests.tiny import TINY, tiny_config
 
 
@@ -105,6 +107,16 @@ def test_bits_for_every_model_unless_the_images_are_left_as_they_are(trained: Pa
     (nats,) = bound(small_config(), trained, dequantize=False)
     assert nats.score == "ELBO"
     assert nats.estimate != elbo.estimate
+
+
+def test_images_that_the_bound_leaves_out_are_said(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = data_set_images(small_config().data, "test")
+    monkeypatch.setattr("scripts.evaluation.bound.data_set_images", lambda *_: WithDamage(found, {0, 41}))
+    assert bound(small_config(), trained)[0].estimate.num_images == 10
+    expected = "2 of 12 images to evaluate cannot be read: image 0: damaged for the test; image 41: damaged for the test"
+    assert expected in capsys.readouterr().err
 
 
 def test_no_bound_without_noise(trained: Path) -> None:

@@ -22,7 +22,7 @@ from scripts.sampling.choice import Choice
 from scripts.sampling.sampler import load_sampler
 from scripts.tools.report import write_report
 from tests.evaluation.made_run import make_run
-from tests.images import save_images
+from tests.images import WithDamage, numbered, save_images
 from tests.tiny import tiny_config
 
 
@@ -137,6 +137,20 @@ def test_pictures_are_kept_and_shown(run: Path, tmp_path: Path) -> None:
     page = write_report(run).read_text()
     assert all(name.removesuffix(".png") in page for name in pictures)
     assert page.count("data:image/png") == 2
+
+
+def test_images_that_measures_leave_out_are_said(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sampler, _ = load_sampler(tiny_config(), run, 0)
+    monkeypatch.setattr("scripts.evaluation.pixels.load_images", lambda *_: WithDamage(numbered(9), {2, 4}))
+    inputs = PixelInputs(np.zeros((5, 1, 8, 8), np.uint8), sampler, tiny_config().data)
+    for split in ("train", "held_out"):
+        assert len(inputs.in_memory(split)) == 7
+    assert sum(len(positions) for positions, _ in inputs.training_blocks()) == 14, "and mirror images"
+    of = "cannot be read: image 2: damaged for the test; image 4: damaged for the test"
+    lines = [line.partition("warning: ")[2] for line in capsys.readouterr().err.splitlines() if "cannot" in line]
+    assert lines == [f"2 of 9 {what} images {of}" for what in ("train", "held_out", "training")]
 
 
 def test_what_is_best() -> None:

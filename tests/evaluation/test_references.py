@@ -1,5 +1,6 @@
 """Folders of reference images: what is written of them, and what is said of how they are read."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 from scripts.errors import UserError
 from scripts.evaluation.references import folder_images, readable_features, save_statistics
 from tests.evaluation.test_scores import Recorder
+from tests.images import save_images
 
 
 def test_statistics_of_one_readable_image_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,6 +23,24 @@ def test_statistics_of_one_readable_image_are_not_written(tmp_path: Path, monkey
     with pytest.raises(UserError, match=r"--dataset_path=.*: 1 images can be read, where statistics need at least 2"):
         save_statistics("mine", folder, Recorder(), "clean", 4)
     assert not list((tmp_path / "stats").iterdir())
+
+
+def test_what_cannot_be_read_is_said_with_the_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """How many, which and why, in one line, again where features are in the cache."""
+    save_images(tmp_path / "images", [f"{i}.png" for i in range(4)])
+    Image.fromarray(np.ones((8, 8), np.float32)).save(tmp_path / "images" / "0a.tif")
+    for i in range(6):
+        (tmp_path / "images" / f"{i}b.png").write_bytes(b"no image")
+    (tmp_path / "images" / "0b.png").write_bytes((tmp_path / "images" / "0.png").read_bytes()[:45])
+    for _ in range(2):
+        rows = readable_features(tmp_path / "cache", folder_images(tmp_path / "images"), Recorder(), 2, "images")
+        assert len(rows) == 5, "clean-fid clips floating point"
+        lines = capsys.readouterr().err.splitlines()
+        (line,) = [line for line in lines if "cannot be read" in line]
+        assert line.startswith("warning: 6 of 11 images cannot be read: ")
+        assert line.endswith("; and 1 more")
+        assert re.search(r"/0b\.png: .*trunc", line)
+        assert "/1b.png: no image, or damaged" in line
 
 
 def test_reading_as_clean_fid_does_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
