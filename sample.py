@@ -71,7 +71,8 @@ def draw() -> int:
         indices = range(number * batch_size, (number + 1) * batch_size)
         settings |= {"kind": kind, "samples": [indices.start, indices.stop], "save_sample_freq": FLAGS.save_sample_freq}
         directory = output.own_directory(base / f"delta_{sampler.label}{shared}{suffix}", settings)
-        output.sample_set(directory, sampler, indices, kind=kind, every=FLAGS.save_sample_freq)
+        every = FLAGS.save_sample_freq
+        output.sample_set(directory, sampler, indices, kind=kind, every=every, keep_states=True)
     print(f"step {trained.step}, delta {sampler.label}, seed {sampler.seed}: {directory}")
     return 0
 

@@ -2,7 +2,9 @@
 
 import json
 import re
+import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,15 +25,15 @@ def run(script: str, *args: object, config: Path | str = TINY) -> subprocess.Com
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run directory made by train.py, with --workdir below the home directory."""
+    """A run directory made by train.py, with --workdir below the home directory and a colon in its name."""
     home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(home))
-        result = run("train.py", "--workdir=~/runs/tiny")
+        result = run("train.py", "--workdir=~/runs/2026-11-30T19:20")
     assert result.returncode == 0, result.stderr
     assert "finished at step 2" in result.stdout
-    assert f"report in {home}/runs/tiny/index.html" in result.stdout
-    return home / "runs" / "tiny"
+    assert f"report in {home}/runs/2026-11-30T19:20/index.html" in result.stdout
+    return home / "runs" / "2026-11-30T19:20"
 
 
 def test_a_run_directory(trained: Path) -> None:
@@ -259,3 +261,27 @@ def test_help_and_missing_flags(script: str) -> None:
     assert names == [flag.name for flag in flags_of(script.removesuffix(".py"))]
     assert names[:2] == ["config", "workdir"]
     assert ("--config" if script == "train.py" else "--workdir") in error_line(command(script))
+
+
+@pytest.mark.parametrize("streams", ["2>&-", ">&-", "<&- >&- 2>&-", "2>&1 | true", "> /dev/full 2> /dev/full"])
+def test_lines_that_cannot_be_printed_end_nothing(streams: str, tmp_path: Path) -> None:
+    """Nor do they land in files, which must not get the numbers of closed streams."""
+    code = f"""
+import os, sys, warnings
+from scripts.config.flags import run
+
+def main():
+    with open({str(tmp_path / "file")!r}, "w") as file:
+        for i in range(300):
+            print("x" * 1000)
+            print(i, file=sys.stderr)
+            warnings.warn(str(i))
+            os.write(2, b"a library's line")
+        file.write("whole")
+    return 3
+
+run(main)
+"""
+    line = f"set -o pipefail; {shlex.quote(sys.executable)} -c {shlex.quote(code)} {streams}"
+    assert subprocess.run(["bash", "-c", line], cwd=ROOT, timeout=60, check=False).returncode == 3
+    assert (tmp_path / "file").read_text() == "whole"

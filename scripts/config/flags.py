@@ -1,8 +1,10 @@
 """Flags of all commands: one table of what each takes and where it means something.
 
-And how bad input ends: in one line.
+And what commands print: bad input is one line, a closed terminal no error.
 """
 
+import io
+import os
 import sys
 import textwrap
 import warnings
@@ -477,6 +479,7 @@ def run(command: str, main: Callable[[], int], positional: str | None = None) ->
                 raise
             fail(line)
 
+    _keep_streams()
     warnings.formatwarning = lambda message, *_, **__: f"warning: {one_line(message)}\n"
     if {"--help", "-help", "-h", "-?", "--helpshort"} & set(sys.argv[1:]):
         print(help_text(command, sys.modules["__main__"].__doc__ or ""))
@@ -484,6 +487,33 @@ def run(command: str, main: Callable[[], int], positional: str | None = None) ->
     for flag in flags_of(command):
         flag.define(flag.name, flag.default, flag.help, **flag.limits)
     app.run(guarded, flags_parser=_parse_flags)
+
+
+class _Stream(io.FileIO):
+    """Standard output or error; once it cannot be written to, lines are dropped, those of libraries, too."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data) or len(data)  # None: a full pipe that does not block
+        except OSError as error:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self.fileno())
+            os.close(null)
+            if self.fileno() == 1:
+                print(f"warning: standard output: {error.strerror}; going on without", file=sys.stderr)
+            return len(data)
+
+
+def _keep_streams() -> None:
+    """Replace sys.stdout and sys.stderr by streams that raise no errors, also where they were closed from the start."""
+    while (free := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass  # no file may take the number of a closed stream, to which libraries write
+    os.close(free)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        now = getattr(sys, name)
+        encoding, errors = (now.encoding, now.errors) if now else ("utf-8", "backslashreplace")
+        buffer = io.BufferedWriter(_Stream(number, "w", closefd=False))
+        setattr(sys, name, io.TextIOWrapper(buffer, encoding, errors, line_buffering=True))
 
 
 def fail(error: object) -> NoReturn:

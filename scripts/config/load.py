@@ -27,8 +27,8 @@ def load(text: str) -> ConfigDict:
 
     Raises UserError for a file that is missing, fails, or has keys that are not in configs/default.py.
     """
-    name, colon, argument = text.partition(":")
-    path = user_path(name, "--config")
+    name, colon, argument = text.partition(".py:")  # other colons are part of a path
+    path = user_path(f"{name}.py" if colon else name, "--config")
     if not path.is_file():
         raise UserError(f"--config={text}: there is no such file; the project's own are in {ROOT / 'configs'}")
     try:

@@ -3,11 +3,13 @@
 import functools
 import sys
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from tqdm import tqdm
 
+from scripts.errors import one_line
 from scripts.runtime import distributed
 
 SECONDS_BETWEEN_LINES = 30
@@ -27,6 +29,20 @@ def warn(text: str) -> None:
 def warn_once(text: str) -> None:
     """A warning, the first time that it is given."""
     warn(text)
+
+
+_failed: set[str] = set()
+
+
+@contextmanager
+def optional(what: str) -> Iterator[None]:
+    """The body makes what nothing depends on: an error there is a warning, the first time, and not the end of the program."""
+    try:
+        yield
+    except Exception as error:
+        if what not in _failed:
+            _failed.add(what)
+            warn(f"{what}: {one_line(error) or type(error).__name__}; going on without")
 
 
 class _Lines(tqdm):

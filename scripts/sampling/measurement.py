@@ -1,6 +1,6 @@
 """Measuring what reverse kernels are made from: moments of a trained network's output, by level."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -22,12 +22,19 @@ def images_to_measure(source: ImageSource, num_images: int, dequantized: bool) -
 
 @torch.no_grad()
 def calibrate(
-    process: Process, model: Denoiser, precision: Precision, images: torch.Tensor, seed: int, batch_size: int
+    process: Process,
+    model: Denoiser,
+    precision: Precision,
+    images: torch.Tensor,
+    seed: int,
+    batch_size: int,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Mapping[str, torch.Tensor] | None:
     """What `Process.sampling_noise("calibrated", ...)` needs, or None for a process with nothing to measure.
 
     images: of the training set (n, C, H, W) in [0, 1]. The model, in eval mode, sees each image once at each level of the
-    chain, with noise that is a function of (seed, level, image). Of several processes each takes some levels.
+    chain, with noise that is a function of (seed, level, image). Of several processes each takes some levels. `stop` is asked
+    after each level; if it says so in any process, the result is None.
     """
     if not process.calibrates:
         return None
@@ -44,9 +51,13 @@ def calibrate(
                 with precision.autocast():
                     batches.append(process.moments(model, images[indices].to(precision.device), k, eps, len(images)))
             rows.append(torch.stack(batches).sum(0))
+            if stop():
+                break
         return torch.stack(rows)
 
     levels = list(process.chain[:-1])
     measured = distributed.compute_rows(levels, sums)
+    if len(measured) < len(levels):
+        return None
     rows = measured.new_zeros(process.K + 1, measured.shape[1]).index_copy_(0, torch.tensor(levels), measured)
     return process.calibration(rows, len(images))

@@ -2,19 +2,19 @@
 
 import json
 import math
+import subprocess
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import imageio_ffmpeg
 import numpy as np
 import torch
 from PIL import Image
 
 from model_code.kernels import Chain
-from scripts.runtime.progress import progress_bar
+from scripts.runtime.progress import optional, progress_bar
 from scripts.sampling.reverse import OnStep
 from scripts.sampling.sampler import Sampler
 from scripts.storage.files import atomic_write, make_directory
@@ -26,6 +26,8 @@ GAP = 4
 """White pixels around every image of a grid."""
 TILE = 96
 """Images smaller than this many pixels are enlarged by a whole factor, so that a person sees something."""
+MAX_VIDEO_SIDE = 4096
+"""Pixels of width and height that players still take; larger clips are scaled down to it."""
 CLIP_SECONDS = 5
 LAST_FRAME_SECONDS = 2
 
@@ -85,19 +87,26 @@ def save_gif(path: Path, frames: Sequence[np.ndarray]) -> None:
 
 
 def save_mp4(path: Path, frames: Sequence[np.ndarray]) -> None:
-    """Write frames uint8 (H, W, 3), H and W even, as H.264 video that browsers play, resting on the last frame."""
+    """Write frames uint8 (H, W, 3) as H.264 video that browsers play, resting on the last frame.
+
+    Raises OSError or RuntimeError if there is no encoder, or if it fails.
+    """
+    import imageio_ffmpeg  # only videos need it
+
     height, width, _ = frames[0].shape
     fps = frame_rate(len(frames))
+    clip = b"".join(frame.tobytes() for frame in [*frames, *[frames[-1]] * round(fps * LAST_FRAME_SECONDS)])
+    bounds = f"'min(iw,{MAX_VIDEO_SIDE})':'min(ih,{MAX_VIDEO_SIDE})'"
+    scaled = f"scale={bounds}:force_original_aspect_ratio=decrease"
+    even = "pad='ceil(iw/2)*2':'ceil(ih/2)*2':color=white"  # as 4:2:0 chrominance needs
+    raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-"]
+    h264 = ["-vf", f"{scaled},{even}", "-c:v", "libx264", "-crf", "10", "-pix_fmt", "yuv420p"]
     with atomic_write(path) as temporary:
-        writer = imageio_ffmpeg.write_frames(
-            str(temporary), (width, height), fps=fps, codec="libx264", macro_block_size=2, quality=8, ffmpeg_log_level="error"
-        )
-        writer.send(None)  # starts the encoder
-        try:
-            for frame in [*frames, *[frames[-1]] * round(fps * LAST_FRAME_SECONDS)]:
-                writer.send(np.ascontiguousarray(frame))
-        finally:
-            writer.close()
+        # Absolute, as ffmpeg takes what is before a colon for a protocol; in a session of its own, where no Ctrl-C reaches it.
+        command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", *raw, *h264, str(temporary.absolute())]
+        done = subprocess.run(command, input=clip, capture_output=True, start_new_session=True, check=False)
+        if done.returncode != 0:
+            raise OSError(f"ffmpeg: {done.stderr.decode(errors='replace')[-300:] or done.returncode}")
 
 
 def frame_rate(num_frames: int) -> float:
@@ -128,46 +137,53 @@ def sample_set(
     indices: Sequence[int],
     kind: Kind = "independent",
     every: int | None = None,
+    keep_states: bool = False,
     on_step: OnStep | None = None,
 ) -> None:
-    """Draw samples in one batch and write `samples.npy`, `init.png`, `final.png`, `final.npy`, `process.gif`, `process.mp4`.
+    """Draw samples in one batch and write `init.png`, `final.npy`, `final.png` and, if it can be, `process.gif` and `.mp4`.
 
     With seeds also `seeds.png`: in each row an image, its blurred state, and the samples that start there.
-    `samples.npy` holds every `every`-th state (default: about a hundred in all), float32 (states, B, C, H, W).
+    The clips show every `every`-th state (default: about a hundred in all); with `keep_states` these are in `samples.npy`, too,
+    float32 (states, B, C, H, W).
     """
     make_directory(directory, "output directory")
     levels = frame_levels(sampler.kernel.chain, every)
     states: list[torch.Tensor] = []
+    frames: list[np.ndarray] = []
     with progress_bar(sampler.num_steps, "step", "sampling") as bar:
 
         def observe(k: int, u_k: torch.Tensor) -> None:
             if k in levels:
+                frames.append(grid(u_k.float()))
+            if k == levels[0] or (keep_states and k in levels):
                 states.append(u_k.float().cpu())
             if on_step is not None:
                 on_step(k, u_k)
             bar.update(k < levels[0])
 
         final = getattr(sampler, kind)(indices, observe)
-    for name, array in (("samples.npy", torch.stack(states)), ("final.npy", final)):
+    arrays = {"final.npy": final} | ({"samples.npy": torch.stack(states)} if keep_states else {})
+    for name, array in arrays.items():
         with atomic_write(directory / name) as temporary:
             np.save(temporary, array.numpy())
     save_png(directory / "init.png", states[0])
-    save_png(directory / "final.png", final)
     if sampler.seeds is not None:
         columns = len(indices) if kind == "same_init" else sampler.seeds.per_image
         images = sampler.seeds.images(sampler.origins(indices[::columns]))
         parts = zip(images[:, None], states[0][::columns, None], final.split(columns), strict=True)
         save_png(directory / "seeds.png", torch.cat([part for row in parts for part in row]), columns + 2)
-    frames = [grid(state) for state in states]
-    save_gif(directory / "process.gif", frames)
-    save_mp4(directory / "process.mp4", frames)
+    with optional("process.gif"):
+        save_gif(directory / "process.gif", frames)
+    with optional("process.mp4"):
+        save_mp4(directory / "process.mp4", frames)
+    save_png(directory / "final.png", final)  # the last, which tells that the set is complete
 
 
 def interpolation_set(directory: Path, sampler: Sampler, ends: tuple[int, int], num_points: int) -> None:
     """Draw a path between two samples and write pictures of it.
 
     `init_input.png` has the initial states and `interpolation.png` the samples along the path, row by row;
-    `base_sample.png` the samples at both ends, `process.mp4` how all of them come about.
+    `base_sample.png` the samples at both ends, `process.mp4`, if it can be, how all of them come about.
     """
     make_directory(directory, "output directory")
     levels, first = frame_levels(sampler.kernel.chain), sampler.kernel.chain[0]
@@ -179,10 +195,11 @@ def interpolation_set(directory: Path, sampler: Sampler, ends: tuple[int, int], 
             if k == first:
                 save_png(directory / "init_input.png", u_k.cpu(), columns)
             if k in levels:
-                frames.append(grid(u_k.cpu(), columns))
+                frames.append(grid(u_k, columns))
             bar.update(k < first)
 
         points = sampler.interpolate(ends, num_points, observe)
     save_png(directory / "base_sample.png", points[[0, -1]])
     save_png(directory / "interpolation.png", points, columns)
-    save_mp4(directory / "process.mp4", frames)
+    with optional("process.mp4"):
+        save_mp4(directory / "process.mp4", frames)

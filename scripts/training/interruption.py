@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C end a run in good order: it saves, says how to go on, and exits."""
+"""SIGTERM, SIGHUP and Ctrl-C end a run in good order: it saves, says how to go on, and exits."""
 
 import signal
 from collections.abc import Iterator
@@ -17,13 +17,19 @@ class Interrupted(Exception):
 
 
 class InterruptionGuard:
-    """Within the context SIGTERM and SIGINT are noted instead of obeyed; a second Ctrl-C is obeyed at once."""
+    """Within the context these signals are noted instead of obeyed; a second Ctrl-C is obeyed at once.
+
+    SIGHUP stays ignored where it is, as by nohup.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
 
     def __enter__(self) -> "InterruptionGuard":
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        numbers = {signal.SIGTERM, signal.SIGINT}
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            numbers.add(signal.SIGHUP)
+        self._before = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:

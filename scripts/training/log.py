@@ -1,25 +1,30 @@
 """What a run measures: rows of metrics.jsonl, and the same with sample pictures and configuration in TensorBoard."""
 
 import json
+from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from scripts.errors import UserError
 from scripts.runtime import distributed
+from scripts.runtime.progress import optional
 from scripts.storage.files import atomic_write, read_json_lines
 from scripts.training.step import StepResult
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 NUM_BANDS = 4
 
 
 class MetricsWriter(AbstractContextManager["MetricsWriter"]):
-    """Appends rows to `metrics.jsonl` and the same numbers to `tensorboard/`, in process 0."""
+    """Appends rows to `metrics.jsonl` and, as far as it can, the same numbers to `tensorboard/`, in process 0."""
 
     def __init__(self, workdir: Path, first_step: int) -> None:
         """Rows from after `first_step`, left by a run that was killed, are dropped: those steps are done again.
@@ -27,30 +32,45 @@ class MetricsWriter(AbstractContextManager["MetricsWriter"]):
         Rows of events stay whatever their step: those steps do not repeat them.
         """
         path = workdir / "metrics.jsonl"
-        self._writes = distributed.is_main()
+        self._workdir, self._first_step, self._writes = workdir, first_step, distributed.is_main()
         rows = []
         if self._writes:
-            from torch.utils.tensorboard import SummaryWriter  # takes a second to import
-
             rows = [row for row in read_json_lines(path) if "event" in row or row.get("step", 0) <= first_step]
             with atomic_write(path) as temporary:
                 temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
             self._file = path.open("a")
-            self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
         self.evaluated_steps = set(distributed.from_main([row.get("step") for row in rows if "eval_loss" in row]))
+
+    @cached_property
+    def _summaries(self) -> "SummaryWriter":
+        """TensorBoard's writer, made when it is first used."""
+        from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+
+        return SummaryWriter(str(self._workdir / "tensorboard"), purge_step=self._first_step + 1)
+
+    def _summarize(self, add: Callable[["SummaryWriter"], object]) -> None:
+        with optional("tensorboard"):
+            (self._workdir / "tensorboard").mkdir(exist_ok=True)  # tidy users remove it
+            add(self._summaries)
+            self._summaries.flush()  # while its directory is there
 
     def __exit__(self, *_: object) -> None:
         if self._writes:
-            for stream in (self._file, self._tensorboard):
-                with suppress(OSError):  # a full disk was reported when the row was written
-                    stream.close()
+            with suppress(OSError):  # a full disk was reported when the row was written
+                self._file.close()
+            with optional("tensorboard"):
+                self._summaries.close()
 
     def write(self, step: int, **values: float) -> None:
-        """One row: the step and named numbers, to the eight digits that a float32 has."""
+        """One row: the step and named numbers, to the eight digits that a float32 has. Raises OSError, which names the file."""
         if self._writes:
             self._append({"step": step, **{name: float(f"{v:.8g}") for name, v in values.items()}})
-            for name, value in values.items():
-                self._tensorboard.add_scalar(name, value, step)
+
+            def scalars(board: "SummaryWriter") -> None:
+                for name, value in values.items():
+                    board.add_scalar(name, value, step)
+
+            self._summarize(scalars)
 
     def event(self, step: int, event: str, **facts: Any) -> None:
         """One row about the run itself, such as "resumed", with plain data; not in TensorBoard."""
@@ -60,19 +80,20 @@ class MetricsWriter(AbstractContextManager["MetricsWriter"]):
     def text(self, step: int, name: str, text: str) -> None:
         """Preformatted text in TensorBoard."""
         if self._writes:
-            self._tensorboard.add_text(name, "\n".join(f"    {line}" for line in text.splitlines()), step)
+            lines = "\n".join(f"    {line}" for line in text.splitlines())
+            self._summarize(lambda board: board.add_text(name, lines, step))
 
     def image(self, step: int, name: str, path: Path) -> None:
         """The picture in a file, in TensorBoard."""
         if self._writes:
-            self._tensorboard.add_image(name, np.asarray(Image.open(path)), step, dataformats="HWC")
+            self._summarize(lambda board: board.add_image(name, np.asarray(Image.open(path)), step, dataformats="HWC"))
 
     def _append(self, row: dict[str, Any]) -> None:
         try:
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()
         except OSError as error:
-            raise UserError(f"{self._file.name}: cannot be written ({error.strerror})") from None
+            raise OSError(error.errno, error.strerror, self._file.name) from None
 
 
 class LossWindow:

@@ -26,7 +26,6 @@ from scripts.training.interruption import Interrupted, InterruptionGuard
 from scripts.training.log import LossWindow, MetricsWriter
 from scripts.training.nonfinite import note_nonfinite
 from scripts.training.plan import describe
-from scripts.training.room import require_room
 from scripts.training.run import Run
 from scripts.training.step import held_out_losses
 
@@ -49,8 +48,6 @@ def train(config: ConfigDict, workdir: Path) -> int:
     start_anew = config.training.init_from and not checkpoint.existing(workdir)
     initial = InitialWeights.read(config) if start_anew else None
     images = load_images(config.data, "train"), load_images(config.data, "held_out")
-    if distributed.is_main():
-        require_room(config, workdir)
     distributed.barrier()  # nothing is written before all processes have found the data
     make_directory(workdir, "--workdir")
     busy = f"--workdir={workdir}: another training is running there; choose another, or wait"
@@ -69,7 +66,7 @@ def train(config: ConfigDict, workdir: Path) -> int:
             run.save()
             print(f"{interruption}: saved at step {trainer.step}; the same command goes on from there")
             return interruption.exit_code
-        except (ReadingFailed, MemoryError, RuntimeError) as error:
+        except (ReadingFailed, MemoryError, RuntimeError, OSError) as error:
             reason = expected(error)
             if reason is None or not distributed.is_main():
                 raise
@@ -102,6 +99,8 @@ def loop(run: Run) -> None:
         metrics.event(trainer.step, **run.start, **run.provenance)
         metrics.text(trainer.step, "config", to_json(config))
         if trainer.step > 0:  # a signal may have come between the save at this step and what else was due
+            if run.due(training.snapshot_freq) and not distributed.from_main(run.numbered_path().exists()):
+                run.snapshot()
             show(run, metrics, progress, only_missing=True)
         started = time.monotonic()
         for batch in loader:
@@ -138,7 +137,7 @@ def show(run: Run, metrics: MetricsWriter, progress: TrainingProgress, only_miss
     if run.due(training.eval_freq) and not (only_missing and step in metrics.evaluated_steps):
         metrics.write(step, **held_out_loss(run))
     directory = run.workdir / "samples" / f"iter_{step}"
-    sampled = only_missing and distributed.from_main((directory / "process.mp4").exists())
+    sampled = only_missing and distributed.from_main((directory / "final.png").exists())
     if run.due(training.sampling_freq) and not sampled:
         draw_samples(run, directory)
         metrics.image(step, "samples", directory / "final.png")

@@ -14,7 +14,6 @@ from scripts.data.images import Images
 from scripts.runtime import distributed
 from scripts.runtime.device import Precision, device_name
 from scripts.runtime.progress import duration
-from scripts.training.room import in_words, large_files
 
 H100_TFLOPS = {"float32": 67, "bfloat16": 989, "float16": 989}
 
@@ -87,7 +86,6 @@ An estimate, not a measurement: operations are counted, speeds are assumed.
 network    {work}; {precision}
 training   {training.n_iters:,} steps of {training.batch_size} images, {batch_work / 1e12:.3g} TFLOP each
 sampling   {calls} forward passes, {sample_work / 1e12:.3g} TFLOP an image
-disk       {in_words(large_files(config))}
 assumed    {tflops:g} TFLOP/s a device, {utilization:.0%} of it reached (--plan_tflops, --plan_utilization);
            gradients exchanged during the backward pass, 300 GB/s in a machine of 8, 50 GB/s between machines
 

@@ -86,29 +86,41 @@ class Run:
         return self.trainer.step % freq == 0 or self.trainer.step == self.config.training.n_iters
 
     def calibrate(self) -> None:
-        """Measure the reverse kernels of the averaged weights, unless that was done at this step. A collective function."""
+        """Measure the reverse kernels of the averaged weights, unless that was done at this step. A collective function.
+
+        Raises Interrupted.
+        """
         config, trainer = self.config, self.trainer
         if self.measured_step == trainer.step:
             return
+        self.guard.check_all()
         images = images_to_measure(self.images, config.training.noise_images, config.data.uniform_dequantization)
         with trainer.ema.swapped_in(trainer.model):
             model = trainer.model.eval()
-            measured = calibrate(trainer.process, model, trainer.precision, images, config.seed, config.eval.batch_size)
+            measured = calibrate(
+                trainer.process, model, trainer.precision, images, config.seed, config.eval.batch_size,
+                stop=lambda: self.guard.received is not None,
+            )  # fmt: skip
+        self.guard.check_all()
         self.measured = None if measured is None else dict(measured)
         self.measured_step = trainer.step
 
+    def numbered_path(self) -> Path:
+        """Where the numbered checkpoint of this step is, or would be."""
+        # Rounded up: a last step between two snapshots has a number of its own, and never 0, which means "newest".
+        number = math.ceil(self.trainer.step / self.config.training.snapshot_freq)
+        return snapshots.free_number(self.workdir, number, self.trainer.step)
+
     def snapshot(self) -> None:
-        """Write a numbered checkpoint, and the one to resume from. A collective function."""
+        """Write the checkpoint to resume from, and then a numbered one. A collective function. Raises Interrupted."""
         training, step = self.config.training, self.trainer.step
         self.calibrate()
-        if distributed.is_main():
-            # Rounded up: a last step between two snapshots has a number of its own, and never 0, which means "newest".
-            path = snapshots.free_number(self.workdir, math.ceil(step / training.snapshot_freq), step)
-            contents = self._contents()
-            checkpoint.write(path, contents if training.snapshot_full else snapshots.for_sampling(contents))
-            snapshots.delete_all_but(self.workdir, training.keep_snapshots)
         if self.trainer.nonfinite_in_a_row == 0 or step == training.n_iters:
             self.save()
+        if distributed.is_main():
+            contents = self._contents()
+            checkpoint.write(self.numbered_path(), contents if training.snapshot_full else snapshots.for_sampling(contents))
+            snapshots.delete_all_but(self.workdir, training.keep_snapshots)
 
     def save(self) -> None:
         """Write the checkpoint to resume from. Raises UserError if that fails, or if the weights are not finite."""

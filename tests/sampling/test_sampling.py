@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
@@ -16,11 +17,18 @@ from model_code.heat import HeatDissipation
 from scripts.data.images import ArrayImages
 from scripts.data.loader import clean_batches
 from scripts.errors import UserError
+from scripts.runtime import progress
 from scripts.runtime.device import Precision
 from scripts.sampling.choice import Choice, parse_delta, parse_steps
 from scripts.sampling.export import export
 from scripts.sampling.measurement import calibrate
-from scripts.sampling.output import frame_levels, interpolation_set, own_directory, sample_set
+from scripts.sampling.output import (
+    frame_levels,
+    interpolation_set,
+    own_directory,
+    sample_set,
+    save_mp4,
+)
 from scripts.sampling.reverse import BLOCK, IndependentNoise, SphericalNoise, linear_path, reverse_process
 from scripts.sampling.sampler import Sampler, data_prior, make_sampler
 from tests.golden import fill_golden
@@ -29,6 +37,7 @@ from tests.tiny import tiny_config
 PIXELS = np.random.default_rng(0).integers(0, 256, (30, 1, 8, 8), dtype=np.uint8)
 SOURCE = ArrayImages(PIXELS[:, 0], 8, 1)
 CPU = torch.device("cpu")
+INTERPOLATION = {"init_input.png", "base_sample.png", "interpolation.png", "process.mp4"}
 FLOAT32 = Precision.named(CPU, "float32")
 
 
@@ -148,9 +157,12 @@ def test_frame_levels() -> None:
 
 
 def test_files_of_a_sample_set(sampler: Sampler, tmp_path: Path) -> None:
+    """States only where they are asked for: they are a hundred times as large as the samples."""
     sample_set(tmp_path, sampler, range(5), every=2)
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"final.npy", "final.png", "init.png", "process.gif", "process.mp4", "samples.npy"}
+    assert names == {"final.npy", "final.png", "init.png", "process.gif", "process.mp4"}
+    sample_set(tmp_path, sampler, range(5), every=2, keep_states=True)
+    assert {path.name for path in tmp_path.iterdir()} == names | {"samples.npy"}
     kept, final = np.load(tmp_path / "samples.npy"), np.load(tmp_path / "final.npy")
     assert kept.shape == (3, 5, 1, 8, 8)
     np.testing.assert_array_equal(kept[-1], final)
@@ -158,6 +170,39 @@ def test_files_of_a_sample_set(sampler: Sampler, tmp_path: Path) -> None:
     with Image.open(tmp_path / "process.gif") as gif:
         assert getattr(gif, "n_frames", 1) == 3
     assert b"avc1" in (tmp_path / "process.mp4").read_bytes(), "H.264"
+
+
+@pytest.mark.parametrize("encoder", ["/nowhere/ffmpeg", "/bin/false"])
+def test_an_encoder_that_is_missing_or_fails(
+    encoder: str, sampler: Sampler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One warning in all, and everything else is there."""
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", encoder)
+    monkeypatch.setattr(progress, "_failed", set())
+    for _ in range(2):
+        sample_set(tmp_path, sampler, range(2))
+    interpolation_set(tmp_path / "path", sampler, (0, 1), 3)
+    files = {path.name for path in tmp_path.rglob("*.*")}
+    assert files == {*("final.npy", "final.png", "init.png", "process.gif"), *INTERPOLATION} - {"process.mp4"}
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: process.mp4: ")
+    assert line.endswith("; going on without")
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size"),
+    [(101, 44, (44, 102)), (4100, 20, (20, 4096)), (30, 20_000, (4096, 6)), (64, 64, (64, 64))],
+)
+def test_videos_of_any_size_and_path(
+    height: int, width: int, size: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Larger than encoders take they are scaled. What is before a colon in a path is no protocol, a dash no option."""
+    monkeypatch.chdir(tmp_path)
+    path = Path("-2026-11-30T19:20") / "process.mp4"
+    path.parent.mkdir()
+    save_mp4(path, [np.full((height, width, 3), grey, np.uint8) for grey in (0, 255)])
+    assert next(imageio_ffmpeg.read_frames(path.absolute()))["size"] == size
+    assert [file.name for file in path.parent.iterdir()] == ["process.mp4"]
 
 
 def test_an_interrupted_set_leaves_nothing_half_written(sampler: Sampler, tmp_path: Path) -> None:
@@ -172,8 +217,7 @@ def test_an_interrupted_set_leaves_nothing_half_written(sampler: Sampler, tmp_pa
 
 def test_files_of_an_interpolation(sampler: Sampler, tmp_path: Path) -> None:
     interpolation_set(tmp_path, sampler, (0, 1), 4)
-    names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"init_input.png", "base_sample.png", "interpolation.png", "process.mp4"}
+    assert {path.name for path in tmp_path.iterdir()} == INTERPOLATION
 
 
 @pytest.fixture(autouse=True)

@@ -130,7 +130,7 @@ def moment(workdir: Path, output: str) -> str:
         return "writing a checkpoint"
     if checkpoint.previous_path(workdir).exists() and not checkpoint.meta_path(workdir).exists():
         return "between two renames"
-    if any(not (folder / "process.mp4").exists() for folder in workdir.glob("samples/*")):
+    if any(not (folder / "final.png").exists() for folder in workdir.glob("samples/*")):
         return "sampling"
     return "in or between steps" if "\nstep " in output else "starting up"
 

@@ -1,8 +1,9 @@
 """What machines do to a training: kill -9, a full disk, images that go away."""
 
+import errno
 import resource
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from ml_collections import ConfigDict
 from model_code import build_process
 from scripts.data.datasets import load_images
 from scripts.errors import UserError
+from scripts.runtime import progress
 from scripts.sampling.sampler import data_prior
 from scripts.storage.checkpoint import meta_path, read
 from scripts.storage.files import atomic_write, read_json_lines
@@ -60,9 +62,7 @@ def test_a_full_disk_while_saving(
 
     with monkeypatch.context() as patch:
         patch.setattr(Run, "snapshot", on_full_disk)
-        with pytest.raises(
-            UserError, match=r"checkpoint_2\.pth: the checkpoint could not be written .*earlier ones are intact"
-        ):
+        with pytest.raises(UserError, match=r"checkpoint\.pth: the checkpoint could not be written .*earlier ones are intact"):
             train(config, workdir)
     assert {path: path.read_bytes() for path in before} == before
     assert not list(workdir.rglob("*.partial*"))
@@ -77,10 +77,77 @@ def test_other_files_on_a_full_disk_are_named(tmp_path: Path) -> None:
         atomic_write(tmp_path / "config.json") as temporary,
     ):
         temporary.write_text("x" * 100)
-    full = pytest.raises(UserError, match=r"metrics\.jsonl: cannot be written \(File")
+    full = pytest.raises(OSError, match=r"File too large: '.*metrics\.jsonl'")
     with MetricsWriter(tmp_path, 0) as metrics, file_size_limit(10), full:
         metrics.event(1, "resumed")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "tensorboard"]
+
+
+@pytest.mark.parametrize("what", ["scripts.sampling.output.save_png", "scripts.training.log.MetricsWriter._append"])
+def test_what_cannot_be_written_ends_training_after_a_save(
+    what: str, undisturbed: dict[str, Any], tiny_array: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a line that says why; then the run goes on."""
+
+    def no_quota(*_: object) -> None:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded", "a file")
+
+    config = array_config(tiny_array, training__log_freq=3, training__sampling_freq=3)
+    with monkeypatch.context() as patch:
+        before_step(patch, 2, lambda: patch.setattr(what, no_quota))
+        with pytest.raises(UserError, match=r"Disk quota exceeded: 'a file'. Saved at step 3; the same command goes on"):
+            train(config, tmp_path)
+    assert train(config, tmp_path) == 0
+    assert not differing(final_state(tmp_path), undisturbed)
+
+
+def no_folder(folder: Path) -> None:
+    shutil.rmtree(folder)
+
+
+def a_file(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.write_text("in its place")
+
+
+@pytest.mark.parametrize(("tidy", "warnings"), [(no_folder, 0), (a_file, 1)])
+def test_tensorboard_is_optional(
+    tidy: Callable[[Path], None],
+    warnings: int,
+    tiny_array: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Its folder may be removed at any time, and comes back; what cannot be written is one warning, on resuming, too."""
+    monkeypatch.setattr(progress, "_failed", set())
+    config = array_config(tiny_array, training__log_freq=1)
+    folder = tmp_path / "tensorboard"
+    with monkeypatch.context() as patch:
+        before_step(patch, 3, lambda: tidy(folder))
+        assert train(config, tmp_path) == 0
+    config.training.n_iters = 7
+    assert train(config, tmp_path) == 0
+    lines = capfd.readouterr().err.splitlines()
+    assert [line.startswith("warning: tensorboard: ") for line in lines] == [True] * warnings
+    assert folder.is_dir() == (warnings == 0)
+
+
+def test_pictures_that_cannot_be_made_are_optional(
+    undisturbed: dict[str, Any], tiny_array: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Training ends as without the failure, with a warning for each kind; a run that goes on does not draw again."""
+    monkeypatch.setattr(progress, "_failed", set())
+    for name in ("save_gif", "save_mp4"):
+        monkeypatch.setattr(f"scripts.sampling.output.{name}", lambda path, frames: 1 // 0)
+    for _ in range(2):
+        assert train(array_config(tiny_array, training__sampling_freq=2), tmp_path) == 0
+    captured = capsys.readouterr()
+    assert [line.split(": ")[1] for line in captured.err.splitlines()] == ["process.gif", "process.mp4"]
+    assert captured.out.count("samples in") == 3
+    assert {path.name for path in (tmp_path / "samples" / "iter_6").iterdir()} == {"init.png", "final.png", "final.npy"}
+    assert not differing(final_state(tmp_path), undisturbed)
 
 
 def folder_config(folder: Path, **overrides: object) -> ConfigDict:

@@ -1,23 +1,33 @@
 """Real signals to real processes, as from a scheduler or a terminal; for SIGKILL see faults.py."""
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from model_code.heat import HeatDissipation
+from model_code.process import Denoiser
 from scripts.config.paths import ROOT
-from scripts.storage.checkpoint import meta_path, read
+from scripts.storage.checkpoint import meta_path, numbered_path, read
+from scripts.training.interruption import Interrupted, InterruptionGuard
+from scripts.training.loop import train
 from tests.tiny import TINY
+from tests.training.runs import array_config, differing, final_state
 
 ARGS = [
     "--config", str(TINY), "--config.training.n_iters=100000", "--config.training.log_freq=1", "--config.data.num_workers=2",
     "--config.training.snapshot_freq=5", "--config.training.snapshot_freq_for_preemption=5",
 ]  # fmt: skip
+RARELY = ["--config.training.snapshot_freq=100000", "--config.training.snapshot_freq_for_preemption=100000"]
 
 
 @contextmanager
@@ -50,3 +60,65 @@ def test_a_signal(number: signal.Signals, code: int, tmp_path: Path) -> None:
     assert f"{number.name}: saved at step {step}; the same command goes on from there" in output
     last_logged = ["step 12/", *(line for line in output.splitlines() if line.startswith("step "))][-1]
     assert last_logged.startswith(f"step {step}/"), "the step that was under way, and none after it"
+
+
+def test_a_terminal_that_is_closed(tmp_path: Path) -> None:
+    """The hangup saves, and what can no longer be printed ends nothing."""
+    terminal, end = os.openpty()
+
+    def open_terminal() -> None:
+        fcntl.ioctl(end, termios.TIOCSCTTY, 0)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests may run under nohup
+
+    command = [sys.executable, str(ROOT / "train.py"), "--workdir", str(tmp_path), *ARGS, *RARELY]
+    with subprocess.Popen(
+        command, stdin=end, stdout=end, stderr=end, start_new_session=True, preexec_fn=open_terminal
+    ) as process:
+        os.close(end)
+        while b"loss=" not in os.read(terminal, 100_000):
+            pass
+        os.close(terminal)
+        assert process.wait(60) == 128 + signal.SIGHUP
+    assert read(meta_path(tmp_path))["step"] > 0
+
+
+def test_a_hangup_that_is_ignored_stays_so() -> None:
+    """As nohup wants it; otherwise it is noted."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with InterruptionGuard() as guard:
+            os.kill(os.getpid(), signal.SIGHUP)
+            guard.check()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with InterruptionGuard() as guard:
+            os.kill(os.getpid(), signal.SIGHUP)
+            with pytest.raises(Interrupted, match="SIGHUP"):
+                guard.check()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_signal_during_calibration(
+    undisturbed: dict[str, Any], tiny_array: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends that after the level under way; the numbered checkpoint is made up for."""
+    config = array_config(tiny_array, training__snapshot_freq=3)
+    levels: list[int] = []
+    moments = HeatDissipation.moments
+
+    def interrupted(self: HeatDissipation, model: Denoiser, u0: torch.Tensor, k: torch.Tensor, *rest: Any) -> torch.Tensor:
+        if not levels:
+            os.kill(os.getpid(), signal.SIGINT)
+        levels.append(int(k[0]))
+        return moments(self, model, u0, k, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HeatDissipation, "moments", interrupted)
+        assert train(config, tmp_path) == 130
+    assert set(levels) == {3}
+    assert not numbered_path(tmp_path, 1).exists()
+    assert train(config, tmp_path) == 0
+    assert read(numbered_path(tmp_path, 1))["step"] == 3
+    assert read(numbered_path(tmp_path, 1))["noise"] is not None
+    assert not differing(final_state(tmp_path), undisturbed)

@@ -99,7 +99,7 @@ def test_evaluation_and_samples_lost_to_a_signal_are_made_up_for(
     assert train(config, tmp_path) == 0
     assert [row["step"] for row in read_json_lines(tmp_path / "metrics.jsonl") if "eval_loss" in row] == [3, 6]
     for step in (3, 6):
-        assert (tmp_path / "samples" / f"iter_{step}" / "process.mp4").exists()
+        assert (tmp_path / "samples" / f"iter_{step}" / "final.png").exists()
 
 
 def test_extending_a_finished_run(tiny_array: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
