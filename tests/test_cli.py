@@ -25,7 +25,7 @@ def run(script: str, *args: object, config: Path | str = TINY) -> subprocess.Com
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run directory made by train.py, with --workdir below the home directory and a colon in its name."""
+    """A run directory made by train.py, with --workdir below the home directory and with a colon."""
     home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(home))
@@ -280,7 +280,7 @@ def main():
         file.write("whole")
     return 3
 
-run(main)
+run("a command", main)
 """
     line = f"set -o pipefail; {shlex.quote(sys.executable)} -c {shlex.quote(code)} {streams}"
     assert subprocess.run(["bash", "-c", line], cwd=ROOT, timeout=60, check=False).returncode == 3

@@ -490,7 +490,7 @@ def run(command: str, main: Callable[[], int], positional: str | None = None) ->
 
 
 class _Stream(io.FileIO):
-    """Standard output or error; once it cannot be written to, lines are dropped, those of libraries, too."""
+    """Standard output or error; once it cannot be written to, all lines are dropped."""
 
     def write(self, data: Any) -> int:
         try:
@@ -500,12 +500,13 @@ class _Stream(io.FileIO):
             os.dup2(null, self.fileno())
             os.close(null)
             if self.fileno() == 1:
-                print(f"warning: standard output: {error.strerror}; going on without", file=sys.stderr)
+                reason = f"standard output: {error.strerror}"
+                print(f"warning: {reason}; going on without", file=sys.stderr)
             return len(data)
 
 
 def _keep_streams() -> None:
-    """Replace sys.stdout and sys.stderr by streams that raise no errors, also where they were closed from the start."""
+    """Replace sys.stdout and sys.stderr by streams that raise no errors, even if they were closed."""
     while (free := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass  # no file may take the number of a closed stream, to which libraries write
     os.close(free)

@@ -36,7 +36,7 @@ _failed: set[str] = set()
 
 @contextmanager
 def optional(what: str) -> Iterator[None]:
-    """The body makes what nothing depends on: an error there is a warning, the first time, and not the end of the program."""
+    """Make errors of the body a warning, the first one of each kind: nothing depends on its outputs."""
     try:
         yield
     except Exception as error:

@@ -33,8 +33,8 @@ def calibrate(
     """What `Process.sampling_noise("calibrated", ...)` needs, or None for a process with nothing to measure.
 
     images: of the training set (n, C, H, W) in [0, 1]. The model, in eval mode, sees each image once at each level of the
-    chain, with noise that is a function of (seed, level, image). Of several processes each takes some levels. `stop` is asked
-    after each level; if it says so in any process, the result is None.
+    chain, with noise that is a function of (seed, level, image). Of several processes each takes some levels.
+    `stop` is called after each level; the result is None if it returned True in any process.
     """
     if not process.calibrates:
         return None

@@ -95,18 +95,21 @@ def save_mp4(path: Path, frames: Sequence[np.ndarray]) -> None:
 
     height, width, _ = frames[0].shape
     fps = frame_rate(len(frames))
-    clip = b"".join(frame.tobytes() for frame in [*frames, *[frames[-1]] * round(fps * LAST_FRAME_SECONDS)])
+    rest = [frames[-1]] * round(fps * LAST_FRAME_SECONDS)
+    clip = b"".join(frame.tobytes() for frame in [*frames, *rest])
     bounds = f"'min(iw,{MAX_VIDEO_SIDE})':'min(ih,{MAX_VIDEO_SIDE})'"
     scaled = f"scale={bounds}:force_original_aspect_ratio=decrease"
     even = "pad='ceil(iw/2)*2':'ceil(ih/2)*2':color=white"  # as 4:2:0 chrominance needs
-    raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-"]
-    h264 = ["-vf", f"{scaled},{even}", "-c:v", "libx264", "-crf", "10", "-pix_fmt", "yuv420p"]
+    raw = f"-f rawvideo -pix_fmt rgb24 -s {width}x{height} -r {fps} -i -"
+    h264 = f"-vf {scaled},{even} -c:v libx264 -crf 10 -pix_fmt yuv420p"
     with atomic_write(path) as temporary:
-        # Absolute, as ffmpeg takes what is before a colon for a protocol; in a session of its own, where no Ctrl-C reaches it.
-        command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", *raw, *h264, str(temporary.absolute())]
-        done = subprocess.run(command, input=clip, capture_output=True, start_new_session=True, check=False)
+        command = [imageio_ffmpeg.get_ffmpeg_exe(), *f"-v error -y {raw} {h264}".split()]
+        command.append(str(temporary.absolute()))  # ffmpeg takes what is before a colon for a protocol
+        # In a session of its own, where no Ctrl-C reaches it.
+        done = subprocess.run(command, input=clip, capture_output=True, start_new_session=True)
         if done.returncode != 0:
-            raise OSError(f"ffmpeg: {done.stderr.decode(errors='replace')[-300:] or done.returncode}")
+            reason = done.stderr.decode(errors="replace")[-300:] or f"exit code {done.returncode}"
+            raise OSError(f"ffmpeg: {reason}")
 
 
 def frame_rate(num_frames: int) -> float:
@@ -140,13 +143,13 @@ def sample_set(
     keep_states: bool = False,
     on_step: OnStep | None = None,
 ) -> None:
-    """Draw samples in one batch and write `init.png`, `final.npy`, `final.png` and, if it can be, `process.gif` and `.mp4`.
+    """Draw samples in one batch and write `init.png`, `final.npy`, `final.png` and clips.
 
     With seeds also `seeds.png`: in each row an image, its blurred state, and the samples that start there.
-    The clips show every `every`-th state (default: about a hundred in all); with `keep_states` these are in `samples.npy`, too,
-    float32 (states, B, C, H, W).
+    The clips, `process.gif` and `process.mp4`, are optional, and show every `every`-th state (default: about a hundred in
+    all); with `keep_states` `samples.npy` has these, too, float32 (states, B, C, H, W).
     """
-    make_directory(directory, "output directory")
+    directory.mkdir(parents=True, exist_ok=True)
     levels = frame_levels(sampler.kernel.chain, every)
     states: list[torch.Tensor] = []
     frames: list[np.ndarray] = []
@@ -183,9 +186,9 @@ def interpolation_set(directory: Path, sampler: Sampler, ends: tuple[int, int], 
     """Draw a path between two samples and write pictures of it.
 
     `init_input.png` has the initial states and `interpolation.png` the samples along the path, row by row;
-    `base_sample.png` the samples at both ends, `process.mp4`, if it can be, how all of them come about.
+    `base_sample.png` the samples at both ends, `process.mp4` (optional) how all of them come about.
     """
-    make_directory(directory, "output directory")
+    directory.mkdir(parents=True, exist_ok=True)
     levels, first = frame_levels(sampler.kernel.chain), sampler.kernel.chain[0]
     columns = min(num_points, INTERPOLATION_COLUMNS)
     frames: list[np.ndarray] = []

@@ -24,7 +24,7 @@ NUM_BANDS = 4
 
 
 class MetricsWriter(AbstractContextManager["MetricsWriter"]):
-    """Appends rows to `metrics.jsonl` and, as far as it can, the same numbers to `tensorboard/`, in process 0."""
+    """Appends rows to `metrics.jsonl`, and to the optional `tensorboard/`, in process 0."""
 
     def __init__(self, workdir: Path, first_step: int) -> None:
         """Rows from after `first_step`, left by a run that was killed, are dropped: those steps are done again.
@@ -62,7 +62,7 @@ class MetricsWriter(AbstractContextManager["MetricsWriter"]):
                 self._summaries.close()
 
     def write(self, step: int, **values: float) -> None:
-        """One row: the step and named numbers, to the eight digits that a float32 has. Raises OSError, which names the file."""
+        """One row: the step and named numbers, to the eight digits that a float32 has. Raises OSError."""
         if self._writes:
             self._append({"step": step, **{name: float(f"{v:.8g}") for name, v in values.items()}})
 

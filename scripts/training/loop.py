@@ -99,7 +99,8 @@ def loop(run: Run) -> None:
         metrics.event(trainer.step, **run.start, **run.provenance)
         metrics.text(trainer.step, "config", to_json(config))
         if trainer.step > 0:  # a signal may have come between the save at this step and what else was due
-            if run.due(training.snapshot_freq) and not distributed.from_main(run.numbered_path().exists()):
+            saved = distributed.from_main(run.numbered_path().exists())
+            if run.due(training.snapshot_freq) and not saved:
                 run.snapshot()
             show(run, metrics, progress, only_missing=True)
         started = time.monotonic()

@@ -86,9 +86,9 @@ class Run:
         return self.trainer.step % freq == 0 or self.trainer.step == self.config.training.n_iters
 
     def calibrate(self) -> None:
-        """Measure the reverse kernels of the averaged weights, unless that was done at this step. A collective function.
+        """Measure the reverse kernels of the averaged weights, unless that was done at this step.
 
-        Raises Interrupted.
+        A collective function. Raises Interrupted.
         """
         config, trainer = self.config, self.trainer
         if self.measured_step == trainer.step:
@@ -112,14 +112,19 @@ class Run:
         return snapshots.free_number(self.workdir, number, self.trainer.step)
 
     def snapshot(self) -> None:
-        """Write the checkpoint to resume from, and then a numbered one. A collective function. Raises Interrupted."""
+        """Write the checkpoint to resume from, then a numbered one.
+
+        A collective function. Raises Interrupted.
+        """
         training, step = self.config.training, self.trainer.step
         self.calibrate()
         if self.trainer.nonfinite_in_a_row == 0 or step == training.n_iters:
             self.save()
         if distributed.is_main():
             contents = self._contents()
-            checkpoint.write(self.numbered_path(), contents if training.snapshot_full else snapshots.for_sampling(contents))
+            if not training.snapshot_full:
+                contents = snapshots.for_sampling(contents)
+            checkpoint.write(self.numbered_path(), contents)
             snapshots.delete_all_but(self.workdir, training.keep_snapshots)
 
     def save(self) -> None:

@@ -196,7 +196,7 @@ def test_an_encoder_that_is_missing_or_fails(
 def test_videos_of_any_size_and_path(
     height: int, width: int, size: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Larger than encoders take they are scaled. What is before a colon in a path is no protocol, a dash no option."""
+    """Too large ones are scaled. In a path a colon ends no protocol and a dash begins no option."""
     monkeypatch.chdir(tmp_path)
     path = Path("-2026-11-30T19:20") / "process.mp4"
     path.parent.mkdir()

@@ -119,7 +119,7 @@ def test_tensorboard_is_optional(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """Its folder may be removed at any time, and comes back; what cannot be written is one warning, on resuming, too."""
+    """Its folder may be removed, and comes back; what cannot be written is one warning."""
     monkeypatch.setattr(progress, "_failed", set())
     config = array_config(tiny_array, training__log_freq=1)
     folder = tmp_path / "tensorboard"
@@ -137,7 +137,7 @@ def test_pictures_that_cannot_be_made_are_optional(
     undisturbed: dict[str, Any], tiny_array: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    """Training ends as without the failure, with a warning for each kind; a run that goes on does not draw again."""
+    """Training ends as it would, with a warning for each kind; going on does not draw again."""
     monkeypatch.setattr(progress, "_failed", set())
     for name in ("save_gif", "save_mp4"):
         monkeypatch.setattr(f"scripts.sampling.output.{name}", lambda path, frames: 1 // 0)
