@@ -44,6 +44,7 @@ def main() -> int:
 def evaluate() -> int:
     """Evaluate at one point, or at all that --sweep names."""
     from scripts.config.checks import validate
+    from scripts.data.datasets import require_outside_data
     from scripts.evaluation import results, sweep
     from scripts.evaluation.given import GivenSamples
     from scripts.runtime import distributed
@@ -70,6 +71,7 @@ def evaluate() -> int:
     cache = workdir / "evaluation" if FLAGS.out is None and workdir else directory / "features"
     if distributed.is_main():  # before anything is computed
         for place in (directory,) if FLAGS.mode == "elbo" else (directory, cache):
+            require_outside_data(place, "--out", config.data, samples=FLAGS.samples)
             make_directory(place, "--out")
     evaluate_point = evaluation(config, directory, cache, given)
     param_name = FLAGS.param_name or ",".join(axes) or ("delta" if given is None else "samples")

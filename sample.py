@@ -21,6 +21,7 @@ def main() -> int:
 
 def draw() -> int:
     """Load the model and draw: single images in all processes, pictures in the first."""
+    from scripts.data.datasets import require_outside_data
     from scripts.runtime import distributed
     from scripts.sampling import output
     from scripts.sampling.choice import Choice
@@ -32,6 +33,11 @@ def draw() -> int:
     workdir, export_dir = FLAGS.workdir, FLAGS.export_dir
     config = FLAGS.config or saved_config(workdir, FLAGS.checkpoint)
     base = (FLAGS.out or workdir / "additional_samples") / f"checkpoint_{FLAGS.checkpoint}"
+    init = None if FLAGS.init in ("held_out", "train") else FLAGS.init
+    if export_dir is None:
+        require_outside_data(base, "--out", config.data, init=init)
+    else:
+        require_outside_data(export_dir, "--export_dir", config.data, init=init)
     sampler, trained = load_sampler(
         config,
         workdir,

@@ -257,6 +257,22 @@ def _require_apart(held_out_path: str, place: Path) -> None:
         raise UserError(f"{shown}: must be apart from config.data.path = {str(place)!r}, whose images are all trained on")
 
 
+def require_outside_data(place: Path, flag: str, data: ConfigDict, **read: str | None) -> None:
+    """Raise UserError if pictures that are written to `place`, which `flag` names, would become images of a data set.
+
+    read: further folders whose images are read, by the flags that name them.
+    """
+    folders = {f"--{name}": folder for name, folder in read.items()}
+    folders["config.data.held_out_path"] = data.held_out_path
+    data_set = DATA_SETS.get(data.dataset.lower())
+    if data_set is not None and data_set.open in (_open_folder, _open_afhq):
+        folders["config.data.path"] = data.path or str(DATA / str(data_set.place))
+    for name, folder in folders.items():
+        if folder and place.resolve().is_relative_to(user_path(folder, name).resolve()):
+            advice = "choose a directory elsewhere, or move it there"
+            raise UserError(f"{flag}={place}: pictures there would become images of {name} = {folder!r}; {advice}")
+
+
 def _require_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}")

@@ -19,7 +19,7 @@ from model_code.spectrum import DCTMoments, bin_means, bin_sums, octaves, radial
 from scripts.config.checks import validate
 from scripts.config.flags import run
 from scripts.config.schedule import LOG, MATCHED, check_schedule, known_levels, with_schedule
-from scripts.data.datasets import load_images
+from scripts.data.datasets import load_images, require_outside_data
 from scripts.data.loader import UnreadableImages, none_readable
 from scripts.data.training_set import dct_moments, matched_to
 from scripts.errors import UserError
@@ -100,6 +100,7 @@ def main() -> int:
     if out is not None:
         if out.suffix != ".npy" or out.exists() or out.with_suffix(".png").exists():
             raise UserError(f"--out={out}: must be a new file, such as schedule.npy; a picture goes beside it, schedule.png")
+        require_outside_data(out, "--out", config.data)
         make_directory(out.parent, "--out")
     images, unreadable = load_images(config.data, "train"), UnreadableImages()
     moments = dct_moments(images, config, unreadable)

@@ -11,7 +11,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from scripts.config.flags import run
-from scripts.data.datasets import load_images
+from scripts.data.datasets import load_images, require_outside_data
 from scripts.sampling.choice import Choice
 from scripts.sampling.output import grid, save_gif, save_png
 from scripts.sampling.sampler import load_sampler
@@ -28,6 +28,7 @@ def draw(config: ConfigDict, workdir: Path, out: Path, delta: str | None) -> Non
     Raises UserError if the checkpoint or the data set is missing.
     """
     sampler, _ = load_sampler(config, workdir, 0, choice=Choice(delta))
+    require_outside_data(out, "--out", config.data)
     make_directory(out, "--out")
     states: dict[int, torch.Tensor] = {}
     keep = states.__setitem__  # on_step(k, u_k)

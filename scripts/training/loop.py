@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from scripts.config.checks import doubts, validate
 from scripts.config.load import to_json
 from scripts.config.schedule import settled
-from scripts.data.datasets import load_images
+from scripts.data.datasets import load_images, require_outside_data
 from scripts.data.loader import ReadingFailed, TrainBatches, none_readable, train_loader
 from scripts.errors import UserError, expected
 from scripts.estimate import Estimate
@@ -47,6 +47,7 @@ def train(config: ConfigDict, workdir: Path) -> int:
     device = distributed.device(config.device)
     start_anew = config.training.init_from and not checkpoint.existing(workdir)
     initial = InitialWeights.read(config) if start_anew else None
+    require_outside_data(workdir, "--workdir", config.data)
     images = load_images(config.data, "train"), load_images(config.data, "held_out")
     distributed.barrier()  # nothing is written before all processes have found the data
     make_directory(workdir, "--workdir")

@@ -24,7 +24,7 @@ from scipy.stats import chisquare
 from torchvision.datasets import CIFAR10, MNIST
 
 from scripts.data import datasets
-from scripts.data.datasets import load_images, load_labelled, split_indices
+from scripts.data.datasets import load_images, load_labelled, require_outside_data, split_indices
 from scripts.data.images import UnreadableImage
 from scripts.data.loader import clean_batches
 from scripts.errors import UserError
@@ -258,3 +258,30 @@ def test_npy_is_memory_mapped_and_split(tmp_path: Path, shape: tuple[int, ...]) 
     assert held_out[1].shape == (3, 8, 8)
     if shape == (20, 8, 8, 3):
         np.testing.assert_array_equal(held_out[1], array[int(held_out.name(1).split()[1])].transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize(
+    ("place", "dataset", "refused"),
+    [
+        ("images", "folder", "config.data.path"),
+        ("images/run", "folder", "config.data.path"),
+        ("images/../images/a/b", "FFHQ", "config.data.path"),
+        ("link/run", "afhq", "config.data.path"),
+        ("others/run", "mnist5k", "config.data.held_out_path"),
+        ("given/run", "npy", "--init"),
+        ("images/run", "npy", None),
+        ("images2", "folder", None),
+        (".", "folder", None),
+    ],
+)
+def test_pictures_never_become_data(place: str, dataset: str, refused: str | None, tmp_path: Path) -> None:
+    """Wherever links lead; data sets that are not folders may have anything beside them."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "images")
+    data = data_config(dataset, tmp_path / "images")
+    data.held_out_path = str(tmp_path / "others")
+    if refused is None:
+        require_outside_data(tmp_path / place, "--out", data, init=f"{tmp_path}/given")
+        return
+    with pytest.raises(UserError, match=rf"--out=.*: pictures there would become images of {refused} = "):
+        require_outside_data(tmp_path / place, "--out", data, init=f"{tmp_path}/given")

@@ -130,6 +130,10 @@ BAD: dict[str, tuple[list[str], str]] = {
     "level of no seeds": (["--mode=fid", "--from_level=2"], "--from_level has no meaning without --init"),
     "samples that were drawn": (["--mode=fid", "--samples=x", "--delta=0.1"], "--delta has no meaning with --samples"),
     "statistics of a run": (["--save_stats", "--custom_name=x"], "--config has no meaning with --save_stats"),
+    "pictures among images": (
+        ["--mode=spectrum", "--config.data.held_out_path=/no", "--out=/no/x"],
+        "--out=/no/x: pictures there would become images of config.data.held_out_path = '/no'",
+    ),
     "missing checkpoint in a sweep": (["--mode=elbo", "--sweep=checkpoint=0,7"], "has no checkpoints/checkpoint_7.pth"),
 }
 

@@ -214,3 +214,12 @@ def test_held_out_images_are_tried_before_training(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"held-out images: .*none of the \d+ images can be read"):
         train(config, tmp_path / "run")
     assert not list((tmp_path / "run").rglob("*.pth"))
+
+
+def test_a_run_among_its_images(tmp_path: Path) -> None:
+    """Its pictures would be trained on, and it could not go on."""
+    config = folder_config(tmp_path / "images")
+    for place in ("images", "images/runs/first"):
+        with pytest.raises(UserError, match=r"--workdir=.*: pictures there would become images of config\.data\.path"):
+            train(config, tmp_path / place)
+    assert all(path.suffix == ".png" for path in (tmp_path / "images").iterdir())
