@@ -8,9 +8,8 @@ python evaluate.py --save_stats --custom_name=N --dataset_path=D
 Scores are appended to runs/<dataset_name>/evaluation_results/<experiment_name>/, with everything that they depend on.
 """
 
-import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from absl.flags import FLAGS
 
@@ -22,13 +21,7 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
     from scripts.evaluation.given import GivenSamples
-    from scripts.evaluation.sweep import Evaluate, Point
-
-SETTINGS = (
-    "mode", "dataset_split", "num_images", "num_levels_per_image", "exact", "dequantize", "num_gen",
-    "dataset_name_cleanfid", "cleanfid_mode", "feature_extractor", "k",
-)  # fmt: skip
-"""Flags that scores depend on, besides those that the sampler's settings contain."""
+    from scripts.evaluation.sweep import Evaluation
 
 
 def main() -> int:
@@ -67,16 +60,18 @@ def evaluate() -> int:
     dataset = FLAGS.dataset_name or config.data.dataset.lower()
     given = None if FLAGS.samples is None else GivenSamples.read(FLAGS.samples, config, seed)
     experiment = FLAGS.experiment_name or (workdir.resolve().name if given is None else Path(given.name).resolve().stem)
-    directory = FLAGS.out or results.results_directory(results.RUNS, dataset, experiment)
+    named_after = None if FLAGS.experiment_name or given is not None else workdir
+    directory = FLAGS.out or results.results_directory(results.RUNS, dataset, experiment, named_after)
     cache = workdir / "evaluation" if FLAGS.out is None and workdir else directory / "features"
     if distributed.is_main():  # before anything is computed
         for place in (directory,) if FLAGS.mode == "elbo" else (directory, cache):
             require_outside_data(place, "--out", config.data, samples=FLAGS.samples)
             make_directory(place, "--out")
-    evaluate_point = evaluation(config, directory, cache, given)
+        if FLAGS.out is None and named_after is not None:
+            (directory / results.OWNER).write_text(str(named_after.resolve()))
     param_name = FLAGS.param_name or ",".join(axes) or ("delta" if given is None else "samples")
     of_run = workdir if given is None else None
-    runner = sweep.Runner(evaluate_point, directory, functools.partial(request, config), param_name, of_run)
+    runner = sweep.Runner(evaluation(config, directory, cache, given), directory, param_name, of_run)
     if not axes:
         runner.run_point(base)
         print(f"scores appended to {directory}")
@@ -87,15 +82,16 @@ def evaluate() -> int:
     return 0
 
 
-def evaluation(config: "ConfigDict", directory: "Path", cache: "Path", given: "GivenSamples | None") -> "Evaluate":
+def evaluation(config: "ConfigDict", directory: "Path", cache: "Path", given: "GivenSamples | None") -> "Evaluation":
     """What --mode names, as the flags say; the bound's tables by level go to `directory`, features to `cache`."""
     batch_size = FLAGS.batch_size or config.eval.batch_size
     if FLAGS.mode == "elbo":
         from scripts.evaluation.bound import BoundEvaluation
 
-        bound = BoundEvaluation(
+        return BoundEvaluation(
             config,
             FLAGS.workdir,
+            directory,
             split=FLAGS.dataset_split or "test",
             num_images=config.eval.num_images if FLAGS.num_images is None else FLAGS.num_images,
             batch_size=batch_size,
@@ -104,10 +100,9 @@ def evaluation(config: "ConfigDict", directory: "Path", cache: "Path", given: "G
             dequantize=FLAGS.dequantize,
             precision=FLAGS.precision,
         )
-        return lambda point: bound(checkpoint=point.checkpoint, choice=point, seed=point.seed, directory=directory)
     from scripts.evaluation.scores import SampleEvaluation
 
-    samples = SampleEvaluation(
+    return SampleEvaluation(
         config,
         FLAGS.workdir,
         cache=cache,
@@ -124,23 +119,6 @@ def evaluation(config: "ConfigDict", directory: "Path", cache: "Path", given: "G
         k=FLAGS.k,
         precision=FLAGS.precision,
     )
-    return lambda point: samples(checkpoint=point.checkpoint, choice=point, seed=point.seed)
-
-
-def request(config: "ConfigDict", point: "Point") -> dict[str, Any]:
-    """What the scores of a point depend on, as plain data. Raises UserError for a checkpoint that is not there."""
-    from scripts.sampling.sampler import load_sampler
-    from scripts.storage.provenance import config_hash
-
-    sampler, trained = load_sampler(
-        config, FLAGS.workdir, point.checkpoint, choice=point, seed=point.seed, precision=FLAGS.precision, scoring=True
-    )
-    return {
-        "config_hash": config_hash(config),
-        **sampler.settings(config, trained),
-        **{name: FLAGS[name].value for name in SETTINGS},
-        **{name: str(FLAGS[name].value) for name in ("inception_path", "dinov2_path") if FLAGS[name].value},
-    }
 
 
 def save_statistics() -> int:

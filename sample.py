@@ -48,7 +48,8 @@ def draw() -> int:
         from_data=FLAGS.prior == "data",
     )
     if export_dir is not None:
-        settings, batch_size = sampler.settings(config, trained), FLAGS.batch_size or config.eval.batch_size
+        settings = sampler.record(config, trained).settings()
+        batch_size = FLAGS.batch_size or config.eval.batch_size
         export(export_dir, sampler, settings, FLAGS.num_samples, batch_size, npz=FLAGS.export == "npz")
         print(f"{FLAGS.num_samples} samples in {export_dir}")
         return 0
@@ -61,7 +62,7 @@ def draw() -> int:
     number = FLAGS.number or 0
     whole = FLAGS.interpolate or FLAGS.share_noise
     sampler, batch_size = output.fill_rows(sampler, FLAGS.batch_size or 9, 1 if whole else FLAGS.per_init)
-    settings = sampler.settings(config, trained) | {"prior": FLAGS.prior}
+    settings = sampler.record(config, trained).settings() | {"prior": FLAGS.prior}
     if FLAGS.interpolate:
         ends = 2 * number, 2 * number + 1
         settings |= {"kind": "interpolation", "ends": list(ends), "num_points": FLAGS.num_points}

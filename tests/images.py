@@ -39,6 +39,9 @@ class WithDamage:
     def name(self, i: int) -> str:
         return f"image {i}"
 
+    def version(self) -> str:
+        return f"{self.source.version()} {sorted(self.damaged)}"
+
 
 def save_images(folder: Path, names: list[str], size: int = 8) -> None:
     """Grey PNG files; that of names[i] is filled with i."""

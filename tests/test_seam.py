@@ -116,13 +116,15 @@ def test_another_process_trains_is_sampled_and_evaluated(
     for kind in (sampler.same_init, sampler.share_noise):
         torch.testing.assert_close(kind([0, 1])[0], samples[0], atol=1e-4, rtol=1e-4)
 
-    evaluation = BoundEvaluation(config, tmp_path, split="test", num_images=4, num_levels_per_image=2, exact=True, batch_size=8)
-    nats, bits = evaluation(checkpoint=0, choice=Choice(), seed=0, directory=tmp_path)
+    evaluation = BoundEvaluation(
+        config, tmp_path, tmp_path, split="test", num_images=4, num_levels_per_image=2, exact=True, batch_size=8
+    )
+    nats, bits = evaluation(checkpoint=0, choice=Choice(), seed=0)
     assert nats.per_image is not None
     assert np.isfinite(nats.per_image).all()
     if name != NAME:
         with pytest.raises(UserError, match=r"--eta=0: there is a bound for ancestral sampling only"):
-            evaluation(checkpoint=0, choice=Choice(eta=0.0), seed=0, directory=tmp_path)
+            evaluation(checkpoint=0, choice=Choice(eta=0.0), seed=0)
     offset = 8 if name == NAME else 0  # densities and probabilities of 8-bit images
     assert bits.estimate.value == pytest.approx(nats.estimate.value / (64 * math.log(2)) + offset)
 

@@ -7,14 +7,14 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
-from scripts.data.images import ArrayImages, ImageSource, UnreadableImage
+from scripts.data.images import ArrayImages, ImageSource, UnreadableImage, checksum, checksums
 from scripts.errors import UserError
 from scripts.runtime import distributed
 from scripts.runtime.progress import warn
@@ -72,6 +72,22 @@ class Batch:
     """int64 (B,): their positions in the source."""
     unreadable: tuple[str, ...]
     """Images that could not be decoded, each as "name: reason"."""
+    crc32: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint32))
+    """`checksums` of the pixels (B,), of images to evaluate on."""
+
+
+class Checksums(dict[int, int]):
+    """Checksums of the pixels of images that were read, by index."""
+
+    def note(self, batch: Batch) -> None:
+        """Add those of a batch."""
+        self.update(zip(batch.indices.tolist(), batch.crc32.tolist(), strict=False))
+
+    def total(self) -> int:
+        """Of the images of all processes in order. A collective function."""
+        for others in distributed.gather(dict(self)):
+            self.update(others)
+        return checksum(np.array([self[index] for index in sorted(self)]))
 
 
 class Pixels(NamedTuple):
@@ -234,7 +250,8 @@ def clean_batches(
     for batch in _ordered_batches(source, chosen, batch_size, num_workers, lambda index: mean):
         if mirrored:
             images = torch.stack([batch.images, batch.images.flip(-1)], dim=1).flatten(0, 1)
-            batch = replace(batch, images=images, indices=batch.indices.repeat_interleave(2))
+            indices, crc32 = batch.indices.repeat_interleave(2), batch.crc32.repeat(2)
+            batch = replace(batch, images=images, indices=indices, crc32=crc32)
         yield batch
 
 
@@ -251,7 +268,8 @@ def _ordered_batches(
         images = torch.empty(pixels.images.shape)
         for row, index in enumerate(pixels.indices.tolist()):
             images[row] = to_unit_range(pixels.images[row], noise(index))
-        return Batch(images, torch.from_numpy(pixels.indices), tuple(pixels.unreadable))
+        crc32 = checksums(pixels.images)
+        return Batch(images, torch.from_numpy(pixels.indices), tuple(pixels.unreadable), crc32)
 
     starts, threads = range(0, max(1, len(chosen)), batch_size), num_threads(num_workers, source)
     wanted = (chosen[start : start + batch_size] for start in starts)

@@ -18,6 +18,7 @@ from model_code.process import Likelihood, Process
 from scripts.data.datasets import load_images
 from scripts.data.loader import (
     Batch,
+    Checksums,
     HeldOutBatches,
     UnreadableImages,
     clean_batches,
@@ -25,15 +26,17 @@ from scripts.data.loader import (
 )
 from scripts.errors import UserError
 from scripts.estimate import Estimate
-from scripts.evaluation.features import data_set_images
+from scripts.evaluation.features import SPLITS, data_set_images
 from scripts.evaluation.plots import LevelRow, plot_by_level
 from scripts.evaluation.results import Result
 from scripts.runtime import distributed
 from scripts.runtime.progress import progress_bar
 from scripts.runtime.randomness import Purpose, normal_by_index, stream
 from scripts.sampling.choice import Choice
-from scripts.sampling.sampler import Sampler, load_sampler
+from scripts.sampling.sampler import Sampler, load_sampler, with_own_images
+from scripts.storage.checkpoint import TrainedModel
 from scripts.storage.files import atomic_write, make_directory
+from scripts.storage.record import Record
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,8 @@ class Measurement:
     """`Likelihood.prior_summary`: (B, ...)."""
     num_levels: int
     """Intermediate terms in the whole bound, of which n were looked at."""
+    images_crc32: int = 0
+    """Checksum of the images' pixels before any noise."""
 
     def bound(self, process: Likelihood, prior: Prior, kernel: ReverseKernel) -> dict[str, torch.Tensor]:
         """The bound on -log p(u_0) for a reverse kernel, "total" and its parts, in nats: each float64 (B,).
@@ -103,8 +108,9 @@ def measure(
     process, kernel = likelihood_of(sampler.process), sampler.kernel
     levels, last = process.bound_levels(kernel), kernel.chain[-2]
     parts: list[tuple[torch.Tensor, ...]] = []
-    unreadable = UnreadableImages()
+    unreadable, seen = UnreadableImages(), Checksums()
     for batch in batches:
+        seen.note(batch)
         unreadable.update(batch.unreadable)
         if len(batch.images) == 0:
             continue
@@ -119,7 +125,7 @@ def measure(
     if not parts:
         raise none_readable(sorted(unreadable))
     k, errors, summary = (torch.cat(part) for part in zip(*parts, strict=True))
-    return Measurement(k[:, 1:], errors[:, 1:], errors[:, 0], summary, len(levels))
+    return Measurement(k[:, 1:], errors[:, 1:], errors[:, 0], summary, len(levels), seen.total())
 
 
 def _errors(sampler: Sampler, batch: Batch, levels: torch.Tensor, batch_size: int) -> torch.Tensor:
@@ -164,6 +170,8 @@ class BoundEvaluation:
 
     config: ConfigDict
     workdir: Path
+    directory: Path
+    """For tables and pictures by level."""
     split: str
     """A value of --dataset_split, see `features.SPLITS`."""
     num_images: int
@@ -177,22 +185,41 @@ class BoundEvaluation:
     precision: str = "float32"
     _measured: tuple[tuple[object, ...], Prior, Measurement] | None = field(default=None, init=False)
 
-    def __call__(self, *, checkpoint: int, choice: Choice, seed: int, directory: Path) -> list[Result]:
+    def record(self, *, checkpoint: int, choice: Choice, seed: int) -> Record:
+        """All that the bound depends on, known without the network. Raises UserError as the call does."""
+        return self._prepare(checkpoint, choice, seed)[2]
+
+    def _prepare(self, checkpoint: int, choice: Choice, seed: int) -> tuple[Sampler, TrainedModel, Record]:
+        sampler, trained = load_sampler(
+            self.config, self.workdir, checkpoint, choice=choice, seed=seed, precision=self.precision, scoring=True
+        )
+        likelihood = likelihood_of(sampler.process)
+        try:
+            likelihood.require_bound(sampler.kernel)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        num_terms = len(likelihood.bound_levels(sampler.kernel))
+        num_levels = num_terms if self.exact else min(num_terms, self.num_levels_per_image)
+        record = sampler.record(self.config, trained).add(
+            data={"dataset_split": self.split, "dequantized": self.dequantize and not likelihood.discrete},
+            metric={
+                "protocol": sampler.process.protocol,
+                "num_levels_per_image": num_levels,
+                "exact": num_levels == num_terms,
+            },
+            options={"most_images": self.num_images},
+        )
+        data_set_images(self.config.data, self.split)  # raises UserError for a split that does not exist
+        return sampler, trained, with_own_images(record, self.config.data, [SPLITS[self.split]], trained.data)
+
+    def __call__(self, *, checkpoint: int, choice: Choice, seed: int) -> list[Result]:
         """The bound in nats ("ELBO") and in bits per dimension ("BPD"), each with its value for every image.
 
         Prints its parts, and writes them by level to a folder in `directory`. Of several processes each runs the network on its
         part of the images, and only process 0 has results, the others get none. Raises UserError for a delta of 0.
         """
-        sampler, trained = load_sampler(
-            self.config, self.workdir, checkpoint, choice=choice, seed=seed, precision=self.precision, scoring=True
-        )
-        kernel = sampler.kernel
-        likelihood = likelihood_of(sampler.process)
-        try:
-            likelihood.require_bound(kernel)
-        except ValueError as error:
-            raise UserError(str(error)) from None
-        dequantize = self.dequantize and not likelihood.discrete
+        sampler, trained, record = self._prepare(checkpoint, choice, seed)
+        kernel, dequantize = sampler.kernel, record.data["dequantized"]
         key = trained.weights_crc32, seed, kernel.chain, kernel.mean_checksum()
         if self._measured is None or self._measured[0] != key:
             sampler = replace(sampler, prior=self._prior(sampler, trained.dequantized, dequantize))
@@ -202,19 +229,10 @@ class BoundEvaluation:
             return []
         process = likelihood_of(copy.deepcopy(sampler.process).cpu())  # where the measurement is
         bound = measurement.bound(process, prior, kernel)
-        settings = sampler.settings(self.config, trained) | {
-            "checkpoint": checkpoint,
-            "protocol": sampler.process.protocol,
-            "dataset_split": self.split,
-            "dequantized": dequantize,
-            "num_levels_per_image": measurement.levels.shape[1],
-            "exact": measurement.levels.shape[1] == measurement.num_levels,
-            "nats": {name: asdict(Estimate.of(part)) for name, part in bound.items()},
-        }
+        settings = record.add(data={"images_crc32": measurement.images_crc32}).row()
+        settings["nats"] = {name: asdict(Estimate.of(part)) for name, part in bound.items()}
         print(describe(bound, settings, measurement.num_levels))
-        suffix = ("" if self.split == "test" else f"_{self.split}") + ("_exact" if settings["exact"] else "")
-        name = f"bound_step_{trained.step}_delta_{sampler.label}_seed_{seed}{suffix}_of_{len(bound['total'])}"
-        folder = directory / (name if sampler.precision.name == "float32" else f"{name}_{sampler.precision.name}")
+        folder = self.directory / f"bound_step_{trained.step}_delta_{sampler.label}_{settings['key'][:8]}"
         title = f"step {trained.step}, delta {sampler.label}, {len(bound['total'])} images"
         write_by_level(folder, level_table(measurement, process, kernel), title)
         print(f"by level: {folder / 'bound_by_level.png'}")

@@ -44,6 +44,8 @@ class Reference:
     moments: Gaussian | None = None
     size: tuple[int, int] | None = None
     """(H, W) of its first image, where that is known."""
+    crc32: int = 0
+    """`checksum` of its images as they were read, or of a file's arrays."""
 
     @functools.cached_property
     def gaussian(self) -> Gaussian:

@@ -1,20 +1,25 @@
 """Features of images, cached in files named by a checksum of everything that they depend on."""
 
 import contextlib
-import hashlib
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from ml_collections import ConfigDict
 
 from scripts.data.datasets import Split, load_images
-from scripts.data.images import Images, ImageSource, UnreadableImage, channels_first, opened_image
+from scripts.data.images import (
+    Images,
+    ImageSource,
+    UnreadableImage,
+    channels_first,
+    checksums,
+    files_version,
+    opened_image,
+)
 from scripts.errors import UserError, printable
 from scripts.evaluation.extractors import Extractor
 from scripts.runtime import distributed
@@ -62,35 +67,51 @@ class NativeFolder:
     def name(self, i: int) -> str:
         return printable(self._root / self._paths[i])
 
+    def version(self) -> str:
+        return files_version((self._root / path for path in self._paths), self._paths)
+
+
+def features_of(pixels: torch.Tensor, extractor: Extractor) -> np.ndarray:
+    """Rows with "features", float32 (d,), and "crc32" of the pixels of each of images uint8 (B, C, H, W)."""
+    rows = np.empty(len(pixels), row_type(extractor))
+    rows["features"], rows["crc32"] = extractor(pixels), checksums(pixels.numpy())
+    return rows
+
+
+def row_type(extractor: Extractor) -> np.dtype:
+    """What is kept of an image."""
+    return np.dtype([("features", np.float32, (extractor.num_features,)), ("crc32", np.uint32)])
+
 
 def image_features(images: Images, indices: Sequence[int], extractor: Extractor) -> np.ndarray:
-    """Features float32 (len(indices), d), rows of NaN for images that cannot be read."""
+    """Rows of `features_of` images, of NaN for those that cannot be read."""
     pixels: dict[int, np.ndarray] = {}
     for row, index in enumerate(indices):
         with contextlib.suppress(UnreadableImage):
             pixels[row] = images[index]
-    features = np.full((len(indices), extractor.num_features), np.nan, np.float32)
+    found = np.zeros(len(indices), row_type(extractor))
+    found["features"] = np.nan
     for shape in {image.shape for image in pixels.values()}:
         rows = [row for row, image in pixels.items() if image.shape == shape]
-        features[rows] = extractor(torch.from_numpy(np.stack([pixels[row] for row in rows])))
-    return features
+        found[rows] = features_of(torch.from_numpy(np.stack([pixels[row] for row in rows])), extractor)
+    return found
 
 
 def cached_features(
     directory: Path,
-    settings: dict[str, Any],
+    key: str,
     count: int,
     batch_size: int,
     compute: Callable[[range], np.ndarray],
     description: str,
 ) -> np.ndarray:
-    """Features float32 (count, d) of images 0..count-1, read from files in `directory` as far as they are there.
+    """Rows (count, ...) of images 0..count-1, read from files in `directory` as far as they are there.
 
     `compute` gives the rest, for a range of at most `batch_size` images at a time, shared out to all processes. Process 0 adds
-    them about every minute as files `features_KEY_FIRST.npy` with the rows from FIRST on, KEY a checksum of the `settings`.
-    Raises UserError for a directory that cannot be written to.
+    them about every minute as files `features_KEY_FIRST.npy` with the rows from FIRST on. key: of the record of what they
+    depend on; process 0's counts. Raises UserError for a directory that cannot be written to.
     """
-    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+    key = distributed.from_main(key)
     have, blocks = 0, []
     with distributed.main_first():
         make_directory(directory, "features")
@@ -103,7 +124,9 @@ def cached_features(
     with progress_bar(count, "image", description, initial=min(have, count)) as bar:
         for start in range(have, count, at_a_time):
             wanted = range(start, min(start + at_a_time, count))
-            blocks.append(distributed.compute_rows(wanted, lambda mine: torch.from_numpy(compute(mine))).numpy())
+            mine = distributed.shard(wanted)
+            rows = [compute(mine)] if len(mine) else []
+            blocks.append(np.concatenate([row for rows in distributed.gather(rows) for row in rows]))
             pending.append(blocks[-1])
             bar.update(len(wanted))
             if distributed.is_main() and (time.monotonic() - written > SECONDS_BETWEEN_FILES or wanted.stop == count):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -10,12 +10,13 @@ from ml_collections import ConfigDict
 
 from scripts.config.paths import user_path
 from scripts.data.datasets import open_images
-from scripts.data.images import FolderImages, Images, ImageSource, UnreadableImage, fingerprint
+from scripts.data.images import FolderImages, Images, ImageSource, UnreadableImage
 from scripts.data.loader import to_unit_range
 from scripts.errors import UserError
 from scripts.evaluation.features import NativeFolder
 from scripts.runtime import distributed
 from scripts.runtime.device import Precision
+from scripts.storage.record import Record
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,10 @@ class GivenSamples:
         """(C, H, W) at the configuration's size."""
         return self.images.shape
 
-    def settings(self) -> dict[str, Any]:
-        """Plain data that identify the images."""
-        return {"samples": self.name, "samples_images": fingerprint(self.images), "seed": self.seed}
+    def record(self) -> Record:
+        """What identifies the images."""
+        files = {"samples": self.images.version()}
+        return Record(weights={"samples": self.name}, options={"seed": self.seed}, files=files)
 
     def independent(self, indices: Sequence[int]) -> torch.Tensor:
         """Images (B, C, H, W) in [0, 1]. Raises UserError for one that cannot be read."""

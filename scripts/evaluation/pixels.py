@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from model_code.prior import StandardNormal
 from scripts.data.datasets import Split, load_images
-from scripts.data.loader import HeldOutBatches, UnreadableImages, clean_batches
+from scripts.data.loader import Checksums, HeldOutBatches, UnreadableImages, clean_batches
 from scripts.evaluation.given import GivenSamples
 from scripts.runtime import distributed
 from scripts.runtime.progress import progress_bar
@@ -33,6 +33,8 @@ class PixelInputs:
     samples: np.ndarray
     sampler: Sampler | GivenSamples
     data: ConfigDict
+    read: dict[str, int] = field(default_factory=dict)
+    """Checksums of the images of each split that was read, under "train_crc32" and "held_out_crc32"."""
 
     @functools.cached_property
     def groups(self) -> np.ndarray:
@@ -43,11 +45,13 @@ class PixelInputs:
         """The images of a split, at most 1 GiB of them. A collective function."""
         source = load_images(self.data, split)
         count = min(len(source), MOST_BYTES // int(np.prod(source.shape)))
-        images, unreadable = list[torch.Tensor](), UnreadableImages()
+        images, unreadable, seen = list[torch.Tensor](), UnreadableImages(), Checksums()
         for batch in HeldOutBatches(source, 0, block_size(source.shape), count, False, self.data.num_workers):
             images.append(to_uint8(batch.images))
             unreadable.update(batch.unreadable)
+            seen.note(batch)
         unreadable.report(count, f"{split} images")
+        self.read[f"{split}_crc32"] = seen.total()
         return distributed.gather_rows(torch.cat(images)).numpy()
 
     def training_blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -57,13 +61,15 @@ class PixelInputs:
         A collective function, when all are read.
         """
         source, mirrored = load_images(self.data, "train"), self.data.random_flip
-        unreadable = UnreadableImages()
+        unreadable, seen = UnreadableImages(), Checksums()
         with progress_bar(len(distributed.shard(range(len(source)))), "image", "comparing with training images") as bar:
             for batch in clean_batches(source, block_size(source.shape), self.data.num_workers, False, mirrored):
+                seen.note(batch)
                 yield batch.indices.numpy(), to_uint8(batch.images).numpy()
                 bar.update(len(batch.indices) // (1 + mirrored))
                 unreadable.update(batch.unreadable)
         unreadable.report(len(source), "training images")
+        self.read["train_crc32"] = seen.total()
 
 
 def block_size(shape: tuple[int, ...]) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 
 from scripts.config.paths import plain_name, user_path
 from scripts.data.datasets import open_images
-from scripts.data.images import Images, UnreadableImage, fingerprint, list_images
+from scripts.data.images import Images, UnreadableImage, checksum, checksums, list_images
 from scripts.data.loader import NAMED, UnreadableImages
 from scripts.errors import UserError
 from scripts.evaluation.distances import Gaussian, Reference
@@ -22,6 +22,7 @@ from scripts.evaluation.metrics import Metric
 from scripts.runtime import distributed
 from scripts.runtime.progress import warn
 from scripts.storage.files import atomic_write, make_directory, read_npz
+from scripts.storage.record import Record
 
 CLEANFID = "cleanfid:"
 """Before a name: that of clean-fid's statistics, whatever folder has the same name."""
@@ -43,8 +44,7 @@ def find_reference(
             f"--dataset_name_cleanfid={name}: the {extractor.settings['extractor']} compares with the configuration's own data "
             "set only; leave it empty, or use --feature_extractor=inception"
         )
-    data, directory = options.data, options.directory
-    path = user_path(name, "--dataset_name_cleanfid")
+    data, path = options.data, user_path(name, "--dataset_name_cleanfid")
     if name and path.is_dir() and "/" not in name and split != "custom":
         raise UserError(
             f"--dataset_name_cleanfid={name}: a folder here, and perhaps a name of clean-fid's; "
@@ -52,8 +52,8 @@ def find_reference(
         )
 
     def of_images(description: str, images: Images) -> Reference:
-        features = readable_features(directory, images, extractor, batch_size, "reference images")
-        return Reference(description, features, size=first_size(images))
+        rows = readable_features(options.directory, images, extractor, batch_size, "reference images")
+        return Reference(description, rows["features"], size=first_size(images), crc32=checksum(rows["crc32"]))
 
     if name == "":
         found = of_images(f"{data.dataset} {split}", data_set_images(data, split))
@@ -95,18 +95,17 @@ def first_size(images: Images) -> tuple[int, int] | None:
 
 
 def readable_features(directory: Path, images: Images, extractor: Extractor, batch_size: int, what: str) -> np.ndarray:
-    """Features (M, d) of all images that can be read, cached in `directory`; `what` they are in
+    """Rows of `features_of` all images (M,) that can be read, cached in `directory`; `what` they are in
     messages."""
-    settings = {"images": "reference", **fingerprint(images), **extractor.settings}
+    record = Record(metric=extractor.settings, files={"images": images.version()})
     altered = images.altered if isinstance(images, NativeFolder) else Counter[str]()
-    altered.clear()  # of what the fingerprint read
 
     def compute(indices: range) -> np.ndarray:
         return image_features(images, indices, extractor)
 
-    rows = cached_features(directory, settings, len(images), batch_size, compute, f"features of {what}")
+    rows = cached_features(directory, record.key, len(images), batch_size, compute, f"features of {what}")
     unreadable = UnreadableImages()
-    for i in np.flatnonzero(np.isnan(rows[:, 0])).tolist():
+    for i in np.flatnonzero(np.isnan(rows["features"][:, 0])).tolist():
         reason = f"{images.name(i)}: could not be read when its features were computed"
         if len(unreadable) < NAMED:  # the cache has no reasons
             try:
@@ -118,7 +117,7 @@ def readable_features(directory: Path, images: Images, extractor: Extractor, bat
     if altered.total():
         kinds = "; ".join(f"{count} with {what}" for what, count in altered.most_common() if count)
         warn(f"{what} are read as clean-fid reads them: {kinds}")
-    return rows[~np.isnan(rows[:, 0])]
+    return rows[~np.isnan(rows["features"][:, 0])]
 
 
 # --- files of statistics ---
@@ -190,7 +189,8 @@ def _reference(where: str, arrays: Arrays, d: int, metrics: Sequence[Metric]) ->
         right = f"feats (M, {d}) or, for --mode=fid alone, mu ({d},) and sigma ({d}, {d})"
         raise UserError(f"{where}: must hold {right}; it has {shapes}")
     moments = Gaussian(arrays["mu"], arrays["sigma"]) if has_moments else None
-    return Reference(where, arrays["feats"] if has_features else None, moments)
+    crc32 = checksum(checksums(arrays[name] for name in sorted(arrays)))
+    return Reference(where, arrays["feats"] if has_features else None, moments, crc32=crc32)
 
 
 def save_statistics(name: str, folder: Path, extractor: Extractor, mode: str, batch_size: int) -> Path:
@@ -206,7 +206,7 @@ def save_statistics(name: str, folder: Path, extractor: Extractor, mode: str, ba
         raise UserError(f"--custom_name={name}: there are statistics of that name; choose another, or delete {file}")
     images = folder_images(folder)
     with tempfile.TemporaryDirectory() as temporary_directory:
-        features = readable_features(Path(temporary_directory), images, extractor, batch_size, "images")
+        features = readable_features(Path(temporary_directory), images, extractor, batch_size, "images")["features"]
     if len(features) < 2:
         raise UserError(f"--dataset_path={folder}: {len(features)} images can be read, where statistics need at least 2")
     gaussian = Gaussian.of(features)

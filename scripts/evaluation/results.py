@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 RUNS = ROOT / "runs"
 """Scores of all models are logged below it."""
 RESULTS = Path("evaluation", "results.jsonl")
-"""In a run directory: all scores of its model, for scripts/tools/report.py."""
+"""In a run directory: all scores of its model, with all that they depend on."""
+OWNER = "run.txt"
+"""In a directory of results that was named after a run: which run that is."""
 
 
 @dataclass(frozen=True)
@@ -53,23 +55,28 @@ class Result:
         return f"{self.score}: {self.estimate} (N = {images}{initial}{interval})" + (self.note and f"; {self.note}")
 
 
-def results_directory(root: Path, dataset_name: str, experiment_name: str) -> Path:
+def results_directory(root: Path, dataset_name: str, experiment_name: str, run: Path | None = None) -> Path:
     """Where the release keeps its logs: <root>/<dataset>/evaluation_results/<experiment>, `root` being `runs`.
 
-    Raises UserError for names that lead elsewhere; an experiment may be in folders of its own, such as "a/b".
+    run: whose name the experiment has; where another run of that name has results there, they go beside them. Raises UserError
+    for names that lead elsewhere; an experiment may be in folders of its own, such as "a/b".
     """
     plain_name("--dataset_name", dataset_name)
     for part in experiment_name.split("/"):
         plain_name("--experiment_name", part)
-    return root / dataset_name / "evaluation_results" / experiment_name
+    directory = root / dataset_name / "evaluation_results" / experiment_name
+    owner = directory / OWNER
+    if run is None or not owner.exists() or owner.read_text() == str(run.resolve()):
+        return directory
+    return directory.with_name(f"{directory.name}_{zlib.crc32(bytes(run.resolve())):08x}")
 
 
-def append_result(directory: Path, result: Result, *, param_name: str, seconds: float, workdir: Path | None = None) -> None:
-    """Add a line to <directory>/<SCORE>_log.txt and the same value, with everything behind it, to <SCORE>_log.jsonl.
+def append_result(directory: Path, result: Result, *, param_name: str, seconds: float, workdir: Path | None = None) -> Path:
+    """Add a line to <directory>/<SCORE>_log.txt and the same value, with everything behind it, to `results.jsonl`.
 
     param_name: settings, separated by commas, whose values are then given ("delta: 0.0125, FID: 21.3"), or any label.
-    seconds: time taken. workdir: the run directory of the model, whose `evaluation/results.jsonl` gets the line, too, if it can
-    be written to. A picture is in both places, its name belongs to the settings. Raises UserError for a directory that is not
+    seconds: time taken. workdir: the run directory of the model, which has `evaluation/results.jsonl` and pictures; without it,
+    or if it cannot be written to, they are in `directory`. Returns the file. Raises UserError for a directory that is not
     writable.
     """
     make_directory(directory, "evaluation results")
@@ -90,19 +97,17 @@ def append_result(directory: Path, result: Result, *, param_name: str, seconds: 
         "seconds": round(seconds, 2),
         "finished": now(),
     }
-    places = [directory]
+    place = directory
     if workdir is not None and os.access(workdir, os.W_OK):
-        places.append(make_directory(workdir / RESULTS.parent, "--workdir"))
+        place = make_directory(workdir / RESULTS.parent, "--workdir")
     if result.picture is not None:
         row["picture"] = f"{result.score}_{zlib.crc32(json.dumps([settings, estimate.num_images]).encode()):08x}.png"
-        for place in places:
-            with atomic_write(place / row["picture"]) as temporary:
-                result.picture.savefig(temporary, dpi=150)
-        print(f"picture: {directory / row['picture']}", flush=True)
-    _append_line(directory / f"{result.score}_log.jsonl", json.dumps(row))
+        with atomic_write(place / row["picture"]) as temporary:
+            result.picture.savefig(temporary, dpi=150)
+        print(f"picture: {place / row['picture']}", flush=True)
+    _append_line(place / RESULTS.name, json.dumps(row))
     _append_line(directory / f"{result.score}_log.txt", f"{label}, {result.score}: {estimate.value:.8g}")
-    for place in places[1:]:
-        _append_line(place / RESULTS.name, json.dumps(row))
+    return place / RESULTS.name
 
 
 def _append_line(path: Path, line: str) -> None:

@@ -1,5 +1,6 @@
 """Scores of a trained model's samples."""
 
+import functools
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -11,10 +12,11 @@ import torch
 from ml_collections import ConfigDict
 
 from scripts.data.datasets import Split, load_images
+from scripts.data.images import checksum, checksums
 from scripts.errors import UserError
 from scripts.evaluation.distances import Reference
-from scripts.evaluation.extractors import EXTRACTORS, Options
-from scripts.evaluation.features import cached_features, data_set_images
+from scripts.evaluation.extractors import EXTRACTORS, Extractor, Options
+from scripts.evaluation.features import SPLITS, cached_features, data_set_images, features_of
 from scripts.evaluation.given import GivenSamples
 from scripts.evaluation.metrics import Inputs, Metric
 from scripts.evaluation.pixels import PixelInputs, initial_images
@@ -24,8 +26,8 @@ from scripts.runtime import distributed
 from scripts.runtime.progress import warn
 from scripts.sampling.choice import Choice
 from scripts.sampling.output import to_uint8
-from scripts.sampling.sampler import Sampler, load_sampler
-from scripts.storage.provenance import config_hash
+from scripts.sampling.sampler import Sampler, load_sampler, with_own_images
+from scripts.storage.record import Record
 
 PARTS: tuple[Split, ...] = ("train", "held_out")
 PER_SEED = 10
@@ -57,77 +59,122 @@ class SampleEvaluation:
     given: GivenSamples | None = None
     """Samples to score instead."""
 
+    def record(self, *, checkpoint: int, choice: Choice, seed: int | None) -> Record:
+        """All that scores depend on, known without samples. Raises UserError as the call does."""
+        measures = {"measures": [metric.name for metric in self.metrics], "k": self.k}
+        return self._prepare(checkpoint, choice, seed)[2].add(metric=measures)
+
     def __call__(self, *, checkpoint: int, choice: Choice, seed: int | None) -> list[Result]:
         """Scores of a checkpoint (0: the newest); none in processes other than 0, which only sample and compute features.
 
         Compared with the configuration's own training images, the settings of each result include the score of held-out images,
         see `held_out_settings`. Raises UserError for whatever is missing or does not fit, before anything is sampled.
         """
-        for metric in self.metrics:
-            if self.num_gen < metric.fewest(self.k):
-                raise UserError(f"--num_gen={self.num_gen}: {metric.name} needs at least {metric.fewest(self.k)} samples")
-        needs = {metric.needs for metric in self.metrics}
-        if "seeds" in needs:
-            choice = self._by_seed(choice)
-        sampler, made_by = self._source(checkpoint, choice, seed)
-        if "seeds" in needs and isinstance(sampler, Sampler) and sampler.seeds is not None:
-            most = sampler.seeds.count * sampler.seeds.per_image
-            if self.num_gen > most:  # one image twice would count as two seeds
-                raise UserError(f"--num_gen={self.num_gen}: must be at most {most}, all samples of the images of {choice.init}")
-        common = made_by | {"checkpoint": None if self.given else checkpoint, "config_hash": config_hash(self.config)}
-        device, directory = sampler.precision.device, self.cache
-        if needs & {"pixels", "seeds"}:
-            for split in PARTS:  # before anything is sampled
-                if len(load_images(self.config.data, split)) < 2:
-                    raise UserError(f"{self.config.data.dataset}: there is one {split} image, where this mode needs at least 2")
-            samples = self._generated(sampler, made_by | {"extractor": "pixels"}, torch.Tensor.numpy)
-            results = scores(self.metrics, PixelInputs(samples, sampler, self.config.data))  # by all processes
-            return [replace(result, settings=common | result.settings) for result in results if distributed.is_main()]
-        options = Options(self.config.data, directory, device, self.cleanfid_mode, self.inception_path, self.dinov2_path)
-        with distributed.main_first():  # it may download or train
-            extractor = EXTRACTORS[self.feature_extractor](options)
-        against = find_reference(self.reference, self.dataset_split, options, self.metrics, self.k, extractor, self.batch_size)
+        sampler, made_by, record = self._prepare(checkpoint, choice, seed)
+        compute = self._of_pixels if self._needs_pixels else self._of_features
+        return compute(sampler, made_by, record)
+
+    def _of_pixels(self, sampler: Sampler | GivenSamples, made_by: Record, record: Record) -> list[Result]:
+        samples = self._generated(sampler, made_by.add(metric={"extractor": "pixels"}), torch.Tensor.numpy)
+        inputs = PixelInputs(samples, sampler, self.config.data)
+        results = scores(self.metrics, inputs)  # by all processes
+        record = record.add(data={"samples_crc32": checksum(checksums(samples))}, reference=inputs.read)
+        return [replace(result, settings=record.row() | result.settings) for result in results if distributed.is_main()]
+
+    def _of_features(self, sampler: Sampler | GivenSamples, made_by: Record, record: Record) -> list[Result]:
+        extractor = self._extractor
         if any(metric.name == "fid" for metric in self.metrics) and self.num_gen <= extractor.num_features:
             text = f"FID of {self.num_gen} samples in {extractor.num_features} dimensions is far too high; raise --num_gen"
             warnings.warn(text, stacklevel=2)
         if self.given is None or not self.reference:
-            generated = self._generated(sampler, made_by | extractor.settings, extractor)
+            made_by = made_by.add(metric=extractor.settings)
+            generated = self._generated(sampler, made_by, functools.partial(features_of, extractor=extractor))
         else:  # as the reference is read
             native = self.given.native
-            generated = readable_features(directory, native, extractor, self.batch_size, "samples")
+            generated = readable_features(self.cache, native, extractor, self.batch_size, "samples")
             if len(generated) < len(native):
                 raise UserError(f"--samples={self.given.name}: {len(native) - len(generated)} images cannot be read")
             generated = generated[: self.num_gen]
-        common |= self._sizes(sampler, against)
+        record = record.add(data=self._sizes(sampler, self._reference))
         groups = initial_images(sampler, self.config.data, self.num_gen)
-        inputs = Inputs(generated, against, sampler.seed, self.k, device, groups)
+        inputs = Inputs(generated["features"], self._reference, sampler.seed, self.k, self._options.device, groups)
         real: dict[str, dict[str, Any]] = {}
         if not self.reference and self.dataset_split == "train":
             images = data_set_images(self.config.data, "held_out")
-            held_out = readable_features(directory, images, extractor, self.batch_size, "held-out images")
+            held_out = readable_features(self.cache, images, extractor, self.batch_size, "held-out images")["features"]
             real = held_out_settings(self.metrics, inputs, held_out) if distributed.is_main() else {}
         if not distributed.is_main():
             return []
-        common |= {
-            "reference": against.description,
-            "reference_images": None if against.features is None else len(against.features),
-            **{f"features_{key}": value for key, value in extractor.settings.items()},
-        }
+        record = record.add(data={"samples_crc32": checksum(generated["crc32"])})
         return [
-            replace(result, settings=common | result.settings | real.get(result.score, {}))
+            replace(result, settings=record.row() | result.settings | real.get(result.score, {}))
             for result in scores(self.metrics, inputs)
         ]
 
-    def _source(self, checkpoint: int, choice: Choice, seed: int | None) -> tuple[Sampler | GivenSamples, dict[str, Any]]:
-        """Where samples come from, and all that they depend on."""
+    @property
+    def _needs_pixels(self) -> bool:
+        return any(metric.needs in ("pixels", "seeds") for metric in self.metrics)
+
+    @functools.cached_property
+    def _options(self) -> Options:
+        device = distributed.device(self.config.device)
+        return Options(self.config.data, self.cache, device, self.cleanfid_mode, self.inception_path, self.dinov2_path)
+
+    @functools.cached_property
+    def _extractor(self) -> Extractor:
+        with distributed.main_first():  # it may download or train
+            return EXTRACTORS[self.feature_extractor](self._options)
+
+    @functools.cached_property
+    def _reference(self) -> Reference:
+        return find_reference(
+            self.reference, self.dataset_split, self._options, self.metrics, self.k, self._extractor, self.batch_size
+        )
+
+    def _prepare(self, checkpoint: int, choice: Choice, seed: int | None) -> tuple[Sampler | GivenSamples, Record, Record]:
+        """Where samples come from, all that they depend on, and what all scores have in common."""
+        for metric in self.metrics:
+            if self.num_gen < metric.fewest(self.k):
+                raise UserError(f"--num_gen={self.num_gen}: {metric.name} needs at least {metric.fewest(self.k)} samples")
         if self.given is not None:
             if self.num_gen > (found := len(self.given.images)):
                 raise UserError(f"--num_gen={self.num_gen}: --samples={self.given.name} has {found} images")
-            return self.given, self.given.settings()
+            sampler: Sampler | GivenSamples = self.given
+            made_by, known = self.given.record(), dict[str, int]()
+        else:
+            if any(metric.needs == "seeds" for metric in self.metrics):
+                choice = self._by_seed(choice)
+            sampler, made_by, known = self._sampler(checkpoint, choice, seed)
+        record = made_by.add(options={"num_gen": self.num_gen})
+        if self._needs_pixels:
+            for split in PARTS:  # before anything is sampled
+                if len(load_images(self.config.data, split)) < 2:
+                    raise UserError(f"{self.config.data.dataset}: there is one {split} image, where this mode needs at least 2")
+            reference = {"reference": f"{self.config.data.dataset} train"}
+            record = record.add(metric={"extractor": "pixels"}, reference=reference)
+            return sampler, made_by, with_own_images(record, self.config.data, PARTS, known)
+        against = self._reference
+        record = record.add(
+            reference={
+                "reference": against.description,
+                "reference_images": None if against.features is None else len(against.features),
+                "reference_crc32": against.crc32,
+            },
+            metric={f"features_{key}": value for key, value in self._extractor.settings.items()},
+        )
+        own = () if self.reference else {SPLITS[self.dataset_split], "held_out"}
+        return sampler, made_by, with_own_images(record, self.config.data, own, known)
+
+    def _sampler(self, checkpoint: int, choice: Choice, seed: int | None) -> tuple[Sampler, Record, dict[str, int]]:
+        """With what its samples depend on, and the fingerprint of the images that the checkpoint knows."""
         sampler, trained = load_sampler(
             self.config, self.workdir, checkpoint, choice=choice, seed=seed, precision=self.precision, scoring=True
         )
-        return sampler, sampler.settings(self.config, trained)
+        if any(metric.needs == "seeds" for metric in self.metrics) and sampler.seeds is not None:
+            most = sampler.seeds.count * sampler.seeds.per_image
+            if self.num_gen > most:  # one image twice would count as two seeds
+                raise UserError(f"--num_gen={self.num_gen}: must be at most {most}, all samples of the images of {choice.init}")
+        return sampler, sampler.record(self.config, trained), dict(trained.data)
 
     def _sizes(self, sampler: Sampler | GivenSamples, against: Reference) -> dict[str, Any]:
         """(H, W) of samples and reference images for the record, and a line where they differ."""
@@ -139,7 +186,7 @@ class SampleEvaluation:
         return {"samples_size": size, "reference_size": against.size}
 
     def _generated(
-        self, sampler: Sampler | GivenSamples, made_by: dict[str, Any], extract: Callable[[torch.Tensor], np.ndarray]
+        self, sampler: Sampler | GivenSamples, made_by: Record, extract: Callable[[torch.Tensor], np.ndarray]
     ) -> np.ndarray:
         def compute(indices: range) -> np.ndarray:
             return extract(to_uint8(sampler.independent(indices)))
@@ -147,8 +194,7 @@ class SampleEvaluation:
         if self.given is not None and (size := first_size(self.given.native)) != sampler.shape[1:]:
             made = shown_size(sampler.shape[1:])
             warn(f"samples are {shown_size(size)} pixels, and made {made} as the data set's images are")
-        settings = {"images": "generated", **made_by}
-        return cached_features(self.cache, settings, self.num_gen, self.batch_size, compute, "features of samples")
+        return cached_features(self.cache, made_by.key, self.num_gen, self.batch_size, compute, "features of samples")
 
     def _by_seed(self, choice: Choice) -> Choice:
         """The choice with seeds of which several samples are drawn. Raises UserError where that cannot be."""

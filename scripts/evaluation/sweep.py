@@ -1,14 +1,13 @@
 """Sweeps: the same evaluation at many settings, with the same random numbers, continued where it was interrupted."""
 
-import hashlib
 import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from scripts.evaluation.results import Result, append_result
 from scripts.runtime import distributed
 from scripts.sampling.choice import Choice, parse_delta
 from scripts.storage.files import atomic_write, make_directory, read_npz
+from scripts.storage.record import Record
 
 Value = float | str
 
@@ -34,10 +34,19 @@ class Point(Choice):
 
 
 SWEPT = ("delta", "steps", "checkpoint", "seed")
-Evaluate = Callable[[Point], list[Result]]
 Scores = Sequence[tuple[Point, list[Result]]]
 Axes = dict[str, list[Value]]
 """The values of each swept setting, by its name, in the order in which they were given."""
+
+
+class Evaluation(Protocol):
+    """Scores of one point after another."""
+
+    def record(self, *, checkpoint: int, choice: Choice, seed: int) -> Record:
+        """All that they depend on."""
+
+    def __call__(self, *, checkpoint: int, choice: Choice, seed: int) -> list[Result]:
+        """The scores; of several processes only process 0 has them."""
 
 
 def parse_sweeps(texts: Sequence[str]) -> Axes:
@@ -84,11 +93,9 @@ def sweep_points(base: Point, axes: Axes) -> list[Point]:
 class Runner:
     """Evaluates points and appends their scores to logs. Finished points of a sweep are read from files instead."""
 
-    evaluate: Evaluate
+    evaluation: Evaluation
     directory: Path
     """Of the logs; the points of sweeps are in `points` below it."""
-    request: Callable[[Point], dict[str, Any]]
-    """All that the scores of a point depend on, as plain data."""
     param_name: str
     workdir: Path | None = None
     """The run directory of the model."""
@@ -96,34 +103,31 @@ class Runner:
     def run_point(self, point: Point) -> list[Result]:
         """Evaluate and log; of several processes only process 0 has scores."""
         started = time.monotonic()
-        results = self.evaluate(point)
+        results = self.evaluation(checkpoint=point.checkpoint, choice=point, seed=point.seed)
         seconds = time.monotonic() - started
         for result in results:
+            if self.workdir is not None:
+                result.settings["checkpoint"] = point.checkpoint
             append_result(self.directory, result, param_name=self.param_name, seconds=seconds, workdir=self.workdir)
             print(result, flush=True)
         return results
 
     def run(self, points: Sequence[Point]) -> Scores:
-        """The scores of all points, in process 0. All requests are made first, so that an error in one shows at once."""
-        requests = [self.request(point) for point in points]
-        files = distributed.from_main([self._file(*pair) for pair in zip(points, requests, strict=True)])
+        """The scores of all points, in process 0. All records are made first, so that an error in one shows at once."""
+        records = [self.evaluation.record(checkpoint=p.checkpoint, choice=p, seed=p.seed) for p in points]
+        files = distributed.from_main([self.directory / "points" / f"{record.key}.npz" for record in records])
         done = distributed.from_main([file.exists() for file in files])
         print(f"sweep of {len(points)} points, {sum(done)} of them in {self.directory}", flush=True)
-        for i, (point, request, file, is_done) in enumerate(zip(points, requests, files, done, strict=True)):
+        for i, (point, record, file, is_done) in enumerate(zip(points, records, files, done, strict=True)):
             if not is_done:
                 print(f"[{i + 1}/{len(points)}] {point}", flush=True)
                 results = self.run_point(point)
-                weights = {request.get("weights_crc32"), *(result.settings.get("weights_crc32") for result in results)}
-                if len(weights) > 1:
+                weights = record.weights.get("weights_crc32")
+                if any(result.settings.get("weights_crc32") != weights for result in results):
                     raise UserError(f"{point}: the checkpoint changed while it was evaluated; name one with checkpoint=n")
                 if distributed.is_main():
                     _write_point(file, results)
         return [(point, _read_point(file)) for point, file in zip(points, files, strict=True)] if distributed.is_main() else []
-
-    def _file(self, point: Point, request: dict[str, Any]) -> Path:
-        settings = {name: getattr(point, name) for name in (*SWEPT, "eta")}  # what is not swept is in the request
-        text = json.dumps({"point": settings, "request": request}, sort_keys=True)
-        return self.directory / "points" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz"
 
 
 def _write_point(file: Path, results: list[Result]) -> None:

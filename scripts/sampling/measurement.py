@@ -60,4 +60,6 @@ def calibrate(
     if len(measured) < len(levels):
         return None
     rows = measured.new_zeros(process.K + 1, measured.shape[1]).index_copy_(0, torch.tensor(levels), measured)
-    return process.calibration(rows, len(images))
+    # An empty tensor, as calibrations are tensors, wherever they are kept.
+    computed_in = {"computed_in": torch.empty(0, dtype=precision.dtype)}
+    return {**process.calibration(rows, len(images)), **computed_in}

@@ -1,8 +1,7 @@
 """A trained model ready to draw from, and the four kinds of samples."""
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,18 @@ from model_code.prior import DataPrior, Prior
 from model_code.process import Denoiser, Measured, Process
 from scripts.config.checks import validate
 from scripts.config.comparison import TRAINING_ONLY
-from scripts.data.datasets import load_images
+from scripts.data.datasets import Split, load_images
+from scripts.data.images import fingerprint
 from scripts.errors import UserError
 from scripts.runtime import distributed
 from scripts.runtime.device import Precision, to_device
-from scripts.runtime.randomness import STREAM_VERSION, Purpose, stream
+from scripts.runtime.progress import warn_once
+from scripts.runtime.randomness import Purpose, stream
 from scripts.sampling.choice import Choice
 from scripts.sampling.reverse import Draw, IndependentNoise, OnStep, SphericalNoise, linear_path, reverse_process
 from scripts.sampling.seeds import Seeds, open_seeds, unit_images
 from scripts.storage.checkpoint import TrainedModel, load_trained, saved_config
+from scripts.storage.record import Record
 
 CONFIGURED = Choice()
 """What the configuration says."""
@@ -50,34 +52,36 @@ class Sampler:
     """What samples start from in place of the images of the prior."""
     steps: str | None = None
     """What --steps said, of which the kernel's chain came."""
+    calibration: dict[str, Any] = field(default_factory=dict)
+    """Of how many images and in what precision the kernel was measured, if it was."""
+    files: dict[str, str] = field(default_factory=dict)
+    """Versions of images that samples start from and that are not in the checkpoint, as `Seeds.files`."""
 
     @property
     def num_steps(self) -> int:
         """Network calls for a sample."""
         return len(self.kernel.chain) - 1
 
-    def settings(self, config: ConfigDict, trained: TrainedModel) -> dict[str, Any]:
-        """All that sample i depends on besides i, as plain data.
-
-        Cached features, exports and sweeps are used again only where all of it agrees.
-        """
+    def record(self, config: ConfigDict, trained: TrainedModel) -> Record:
+        """All that sample i depends on besides i."""
         model = {key: value for key, value in config.model.to_dict().items() if f"model.{key}" not in TRAINING_ONLY}
-        seeds = self.seeds and self.seeds.settings | {"per_init": self.seeds.per_image, "from_level": self.kernel.chain[0]}
-        given = (seeds or {}) | ({} if self.steps is None else {"steps": self.steps})
-        return given | {
-            "checkpoint_step": trained.step,
-            "weights_crc32": trained.weights_crc32,
-            "seed": self.seed,
-            "delta": self.kernel.label,
-            "chain": list(self.kernel.chain),
-            "precision": self.precision.name,
-            "prior_images": len(self.prior),
-            "shape": list(self.shape),
-            "model": json.loads(json.dumps(model)),  # tuples become lists, as they do in files
-            "randomness_version": STREAM_VERSION,
-            "prior_std": self.prior_std,
-            "kernel_crc32": self.kernel.checksum(),
-        }
+        kernel = {"delta": self.kernel.label, "chain": self.kernel.chain, "prior_std": self.prior_std}
+        kernel |= {"kernel_crc32": self.kernel.checksum()} | self.calibration
+        if self.steps is not None:
+            kernel["steps"] = self.steps
+        initial = {"prior_images": len(self.prior), "shape": self.shape}
+        if self.seeds is not None:
+            initial |= self.seeds.settings | {"per_init": self.seeds.per_image, "from_level": self.kernel.chain[0]}
+        record = Record(
+            weights={"checkpoint_step": trained.step, "weights_crc32": trained.weights_crc32, "model": model},
+            kernel=kernel,
+            data=initial,
+            options={"seed": self.seed},
+            precision=self.precision.name,
+            files=self.files,
+        )
+        own: tuple[Split, ...] = ("train", "held_out")
+        return with_own_images(record, config.data, [split for split in own if split in self.files], trained.data)
 
     def independent(self, indices: Sequence[int], on_step: OnStep | None = None) -> torch.Tensor:
         """Samples with their own prior states and noise: (B, C, H, W), about [0, 1], on the CPU."""
@@ -121,7 +125,7 @@ class Sampler:
 
         prior, prior_std = DataPrior(seeds.count, seeds.images, corrupt), kernel.prior_std if self.prior_std > 0 else 0.0
         label = f"{self.label}_init_{seeds.settings.get('init')}" + ("" if k == levels[0] else f"_from_{k}")
-        return replace(self, prior=prior, kernel=kernel, label=label, prior_std=prior_std, seeds=seeds)
+        return replace(self, prior=prior, kernel=kernel, label=label, prior_std=prior_std, seeds=seeds, files=seeds.files)
 
     def from_images(
         self, images: torch.Tensor, per_image: int = 1, level: int | None = None, on_step: OnStep | None = None
@@ -172,6 +176,11 @@ def make_sampler(
     scoring: samples are for scores, for which the release adds noise to the prior states, as it does not for pictures.
     """
     kernel = choice.kernel(process, config, measured)
+    calibration: dict[str, Any] = {}
+    if measured is not None and kernel.checksum():
+        num_images, computed_in = measured.get("num_images"), measured.get("computed_in")  # older ones lack them
+        calibration["calibration_images"] = None if num_images is None else int(num_images)
+        calibration["calibration_precision"] = None if computed_in is None else str(computed_in.dtype)[6:]
     return Sampler(
         model=model,
         process=process,
@@ -181,6 +190,7 @@ def make_sampler(
         prior_std=kernel.prior_std if process.protocol == "paper" or scoring else 0.0,
         seed=config.seed if seed is None else seed,
         steps=choice.steps,
+        calibration=calibration,
         precision=precision,
         shape=(config.data.num_channels, config.data.image_size, config.data.image_size),
     )
@@ -213,7 +223,9 @@ def load_sampler(
         raise UserError(f"{trained.path}: changed while it was read; --checkpoint=n names one that no training replaces")
     process = trained.process
     prior = trained.prior if seeds is None else DataPrior(seeds.count, seeds.images, lambda u: u)  # not yet blurred
+    files = {}
     if prior is None or from_data:
+        files["train"] = load_images(config.data, "train").version()
         if not from_data:
             print(f"{trained.path} holds no prior: initial states are made from the images of {config.data.dataset}")
         prior = data_prior(config, process)
@@ -223,7 +235,28 @@ def load_sampler(
     sampler = make_sampler(
         config, model, process.to(device), prior, computed_in, measured, choice=choice, seed=seed, scoring=scoring
     )
+    sampler = replace(sampler, files=files)
     return sampler if seeds is None else sampler.starting_from(seeds, choice.from_level), trained
+
+
+def with_own_images(record: Record, data: ConfigDict, splits: Collection[Split], known: Mapping[str, int]) -> Record:
+    """The record of what reads these splits of the configuration's data set, too.
+
+    known: the fingerprint in the checkpoint, `TrainedModel.data`. Where images are others, a warning and the record say so.
+    """
+    for split in splits:
+        source = load_images(data, split)
+        record = record.add(files={split: source.version()})
+        prefix, found = "held_out_" if split == "held_out" else "", fingerprint(source)
+        changed = {key: known[prefix + key] for key in found if known.get(prefix + key, found[key]) != found[key]}
+        if not changed:
+            continue
+        number = f"{found['num_images']} images, {known.get(prefix + 'num_images')} then"
+        words = {"num_images": number, "names_crc32": "other names", "pixels_crc32": "other pixels"}
+        what = ", ".join(words[key] for key in changed)
+        warn_once(f"the {split} images of {data.dataset!r} are not those of the checkpoint's run: {what}")
+        record = record.add(data={"other_images": sorted({*record.data.get("other_images", ()), split})})
+    return record
 
 
 def data_prior(config: ConfigDict, process: Process) -> DataPrior:

@@ -10,7 +10,7 @@ import torch
 from ml_collections import ConfigDict
 
 from scripts.data.datasets import load_images, open_images
-from scripts.data.images import ImageSource, fingerprint
+from scripts.data.images import ImageSource
 from scripts.data.loader import first_readable, to_unit_range
 from scripts.runtime.randomness import Purpose, stream
 
@@ -26,7 +26,9 @@ class Seeds:
     shuffled: bool = False
     """Whether their order is a function of the seed: many data sets are sorted by class."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """Plain data that identify the images."""
+    """Plain data that describe the images."""
+    files: dict[str, str] = field(default_factory=dict)
+    """Their version, by the split of the configuration's data set, or as "init"."""
 
     def origins(self, seed: int, indices: Sequence[int]) -> list[int]:
         """The image that each sample starts from."""
@@ -44,8 +46,8 @@ def open_seeds(init: str, data: ConfigDict, per_image: int) -> Seeds:
     source = load_images(data, init) if own else open_images(init, "--init", data.image_size, data.num_channels)  # type: ignore[arg-type]
     name = init.rstrip("/").rpartition("/")[2]
     name = f"{name}_folder" if name in ("held_out", "train") and not own else name
-    settings = {"init": name, "init_images": fingerprint(source), "per_init": per_image}
-    return Seeds(unit_images(source, data), len(source), per_image, own, settings)
+    files = {init if own else "init": source.version()}
+    return Seeds(unit_images(source, data), len(source), per_image, own, {"init": name}, files)
 
 
 def unit_images(source: ImageSource, data: ConfigDict) -> Callable[[list[int]], torch.Tensor]:

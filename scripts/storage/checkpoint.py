@@ -195,6 +195,8 @@ class TrainedModel:
     path: Path
     kept: Measured
     """What `Process.calibration` gave for the network when it was saved."""
+    data: Mapping[str, int]
+    """`fingerprint` of the images that it was trained on, and of those held out; empty if unknown."""
 
     def measured(self) -> Measured:
         """That, or what was measured later; None if nothing was. Raises UserError if that was done with other weights."""
@@ -238,9 +240,9 @@ def load_trained(config: ConfigDict, workdir: Path | str, checkpoint: int) -> Tr
         raise UserError(f"{path}: {error}") from None
     load_averages(model, path, contents)
     dequantized = json.loads(contents.get("config", to_json(config)))["data"]["uniform_dequantization"]
-    kept = contents.get("noise")
+    kept, data = contents.get("noise"), contents.get("data", {})
     crc32 = weights_checksum(averages(contents))
-    return TrainedModel(model.eval(), process, prior, dequantized, contents["step"], crc32, path, kept)
+    return TrainedModel(model.eval(), process, prior, dequantized, contents["step"], crc32, path, kept, data)
 
 
 def saved_config(workdir: Path, checkpoint: int) -> ConfigDict:

@@ -28,12 +28,18 @@ NOT_OF_AN_ARM = {"seed", "device", "data.num_workers"}
 """Keys in which runs of one arm may differ."""
 SETTINGS = (
     *("delta", "steps", "init", "per_init", "from_level", "num_images", "reference", "features_extractor", "features_mode"),
-    *("dataset_split", "k", "exact", "num_levels_per_image", "dequantized", "precision"),
+    *("dataset_split", "k", "exact", "num_levels_per_image", "dequantized", "precision", "images_crc32"),
+    *("reference_crc32", "train_crc32"),
 )
 """What scores have in common that are compared."""
+OF_A_RUN = (
+    *("calibration_images", "calibration_precision", "weights_crc32", "kernel_crc32", "samples_crc32"),
+    *("other_images", "key"),
+)
+"""What differs between runs, and tells scores of one run apart where nothing else does."""
 COLUMNS = (
     *("arm", "run", "training_seed", "score", "checkpoint_step", "value", "standard_error", "seed", *SETTINGS),
-    *("weights_crc32", "finished"),
+    *(*OF_A_RUN, "finished"),
 )
 
 
@@ -64,7 +70,8 @@ def read_scores(runs: Sequence[Path], seeds: Sequence[int], arms: Sequence[str])
             if "steps" not in row and (calls := len(row.get("chain", ())) - 1) not in (-1, row["model"]["K"]):
                 row["steps"] = str(calls)
             row |= {"arm": arm, "run": str(path), "training_seed": seed}
-            latest[tuple(str(row.get(key)) for key in ("run", "score", "checkpoint_step", "seed", *SETTINGS))] = row
+            same = ("run", "score", "checkpoint_step", "seed", "key", *SETTINGS)
+            latest[tuple(str(row.get(key)) for key in same)] = row
     values: dict[tuple[str, str], set[str]] = defaultdict(set)
     for row in latest.values():
         for key in SETTINGS:
@@ -72,7 +79,19 @@ def read_scores(runs: Sequence[Path], seeds: Sequence[int], arms: Sequence[str])
     for row in latest.values():
         told = (key for key in SETTINGS if len(values[row["score"], key]) > 1 and row.get(key) is not None)
         row["setting"] = ", ".join([row["score"], *(f"{key} {row[key]}" for key in told)])
+    tell_apart(list(latest.values()))
     return sorted(latest.values(), key=lambda row: (row["setting"], row["checkpoint_step"]))
+
+
+def tell_apart(rows: Sequence[dict[str, Any]]) -> None:
+    """Add to the "setting" of scores of one run that are no repetitions, and only look alike, the first thing that differs."""
+    alike: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        alike[row["run"], row["setting"], row["checkpoint_step"], row["seed"]].append(row)
+    for group in alike.values():
+        differing = [key for key in OF_A_RUN if len({str(row.get(key)) for row in group}) == len(group)]
+        for row in group if len(group) > 1 else ():
+            row["setting"] += f", {differing[0]} {row.get(differing[0])}"
 
 
 def curves(rows: Sequence[dict[str, Any]], setting: str, arm: str) -> dict[int, dict[int, float]]:

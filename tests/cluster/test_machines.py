@@ -69,8 +69,9 @@ def test_samples_and_scores_are_those_of_one_machine(
     assert len(images) == 13
     for name in images:
         assert (tmp_path / "several-images" / name).read_bytes() == (tmp_path / "one-images" / name).read_bytes()
-    for score in ("bound/ELBO", "bound/BPD", "scores/FID"):
-        one, several = (read_json_lines(tmp_path / f"{prefix}-{score}_log.jsonl")[0] for prefix in ("one", "several"))
+    rows = read_json_lines(workdir / "evaluation" / "results.jsonl")
+    for score in ("ELBO", "BPD", "FID"):
+        several, one = (row for row in rows if row["score"] == score)
         assert one["value"] == several["value"]
         assert one["num_images"] == several["num_images"]
 

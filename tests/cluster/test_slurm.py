@@ -208,7 +208,7 @@ def test_study(slurm: Slurm, tmp_path: Path) -> None:
     for seed in (1, 2):
         workdir = tmp_path / f"seed_{seed}"
         assert saved_step(workdir) == 60
-        (row,) = read_json_lines(workdir / "scores" / "BPD_log.jsonl")
+        (row,) = (row for row in read_json_lines(workdir / "evaluation" / "results.jsonl") if row["score"] == "BPD")
         scores.append((row["value"], row["num_images"]))
         assert len(resumed_at(workdir)) == seed - 1
     assert scores[0][0] != scores[1][0]

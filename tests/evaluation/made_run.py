@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from model_code import build_model, build_process
 from scripts.config.load import to_json
 from scripts.data.datasets import load_images
+from scripts.data.images import fingerprint
 from scripts.storage import checkpoint
 from tests.golden import fill_golden
 
@@ -25,5 +26,7 @@ def make_run(config: ConfigDict, workdir: Path) -> None:
         "ema": {"shadow": dict(model.named_parameters())},
         "prior": build_process(config).build_prior([images]).state_dict(),
         "config": to_json(config),
+        "data": fingerprint(source)
+        | {f"held_out_{key}": value for key, value in fingerprint(load_images(config.data, "held_out")).items()},
     }
     checkpoint.write_meta(workdir, contents)

@@ -1,6 +1,5 @@
 """Measures of images from a checkpoint to results, pictures and the page of the run."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from scripts.evaluation.results import Result, append_result
 from scripts.evaluation.scores import SampleEvaluation
 from scripts.sampling.choice import Choice
 from scripts.sampling.sampler import load_sampler
+from scripts.storage.files import read_json_lines
 from scripts.tools.report import write_report
 from tests.evaluation.made_run import make_run
 from tests.images import WithDamage, numbered, save_images
@@ -55,7 +55,6 @@ def test_spectrum_of_a_run(run: Path) -> None:
     many = evaluate(run, "spectrum", num_gen=150)[0]
     assert 30 < (many.estimate.num_groups or 0) < 100, "the prior is of 100 images"
     assert f"(N = 150 from {many.estimate.num_groups} initial images" in str(many)
-    json.dumps(settings)
 
 
 @pytest.mark.parametrize("random_flip", [False, True])
@@ -124,15 +123,15 @@ def test_what_cannot_be_measured_is_refused_before_sampling(run: Path, tmp_path:
 
 
 def test_pictures_are_kept_and_shown(run: Path, tmp_path: Path) -> None:
-    """Beside the log and in the run directory; another setting has another picture; the page shows them."""
+    """In the run directory; another setting has another picture; the page shows them."""
     for num_gen in (12, 14):
         for result in evaluate(run, "copying", num_gen=num_gen):
             append_result(tmp_path, result, param_name="delta", seconds=0.0, workdir=run)
-    pictures = sorted(path.name for path in tmp_path.glob("*.png"))
+    pictures = sorted(path.name for path in run.glob("evaluation/*.png"))
     assert len(pictures) == 2
-    assert sorted(path.name for path in run.glob("evaluation/*.png")) == pictures
-    row = json.loads((tmp_path / "NearestRatio_log.jsonl").read_text().splitlines()[0])
-    assert row["picture"] in pictures
+    assert not list(tmp_path.glob("*.png"))
+    rows = read_json_lines(run / "evaluation" / "results.jsonl")
+    assert {row["picture"] for row in rows if "picture" in row} == set(pictures)
     (run / "config.json").write_text("{}")
     page = write_report(run).read_text()
     assert all(name.removesuffix(".png") in page for name in pictures)

@@ -13,7 +13,9 @@ from scripts.errors import UserError
 from scripts.estimate import Estimate
 from scripts.evaluation.results import Result, append_result, results_directory
 from scripts.evaluation.sweep import Point, Runner, parse_sweeps, report, sweep_points
+from scripts.sampling.choice import Choice
 from scripts.storage.files import read_json_lines
+from scripts.storage.record import Record
 
 BASE = Point(delta=0.0125, checkpoint=0, seed=42)
 SETTINGS = {"delta": 0.013, "checkpoint": 2, "seed": 1, "checkpoint_step": 600, "config_hash": "abc"}
@@ -61,28 +63,31 @@ class Evaluation:
     The values of images vary by 1, all by the same amount from one delta to another.
     """
 
-    def __init__(self, calls_until_interruption: int | None = None) -> None:
-        self.asked: list[Point] = []
-        self.left = calls_until_interruption
+    def __init__(self, calls_until_interruption: int | None = None, weights: int = 1) -> None:
+        self.asked: list[Choice] = []
+        self.left, self.weights = calls_until_interruption, weights
 
-    def __call__(self, point: Point) -> list[Result]:
+    def record(self, *, checkpoint: int, choice: Choice, seed: int) -> Record:
+        return Record(weights={"weights_crc32": self.weights}, kernel={"delta": choice.delta}, options={"seed": seed})
+
+    def __call__(self, *, checkpoint: int, choice: Choice, seed: int) -> list[Result]:
         if self.left == len(self.asked):
             raise KeyboardInterrupt
-        self.asked.append(point)
-        assert isinstance(point.delta, float | int)
-        settings = {**SETTINGS, "delta": point.delta, "seed": point.seed}
-        value = (point.delta - 2) ** 2 + point.seed / 100
+        self.asked.append(choice)
+        settings = SETTINGS | self.record(checkpoint=checkpoint, choice=choice, seed=seed).row()
+        delta = choice.delta if isinstance(choice.delta, float | int) else 2.5
+        value = (delta - 2) ** 2 + seed / 100
         rng = np.random.default_rng(0)
-        images = value + rng.standard_normal(10) + 0.1 * point.delta * rng.standard_normal(10)
+        images = value + rng.standard_normal(10) + 0.1 * delta * rng.standard_normal(10)
         return [
             Result("FID", Estimate(value, 0.5, 10), settings, per_image=images),
-            Result("Recall", Estimate(point.delta / 10, math.inf, 10), settings, interval=(0.1, 0.4)),
+            Result("Recall", Estimate(delta / 10, math.inf, 10), settings, interval=(0.1, 0.4)),
         ]
 
 
-def sweep(directory: Path, evaluation: Evaluation, texts: list[str], weights: int = 1) -> str:
+def sweep(directory: Path, evaluation: Evaluation, texts: list[str]) -> str:
     axes = parse_sweeps(texts)
-    runner = Runner(evaluation, directory, lambda point: {"weights": weights}, ",".join(axes))
+    runner = Runner(evaluation, directory, ",".join(axes))
     return report(runner.run(sweep_points(BASE, axes)), axes, directory)
 
 
@@ -97,10 +102,10 @@ def test_interrupted_sweep_goes_on(tmp_path: Path) -> None:
     assert [p.delta for p in first.asked + second.asked] == [1, 1.5, 2, 2.5, 3]
     whole = Evaluation()
     assert sweep(tmp_path / "new", whole, texts).splitlines()[:-1] == text.splitlines()[:-1]
-    again, other = Evaluation(), Evaluation()
+    again, other = Evaluation(), Evaluation(weights=2)
     assert sweep(tmp_path, again, texts) == text
     assert not again.asked
-    sweep(tmp_path, other, texts, weights=2)
+    sweep(tmp_path, other, texts)
     assert len(other.asked) == 5
     more = Evaluation()
     sweep(tmp_path, more, ["delta=2,2.25"])
@@ -128,23 +133,18 @@ def test_differences_from_the_best_are_paired(tmp_path: Path) -> None:
 
 
 def test_numbers_and_rules_in_one_sweep(tmp_path: Path) -> None:
-    def evaluate(point: Point) -> list[Result]:
-        return [Result("FID", Estimate(2.0 if point.delta == "spectral" else 3.0, 0.1, 5), {"delta": point.delta})]
-
-    axes = parse_sweeps(["delta=0.01,spectral"])
-    runner = Runner(evaluate, tmp_path, lambda point: {}, "delta")
-    assert "best FID: 2 +- 0.1 at delta = spectral" in report(runner.run(sweep_points(BASE, axes)), axes, tmp_path)
+    assert "best FID: 0.67 +- 0.5 at delta = spectral" in sweep(tmp_path, Evaluation(), ["delta=0.01,spectral"])
 
 
 def test_log_files(tmp_path: Path) -> None:
-    """The release's line and, beside it, everything that the value depends on."""
+    """The release's line and, in one file for all scores, everything that a value depends on."""
     directory = results_directory(tmp_path, "cifar10", "mine")
     assert directory == tmp_path / "cifar10" / "evaluation_results" / "mine"
     result = Result("FID", Estimate(18.9612, 0.04, 50000), {**SETTINGS, "reference": "cifar10"})
     append_result(directory, result, param_name="delta", seconds=12.345)
     append_result(directory, Result("FID", Estimate(20.0, math.inf, 1), SETTINGS), param_name="try 2", seconds=1)
     assert (directory / "FID_log.txt").read_text() == "delta: 0.013, FID: 18.9612\ntry 2, FID: 20\n"
-    first, second = read_json_lines(directory / "FID_log.jsonl")
+    first, second = read_json_lines(directory / "results.jsonl")
     expected: dict[str, Any] = {
         "score": "FID", "value": 18.9612, "standard_error": 0.04, "num_images": 50000, "reference": "cifar10",
         "param_name": "delta", "seconds": 12.35, **SETTINGS,
@@ -155,9 +155,9 @@ def test_log_files(tmp_path: Path) -> None:
 
 
 def test_single_evaluation_is_printed_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Runner(Evaluation(), tmp_path, lambda point: {}, "delta").run_point(BASE)
+    Runner(Evaluation(), tmp_path, "delta").run_point(BASE)
     printed = capsys.readouterr().out
     assert "FID: 4.37016 +- 0.5 (N = 10)" in printed
     assert "Recall: 0.00125 (N = 10, 95% interval 0.1000 to 0.4000)" in printed
-    (row,) = read_json_lines(tmp_path / "Recall_log.jsonl")
+    _, row = read_json_lines(tmp_path / "results.jsonl")
     assert (row["standard_error"], row["interval_95"]) == (None, [0.1, 0.4])

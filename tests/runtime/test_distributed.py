@@ -1,6 +1,5 @@
 """Several processes, started by torchrun and by mpirun on this machine: the same results as one, and one end for all."""
 
-import itertools
 import os
 import re
 import shutil
@@ -136,17 +135,13 @@ def test_samples_features_and_bound_are_those_of_one_process(launcher: str, plac
         assert np.abs(one.astype(int) - other).max() <= 1
     features = [together.compute_features(place, place / f"{name}-features", together.FEATURES) for name in ("alone", launcher)]
     np.testing.assert_allclose(features[1], features[0], atol=1e-5)
-    for run, score in itertools.product(("alone", together.WITHOUT_PRIOR), ("ELBO", "BPD")):
-        (alone,), (several,) = (
-            read_json_lines(place / f"{name}-scores-{run}" / f"{score}_log.jsonl") for name in ("alone", launcher)
-        )
-        assert several["value"] == pytest.approx(alone["value"], rel=1e-6)
-        assert several["num_images"] == alone["num_images"]
-    logs = sorted(file.name for file in (place / "alone-measures").glob("*.jsonl"))
-    assert len(logs) == 8
-    for log in logs:
-        (alone,), (several,) = (read_json_lines(place / f"{name}-measures" / log) for name in ("alone", launcher))
-        assert several["value"] == pytest.approx(alone["value"], rel=1e-6), log
+    for results, count in (("scores-alone", 2), (f"scores-{together.WITHOUT_PRIOR}", 2), ("measures", 8)):
+        rows = [read_json_lines(place / f"{name}-{results}" / "results.jsonl") for name in ("alone", launcher)]
+        assert len(rows[0]) == count
+        for alone, several in zip(*rows, strict=True):
+            assert several["value"] == pytest.approx(alone["value"], rel=1e-6), alone["score"]
+            same = ("score", "num_images", "images_crc32", "train_crc32", "held_out_crc32", "other_images")
+            assert [several.get(key) for key in same] == [alone.get(key) for key in same]
 
 
 @pytest.mark.parametrize(

@@ -55,21 +55,21 @@ def compute_features(place: Path, directory: Path, count: int) -> np.ndarray:
     def features(indices: Sequence[int]) -> np.ndarray:
         return sampler.independent(indices).flatten(1).numpy()
 
-    return cached_features(directory, {"by": "test"}, count, 2, features, "features")
+    return cached_features(directory, "test", count, 2, features, "features")
 
 
 def evaluate(place: Path, name: str) -> None:
     """Samples, features, bound and measures of the run in place/alone, in place/NAME-...; odd numbers: shares differ."""
     config = training_config(place)
     sampler, trained = load_sampler(config, place / "alone", 0)
-    export(place / f"{name}-images", sampler, sampler.settings(config, trained), 7, 2)
+    export(place / f"{name}-images", sampler, sampler.record(config, trained).settings(), 7, 2)
     assert compute_features(place, place / f"{name}-features", FEATURES).shape == (FEATURES, 64)
     for run in ("alone", WITHOUT_PRIOR):
-        bound = BoundEvaluation(
-            config, place / run, split="test", num_images=0, num_levels_per_image=2, exact=False, batch_size=4
-        )
         scores = place / f"{name}-scores-{run}"
-        for result in bound(checkpoint=0, choice=Choice(0.0125), seed=0, directory=scores):
+        bound = BoundEvaluation(
+            config, place / run, scores, split="test", num_images=0, num_levels_per_image=2, exact=False, batch_size=4
+        )
+        for result in bound(checkpoint=0, choice=Choice(0.0125), seed=0):
             append_result(scores, result, param_name="delta", seconds=0)
     for mode in ("spectrum", "copying"):
         measures = SampleEvaluation(

@@ -1,6 +1,5 @@
 """Samples that start from images of one's own."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -145,13 +144,14 @@ def test_settings_know_images_and_level(tmp_path: Path) -> None:
     found = []
     for choice in (Choice(), Choice(init="held_out"), Choice(init="train"), Choice(init="train", from_level=2, per_init=4)):
         sampler, trained = load_sampler(config, tmp_path, 0, choice=choice)
-        found.append(json.loads(json.dumps(sampler.settings(config, trained))))
-    assert not found[0].keys() & {"init", "from_level", "per_init", "init_images"}
+        found.append(sampler.record(config, trained).settings())
+    assert not found[0].keys() & {"init", "from_level", "per_init"}
+    assert [list(row["files"]) for row in found] == [[], ["held_out"], ["train"], ["train"]]
     assert [row["init"] for row in found[1:]] == ["held_out", "train", "train"]
     assert [(row["from_level"], row["per_init"], row["chain"]) for row in found[2:]] == [
         (3, 1, [3, 2, 1, 0]),
         (2, 4, [2, 1, 0]),
     ]
-    assert found[1]["init_images"]["num_images"] == 500
+    assert found[1]["prior_images"] == 500
     save_images(tmp_path / "train", ["a.png"])  # no training set, though its name says so
     assert open_seeds(f"{tmp_path}/train/", config.data, 1).settings["init"] == "train_folder"

@@ -108,6 +108,14 @@ def test_chains_of_as_many_steps(tmp_path: Path) -> None:
     assert table == {"FID": ["3 (1)"], "FID, steps 2": ["1 (1)"], "FID, steps 2:bound": ["2 (1)"]}
 
 
+@pytest.mark.parametrize("differs", ["images_crc32", "reference_crc32", "kernel_crc32", "samples_crc32", "calibration_images"])
+def test_what_only_looks_alike_is_no_repetition(differs: str, tmp_path: Path) -> None:
+    """Of a score that was computed again the last counts, of other images or another kernel both."""
+    rows = [{"value": value, "key": f"key {number}", differs: number} for value, number in ((1.0, 5), (2.0, 5), (9.0, 6))]
+    table = compared([made_run(tmp_path, "a", rows)], tmp_path / "out")
+    assert table == {f"FID, {differs} 5": ["2 (1)"], f"FID, {differs} 6": ["9 (1)"]}
+
+
 def test_bad_input(runs: list[Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a1: has the configuration and the seed of .*a1; leave one out"):
         arms_of([runs[0], runs[0]])

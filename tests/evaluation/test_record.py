@@ -1,0 +1,198 @@
+"""Numbers know their images: caches notice every one, records name them, and other images than the run's are said."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from scripts.data.datasets import load_images, load_whole
+from scripts.data.images import ArrayImages, FolderImages, ImageSource, checksum, checksums, list_images
+from scripts.data.packs import PackedImages, read_pack, write_pack
+from scripts.evaluation.bound import BoundEvaluation
+from scripts.evaluation.extractors import EXTRACTORS
+from scripts.evaluation.metrics import MODES
+from scripts.evaluation.references import folder_images
+from scripts.evaluation.results import OWNER, results_directory
+from scripts.evaluation.scores import SampleEvaluation
+from scripts.sampling.choice import Choice
+from scripts.storage.checkpoint import load_trained
+from scripts.storage.record import Record
+from tests.evaluation.made_run import make_run
+from tests.evaluation.test_scores import Recorder
+from tests.tiny import tiny_config
+
+COUNT = 130
+UNSEEN = 5
+"""An image that a fingerprint of 64 images spread evenly does not look at."""
+
+
+def noise(folder: Path, seed: int, indices: range = range(COUNT)) -> Path:
+    folder.mkdir(exist_ok=True)
+    rng = np.random.default_rng(seed)
+    for i in indices:
+        Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(folder / f"{i:03d}.png")
+    return folder
+
+
+def folder_config(folder: Path, **overrides: object) -> ConfigDict:
+    return tiny_config(data__dataset="folder", data__path=str(folder), **overrides)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run on a folder of noise, whose features are the mean and the spread of an image."""
+    monkeypatch.setitem(EXTRACTORS, "inception", lambda _: Recorder())
+    make_run(folder_config(noise(tmp_path / "images", 0)), tmp_path / "run")
+    return tmp_path / "run"
+
+
+def sample_scores(run: Path, config: ConfigDict, **changes: Any) -> SampleEvaluation:
+    options: dict[str, Any] = {
+        "batch_size": 8, "num_gen": 6, "reference": "", "dataset_split": "train", "cleanfid_mode": "clean",
+        "feature_extractor": "inception", "inception_path": "", "metrics": MODES["fid"], "cache": run / "evaluation",
+    } | changes  # fmt: skip
+    return SampleEvaluation(config, run, **options)
+
+
+def bound(run: Path, config: ConfigDict, **changes: Any) -> BoundEvaluation:
+    options: dict[str, Any] = {"split": "test", "num_images": 0, "num_levels_per_image": 1, "exact": False, "batch_size": 16}
+    return BoundEvaluation(config, run, run / "bound", **options | changes)
+
+
+def opened_folder(path: Path) -> ImageSource:
+    return FolderImages(path, list_images(path), 8, 1)
+
+
+def opened_array(path: Path) -> ArrayImages:
+    return ArrayImages(np.stack([np.asarray(Image.open(path / name)) for name in list_images(path)]), 8)
+
+
+def opened_memory_map(path: Path) -> ArrayImages:
+    """Written anew where the images have changed."""
+    file, array = path.with_suffix(".npy"), opened_array(path)
+    pixels = np.stack([array[i][0] for i in range(len(array))])
+    if not file.exists() or not np.array_equal(np.load(file), pixels):
+        np.save(file, pixels)
+    return ArrayImages(np.load(file, mmap_mode="r"), 8)
+
+
+def opened_pack(path: Path) -> ImageSource:
+    """Packed anew where the images have changed."""
+    config, version = folder_config(path), opened_folder(path).version()
+    place = path.with_name(f"pack_{version}")
+    write_pack(place, config.data, load_whole(config.data))
+    parts = read_pack(place, {})
+    assert parts is not None
+    return PackedImages(place, "all", parts["all"])
+
+
+@pytest.mark.parametrize("opened", [opened_folder, folder_images, opened_array, opened_memory_map, opened_pack])
+def test_a_version_is_of_all_images(opened: Callable[[Path], Any], tmp_path: Path) -> None:
+    folder = noise(tmp_path / "images", 0)
+    before = opened(folder).version()
+    assert opened(folder).version() == before
+    noise(folder, 1, range(UNSEEN, UNSEEN + 1))
+    assert opened(folder).version() != before
+
+
+def test_caches_and_finished_points_notice_every_image(run: Path, tmp_path: Path) -> None:
+    """Of a reference folder, of the data set, of given initial images; the same images are not computed again."""
+    config, others = folder_config(tmp_path / "images"), noise(tmp_path / "others", 2)
+    evaluations: dict[str, tuple[Any, Choice]] = {
+        "reference": (sample_scores(run, config, reference=str(others)), Choice()),
+        "initial images": (sample_scores(run, config, reference=str(tmp_path / "images")), Choice(init=str(others))),
+        "data set": (bound(run, folder_config(others), split="train"), Choice(0.0125)),
+        "training images": (sample_scores(run, folder_config(others), metrics=MODES["spectrum"]), Choice()),
+    }
+    keys = {
+        name: evaluation.record(checkpoint=0, choice=choice, seed=1).key for name, (evaluation, choice) in evaluations.items()
+    }
+    (before,) = evaluations["reference"][0](checkpoint=0, choice=Choice(), seed=1)
+    for name, (evaluation, choice) in evaluations.items():
+        again = replace(evaluation)
+        assert again.record(checkpoint=0, choice=choice, seed=1).key == keys[name], name
+    noise(others, 3, range(UNSEEN, UNSEEN + 1))
+    for name, (evaluation, choice) in evaluations.items():
+        again = replace(evaluation)
+        assert again.record(checkpoint=0, choice=choice, seed=1).key != keys[name], name
+    (after,) = replace(evaluations["reference"][0])(checkpoint=0, choice=Choice(), seed=1)
+    assert after.estimate.value != before.estimate.value
+    assert after.settings["reference_crc32"] != before.settings["reference_crc32"]
+    assert after.settings["samples_crc32"] == before.settings["samples_crc32"]
+
+
+def of_images(source: ImageSource) -> int:
+    return checksum(checksums(source[i] for i in range(len(source))))
+
+
+def test_records_have_checksums_of_what_was_scored(run: Path, tmp_path: Path) -> None:
+    """The same images have the same number in every kind of score; files and machines do not matter."""
+    data = folder_config(tmp_path / "images").data
+    held_out, training = (of_images(load_images(data, split)) for split in ("held_out", "train"))
+
+    def row(evaluation: Any) -> dict[str, Any]:
+        return evaluation(checkpoint=0, choice=Choice(0.0125), seed=1)[0].settings
+
+    config = folder_config(tmp_path / "images")
+    rows = [
+        row(bound(run, config)),
+        row(sample_scores(run, config)),
+        row(sample_scores(run, config, dataset_split="test")),
+        row(sample_scores(run, config, metrics=MODES["copying"])),
+        row(sample_scores(run, config, metrics=MODES["spectrum"])),
+    ]
+    assert rows[0]["images_crc32"] == rows[2]["reference_crc32"] == rows[3]["held_out_crc32"] == held_out
+    assert rows[1]["reference_crc32"] == rows[3]["train_crc32"] == rows[4]["train_crc32"] == training
+    assert len({row["samples_crc32"] for row in rows[1:]}) == 1
+    assert all({"kernel_crc32", "precision", "key"} <= row.keys() for row in rows)
+    assert not any("files" in row or "other_images" in row for row in rows)
+    for path in (tmp_path / "images").iterdir():
+        path.touch()  # as in a copy on another machine
+    assert row(bound(run, config))["key"] == rows[0]["key"]
+
+
+def test_other_images_than_the_runs_are_said(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    others = folder_config(noise(tmp_path / "others", 4, range(100)))
+    (result, _) = bound(run, others)(checkpoint=0, choice=Choice(0.0125), seed=1)
+    assert result.settings["other_images"] == ["held_out"]
+    line = (
+        "the held_out images of 'folder' are not those of the checkpoint's run: 10 images, 13 then, other names, other pixels"
+    )
+    assert capsys.readouterr().err.count(line) == 1
+    (result,) = sample_scores(run, others)(checkpoint=0, choice=Choice(init="train"), seed=1)
+    assert result.settings["other_images"] == ["held_out", "train"]
+    (result,) = sample_scores(run, others, reference=str(tmp_path / "images"))(checkpoint=0, choice=Choice(), seed=1)
+    assert "other_images" not in result.settings, "only the run's own reference and samples count"
+    assert load_trained(others, run, 0).data["num_images"] == 117
+
+
+def test_key_is_of_every_part_and_of_nothing_else() -> None:
+    record = Record({"weights_crc32": 1}, {"delta": "0.1"}, {"init": "a"}, files={"init": "x"})
+    changed = [
+        replace(record, precision="bfloat16"),
+        replace(record, version=record.version + 1),
+        *(
+            record.add(**{part: {"new": 1}})
+            for part in ("weights", "kernel", "data", "reference", "metric", "options", "files")
+        ),
+    ]
+    assert len({record.key, *(other.key for other in changed)}) == 1 + len(changed)
+    assert replace(record, files={"init": "y"}).row() == record.row()
+    assert Record(kernel={"chain": (1, 0)}).key == Record(kernel={"chain": [1, 0]}).key
+
+
+def test_two_runs_of_one_name_have_their_own_results(tmp_path: Path) -> None:
+    first, second = (tmp_path / name / "run" for name in "ab")
+    place = results_directory(tmp_path, "mnist", "run", first)
+    place.mkdir(parents=True)
+    (place / OWNER).write_text(str(first.resolve()))
+    assert results_directory(tmp_path, "mnist", "run", first) == place
+    assert results_directory(tmp_path, "mnist", "run") == place, "a name that was given may be shared"
+    other = results_directory(tmp_path, "mnist", "run", second)
+    assert other.parent == place.parent
+    assert other != place
