@@ -122,7 +122,7 @@ def test_bad_input(runs: list[Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"not a run directory, it has no config\.json"):
         arms_of([tmp_path])
     tool, out = ("-m", "scripts.tools.compare"), f"--out={tmp_path / 'out'}"
-    assert error_line(command(*tool, out)).startswith("error: RUN... is missing")
+    assert error_line(command(*tool, out)).startswith("error: --run is needed: Run directories")
     (runs[0] / "evaluation" / "results.jsonl").unlink()
     assert "evaluate.py adds scores" in error_line(command(*tool, runs[0], out))
     assert not (tmp_path / "out").exists(), "nothing is written"
