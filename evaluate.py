@@ -55,7 +55,15 @@ def evaluate() -> int:
     seed = config.seed if FLAGS.seed is None else FLAGS.seed
     delta = None if FLAGS.delta is None else parse_delta(FLAGS.delta)
     base = sweep.Point(
-        delta, FLAGS.steps, FLAGS.eta, FLAGS.init, FLAGS.per_init, FLAGS.from_level, checkpoint=FLAGS.checkpoint, seed=seed
+        delta,
+        FLAGS.steps,
+        FLAGS.eta,
+        FLAGS.sampler,
+        FLAGS.init,
+        FLAGS.per_init,
+        FLAGS.from_level,
+        checkpoint=FLAGS.checkpoint,
+        seed=seed,
     )
     dataset = FLAGS.dataset_name or config.data.dataset.lower()
     given = None if FLAGS.samples is None else GivenSamples.read(FLAGS.samples, config, seed)

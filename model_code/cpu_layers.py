@@ -22,7 +22,11 @@ class PointwiseConv2d(nn.Conv2d):
     """`PointwiseConv1d` for images."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return _product(self, x.flatten(2)).unflatten(2, x.shape[2:]) if x.device.type == "cpu" else super().forward(x)
+        return (
+            _product(self, x.flatten(2)).unflatten(2, x.shape[2:])
+            if x.device.type == "cpu"
+            else super().forward(x)
+        )
 
 
 def _product(layer: nn.Conv1d | nn.Conv2d, x: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,9 @@ class EMA:
     def __init__(self, model: nn.Module, rate: float) -> None:
         self.rate = rate
         self.num_updates = 0
-        self.shadow = {name: weight.detach().float().clone() for name, weight in model.named_parameters()}
+        self.shadow = {
+            name: weight.detach().float().clone() for name, weight in model.named_parameters()
+        }
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:

@@ -1,230 +1,139 @@
-"""Reverse kernels: the distributions p(u_j | u_k) that one step of the reverse process draws from.
+"""Reverse kernels p(z_j | z_k) = N(p z_k + y, diag(v)) of the Gaussian family, in the cosine basis.
 
-A chain is the list of levels that a sample visits, K first and 0 last; j is the level that follows k in it. All are Gaussian.
-The paper's has the network's mean and one standard deviation, delta, for all levels and frequencies. An `AffineKernel` corrects
-mean and variance per radial bin of frequencies; where its numbers come from is in `calibration.py`.
+y estimates r x, see `GaussianProcess`: uncalibrated, as the network's output says; calibrated, by
+the best affine function of that and z_k in each bin of frequencies (`calibration.py`). v is delta^2
+(isotropic, as in the paper), s^2 (posterior), or s^2 plus the measured squared error of y.
 """
 
-import copy
+from __future__ import annotations
+
 import zlib
-from abc import ABC, abstractmethod
-from collections.abc import Callable
-from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
+from torch.nn.functional import pad
 
-from model_code.dct import Basis, Tables
+from model_code.dct import dct2, idct2, mix
+from model_code.process import Chain, ReverseKernel, next_levels
+from model_code.spectrum import bin_sums
 
-Chain = tuple[int, ...]
+if TYPE_CHECKING:
+    from model_code.gaussian import GaussianProcess
 
 
-class ReverseKernel(ABC):
-    """p(u_j | u_k) for each level k of a chain but the last."""
-
-    label: str
-    """Its name in directories and records: "0.0125", "spectral" or "calibrated"."""
-    chain: Chain
-    """The levels that are visited, the highest first, 0 last."""
-
-    prior_std: float
-    """Standard deviation of the noise on the chain's first state, at K that of the prior's components."""
-
-    @abstractmethod
-    def mean(self, u_k: torch.Tensor, prediction: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-        """The mean of p(u_j | u_k), at j = 0 the sample itself, from what the process predicts at u_k: float32 (B, C, H, W).
-
-        u_k and prediction are (B, C, H, W), k int64 (B,) levels of the chain.
-        """
-
-    @abstractmethod
-    def step(self, mean: torch.Tensor, k: int, eps: torch.Tensor) -> torch.Tensor:
-        """A draw from p(u_j | u_k) with the given mean, from standard normal eps (B, C, H, W)."""
-
-    def checksum(self) -> int:
-        """A number that tells one kernel from another of the same label and chain."""
-        return 0
-
-    def mean_checksum(self) -> int:
-        """A number that tells its mean from another's along the same chain."""
-        return 0
+Fit = tuple[Tensor, Tensor, Tensor, Tensor]
+"""y = a z_k + b q + c with its squared error E, where q is uncalibrated, for P steps: a, b and E by
+bin, float64 (P, R); c (P, C, h, w), of the lowest frequencies, 0 at others."""
 
 
 class GaussianKernel(ReverseKernel):
-    """A kernel with a covariance that is diagonal in a cosine basis, as the bound needs it."""
-
-    basis: Basis
-    bins: torch.Tensor
-    """The bin of each coefficient: int64 (C, H, W)."""
-
-    @abstractmethod
-    def variances(self, k: torch.Tensor) -> torch.Tensor:
-        """The variance in each bin at int64 levels k (B,): float64 (B, R)."""
-
-
-def arrivals(chain: Chain, K: int) -> torch.Tensor:
-    """The level that follows k in the chain, for every level k: int64 (K + 1,), 0 for levels that are not in it."""
-    after = torch.zeros(K + 1, dtype=torch.int64)
-    for k, j in pairwise(chain):
-        after[k] = j
-    return after
-
-
-def starting_at(kernel: ReverseKernel, k: int) -> ReverseKernel:
-    """The same kernel along its chain from level k on."""
-    shorter = copy.copy(kernel)
-    shorter.chain = kernel.chain[kernel.chain.index(k) :]
-    return shorter
-
-
-def subchain(text: str, levels: Chain) -> Chain:
-    """The levels of a chain that are visited: "N" for N steps, evenly spaced, or all of them, "K,...,0".
-
-    Raises ValueError for other texts and other levels.
-    """
-    most = len(levels) - 1
-    if "," in text and all(part.strip().isdecimal() for part in text.split(",")):
-        chain = tuple(map(int, text.split(",")))
-        if (chain[0], chain[-1]) != (levels[0], 0) or list(chain) != sorted(set(chain) & set(levels), reverse=True):
-            raise ValueError(f"must go down from {levels[0]} to 0, each once, along levels that are trained")
-        return chain
-    if not text.isdecimal() or not 1 <= int(text) <= most:
-        levels_are = f"all levels from {levels[0]} to 0 with commas"
-        raise ValueError(f"must be N from 1 to {most}, or {levels_are}; --steps also takes N:bound")
-    return tuple(levels[round(i * most / int(text))] for i in range(int(text) + 1))
-
-
-class IsotropicKernel(GaussianKernel):
-    """The paper's: N(prediction, delta^2 I)."""
-
-    def __init__(self, delta: float, chain: Chain, shape: tuple[int, int, int]) -> None:
-        """shape: (C, H, W) of images."""
-        self.delta = self.prior_std = delta
-        self.bins, self.basis = torch.zeros(shape, dtype=torch.int64), Basis(*shape[1:])
-        self.label, self.chain = f"{delta:g}", chain
-
-    def mean(self, u_k: torch.Tensor, prediction: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-        """The prediction."""
-        return prediction
-
-    def step(self, mean: torch.Tensor, k: int, eps: torch.Tensor) -> torch.Tensor:
-        """mean + delta eps (paper, Algorithm 2)."""
-        return mean + self.delta * eps
-
-    def variances(self, k: torch.Tensor) -> torch.Tensor:
-        """delta^2."""
-        return torch.full((len(k), 1), self.delta**2, dtype=torch.float64, device=k.device)
-
-
-class AffineKernel(Tables, GaussianKernel):
-    """N(a u_k + b f + c, diag(v)) in a cosine basis, where f = prediction - u_k.
-
-    a, b and v depend on the level and the bin, c on the level and the coefficient. Without `gains` the mean is the
-    prediction itself: a = b = 1, c = 0.
-    """
+    """p(z_j | z_k) for the steps of a chain."""
 
     def __init__(
         self,
+        process: GaussianProcess,
         label: str,
         chain: Chain,
-        basis: Basis,
-        bins: torch.Tensor,
-        variance: torch.Tensor,
-        prior_std: float,
-        gains: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
+        eta: float = 1.0,
+        *,
+        delta: float | None = None,
+        fit: Fit | tuple[()] = (),
+        bins: Tensor | None = None,
+        planes: Tensor | None = None,
     ) -> None:
-        """bins: int64 (C, H, W); variance (K + 1, R); gains: a and b (K + 1, R) and c (K + 1, C, h, w), which is 0 beyond the
-        lowest h x w frequencies. Rows of levels outside the chain are not used.
+        """delta: the standard deviation of an isotropic kernel; fit: for the steps of the chain; a
+        "spectral" kernel takes the errors alone; bins: int64 (C, H, W), of its tables; planes: see
+        `dct2`.
         """
-        self.label, self.chain, self.prior_std, self.basis, self.bins = label, chain, prior_std, basis, bins
-        self.variance = variance.double()
-        self._tables = [bins, variance.sqrt().float()]
-        self._tables += [] if gains is None else [table.float() for table in gains]
-
-    def mean(self, u_k: torch.Tensor, prediction: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-        """a u_k + b f + c."""
-        bins, _, *gains = self._on(u_k.device)
-        if not gains:
-            return prediction
-        a, b, c = (gain[k] for gain in gains)
-        f = self.basis.coefficients(prediction - u_k)
-        mean = a[:, bins] * self.basis.coefficients(u_k) + b[:, bins] * f
-        mean[..., : c.shape[-2], : c.shape[-1]] += c
-        return self.basis.images(mean)
-
-    def step(self, mean: torch.Tensor, k: int, eps: torch.Tensor) -> torch.Tensor:
-        """mean plus eps filtered in the basis, which is orthonormal: there, too, eps is standard normal."""
-        bins, std, *_ = self._on(mean.device)
-        return mean + self.basis.images(std[k][bins] * self.basis.coefficients(eps))
-
-    def variances(self, k: torch.Tensor) -> torch.Tensor:
-        """v in each bin."""
-        return self.variance.to(k.device)[k]
-
-    def checksum(self) -> int:
-        """Of variances and gains at the levels of the chain."""
-        return self._crc32(self._tables[1:])
-
-    def mean_checksum(self) -> int:
-        """Of bins and gains."""
-        return zlib.crc32(self.bins.numpy().tobytes(), self._crc32(self._tables[2:]))
-
-    def _crc32(self, tables: list[torch.Tensor]) -> int:
-        used, value = list(self.chain[:-1]), 0
-        for table in tables:
-            value = zlib.crc32(table[used].cpu().numpy().tobytes(), value)
-        return value
-
-
-class PosteriorKernel(Tables, ReverseKernel):
-    """For a process z_k = alpha_k x + sigma_k eps in each frequency: q(z_j | z_k, x) with the x that the predicted eps implies.
-
-    Its standard deviation is multiplied by eta: 1 is ancestral sampling, 0 deterministic (DDIM, Song et al., 2021, in the basis
-    in which blur is diagonal, as gDDIM).
-    """
-
-    def __init__(
-        self,
-        alpha_sigma: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
-        K: int,
-        basis: Basis,
-        chain: Chain,
-        eta: float,
-    ) -> None:
-        """alpha_sigma: int64 levels (B,) to alpha (B, 1, H, W) and sigma (B, 1, 1, 1), float64."""
-        self.alpha_sigma, self.K, self.chain, self.eta = alpha_sigma, K, chain, eta
-        self.label = "posterior" if eta == 1 else f"eta_{eta:g}"
-        self.basis, self._tables = basis, [arrivals(chain, K)]
+        self.process, self.chain, self.eta, self.delta = process, chain, eta, delta
+        self.label = label
+        if eta != 1:
+            self.label = f"eta_{eta:g}" if label == "posterior" else f"{label}_eta_{eta:g}"
+        self.corrects_mean = label == "calibrated"
+        device = process.sigma.device
+        bins = torch.zeros(process.shape, dtype=torch.int64) if bins is None else bins
+        self.sizes = bin_sums(torch.ones(process.shape), bins)
+        self.bins, self.planes = bins.to(device), planes
+        self.next_level = next_levels(chain, process.K).to(device)
+        self.row = torch.zeros(process.K + 1, dtype=torch.int64, device=device)
+        self.row[list(chain[:-1])] = torch.arange(len(chain) - 1, device=device)
+        self.fit = tuple(table.to(device) for table in fit)
 
     @property
     def prior_std(self) -> float:  # type: ignore[override]
-        """sigma_k of the chain's first level, 1 at K."""
-        return 1.0 if self.chain[0] == self.K else self.alpha_sigma(torch.tensor([self.chain[0]]))[1].item()
+        """Delta, or sigma_k of the chain's first level."""
+        first = self.process.sigma[self.chain[0]].item()
+        return first if self.delta is None else self.delta
 
-    def after(self, k: torch.Tensor) -> torch.Tensor:
-        """The levels that follow levels k (B,) in the chain."""
-        return self._on(k.device)[0][k]
+    def coefficients(self, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """p, r and s at levels k (B,), see `GaussianProcess`: float64 (B, 1, H, W)."""
+        j, log_alpha = self.next_level[k], self.process.blur.log_alpha
+        p, r, s = self.process.step_coefficients(k, j, self.eta, log_alpha)
+        return p.unsqueeze(1), r.unsqueeze(1), s.unsqueeze(1)
 
-    def coefficients(self, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """For the steps from levels k (B,): what multiplies z_k and eps in the mean, and the variance of the posterior.
+    def mean(self, u_k: Tensor, F: Tensor, k: Tensor) -> Tensor:
+        """p z_k + y, at j = 0 the estimate of the image itself."""
+        F, process = F.float(), self.process
+        if process.of_next_mean and not self.corrects_mean:
+            return u_k + F
+        p, r, _ = self.coefficients(k)
+        of_z, of_F = process.estimate_coefficients(k)
+        if not process.of_next_mean:
+            of_z, of_F = r * of_z, r * of_F
+        if self.corrects_mean:
+            a, b = (table[self.row[k]][:, self.bins] for table in self.fit[:2])
+            of_z, of_F = a + b * of_z, b * of_F
+        mean = mix(p + of_z, u_k, of_F, F, self.planes)
+        if self.corrects_mean:
+            c = self.fit[2][self.row[k]].float()
+            padding = (0, u_k.shape[-1] - c.shape[-1], 0, u_k.shape[-2] - c.shape[-2])
+            mean = mean + idct2(pad(c, padding), self.planes)
+        return mean
 
-        With the estimate x = (z_k - sigma_k eps) / alpha_k, the mean is alpha_j x + sqrt(sigma_j^2 - eta^2 v) eps with
-        v = sigma_j^2 sigma_{k|j}^2 / sigma_k^2, which for eta = 1 is the mean of q(z_j | z_k, x). Nothing is divided by
-        small numbers. At j = 0 mean and variance are x and 0. Float64 (B, 1, H, W) each, by frequency.
+    def noise(self, eps: Tensor, k: int) -> Tensor:
+        """Eps filtered in the basis, which is orthonormal: there, too, it is standard normal."""
+        if self.delta is not None:
+            return self.delta * eps
+        if self.eta == 0 and not self.fit:
+            return torch.zeros_like(eps)
+        std = self.variance(torch.tensor([k], device=self.bins.device)).sqrt().float()
+        return idct2(std * dct2(eps, self.planes), self.planes)
+
+    def variance(self, k: Tensor) -> Tensor:
+        """v of every coefficient at int64 levels k (B,): float64 (B, 1 or C, H, W)."""
+        square = self.coefficients(k)[2] ** 2
+        if self.delta is not None:
+            return torch.full_like(square, self.delta**2)
+        return square + self.fit[3][self.row[k]][:, self.bins] if self.fit else square
+
+    def bin_variances(self, k: Tensor) -> Tensor:
+        """v in each bin where it is one number: float64 (B, R)."""
+        v = self.variance(k.to(self.bins.device)).expand(-1, *self.bins.shape)
+        return bin_sums(v, self.bins) / self.sizes.to(v.device)
+
+    def pixel_variance(self, k: Tensor) -> Tensor:
+        """One number per channel for a last step from levels k (B,): float64 (B, 1 or C, 1, 1).
+
+        The mean over coefficients of the measured error; else what sigma_k leaves unknown of x
+        where nothing is blurred, as in DDPM (Ho et al., 2020, equation 13).
         """
-        (alpha_k, sigma_k), (alpha_j, sigma_j) = self.alpha_sigma(k), self.alpha_sigma(self.after(k))
-        ratio = alpha_k / alpha_j
-        variance = sigma_j**2 * (1 - (ratio * sigma_j / sigma_k) ** 2)
-        of_eps = (sigma_j**2 - self.eta**2 * variance).clamp(min=0).sqrt() - sigma_k / ratio
-        return 1 / ratio, of_eps, variance
+        if not self.fit:
+            return (self.process.sigma_of(k) / self.process.blur.alpha(k)[..., :1, :1]) ** 2
+        of_planes = self.variance(k).mean((2, 3), keepdim=True)
+        if self.planes is None:
+            return of_planes
+        return torch.einsum("pc,bpij->bcij", self.planes.to(of_planes) ** 2, of_planes)
 
-    def mean(self, u_k: torch.Tensor, prediction: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-        """The posterior's mean."""
-        (of_z, of_eps, _), hat = self.coefficients(k), self.basis.coefficients
-        return self.basis.images(of_z.float() * hat(u_k) + of_eps.float() * hat(prediction))
+    def checksum(self, *, mean_only: bool = False) -> int:
+        """The CRC32 of eta and of the correction at the levels of the chain."""
+        value = 0 if self.eta == 1 else zlib.crc32(repr(self.eta).encode())
+        for table in () if mean_only and not self.corrects_mean else self.fit:
+            rows = table[self.row[list(self.chain[:-1])]].float().cpu()
+            value = zlib.crc32(rows.numpy().tobytes(), value)
+        return value
 
-    def step(self, mean: torch.Tensor, k: int, eps: torch.Tensor) -> torch.Tensor:
-        """mean plus eps with eta times the posterior's standard deviation in each frequency."""
-        if self.eta == 0:
-            return mean
-        _, _, variance = self.coefficients(torch.tensor([k], device=mean.device))
-        return mean + self.basis.images(self.eta * variance.sqrt().float() * self.basis.coefficients(eps))
+
+def isotropic(process: GaussianProcess, delta: float, chain: Chain | None = None) -> GaussianKernel:
+    """The paper's kernel: N(u_k + f(u_k, k), delta^2 I), and delta for the prior's noise, too."""
+    return GaussianKernel(process, f"{delta:g}", chain or process.chain, delta=delta)

@@ -5,20 +5,22 @@ from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from model_code.cpu_layers import Dropout, PointwiseConv1d, PointwiseConv2d, attention
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
-def level_embedding(k: torch.Tensor, dim: int) -> torch.Tensor:
+def level_embedding(k: Tensor, dim: int) -> Tensor:
     """Sinusoidal embedding of the levels k (B,): float32 (B, dim), cosines first; `dim` even.
 
     Frequencies fall geometrically from 1 towards 1/10000 (Vaswani et al., 2017).
     """
     half = dim // 2
-    frequencies = torch.exp(-math.log(10000) / half * torch.arange(half, dtype=torch.float32, device=k.device))
+    frequencies = torch.exp(
+        -math.log(10000) / half * torch.arange(half, dtype=torch.float32, device=k.device)
+    )
     angles = k.float()[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
@@ -26,7 +28,7 @@ def level_embedding(k: torch.Tensor, dim: int) -> torch.Tensor:
 class GroupNorm32(nn.GroupNorm):
     """PyTorch computes GroupNorm in float32 whatever the input's type; the result has the input's type."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return super().forward(x).to(x.dtype)
 
 
@@ -37,7 +39,7 @@ class InputConv(nn.Conv2d):
     of a blurred image: a network of 1.1M parameters on digits had a sixth more error at the last of 100 levels.
     """
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         kind = x.device.type
         if x.is_meta or not torch.is_autocast_enabled(kind):
             return super().forward(x)
@@ -59,7 +61,7 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1) if use_conv else nn.Identity()
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
@@ -68,9 +70,11 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int, use_conv: bool) -> None:
         super().__init__()
-        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1) if use_conv else nn.AvgPool2d(2)
+        self.op = (
+            nn.Conv2d(channels, channels, 3, stride=2, padding=1) if use_conv else nn.AvgPool2d(2)
+        )
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return self.op(x)
 
 
@@ -92,10 +96,13 @@ class ResBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.use_scale_shift_norm = use_scale_shift_norm
-        self.in_layers = nn.Sequential(GroupNorm32(32, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1))
+        self.in_layers = nn.Sequential(
+            GroupNorm32(32, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
+        )
         self.resample = resample if resample is not None else nn.Identity()
         self.emb_layers = nn.Sequential(
-            nn.SiLU(), nn.Linear(emb_channels, 2 * out_channels if use_scale_shift_norm else out_channels)
+            nn.SiLU(),
+            nn.Linear(emb_channels, 2 * out_channels if use_scale_shift_norm else out_channels),
         )
         self.out_layers = nn.Sequential(
             GroupNorm32(32, out_channels),
@@ -103,9 +110,13 @@ class ResBlock(nn.Module):
             Dropout(dropout),
             zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
         )
-        self.skip_connection = nn.Identity() if channels == out_channels else PointwiseConv2d(channels, out_channels, 1)
+        self.skip_connection = (
+            nn.Identity()
+            if channels == out_channels
+            else PointwiseConv2d(channels, out_channels, 1)
+        )
 
-    def forward(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """x (B, C, H, W), emb (B, emb_channels): (B, out_channels, H', W')."""
         norm, activation, conv = self.in_layers
         h = conv(self.resample(activation(norm(x))))
@@ -127,7 +138,14 @@ class AttentionBlock(nn.Module):
     The two differ for more than one head: weights trained with one order do not work with the other.
     """
 
-    def __init__(self, channels: int, *, num_heads: int = 1, num_head_channels: int = -1, new_order: bool = True) -> None:
+    def __init__(
+        self,
+        channels: int,
+        *,
+        num_heads: int = 1,
+        num_head_channels: int = -1,
+        new_order: bool = True,
+    ) -> None:
         super().__init__()
         head_channels = channels // num_heads if num_head_channels == -1 else num_head_channels
         assert channels % head_channels == 0
@@ -137,7 +155,7 @@ class AttentionBlock(nn.Module):
         self.qkv = PointwiseConv1d(channels, 3 * channels, 1)
         self.proj_out = zero_init(PointwiseConv1d(channels, channels, 1))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """x (B, C, H, W): (B, C, H, W)."""
         B, C, H, W = x.shape
         qkv = self.qkv(self.norm(x.reshape(B, C, H * W)))

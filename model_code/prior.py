@@ -4,12 +4,13 @@ in a few numbers for each.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
-from model_code.blur import DCTBlur
+from model_code.blur import Attenuation
 from model_code.dct import dct_matrix
 
 NEGLIGIBLE = 1e-6
@@ -24,18 +25,18 @@ class Prior(ABC):
         """How many there are."""
 
     @abstractmethod
-    def means(self, indices: torch.Tensor) -> torch.Tensor:
+    def means(self, indices: Tensor) -> Tensor:
         """Means of u_K for int64 indices (B,): float32 (B, C, H, W)."""
 
     def dequantized(self) -> "Prior":
         """The prior of the same images dequantised, (v + 1/2) / 256 on average, from that of v / 255; or itself."""
         return self
 
-    def gathered(self, gather_rows: Callable[[torch.Tensor], torch.Tensor]) -> "Prior":
+    def gathered(self, gather_rows: Callable[[Tensor], Tensor]) -> "Prior":
         """The prior of all images, where each of several processes built one from its share; `gather_rows` joins rows."""
         return self
 
-    def state_dict(self) -> dict[str, torch.Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """Plain tensors for a checkpoint, if it has any."""
         return {}
 
@@ -50,26 +51,32 @@ class StandardNormal(Prior):
     def __len__(self) -> int:
         return 1
 
-    def means(self, indices: torch.Tensor) -> torch.Tensor:
+    def means(self, indices: Tensor) -> Tensor:
         """Zeros (B, C, H, W)."""
         return torch.zeros(len(indices), *self.shape)
 
 
-class DataPrior(Prior):
-    """States made from images when asked for, where a checkpoint holds no prior or samples start from other images."""
+@dataclass(frozen=True)
+class StoredStates(Prior):
+    """The means themselves, one for each training image: for processes of one's own."""
 
-    def __init__(
-        self, count: int, images: Callable[[list[int]], torch.Tensor], corrupt: Callable[[torch.Tensor], torch.Tensor]
-    ) -> None:
-        """images: indices below `count` to images (B, C, H, W) in [0, 1]; corrupt: from these to the states' means."""
-        self.count, self.images, self.corrupt = count, images, corrupt
+    states: Tensor
+    """float32 (M, C, H, W)."""
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.states)
 
-    def means(self, indices: torch.Tensor) -> torch.Tensor:
+    def means(self, indices: Tensor) -> Tensor:
         """Those of these images."""
-        return self.corrupt(self.images(indices.tolist()))
+        return self.states[indices]
+
+    def gathered(self, gather_rows: Callable[[Tensor], Tensor]) -> "StoredStates":
+        """The states of all processes' images."""
+        return StoredStates(gather_rows(self.states))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Plain tensors for a checkpoint, the arguments of another."""
+        return dict(vars(self))
 
 
 @dataclass(frozen=True)
@@ -80,22 +87,22 @@ class PriorBank(Prior):
     M images of any size take C * F numbers each (F = 8 for MNIST at sigma_B 20, 6 for CIFAR-10 at 24).
     """
 
-    coefficients: torch.Tensor
+    coefficients: Tensor
     """float32 (M, C, F): A_K u_i in the basis."""
-    basis: torch.Tensor
+    basis: Tensor
     """float32 (F, H, W): orthonormal cosines, lowest frequencies first in each axis."""
-    decay: torch.Tensor
+    decay: Tensor
     """float32 (F,): what A_K multiplies each of them by, exp(-lambda t_K)."""
 
     @classmethod
-    def from_images(cls, images: torch.Tensor, blur: DCTBlur) -> "PriorBank":
+    def from_images(cls, images: Tensor, blur: Attenuation) -> "PriorBank":
         """The bank of images (M, C, H, W) in [0, 1], for the last level of `blur`."""
         return cls.from_batches([images], blur)
 
     @classmethod
-    def from_batches(cls, batches: Iterable[torch.Tensor], blur: DCTBlur) -> "PriorBank":
+    def from_batches(cls, batches: Iterable[Tensor], blur: Attenuation) -> "PriorBank":
         """As `from_images`, reading batches (B, C, H, W) one at a time. Raises ValueError if there is no image."""
-        decay = blur.decay_H[-1].cpu()[:, None] * blur.decay_W[-1].cpu()
+        decay = blur.log_alpha[-1].exp().float().cpu()
         n, m = torch.nonzero(decay > NEGLIGIBLE, as_tuple=True)
         D_H, D_W = dct_matrix(decay.shape[0]), dct_matrix(decay.shape[1])
         basis = (D_H[n][:, :, None] * D_W[m][:, None, :]).float()
@@ -108,30 +115,31 @@ class PriorBank(Prior):
     def __len__(self) -> int:
         return len(self.coefficients)
 
-    def project(self, images: torch.Tensor) -> torch.Tensor:
+    def project(self, images: Tensor) -> Tensor:
         """A_K u in the bank's basis: images u (B, C, H, W) in [0, 1] to float32 (B, C, F), on the bank's device."""
-        return images.to(self.basis.device).float().flatten(2) @ self.basis.flatten(1).T * self.decay
+        return (
+            images.to(self.basis.device).float().flatten(2) @ self.basis.flatten(1).T * self.decay
+        )
 
-    def means(self, indices: torch.Tensor) -> torch.Tensor:
+    def means(self, indices: Tensor) -> Tensor:
         """A_K u_i for int64 indices (B,) of the bank: float32 (B, C, H, W)."""
-        return (self.coefficients[indices] @ self.basis.flatten(1)).unflatten(2, self.basis.shape[1:])
+        return (self.coefficients[indices] @ self.basis.flatten(1)).unflatten(
+            2, self.basis.shape[1:]
+        )
 
     def dequantized(self) -> "PriorBank":
         """The bank of v / 255 as that of the same images dequantised, (v + 1/2) / 256 on average: exact, as A_K is linear."""
         coefficients = self.coefficients * (255 / 256)
         H, W = self.basis.shape[1:]
-        coefficients[:, :, 0] += 0.5 / 256 * math.sqrt(H * W)  # the constant comes first, and no blur changes it
+        coefficients[:, :, 0] += (
+            0.5 / 256 * math.sqrt(H * W)
+        )  # the constant comes first, and no blur changes it
         return replace(self, coefficients=coefficients)
 
-    def gathered(self, gather_rows: Callable[[torch.Tensor], torch.Tensor]) -> "PriorBank":
+    def gathered(self, gather_rows: Callable[[Tensor], Tensor]) -> "PriorBank":
         """The bank of all processes' images."""
         return replace(self, coefficients=gather_rows(self.coefficients))
 
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """Plain tensors for a checkpoint."""
-        return {"coefficients": self.coefficients, "basis": self.basis, "decay": self.decay}
-
-    @classmethod
-    def from_state_dict(cls, state: Mapping[str, torch.Tensor]) -> "PriorBank":
-        """The bank that `state_dict` described."""
-        return cls(state["coefficients"], state["basis"], state["decay"])
+    def state_dict(self) -> dict[str, Tensor]:
+        """Plain tensors for a checkpoint, the arguments of another."""
+        return dict(vars(self))

@@ -1,141 +1,177 @@
 """A generative process as training, sampling and evaluation see it.
 
-Another process is another subclass of `Process` in a file of its own, and a line in `model_code.PROCESSES`: see
-docs/your_own_process.md. The paper's is in `heat.py`: nothing else knows of heat.
+Nearly all processes are settings of one family, see `gaussian.py`. `Process` is for the others:
+docs/your_own_process.md has one in a file.
 """
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import Self
 
 import torch
-from ml_collections import ConfigDict
-from torch import nn
+from torch import Tensor
 
-from model_code.kernels import Chain, ReverseKernel, subchain
-from model_code.prior import Prior
+from model_code.prior import Prior, StoredStates
 
-Denoiser = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""The network f(u_k, k): images (B, C, H, W) and int64 levels (B,) to (B, C, H, W)."""
-Measured = Mapping[str, torch.Tensor] | None
-"""What `Process.calibration` returned for a network, as it is kept in checkpoints; None if nothing was measured."""
+Denoiser = Callable[[Tensor, Tensor], Tensor]
+"""The network's raw output F = denoise(u_k, k): images (B, C, H, W) and int64 levels (B,) to
+(B, C, H, W). A closure: it may hold labels, guidance or another network."""
+Chain = tuple[int, ...]
+"""The levels that a sample visits, the highest first, 0 last."""
+CalibrationState = Mapping[str, Tensor] | None
+"""What was measured of a network for its reverse kernels, as checkpoints hold it, if it was."""
 
 
-class Process(nn.Module, ABC):
-    """Levels 0..K, from data (0) to the prior (K). Images u_0 are in [0, 1]; states may have any range.
+class ReverseKernel(ABC):
+    """p(u_j | u_k) for each level k of a chain but the last; j is the level that follows."""
 
-    A module only so that its tables move to the device; it has no weights. `protocol` is 'paper', or 'released' to reproduce
-    the original release where it differs.
-    """
-
-    K: int
+    label: str
+    """Its name in directories and records: "0.0125", "posterior" or "calibrated"."""
     chain: Chain
-    """The levels that a network is trained to visit, K first, 0 last."""
-    protocol = "paper"
-    reads = frozenset(
-        {
-            *("model.blur_schedule", "model.blur_sigma_min", "model.blur_sigma_max", "model.sigma", "model.delta_over_sigma"),
-            *("model.protocol", "training.level_weighting", "training.noise_images"),
-        }
-    )
-    """Which of these keys it reads, which not every process does: one that is set and not read is a warning."""
-    calibrates = False
-    """Whether there is a calibrated kernel, which `moments` and `calibration` measure."""
+    prior_std: float
+    """Standard deviation of the noise on the chain's first state."""
 
     @abstractmethod
-    def corrupt(self, u0: torch.Tensor, k: torch.Tensor, eps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """A state u_k ~ q(u_k | u_0) and what the network has to predict from it.
+    def mean(self, u_k: Tensor, F: Tensor, k: Tensor) -> Tensor:
+        """The mean of p(u_j | u_k), at j = 0 the sample itself: float32 (B, C, H, W).
+
+        u_k and the network's output F are (B, C, H, W), k int64 levels of the chain (B,) or (1,).
+        """
+
+    @abstractmethod
+    def noise(self, eps: Tensor, k: int) -> Tensor:
+        """What is added to the mean, from standard normal eps (B, C, H, W)."""
+
+    def starting_at(self, k: int) -> Self:
+        """The same kernel along its chain from level k on."""
+        shorter = copy.copy(self)
+        shorter.chain = self.chain[self.chain.index(k) :]
+        return shorter
+
+    def checksum(self, *, mean_only: bool = False) -> int:
+        """Return a number that tells one kernel, or its mean, from others along the same chain."""
+        return 0
+
+
+class Process(ABC):
+    """Levels 0..K, from data (0) to the prior (K). Images u_0 are in [0, 1]; states have any range.
+
+    A process of one's own is called with the configuration, and has three methods. If it also has
+    those of `GaussianProcess` for a bound, `bound_levels` to `prior_term`, there is one.
+    """
+
+    protocol = "paper"
+    """Or "released", to reproduce the original release where it differs from the paper."""
+    sampling_noises: Sequence[str] = ("auto",)
+    """Values of config.model.sampling_noise."""
+    measures_calibration = False
+    """Whether training measures what calibrated kernels are made from."""
+    chain: Chain
+    """The levels that a network is trained to visit: all of them, unless a preset takes others."""
+
+    def __init__(self, K: int, shape: tuple[int, int, int]) -> None:
+        """shape: (C, H, W) of images and states."""
+        self.K = K
+        self.shape = shape
+        self.chain = full_chain(K)
+
+    @abstractmethod
+    def corrupt(self, u0: Tensor, k: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+        """A state u_k ~ q(u_k | u_0) and the target of the loss at it.
 
         u0, the standard normal eps and both results are (B, C, H, W); k is int64 (B,) in 1..K.
         """
 
     @abstractmethod
-    def predict(self, model: Denoiser, u_k: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-        """The network's prediction of the target of `corrupt`, which the reverse kernel is given, too: float32 (B, C, H, W)."""
+    def predict(self, F: Tensor, u_k: Tensor, k: Tensor) -> Tensor:
+        """The prediction of the target of `corrupt` from the network's output F: (B, C, H, W)."""
 
-    @abstractmethod
-    def sampling_noise(
-        self, kind: float | str, measured: Measured, chain: Chain | None = None, eta: float | None = None
-    ) -> ReverseKernel:
-        """The reverse kernel that --delta asks for: a standard deviation, a name, or "auto" for the best.
+    def step(self, F: Tensor, u_k: Tensor, k: int, j: int) -> tuple[Tensor, float]:
+        """Mean (B, C, H, W) and standard deviation of p(u_j | u_k) for a step from k to j < k."""
+        raise NotImplementedError
 
-        chain: the levels to visit, by default those of the training. eta: by what a posterior's standard deviation is
-        multiplied, for a process with such kernels. Raises ValueError, saying what to do, if there is none.
-        """
-
-    @abstractmethod
-    def build_prior(self, batches: Iterable[torch.Tensor]) -> Prior:
-        """The prior, from all training images in batches (B, C, H, W); a process that needs none does not read them."""
-
-    @abstractmethod
-    def prior_from_state(self, state: Mapping[str, torch.Tensor]) -> Prior:
-        """The prior that `state_dict` described. Raises ValueError if it is of other images than this process's."""
-
-    def to_images(self, state: torch.Tensor) -> torch.Tensor:
+    def to_images(self, state: Tensor) -> Tensor:
         """A state in the range of images, about [0, 1]."""
         return state
 
-    def best_chain(self, measured: Measured, steps: int) -> Chain:
-        """The levels to visit in `steps` steps for the best bound. Raises ValueError if that is not known."""
-        raise ValueError("this process does not know which levels are best for the bound: use --steps=N")
+    def build_prior(self, batches: Iterable[Tensor]) -> Prior:
+        """The prior from all training images in batches (B, C, H, W): their states at level K."""
+        k = torch.tensor([self.K])
+        states = [self.corrupt(u, k.expand(len(u)), torch.zeros_like(u))[0] for u in batches]
+        if not states:
+            raise ValueError("a prior needs at least one image")
+        return StoredStates(torch.cat(states))
 
-    def moments(self, model: Denoiser, u0: torch.Tensor, k: torch.Tensor, eps: torch.Tensor, num_images: int) -> torch.Tensor:
-        """Sums over a batch at one level k, to be added up over `num_images` images for `calibration`: float64 (S,)."""
-        raise NotImplementedError
+    def prior_from_state(self, state: Mapping[str, Tensor]) -> Prior:
+        """The prior that `state_dict` described. Raises ValueError if it is of other images."""
+        return StoredStates(**state)
 
-    def calibration(self, rows: torch.Tensor, num_images: int) -> Mapping[str, torch.Tensor]:
-        """The state of what was measured, from the sums of `moments` over `num_images` images by level: (K + 1, S)."""
-        raise NotImplementedError
+    def reverse_kernel(
+        self,
+        kind: float | str = "auto",
+        calibration: CalibrationState = None,
+        chain: Chain | None = None,
+        eta: float | None = None,
+    ) -> ReverseKernel:
+        """The reverse kernel that --delta, --steps and --eta ask for.
+
+        Raises ValueError, saying what to do, if there is none.
+        """
+        if kind != "auto" or eta is not None:
+            raise ValueError("this process has one kind of sampling noise: leave it out")
+        return StepKernel(self, chain or self.chain)
+
+    def best_chain(self, calibration: CalibrationState, steps: int, eta: float | None) -> Chain:
+        """The levels to visit in `steps` steps for the best bound. Raises ValueError if unknown."""
+        raise ValueError("this process does not know which levels are best: use --steps=N")
 
     @property
     def training_levels(self) -> Sequence[int]:
         """Levels that are trained, ascending; the release leaves out level K."""
-        return sorted(self.chain[:-1] if self.protocol == "paper" else self.chain[1:-1])
+        return sorted(self.chain[self.protocol == "released" : -1])
 
-    def level_weights(self, power: float) -> torch.Tensor:
-        """By how much the loss of each level counts, of mean 1 over `training_levels`: float32 (K + 1,). 0 is no weighting."""
+    def level_weights(self, power: float) -> Tensor:
+        """Weight of each level in the loss, of mean 1 over `training_levels`: float32 (K + 1,)."""
         return torch.ones(self.K + 1)
 
-    def extra_repr(self) -> str:
-        """Its settings in a line, for a person."""
-        steps = f", {len(self.chain) - 1} of them visited" if len(self.chain) <= self.K else ""
-        return f"K = {self.K} levels{steps}"
+    def to(self, device: torch.device) -> Self:
+        """The same process with its tables on a device."""
+        moved = copy.copy(self)
+        for name, value in vars(self).items():
+            setattr(moved, name, value.to(device) if hasattr(value, "to") else value)
+        return moved
+
+    def __str__(self) -> str:
+        visited = len(self.chain) - 1
+        return f"K = {self.K} levels" + (f", {visited} of them visited" if visited < self.K else "")
 
 
-class Likelihood(ABC):
-    """What a process adds for a bound on the likelihood: L_K, a KL term for each step k -> j of a kernel's chain, and L_0."""
+class StepKernel(ReverseKernel):
+    """The kernel of `Process.step`; its first state has the noise of `Process.corrupt`."""
 
-    discrete = False
-    """Whether the bound is one on the probability of 8-bit images, rather than on the density of dequantised ones."""
+    label = "own"
 
-    def require_bound(self, kernel: ReverseKernel) -> None:  # most have none to refuse
-        """Raise ValueError, naming the flag, for a kernel whose bound is infinite or not known."""
-        return
+    def __init__(self, process: Process, chain: Chain) -> None:
+        self.process = process
+        self.chain = chain
+        zero, k = torch.zeros(1, *process.shape), torch.tensor(chain[:1])
+        noise = process.corrupt(zero, k, zero + 1)[0] - process.corrupt(zero, k, zero)[0]
+        self.prior_std = noise.mean().item()
 
-    def bound_levels(self, kernel: ReverseKernel) -> Sequence[int]:
-        """Levels k, ascending, whose KL terms the bound sums, besides the prior's and the last step's."""
-        return sorted(kernel.chain[:-2])
+    def mean(self, u_k: Tensor, F: Tensor, k: Tensor) -> Tensor:
+        """That of `Process.step`; k is a single level."""
+        level = int(k[0])
+        return self.process.step(F.float(), u_k, level, self._following(level))[0]
 
-    @abstractmethod
-    def errors(
-        self, model: Denoiser, u0: torch.Tensor, k: torch.Tensor, eps: torch.Tensor, kernel: ReverseKernel
-    ) -> torch.Tensor:
-        """What the bound needs of the network at levels k (B,) for kernels with this one's mean: float64 (B, S)."""
+    def noise(self, eps: Tensor, k: int) -> Tensor:
+        """Eps times the standard deviation of `Process.step`."""
+        zero = torch.zeros_like(eps[:1])
+        return self.process.step(zero, zero, k, self._following(k))[1] * eps
 
-    @abstractmethod
-    def terms(self, errors: torch.Tensor, k: torch.Tensor, kernel: ReverseKernel) -> torch.Tensor:
-        """KL(q(u_j | u_k, u_0) || p(u_j | u_k)) from `errors` (B, S) at levels k (B,): nats, float64 (B,)."""
-
-    @abstractmethod
-    def reconstruction(self, errors: torch.Tensor, kernel: ReverseKernel) -> torch.Tensor:
-        """L_0 = -log p(u_0 | u_k) from `errors` (B, S) at the last level k before 0: nats, float64 (B,)."""
-
-    @abstractmethod
-    def prior_summary(self, u0: torch.Tensor, prior: Prior) -> torch.Tensor:
-        """What `prior_term` needs of images u_0 (B, C, H, W): (B, ...)."""
-
-    @abstractmethod
-    def prior_term(self, summary: torch.Tensor, prior: Prior, kernel: ReverseKernel) -> torch.Tensor:
-        """L_K or a bound on it, in nats: float64 (B,)."""
+    def _following(self, k: int) -> int:
+        return self.chain[self.chain.index(k) + 1]
 
 
 def full_chain(K: int) -> Chain:
@@ -143,16 +179,30 @@ def full_chain(K: int) -> Chain:
     return tuple(range(K, -1, -1))
 
 
-def configured_chain(config: ConfigDict) -> Chain:
-    """The levels that config.model.chain names, all by default. Raises ValueError for others."""
-    levels, text = full_chain(config.model.K), config.model.chain
-    try:
-        return subchain(text, levels) if text else levels
-    except ValueError as error:
-        raise ValueError(f"config.model.chain = {text!r}: {error}") from None
+def next_levels(chain: Chain, K: int) -> Tensor:
+    """The level that follows k in the chain, for every level k: int64 (K + 1,), 0 elsewhere."""
+    following = torch.zeros(K + 1, dtype=torch.int64)
+    for k, j in pairwise(chain):
+        following[k] = j
+    return following
 
 
-def require_sampling_noise(config: ConfigDict, *known: str) -> None:
-    """Raise ValueError if config.model.sampling_noise is none of a process's own."""
-    if config.model.sampling_noise not in known:
-        raise ValueError(f"config.model.sampling_noise = {config.model.sampling_noise!r}: must be {' or '.join(known)}")
+def subchain(text: str, levels: Chain) -> Chain:
+    """The levels of a chain that are visited: "N" for N steps, evenly spaced, or "K,...,0".
+
+    Raises ValueError for other texts and other levels.
+    """
+    first, most = levels[0], len(levels) - 1
+    parts = text.split(",")
+    if len(parts) > 1 and all(part.strip().isdecimal() for part in parts):
+        chain = tuple(map(int, parts))
+        falls = list(chain) == sorted(set(chain) & set(levels), reverse=True)
+        if falls and chain[0] == first and chain[-1] == 0:
+            return chain
+        raise ValueError(
+            f"must go down from {first} to 0, each once, along levels that are trained"
+        )
+    if not text.isdecimal() or not 1 <= int(text) <= most:
+        listed = f"all levels from {first} to 0 with commas"
+        raise ValueError(f"must be N from 1 to {most}, or {listed}; --steps also takes N:bound")
+    return tuple(levels[round(i * most / int(text))] for i in range(int(text) + 1))

@@ -3,8 +3,9 @@
 import math
 
 import torch
+from torch import Tensor
 
-from model_code.dct import dct2, dct_matrix
+from model_code.dct import dct2
 
 LOG_BINS = 48
 
@@ -16,27 +17,26 @@ class DCTMoments:
         self.count = 0
         self.sum = torch.zeros(num_channels, height, width, dtype=torch.float64)
         self.squares = torch.zeros_like(self.sum)
-        self._D_H, self._D_W = dct_matrix(height).float(), dct_matrix(width).float()
 
-    def add(self, images: torch.Tensor) -> None:
+    def add(self, images: Tensor) -> None:
         """Images (B, C, H, W) on the CPU; B may be 0."""
-        coefficients = dct2(images.float(), self._D_H, self._D_W).double()
+        coefficients = dct2(images.float()).double()
         self.count += len(images)
         self.sum += coefficients.sum(0)
         self.squares += coefficients.square().sum(0)
 
     @property
-    def mean(self) -> torch.Tensor:
+    def mean(self) -> Tensor:
         """float64 (C, H, W)."""
         return self.sum / self.count
 
     @property
-    def variance(self) -> torch.Tensor:
+    def variance(self) -> Tensor:
         """About the mean, unbiased: float64 (C, H, W). Needs two images."""
         return (self.squares - self.sum**2 / self.count).clamp(min=0) / (self.count - 1)
 
 
-def radii_of(height: int, width: int) -> torch.Tensor:
+def radii_of(height: int, width: int) -> Tensor:
     """Distance of each frequency from the constant, in steps of the longer axis: float64 (H, W)."""
     longer = max(height, width)
     n = torch.arange(height, dtype=torch.float64)[:, None] * longer / height
@@ -44,19 +44,24 @@ def radii_of(height: int, width: int) -> torch.Tensor:
     return (n**2 + m**2).sqrt()
 
 
-def bin_sums(values: torch.Tensor, bins: torch.Tensor) -> torch.Tensor:
-    """Sums over the coefficients in each bin, int64 (H, W) or (C, H, W), of values (..., H, W) or (..., C, H, W): (..., R)."""
+def bin_sums(values: Tensor, bins: Tensor, num_bins: int = 0) -> Tensor:
+    """Sums over the coefficients in each bin, int64 (H, W) or (C, H, W), of values (..., H, W) or
+    (..., C, H, W): float64 (..., R). There are `num_bins`, or as many as `bins` has.
+    """
     bins = bins.to(values.device)
-    sums = torch.zeros(*values.shape[: -bins.dim()], int(bins.max()) + 1, dtype=torch.float64, device=values.device)
+    shape = (*values.shape[: -bins.dim()], num_bins or int(bins.max()) + 1)
+    sums = torch.zeros(shape, dtype=torch.float64, device=values.device)
     return sums.index_add_(-1, bins.flatten(), values.double().flatten(-bins.dim()))
 
 
-def bin_means(values: torch.Tensor, bins: torch.Tensor) -> torch.Tensor:
+def bin_means(values: Tensor, bins: Tensor) -> Tensor:
     """Averages over the frequencies in each bin, none of which is empty: (..., H, W) to float64 (..., R)."""
-    return bin_sums(values, bins) / bin_sums(torch.ones(values.shape[-2:], device=values.device), bins)
+    return bin_sums(values, bins) / bin_sums(
+        torch.ones(values.shape[-2:], device=values.device), bins
+    )
 
 
-def radial_bins(height: int, width: int) -> torch.Tensor:
+def radial_bins(height: int, width: int) -> Tensor:
     """Bins for a radially averaged spectrum: 0 the constant, then 48 spaced evenly in log, or one a radius: int64 (H, W).
 
     Radii are rounded where there are fewer than 48. Bins that would be empty are left out.
@@ -70,7 +75,7 @@ def radial_bins(height: int, width: int) -> torch.Tensor:
     return bins.unique(return_inverse=True)[1]
 
 
-def octaves(height: int, width: int) -> torch.Tensor:
+def octaves(height: int, width: int) -> Tensor:
     """The octave of each frequency: int64 (H, W). i has wavelengths of 2^(i + 1) up to 2^(i + 2) pixels of the longer axis, 0
     also the shorter ones of diagonals; the constant comes last.
     """
@@ -79,7 +84,7 @@ def octaves(height: int, width: int) -> torch.Tensor:
     return torch.where(radii == 0, index.max() + 1, index)
 
 
-def slope(power: torch.Tensor) -> float:
+def slope(power: Tensor) -> float:
     """The exponent a of a spectrum ~ radius^a, power (H, W): least squares in log over `radial_bins` up to Nyquist's radius.
 
     Bins without power are left out.

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from ml_collections import ConfigDict
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from model_code.nn import (
@@ -21,8 +21,23 @@ from model_code.nn import (
 )
 
 MODEL_KEYS = (
-    *("model_channels", "channel_mult", "num_res_blocks", "attention_levels", "patch_size", "dropout", "num_heads"),
-    *("num_head_channels", "conv_resample", "use_new_attention_order", "use_scale_shift_norm", "resblock_updown", "sees_means"),
+    *(
+        "model_channels",
+        "channel_mult",
+        "num_res_blocks",
+        "attention_levels",
+        "patch_size",
+        "dropout",
+        "num_heads",
+    ),
+    *(
+        "num_head_channels",
+        "conv_resample",
+        "use_new_attention_order",
+        "use_scale_shift_norm",
+        "resblock_updown",
+        "sees_means",
+    ),
 )
 """Keys of config.model that are arguments of `UNet`."""
 
@@ -30,7 +45,7 @@ MODEL_KEYS = (
 class Stage(nn.Sequential):
     """Modules in a row; those that depend on the blur level are given its embedding as well."""
 
-    def forward(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # type: ignore[override]
         for module in self:
             x = module(x, emb) if isinstance(module, ResBlock) else module(x)
         return x
@@ -73,9 +88,17 @@ class UNet(nn.Module):
         self.recompute, self.sees_means = recompute, sees_means
         patch_channels, emb_size = num_channels * patch_size**2, 4 * model_channels
         widths = [model_channels * mult for mult in channel_mult]
-        res_block = partial(ResBlock, emb_channels=emb_size, dropout=dropout, use_scale_shift_norm=use_scale_shift_norm)
+        res_block = partial(
+            ResBlock,
+            emb_channels=emb_size,
+            dropout=dropout,
+            use_scale_shift_norm=use_scale_shift_norm,
+        )
         attention = partial(
-            AttentionBlock, num_heads=num_heads, num_head_channels=num_head_channels, new_order=use_new_attention_order
+            AttentionBlock,
+            num_heads=num_heads,
+            num_head_channels=num_head_channels,
+            new_order=use_new_attention_order,
         )
 
         def blocks(channels: int, level: int) -> list[nn.Module]:
@@ -88,8 +111,12 @@ class UNet(nn.Module):
             return kind(channels, use_conv=conv_resample)
 
         # Modules register their parameters in the order of these statements; the release's EMA weights are a list in it.
-        self.time_embed = nn.Sequential(nn.Linear(model_channels, emb_size), nn.SiLU(), nn.Linear(emb_size, emb_size))
-        self.input_blocks = nn.ModuleList([Stage(InputConv(patch_channels, widths[0], 3, padding=1))])
+        self.time_embed = nn.Sequential(
+            nn.Linear(model_channels, emb_size), nn.SiLU(), nn.Linear(emb_size, emb_size)
+        )
+        self.input_blocks = nn.ModuleList(
+            [Stage(InputConv(patch_channels, widths[0], 3, padding=1))]
+        )
         channels, skips = widths[0], [widths[0]]
         for level, width in enumerate(widths):
             stages = [blocks(c, level) for c in (channels, *[width] * (num_res_blocks - 1))]
@@ -97,7 +124,9 @@ class UNet(nn.Module):
                 stages.append([resample(Downsample, width)])
             self.input_blocks.extend(Stage(*stage) for stage in stages)
             channels, skips = width, skips + [width] * len(stages)
-        self.middle_block = Stage(res_block(channels, channels), attention(channels), res_block(channels, channels))
+        self.middle_block = Stage(
+            res_block(channels, channels), attention(channels), res_block(channels, channels)
+        )
         self.output_blocks = nn.ModuleList()
         for level, width in reversed(list(enumerate(widths))):
             stages = [blocks(c + skips.pop(), level) for c in (channels, *[width] * num_res_blocks)]
@@ -116,14 +145,16 @@ class UNet(nn.Module):
         model = config.model
         for section, name, expected, ok in _checks(config):
             if not ok:
-                raise ValueError(f"config.{section}.{name} = {config[section][name]!r}: must be {expected}")
+                raise ValueError(
+                    f"config.{section}.{name} = {config[section][name]!r}: must be {expected}"
+                )
         return cls(
             num_channels=config.data.num_channels,
             recompute=config.training.recompute,
             **{name: model[name] for name in MODEL_KEYS},
         )
 
-    def forward(self, u: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    def forward(self, u: Tensor, k: Tensor) -> Tensor:
         """f(u, k): images u (B, C, H, W) at int64 blur levels k (B,), to (B, C, H, W)."""
         emb = self.time_embed(level_embedding(k, self.model_channels))
         h, skips = F.pixel_unshuffle(u, self.patch_size), []
@@ -137,7 +168,7 @@ class UNet(nn.Module):
             h = self._through(stage, torch.cat([h, skips.pop()], dim=1), emb)
         return F.pixel_shuffle(self.out(h), self.patch_size)
 
-    def _through(self, stage: nn.Module, h: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
+    def _through(self, stage: nn.Module, h: Tensor, emb: Tensor) -> Tensor:
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(stage, h, emb, use_reentrant=False)  # repeats dropout's masks
         return stage(h, emb)
@@ -150,16 +181,36 @@ def _checks(config: ConfigDict) -> Iterator[tuple[str, str, str, bool]]:
         yield "model", name, "at least 1", model[name] >= 1
     channels, mult, patch_size = model.model_channels, model.channel_mult, model.patch_size
     levels, whole = len(mult), all(isinstance(m, int) and m > 0 for m in mult)
-    yield "model", "channel_mult", "a positive integer per level, such as (1, 2, 2)", levels > 0 and whole
-    yield "model", "model_channels", "a multiple of 32, the number of groups in GroupNorm", channels % 32 == 0
+    yield (
+        "model",
+        "channel_mult",
+        "a positive integer per level, such as (1, 2, 2)",
+        levels > 0 and whole,
+    )
+    yield (
+        "model",
+        "model_channels",
+        "a multiple of 32, the number of groups in GroupNorm",
+        channels % 32 == 0,
+    )
     factor = patch_size * 2 ** (levels - 1)
     patches = f" and model.patch_size = {patch_size}" if patch_size > 1 else ""
     right = f"divisible by {factor}, for {levels} levels in model.channel_mult{patches}"
     yield "data", "image_size", right, config.data.image_size % factor == 0
     in_range = all(level in range(levels) for level in model.attention_levels)
-    yield "model", "attention_levels", f"levels from 0 to {levels - 1}, as model.channel_mult has {levels}", in_range
+    yield (
+        "model",
+        "attention_levels",
+        f"levels from 0 to {levels - 1}, as model.channel_mult has {levels}",
+        in_range,
+    )
     size = model.num_head_channels
     yield "model", "num_head_channels", "-1 or greater than 0", size == -1 or size > 0
     name, divisor = ("num_heads", model.num_heads) if size == -1 else ("num_head_channels", size)
     attended = [channels * mult[level] for level in (*model.attention_levels, levels - 1)]
-    yield "model", name, "a divisor of the channels at every level with attention", all(c % divisor == 0 for c in attended)
+    yield (
+        "model",
+        name,
+        "a divisor of the channels at every level with attention",
+        all(c % divisor == 0 for c in attended),
+    )

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from model_code.blur import DCTBlur, blur_schedule
-from model_code.heat import HeatDissipation
+from model_code.gaussian import GaussianProcess
+from model_code.presets import heat_dissipation
 from model_code.unet import UNet
 
 DATA = Path(__file__).parent / "data"
@@ -43,9 +44,10 @@ class Golden:
     model: UNet
     blur: DCTBlur
 
-    def process(self, protocol: str = "paper") -> HeatDissipation:
+    def process(self, protocol: str = "paper") -> GaussianProcess:
         """The process that they were measured with."""
-        return HeatDissipation(self.blur, self.settings["sigma"], self.settings["num_channels"], protocol)
+        settings = {"num_channels": self.settings["num_channels"], "protocol": protocol}
+        return heat_dissipation(self.blur, self.settings["sigma"], **settings)
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return torch.from_numpy(self.arrays[name])

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from model_code import build_model
+from model_code.kernels import isotropic
 from scripts.sampling.reverse import reverse_process
 from scripts.training.step import process_loss
 from tests.golden import DATA, PARAM_COUNTS, Golden
@@ -40,7 +41,7 @@ def test_both_protocols(golden: Golden, protocol: str) -> None:
     loss = process_loss(process, golden.model, golden["u0"], golden["k"], golden["eps"])
     torch.testing.assert_close(loss, golden["loss_per_example"], rtol=1e-4, atol=0)
     bank = process.build_prior([golden["prior_train"]])
-    noise = process.sampling_noise(settings["delta"], None)
+    noise = isotropic(process, settings["delta"])
     term = process.prior_term(process.prior_summary(golden["prior_test"], bank), bank, noise)
     torch.testing.assert_close(term, golden["L_K_upbound"].double(), rtol=3e-4, atol=0)
 
@@ -57,8 +58,8 @@ def test_sampling_trajectory(golden: Golden) -> None:
 
     K = golden.settings["K"]
     process = golden.process()
-    isotropic = process.sampling_noise(golden.settings["delta"], None)
-    sample = reverse_process(process, golden.model, golden["init"], isotropic, recorded_noise)
+    kernel = isotropic(process, golden.settings["delta"])
+    sample = reverse_process(process, golden.model, golden["init"], kernel, recorded_noise)
     expected = golden["sample"]
     assert (sample - expected).norm() < 1e-3 * expected.norm()
     assert asked == list(range(K, 0, -1))

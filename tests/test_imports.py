@@ -33,7 +33,10 @@ def room(module: str) -> str:
 
 
 def import_graph() -> dict[str, set[str]]:
-    """What each module of the program imports, inside functions, too; of other packages the first part of the name."""
+    """What each module of the program imports, inside functions, too, but not for types alone.
+
+    Of other packages the first part of the name.
+    """
     files = [
         path for pattern in ("*.py", "configs/**/*.py", "model_code/*.py", "scripts/**/*.py") for path in ROOT.glob(pattern)
     ]
@@ -41,7 +44,14 @@ def import_graph() -> dict[str, set[str]]:
     graph: dict[str, set[str]] = {}
     for module, file in modules.items():
         names = set()
-        for node in ast.walk(ast.parse(file.read_text())):
+        tree = ast.parse(file.read_text())
+        for_types = {
+            child
+            for node in ast.walk(tree)
+            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+            for child in node.body
+        }
+        for node in set(ast.walk(tree)) - for_types:
             if isinstance(node, ast.Import):
                 names |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom):

@@ -9,7 +9,7 @@ from configs.mnist import blurring_diffusion_quickstart
 
 
 def get_config() -> ConfigDict:
-    """As the other, but for the blur."""
+    """As the other, without blur."""
     config = blurring_diffusion_quickstart.get_config()
-    config.model.blur_sigma_max = 0.0
+    config.model.process = "gaussian_diffusion"
     return config

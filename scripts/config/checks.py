@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import default
-from scripts.config.load import flatten, refuse_unknown
+from scripts.config.load import flatten, named_code, refuse_unknown
 from scripts.config.schedule import LOG, check_schedule, with_schedule
 from scripts.errors import UserError, one_line
 
@@ -98,17 +98,23 @@ def validate(config: ConfigDict) -> None:
         raise UserError(f"config.model.K = {config.model.K}: must be at least 2 with model.protocol = 'released'")
     if config.model.protocol == "released" and config.model.chain:
         raise UserError(f"config.model.chain = {config.model.chain!r}: must be empty with model.protocol = 'released'")
-    from model_code import build_process, check_buildable  # imports PyTorch
+    from model_code import PROCESSES, build_process, check_buildable  # imports PyTorch
+    from scripts.config import own_process
+
+    process = config.model.process
+    if ".py:" in process and process in named_code and process not in PROCESSES:
+        own_process.register(process)
 
     try:
-        check_buildable(in_log := with_schedule(config, LOG))
+        check_buildable(with_schedule(config, LOG))
     except ValueError as error:
         raise UserError(str(error)) from None
-    schedule, process = config.model.blur_schedule, build_process(in_log)
-    power = config.training.level_weighting
+    schedule, power = config.model.blur_schedule, config.training.level_weighting
+    process = build_process(with_schedule(config, LOG))
     if not process.level_weights(power).isfinite().all():
-        raise UserError(f"config.training.level_weighting = {power!r}: must be nearer to 0, so that no weight overflows")
-    if schedule != LOG and "model.blur_schedule" not in process.reads:
+        needed = "must be nearer to 0, so that no weight overflows"
+        raise UserError(f"config.training.level_weighting = {power!r}: {needed}")
+    if schedule != LOG and "model.blur_schedule" not in PROCESSES[config.model.process].reads:
         other = f"process {config.model.process!r} has a blur schedule of its own"
         raise UserError(f"config.model.blur_schedule = {one_line(repr(schedule))[:100]}: {other}; must be left at 'log'")
     check_schedule(config)
@@ -117,16 +123,18 @@ def validate(config: ConfigDict) -> None:
 def doubts(config: ConfigDict) -> list[str]:
     """A line for each key whose value is allowed, but has not the effect that it seems to have.
 
-    That is keys with another value than the default that the process does not read, and a warm-up that never ends.
+    Keys with another value than the default that the process does not read, and a warm-up that never
+    ends.
     """
-    from model_code import build_process  # imports PyTorch
-    from model_code.process import Process
+    from model_code import HEAT, PROCESSES  # imports PyTorch
 
     given, defaults = (dict(flatten(c)) for c in (config, default.get_config()))
-    keys = sorted(Process.reads - build_process(with_schedule(config, LOG)).reads)
     name, warmup, n_iters = config.model.process, config.optim.warmup, config.training.n_iters
-    lines = [f"config.{key} = {given[key]}: not read by process {name}" for key in keys if given[key] != defaults[key]]
+    keys = sorted(HEAT - PROCESSES[name].reads)
+    changed = [key for key in keys if given[key] != defaults[key]]
+    lines = [f"config.{key} = {given[key]}: not read by process {name}" for key in changed]
     if warmup > n_iters:
-        reached = f"{n_iters / warmup:.2g} of config.optim.lr is reached in training.n_iters = {n_iters}"
+        share = f"{n_iters / warmup:.2g} of config.optim.lr is reached"
+        reached = f"{share} in training.n_iters = {n_iters}"
         lines.append(f"config.optim.warmup = {warmup}: is longer than the run: {reached}")
     return lines

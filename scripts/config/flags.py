@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from absl import app, flags
 from ml_collections import config_flags
 
-from scripts.config.load import RUN_CONFIG, load, refuse_unknown
+from scripts.config.load import RUN_CONFIG, load, named_code, refuse_unknown
 from scripts.config.paths import user_path
 from scripts.errors import USAGE_ERROR, UserError, error_line, expected, one_line
 
@@ -189,8 +189,14 @@ FLAGS = (
     ),
     Flag(
         "eta", "sample evaluate", FLOAT, None,
-        "For blurring diffusion: 1 is ancestral sampling, 0 deterministic (DDIM).",
+        "Share of fresh noise in a step: 1 is ancestral sampling, 0 deterministic (DDIM). Heat "
+        "dissipation needs calibrated kernels for less than 1.",
         {"lower_bound": 0.0, "upper_bound": 1.0}, never="samples",
+    ),
+    Flag(
+        "sampler", "sample evaluate", ENUM, "reverse",
+        "reverse: a network call a step; heun: deterministic steps of second order, two calls each.",
+        {"enum_values": ("reverse", "heun")}, never="mode=elbo samples",
     ),
     Flag(
         "seed", "sample evaluate", INTEGER, None,
@@ -472,6 +478,7 @@ def run(command: str, main: Callable[[], int], positional: str | None = None) ->
                 listed = ", ".join(f"--{name}" for name in unread)
                 warnings.warn(f"{listed}: no effect, as in the original release", stacklevel=2)
             check(command, values, given)
+            named_code.update(_values_of("config.model.process", sys.argv[1:]))
             return main()
         except Exception as error:
             line = str(error) if isinstance(error, flags.Error) else expected(error)
@@ -521,6 +528,16 @@ def fail(error: object) -> NoReturn:
     """Print one line and exit."""
     print(error_line(error), file=sys.stderr)
     sys.exit(USAGE_ERROR)
+
+
+def _values_of(name: str, arguments: Sequence[str]) -> set[str]:
+    """What a command line says that a flag is, as --name=value or --name value."""
+    values = set()
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
+        flag, equals, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and flag == name:
+            values.add(value if equals else following)
+    return values
 
 
 def _with_config_of_run(argv: list[str]) -> list[str]:

@@ -6,6 +6,7 @@ import numbers
 import runpy
 import traceback
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,11 @@ from scripts.errors import UserError, one_line
 
 RUN_CONFIG = "config.json"
 """In a run directory: its configuration."""
+
+
+named_code: set[str] = set()
+"""Values of config.model.process that the command line or a configuration in Python named: a file
+that one of these names may run."""
 
 
 def load(text: str) -> ConfigDict:
@@ -38,12 +44,20 @@ def load(text: str) -> ConfigDict:
     except UserError:
         raise
     except Exception as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        where = f" (line {lines[-1]})" if lines else ""
-        raise UserError(f"--config={text}: {type(error).__name__}: {error}{where}") from error
+        raise UserError(f"--config={text}: {error_with_line(error, path)}") from error
     if not isinstance(given, ConfigDict | dict):
         raise UserError(f"--config={text}: its get_config() returns {type(given).__name__}, not a ConfigDict")
-    return _completed(given, f"--config={text}")
+    config = _completed(given, f"--config={text}")
+    named_code.add(config.model.process)
+    return config
+
+
+def error_with_line(error: Exception, path: Path) -> str:
+    """An error of code in a file of the user's, with the line of that file."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+    where = f" (line {lines[-1]})" if lines else ""
+    return f"{type(error).__name__}: {error}{where}"
 
 
 def from_json(text: str, where: str) -> ConfigDict:

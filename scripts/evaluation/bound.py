@@ -1,6 +1,5 @@
 """The bound on -log p(u_0) of a checkpoint: levels to look at, what the network does there, a table and a picture by level."""
 
-import copy
 import csv
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -12,9 +11,8 @@ import torch
 from ml_collections import ConfigDict
 
 from model_code.elbo import bits_per_dim
-from model_code.kernels import ReverseKernel
-from model_code.prior import DataPrior, Prior
-from model_code.process import Likelihood, Process
+from model_code.prior import Prior
+from model_code.process import Process, ReverseKernel
 from scripts.data.datasets import load_images
 from scripts.data.loader import (
     Batch,
@@ -34,6 +32,7 @@ from scripts.runtime.progress import progress_bar
 from scripts.runtime.randomness import Purpose, normal_by_index, stream
 from scripts.sampling.choice import Choice
 from scripts.sampling.sampler import Sampler, load_sampler, with_own_images
+from scripts.sampling.seeds import DataPrior
 from scripts.storage.checkpoint import TrainedModel
 from scripts.storage.files import atomic_write, make_directory
 from scripts.storage.record import Record
@@ -46,17 +45,21 @@ class Measurement:
     levels: torch.Tensor
     """The levels k of the intermediate terms that were looked at: int64 (B, n), ascending in each row."""
     errors: torch.Tensor
-    """`Likelihood.errors` there: float64 (B, n, S)."""
+    """`GaussianProcess.errors` there: float64 (B, n, S)."""
     first_errors: torch.Tensor
     """The same at the last level before 0: float64 (B, S)."""
     summary: torch.Tensor
-    """`Likelihood.prior_summary`: (B, ...)."""
+    """`GaussianProcess.prior_summary`: (B, ...)."""
     num_levels: int
     """Intermediate terms in the whole bound, of which n were looked at."""
     images_crc32: int = 0
     """Checksum of the images' pixels before any noise."""
 
-    def bound(self, process: Likelihood, prior: Prior, kernel: ReverseKernel) -> dict[str, torch.Tensor]:
+    def last(self, kernel: ReverseKernel) -> torch.Tensor:
+        """The last level before 0, for each image."""
+        return torch.full((len(self.first_errors),), kernel.chain[-2])
+
+    def bound(self, process: Any, prior: Prior, kernel: ReverseKernel) -> dict[str, torch.Tensor]:
         """The bound on -log p(u_0) for a reverse kernel, "total" and its parts, in nats: each float64 (B,).
 
         Parts are "prior" L_K, "intermediate" sum_k KL_k, where the levels looked at stand for all, and "reconstruction" L_0.
@@ -66,14 +69,14 @@ class Measurement:
         parts = {
             "prior": process.prior_term(self.summary, prior, kernel),
             "intermediate": terms.sum(1) * (self.num_levels / max(1, n)),
-            "reconstruction": process.reconstruction(self.first_errors, kernel),
+            "reconstruction": process.terms(self.first_errors, self.last(kernel), kernel, last=True),
         }
         return parts | {"total": parts["prior"] + parts["intermediate"] + parts["reconstruction"]}
 
 
-def likelihood_of(process: Process) -> Likelihood:
+def with_bound(process: Process) -> Any:
     """The process as one with a bound. Raises UserError if it has none."""
-    if not isinstance(process, Likelihood):
+    if not hasattr(process, "prior_term"):
         raise UserError(f"--mode=elbo: {type(process).__name__} has no bound on the likelihood")
     return process
 
@@ -105,7 +108,7 @@ def measure(
     batch_size: inputs of the network at a time. `on_images` tells of progress. What is measured is a function of (seed, image
     index). Raises ReadingFailed if no image can be read.
     """
-    process, kernel = likelihood_of(sampler.process), sampler.kernel
+    process, kernel = with_bound(sampler.process), sampler.kernel
     levels, last = process.bound_levels(kernel), kernel.chain[-2]
     parts: list[tuple[torch.Tensor, ...]] = []
     unreadable, seen = UnreadableImages(), Checksums()
@@ -129,9 +132,9 @@ def measure(
 
 
 def _errors(sampler: Sampler, batch: Batch, levels: torch.Tensor, batch_size: int) -> torch.Tensor:
-    """`Likelihood.errors` of every image at its row of levels (B, n), with noise that belongs to (seed, index, level)."""
+    """`GaussianProcess.errors` of every image at its row of levels (B, n), with noise that belongs to (seed, index, level)."""
     rows = torch.arange(len(levels)).repeat_interleave(levels.shape[1])
-    device, process, errors = sampler.precision.device, likelihood_of(sampler.process), []
+    device, process, errors = sampler.precision.device, with_bound(sampler.process), []
     for row, k in zip(rows.split(batch_size), levels.flatten().split(batch_size), strict=True):
         places = zip(k.tolist(), batch.indices[row].tolist(), strict=True)
         eps = normal_by_index(device, sampler.seed, Purpose.BOUND_NOISE, places, sampler.shape)
@@ -141,7 +144,7 @@ def _errors(sampler: Sampler, batch: Batch, levels: torch.Tensor, batch_size: in
     return torch.cat(errors).view(*levels.shape, -1)
 
 
-def level_table(measurement: Measurement, process: Likelihood, kernel: ReverseKernel) -> list[LevelRow]:
+def level_table(measurement: Measurement, process: Any, kernel: ReverseKernel) -> list[LevelRow]:
     """A row for the last level before 0 and for every level of the intermediate terms that was looked at, in the order of k.
 
     With protocol 'released' k = 1 has two rows, as its sum counts that level twice.
@@ -154,7 +157,7 @@ def level_table(measurement: Measurement, process: Likelihood, kernel: ReverseKe
         return LevelRow(k, Estimate.of(errors[:-1].sum(1)), Estimate.of(terms[:-1]), without_errors=terms[-1].item())
 
     first = padded(measurement.first_errors)
-    rows = [row(kernel.chain[-2], first, process.reconstruction(first, kernel))]
+    rows = [row(kernel.chain[-2], first, process.terms(first, torch.full((len(first),), kernel.chain[-2]), kernel, last=True))]
     levels = measurement.levels
     drawn_before = torch.zeros_like(levels, dtype=torch.bool)
     drawn_before[:, 1:] = levels[:, 1:] == levels[:, :-1]
@@ -193,12 +196,11 @@ class BoundEvaluation:
         sampler, trained = load_sampler(
             self.config, self.workdir, checkpoint, choice=choice, seed=seed, precision=self.precision, scoring=True
         )
-        likelihood = likelihood_of(sampler.process)
+        likelihood = with_bound(sampler.process)
         try:
-            likelihood.require_bound(sampler.kernel)
+            num_terms = len(likelihood.bound_levels(sampler.kernel))
         except ValueError as error:
             raise UserError(str(error)) from None
-        num_terms = len(likelihood.bound_levels(sampler.kernel))
         num_levels = num_terms if self.exact else min(num_terms, self.num_levels_per_image)
         record = sampler.record(self.config, trained).add(
             data={"dataset_split": self.split, "dequantized": self.dequantize and not likelihood.discrete},
@@ -220,14 +222,14 @@ class BoundEvaluation:
         """
         sampler, trained, record = self._prepare(checkpoint, choice, seed)
         kernel, dequantize = sampler.kernel, record.data["dequantized"]
-        key = trained.weights_crc32, seed, kernel.chain, kernel.mean_checksum()
+        key = trained.weights_crc32, seed, kernel.chain, kernel.checksum(mean_only=True)
         if self._measured is None or self._measured[0] != key:
             sampler = replace(sampler, prior=self._prior(sampler, trained.dequantized, dequantize))
             self._measured = (key, sampler.prior, self._measure(sampler, dequantize))
         _, prior, measurement = self._measured
         if not distributed.is_main():
             return []
-        process = likelihood_of(copy.deepcopy(sampler.process).cpu())  # where the measurement is
+        process = with_bound(sampler.process)
         bound = measurement.bound(process, prior, kernel)
         settings = record.add(data={"images_crc32": measurement.images_crc32}).row()
         settings["nats"] = {name: asdict(Estimate.of(part)) for name, part in bound.items()}
@@ -271,7 +273,7 @@ class BoundEvaluation:
             if len(prior) == 0:
                 raise none_readable([images.name(0)])
             return prior
-        if is_dequantized and not dequantize and not likelihood_of(sampler.process).discrete:
+        if is_dequantized and not dequantize and not with_bound(sampler.process).discrete:
             raise UserError("--nodequantize: the model was trained on dequantised images; leave it out")
         return sampler.prior.dequantized() if dequantize and not is_dequantized else sampler.prior
 

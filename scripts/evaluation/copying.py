@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from model_code.dct import dct2, dct_matrix
+from model_code.dct import dct2
 from model_code.spectrum import octaves
 from scripts.data.datasets import load_images
 from scripts.estimate import Estimate, count
@@ -37,9 +37,7 @@ def low_frequencies(images: np.ndarray, device: torch.device) -> torch.Tensor:
     u = torch.from_numpy(images).to(device).double() / 255
     low = low_pass(octaves(*u.shape[2:])).to(device)
     low[0, 0] = False
-    n, m = int(low.any(1).sum()), int(low.any(0).sum())
-    coefficients = dct2(u, dct_matrix(u.shape[2])[:n].to(device), dct_matrix(u.shape[3])[:m].to(device))
-    return coefficients[..., low[:n, :m]].flatten(1)
+    return dct2(u)[..., low].flatten(1)
 
 
 def nearest_training_images(

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from model_code.dct import dct2, dct_matrix
+from model_code.dct import dct2
 from model_code.spectrum import bin_means, bin_sums, octaves, radial_bins, radii_of
 from scripts.data.loader import to_unit_range
 from scripts.estimate import Estimate, count
@@ -28,7 +28,7 @@ def deviation_powers(deviations: torch.Tensor, bins: Sequence[torch.Tensor]) -> 
 
     bins: int64 (H, W) each; R counts the bins of all of them.
     """
-    coefficients = dct2(deviations, *(dct_matrix(n).to(deviations) for n in deviations.shape[2:]))
+    coefficients = dct2(deviations)
     planes = [coefficients.square().sum(1, keepdim=True)]
     if deviations.shape[1] == 3:
         mixed = torch.einsum("pc,bchw->bphw", torch.tensor(Y_CB_CR).to(deviations), coefficients).square()

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from ml_collections import ConfigDict
 
-from model_code.kernels import Chain, ReverseKernel, subchain
-from model_code.process import Measured, Process
+from model_code.gaussian import GaussianProcess
+from model_code.process import CalibrationState, Chain, Process, ReverseKernel, subchain
 from scripts.errors import UserError
 
 NAMES = ("auto", "isotropic", "spectral", "calibrated", "posterior")
@@ -24,6 +24,8 @@ class Choice:
     """"N" evenly spaced, "N:bound" for the best bound, or all levels "K,...,0"."""
     eta: float | None = None
     """By what the posterior's standard deviation is multiplied, for processes whose kernel is a posterior."""
+    sampler: str = "reverse"
+    """A key of `reverse.SAMPLERS`."""
     init: str | None = None
     """What samples start from instead of the prior's images: held_out, train, or a path."""
     per_init: int | None = None
@@ -31,15 +33,18 @@ class Choice:
     from_level: int | None = None
     """The level to which these images are blurred, by default K."""
 
-    def kernel(self, process: Process, config: ConfigDict, measured: Measured) -> ReverseKernel:
-        """The kernel of a process for which `measured` is known. Raises UserError, naming the flag, if it cannot be had."""
+    def kernel(self, process: Process, config: ConfigDict, calibration: CalibrationState) -> ReverseKernel:
+        """The kernel of a process with this calibration. Raises UserError, naming the flag, if it cannot be had."""
         kind: str | float = config.model.sampling_noise if self.delta is None else parse_delta(self.delta)
         given = [f"--{name}={getattr(self, name)}" for name in ("delta", "steps", "eta") if getattr(self, name) is not None]
         try:
-            chain = None if self.steps is None else parse_steps(self.steps, process, measured)
-            return process.sampling_noise(kind, measured, chain, self.eta)
+            chain = None if self.steps is None else parse_steps(self.steps, process, calibration, self.eta)
+            kernel = process.reverse_kernel(kind, calibration, chain, self.eta)
         except ValueError as error:
             raise UserError(f"{' '.join(given) or f'config.model.sampling_noise = {kind!r}'}: {error}") from None
+        if self.sampler == "heun":
+            require_heun(process, kernel)
+        return kernel
 
     def uses_measured(self, config: ConfigDict) -> bool:
         """Whether the kernel depends on what was measured for the checkpoint, if it was."""
@@ -49,11 +54,15 @@ class Choice:
     def label(self, kernel: ReverseKernel) -> str:
         """A name for directories: "0.0125", "calibrated_steps_25", "calibrated_steps_25_bound"."""
         if self.steps is None:
-            return kernel.label
+            return kernel.label + self._sampler_label
         name = self.steps.replace(":", "_")
         if "," in self.steps:
             name = f"{len(kernel.chain) - 1}_{zlib.crc32(repr(kernel.chain).encode()):08x}"
-        return f"{kernel.label}_steps_{name}"
+        return f"{kernel.label}_steps_{name}{self._sampler_label}"
+
+    @property
+    def _sampler_label(self) -> str:
+        return "" if self.sampler == "reverse" else f"_{self.sampler}"
 
 
 def parse_delta(text: str | float) -> str | float:
@@ -66,9 +75,18 @@ def parse_delta(text: str | float) -> str | float:
     raise UserError(f"--delta={text}: must be a number of at least 0, or one of {', '.join(NAMES)}")
 
 
-def parse_steps(text: str, process: Process, measured: Measured) -> Chain:
+def parse_steps(text: str, process: Process, calibration: CalibrationState, eta: float | None = None) -> Chain:
     """The levels that --steps names, some of `process.chain`. Raises ValueError for others."""
     number, _, how = text.partition(":")
     if how != "bound" or not number.isdecimal():
         return subchain(text, process.chain)
-    return process.best_chain(measured, len(subchain(number, process.chain)) - 1)
+    return process.best_chain(calibration, len(subchain(number, process.chain)) - 1, eta)
+
+
+def require_heun(process: Process, kernel: ReverseKernel) -> None:
+    """Raise UserError unless steps of second order can be taken."""
+    if not isinstance(process, GaussianProcess) or process.predicts == "next mean":
+        raise UserError("--sampler=heun: the network must predict x, eps or v")
+    if kernel.label != "eta_0":
+        right = "its steps are deterministic: --eta=0 without --delta"
+        raise UserError(f"--sampler=heun: {right}, not {kernel.label}")

@@ -1,11 +1,13 @@
-"""Measuring what reverse kernels are made from: moments of a trained network's output, by level."""
+"""Calibration of a trained network: moments of its output by level, for reverse kernels."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 import torch
 
-from model_code.process import Denoiser, Process
+from model_code.calibration import calibration_state, level_state, moments
+from model_code.gaussian import GaussianProcess
+from model_code.process import Denoiser
 from scripts.data.images import ImageSource
 from scripts.data.loader import first_readable, to_unit_range
 from scripts.runtime import distributed
@@ -22,44 +24,41 @@ def images_to_measure(source: ImageSource, num_images: int, dequantized: bool) -
 
 @torch.no_grad()
 def calibrate(
-    process: Process,
+    process: GaussianProcess,
     model: Denoiser,
     precision: Precision,
     images: torch.Tensor,
     seed: int,
     batch_size: int,
     stop: Callable[[], bool] = lambda: False,
-) -> Mapping[str, torch.Tensor] | None:
-    """What `Process.sampling_noise("calibrated", ...)` needs, or None for a process with nothing to measure.
+) -> dict[str, torch.Tensor] | None:
+    """What `GaussianProcess.reverse_kernel("calibrated", ...)` needs.
 
-    images: of the training set (n, C, H, W) in [0, 1]. The model, in eval mode, sees each image once at each level of the
-    chain, with noise that is a function of (seed, level, image). Of several processes each takes some levels.
-    `stop` is called after each level; the result is None if it returned True in any process.
+    images: of the training set (n, C, H, W) in [0, 1]. The model, in eval mode, sees each image once
+    at each level of the chain, with noise that is a function of (seed, level, image). Of several
+    processes each takes some levels. `stop` is called after each level; the result is None if it
+    returned True in any process.
     """
-    if not process.calibrates:
+    levels = process.chain[:-1]
+    mine: dict[int, dict[str, torch.Tensor]] = {}
+    for k in levels[distributed.rank() :: distributed.world_size()]:
+        sums = torch.zeros(())
+        for indices in torch.arange(len(images)).split(batch_size):
+            u0 = images[indices].to(precision.device)
+            levels_of_batch = torch.full((len(u0),), k, device=u0.device)
+            places = [(k, int(i)) for i in indices]
+            shape = tuple(images.shape[1:])
+            eps = normal_by_index(precision.device, seed, Purpose.SPECTRUM_NOISE, places, shape)
+            z, _ = process.corrupt(u0, levels_of_batch, eps)
+            with precision.autocast():
+                F = model(z, levels_of_batch)
+            sums = sums + moments(process, u0, z, F, levels_of_batch).cpu()
+        mine[k] = level_state(process, sums, k, len(images))
+        if stop():
+            break
+    every = {k: state for part in distributed.gather(mine) for k, state in part.items()}
+    if len(every) < len(levels):
         return None
-
-    def sums(levels: list[int]) -> torch.Tensor:
-        """`Process.moments` at each level, summed over images: (levels, S)."""
-        rows = []
-        for level in levels:
-            batches = []
-            for indices in torch.arange(len(images)).split(batch_size):
-                k = torch.full((len(indices),), level, device=precision.device)
-                places = [(level, int(i)) for i in indices]
-                eps = normal_by_index(precision.device, seed, Purpose.SPECTRUM_NOISE, places, tuple(images.shape[1:]))
-                with precision.autocast():
-                    batches.append(process.moments(model, images[indices].to(precision.device), k, eps, len(images)))
-            rows.append(torch.stack(batches).sum(0))
-            if stop():
-                break
-        return torch.stack(rows)
-
-    levels = list(process.chain[:-1])
-    measured = distributed.compute_rows(levels, sums)
-    if len(measured) < len(levels):
-        return None
-    rows = measured.new_zeros(process.K + 1, measured.shape[1]).index_copy_(0, torch.tensor(levels), measured)
-    # An empty tensor, as calibrations are tensors, wherever they are kept.
+    # An empty tensor, as calibrations are tensors, wherever they are stored.
     computed_in = {"computed_in": torch.empty(0, dtype=precision.dtype)}
-    return {**process.calibration(rows, len(images)), **computed_in}
+    return calibration_state(process, every, len(images)) | computed_in

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from model_code.kernels import Chain
+from model_code.process import Chain
 from scripts.runtime.progress import optional, progress_bar
 from scripts.sampling.reverse import OnStep
 from scripts.sampling.sampler import Sampler

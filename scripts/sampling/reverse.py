@@ -5,8 +5,8 @@ from itertools import pairwise
 
 import torch
 
-from model_code.kernels import ReverseKernel
-from model_code.process import Denoiser, Process
+from model_code.gaussian import GaussianProcess
+from model_code.process import Denoiser, Process, ReverseKernel
 from scripts.runtime.randomness import Purpose, torch_generator
 
 Draw = Callable[[int], torch.Tensor]
@@ -21,21 +21,59 @@ BLOCK = 16
 
 @torch.no_grad()
 def reverse_process(
-    process: Process, model: Denoiser, u_K: torch.Tensor, noise: ReverseKernel, draw: Draw, on_step: OnStep | None = None
+    process: Process,
+    model: Denoiser,
+    u_K: torch.Tensor,
+    kernel: ReverseKernel,
+    draw: Draw,
+    on_step: OnStep | None = None,
 ) -> torch.Tensor:
-    """Run the reverse process from u_K (B, C, H, W) down to level 0; the result is the last mean, without noise.
+    """Run the reverse process from u_K (B, C, H, W) to level 0; the result is the last mean.
 
-    `noise` is what `process.sampling_noise` returned. `draw(k)` is called for every level k of its chain but 0, and used after
-    the mean of step k; that of the last step is not used. Only the current state is kept: `on_step` may store others.
+    `kernel` is what `process.reverse_kernel` returned. `draw(k)` is called for every level k of its
+    chain but 0, and used after the mean of step k; that of the last step is not used. Only the
+    current state is held: `on_step` may store others.
     """
     u = u_K
-    for k, j in pairwise(noise.chain):
+    for k, j in pairwise(kernel.chain):
         levels = torch.full((len(u),), k, device=u.device)
-        mean = noise.mean(u, process.predict(model, u, levels), levels)
-        u = noise.step(mean, k, draw(k).to(u.device, non_blocking=True))
+        mean = kernel.mean(u, model(u, levels), levels[:1])
+        noise = kernel.noise(draw(k).to(u.device, non_blocking=True), k)
+        u = mean + noise if j > 0 else mean
         if on_step is not None:
-            on_step(j, u if j > 0 else mean)
-    return mean
+            on_step(j, u)
+    return u
+
+
+@torch.no_grad()
+def heun(
+    process: GaussianProcess,
+    model: Denoiser,
+    u_K: torch.Tensor,
+    kernel: ReverseKernel,
+    draw: Draw,
+    on_step: OnStep | None = None,
+) -> torch.Tensor:
+    """Deterministic steps of second order, for networks that predict x, eps or v.
+
+    Each step is taken with the mean of what the network says at its start and at its end (Karras et
+    al., 2022, Algorithm 1); the last has a start only. Other arguments as of `reverse_process`.
+    """
+    z = u_K
+    for k, j in pairwise(kernel.chain):
+        levels = torch.full((len(z),), k, device=z.device)
+        change = process.change(model(z, levels), z, k, k, j)
+        if j > 0:
+            end, levels = z + change, torch.full_like(levels, j)
+            change = (change + process.change(model(end, levels), end, j, k, j)) / 2
+        z = z + change
+        if on_step is not None:
+            on_step(j, z)
+    return z
+
+
+SAMPLERS = {"reverse": reverse_process, "heun": heun}
+"""By the value of --sampler: one network call a step, or two but for the last."""
 
 
 class IndependentNoise:

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from ml_collections import ConfigDict
 
-from model_code.kernels import ReverseKernel, starting_at
-from model_code.prior import DataPrior, Prior
-from model_code.process import Denoiser, Measured, Process
+from model_code.prior import Prior
+from model_code.process import CalibrationState, Denoiser, Process, ReverseKernel
 from scripts.config.checks import validate
 from scripts.config.comparison import TRAINING_ONLY
 from scripts.data.datasets import Split, load_images
@@ -21,8 +20,8 @@ from scripts.runtime.device import Precision, to_device
 from scripts.runtime.progress import warn_once
 from scripts.runtime.randomness import Purpose, stream
 from scripts.sampling.choice import Choice
-from scripts.sampling.reverse import Draw, IndependentNoise, OnStep, SphericalNoise, linear_path, reverse_process
-from scripts.sampling.seeds import Seeds, open_seeds, unit_images
+from scripts.sampling.reverse import SAMPLERS, Draw, IndependentNoise, OnStep, SphericalNoise, linear_path
+from scripts.sampling.seeds import DataPrior, Seeds, open_seeds, unit_images
 from scripts.storage.checkpoint import TrainedModel, load_trained, saved_config
 from scripts.storage.record import Record
 
@@ -52,6 +51,8 @@ class Sampler:
     """What samples start from in place of the images of the prior."""
     steps: str | None = None
     """What --steps said, of which the kernel's chain came."""
+    sampler: str = "reverse"
+    """A key of `reverse.SAMPLERS`."""
     calibration: dict[str, Any] = field(default_factory=dict)
     """Of how many images and in what precision the kernel was measured, if it was."""
     files: dict[str, str] = field(default_factory=dict)
@@ -59,21 +60,32 @@ class Sampler:
 
     @property
     def num_steps(self) -> int:
-        """Network calls for a sample."""
+        """Steps of a sample, each with a network call, of Heun's method with two but for the last."""
         return len(self.kernel.chain) - 1
+
+    @property
+    def num_calls(self) -> int:
+        """Network calls for a sample."""
+        return 2 * self.num_steps - 1 if self.sampler == "heun" else self.num_steps
 
     def record(self, config: ConfigDict, trained: TrainedModel) -> Record:
         """All that sample i depends on besides i."""
-        model = {key: value for key, value in config.model.to_dict().items() if f"model.{key}" not in TRAINING_ONLY}
-        kernel = {"delta": self.kernel.label, "chain": self.kernel.chain, "prior_std": self.prior_std}
-        kernel |= {"kernel_crc32": self.kernel.checksum()} | self.calibration
+        settings = config.model.to_dict().items()
+        model = {key: value for key, value in settings if f"model.{key}" not in TRAINING_ONLY}
+        kernel: dict[str, Any] = {"delta": self.kernel.label, "chain": self.kernel.chain}
+        kernel |= {"prior_std": self.prior_std, "kernel_crc32": self.kernel.checksum()}
+        kernel |= self.calibration
         if self.steps is not None:
             kernel["steps"] = self.steps
-        initial = {"prior_images": len(self.prior), "shape": self.shape}
+        if self.sampler != "reverse":
+            kernel["sampler"] = self.sampler
+        initial: dict[str, Any] = {"prior_images": len(self.prior), "shape": self.shape}
         if self.seeds is not None:
-            initial |= self.seeds.settings | {"per_init": self.seeds.per_image, "from_level": self.kernel.chain[0]}
+            per_init, from_level = self.seeds.per_image, self.kernel.chain[0]
+            initial |= self.seeds.settings | {"per_init": per_init, "from_level": from_level}
+        weights = {"checkpoint_step": trained.step, "weights_crc32": trained.weights_crc32}
         record = Record(
-            weights={"checkpoint_step": trained.step, "weights_crc32": trained.weights_crc32, "model": model},
+            weights=weights | {"model": model},
             kernel=kernel,
             data=initial,
             options={"seed": self.seed},
@@ -81,7 +93,8 @@ class Sampler:
             files=self.files,
         )
         own: tuple[Split, ...] = ("train", "held_out")
-        return with_own_images(record, config.data, [split for split in own if split in self.files], trained.data)
+        used = [split for split in own if split in self.files]
+        return with_own_images(record, config.data, used, trained.data)
 
     def independent(self, indices: Sequence[int], on_step: OnStep | None = None) -> torch.Tensor:
         """Samples with their own prior states and noise: (B, C, H, W), about [0, 1], on the CPU."""
@@ -117,7 +130,7 @@ class Sampler:
         if k not in levels:
             near = sorted(sorted(levels, key=lambda j: abs(j - k))[:2])
             raise UserError(f"--from_level={k}: must be a level that is visited; near it {' and '.join(map(str, near))}")
-        kernel = starting_at(self.kernel, k)
+        kernel = self.kernel.starting_at(k)
 
         def corrupt(images: torch.Tensor) -> torch.Tensor:
             u0 = images.to(self.precision.device)
@@ -156,7 +169,8 @@ class Sampler:
 
         observe(first, u_K)
         with self.precision.autocast():
-            return to_images(reverse_process(self.process, self.model, u_K, self.kernel, draw, observe)).cpu()
+            run: Any = SAMPLERS[self.sampler]
+            return to_images(run(self.process, self.model, u_K, self.kernel, draw, observe)).cpu()
 
 
 def make_sampler(
@@ -165,22 +179,24 @@ def make_sampler(
     process: Process,
     prior: Prior,
     precision: Precision,
-    measured: Measured,
+    calibration: CalibrationState,
     *,
     choice: Choice = CONFIGURED,
     seed: int | None = None,
     scoring: bool = False,
 ) -> Sampler:
-    """The sampler for a model; `measured` is what `Process.calibration` gave for it, other arguments as of `load_sampler`.
+    """The sampler for a model; `calibration` is what was measured of it, other arguments as of `load_sampler`.
 
     scoring: samples are for scores, for which the release adds noise to the prior states, as it does not for pictures.
     """
-    kernel = choice.kernel(process, config, measured)
-    calibration: dict[str, Any] = {}
-    if measured is not None and kernel.checksum():
-        num_images, computed_in = measured.get("num_images"), measured.get("computed_in")  # older ones lack them
-        calibration["calibration_images"] = None if num_images is None else int(num_images)
-        calibration["calibration_precision"] = None if computed_in is None else str(computed_in.dtype)[6:]
+    kernel = choice.kernel(process, config, calibration)
+    made_from: dict[str, Any] = {}
+    if calibration is not None and kernel.checksum():
+        # Older ones lack them.
+        num_images, computed_in = calibration.get("num_images"), calibration.get("computed_in")
+        made_from["calibration_images"] = None if num_images is None else int(num_images)
+        dtype = None if computed_in is None else str(computed_in.dtype).removeprefix("torch.")
+        made_from["calibration_precision"] = dtype
     return Sampler(
         model=model,
         process=process,
@@ -190,7 +206,8 @@ def make_sampler(
         prior_std=kernel.prior_std if process.protocol == "paper" or scoring else 0.0,
         seed=config.seed if seed is None else seed,
         steps=choice.steps,
-        calibration=calibration,
+        sampler=choice.sampler,
+        calibration=made_from,
         precision=precision,
         shape=(config.data.num_channels, config.data.image_size, config.data.image_size),
     )
@@ -231,9 +248,9 @@ def load_sampler(
         prior = data_prior(config, process)
     computed_in = Precision.named(device, precision)
     model = to_device(trained.model, device, config.compile, autocast=computed_in.enabled)
-    measured = trained.measured() if choice.uses_measured(config) else None
+    calibration = trained.measured() if choice.uses_measured(config) else None
     sampler = make_sampler(
-        config, model, process.to(device), prior, computed_in, measured, choice=choice, seed=seed, scoring=scoring
+        config, model, process.to(device), prior, computed_in, calibration, choice=choice, seed=seed, scoring=scoring
     )
     sampler = replace(sampler, files=files)
     return sampler if seeds is None else sampler.starting_from(seeds, choice.from_level), trained

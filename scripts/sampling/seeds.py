@@ -9,10 +9,31 @@ import numpy as np
 import torch
 from ml_collections import ConfigDict
 
+from model_code.prior import Prior
 from scripts.data.datasets import load_images, open_images
 from scripts.data.images import ImageSource
 from scripts.data.loader import first_readable, to_unit_range
 from scripts.runtime.randomness import Purpose, stream
+
+
+class DataPrior(Prior):
+    """States made from images when asked for, where a checkpoint holds no prior or samples start from other images."""
+
+    def __init__(
+        self,
+        count: int,
+        images: Callable[[list[int]], torch.Tensor],
+        corrupt: Callable[[torch.Tensor], torch.Tensor],
+    ) -> None:
+        """images: indices below `count` to images (B, C, H, W) in [0, 1]; corrupt: from these to the states' means."""
+        self.count, self.images, self.corrupt = count, images, corrupt
+
+    def __len__(self) -> int:
+        return self.count
+
+    def means(self, indices: torch.Tensor) -> torch.Tensor:
+        """Those of these images."""
+        return self.corrupt(self.images(indices.tolist()))
 
 
 @dataclass(frozen=True)

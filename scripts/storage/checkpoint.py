@@ -25,7 +25,7 @@ from torch import nn
 
 from model_code import build_model, build_process
 from model_code.prior import Prior
-from model_code.process import Measured, Process
+from model_code.process import CalibrationState, Process
 from scripts.config.comparison import FREE_IN_INFERENCE, with_levels
 from scripts.config.load import from_json, to_json
 from scripts.config.schedule import settled
@@ -193,12 +193,12 @@ class TrainedModel:
     step: int
     weights_crc32: int
     path: Path
-    kept: Measured
+    kept: CalibrationState
     """What `Process.calibration` gave for the network when it was saved."""
     data: Mapping[str, int]
     """`fingerprint` of the images that it was trained on, and of those held out; empty if unknown."""
 
-    def measured(self) -> Measured:
+    def measured(self) -> CalibrationState:
         """That, or what was measured later; None if nothing was. Raises UserError if that was done with other weights."""
         return read_measured(self.path, self.kept, self.step, self.weights_crc32)
 
@@ -210,7 +210,7 @@ class TrainedModel:
         return file
 
 
-def read_measured(path: Path, kept: Measured, step: int, weights_crc32: int) -> Measured:
+def read_measured(path: Path, kept: CalibrationState, step: int, weights_crc32: int) -> CalibrationState:
     """What was measured for the checkpoint at `path`, later and beside it, or else `kept` in it; None if nothing was.
 
     Raises UserError where there is only a file beside it that was measured with other weights: the run went on.

@@ -14,6 +14,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from scripts.config import own_process
 from scripts.config.paths import ROOT
 
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pillow", "ml_collections", "clean-fid")  # that results may depend on
@@ -21,7 +22,9 @@ PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pillow", "ml_collections"
 
 def provenance(config: ConfigDict, *, device: str, world_size: int) -> dict[str, Any]:
     """Facts about this process as plain data; device: in words; world_size: the processes that train together."""
-    return {
+    name, checksums = config.model.process, own_process.checksums
+    own = {"process_crc32": checksums[name]} if name in checksums else {}
+    return own | {
         "time": now(),
         "config_hash": config_hash(config),
         "seed": config.seed,

@@ -99,7 +99,7 @@ def tasks(config: ConfigDict, device: torch.device, theirs: nn.Module | None) ->
     images = torch.rand(n, *shape)
     u, k = images.to(device), torch.full((n,), config.model.K, device=device)
     noise = IndependentNoise(0, range(n), shape, device)
-    kernel = trainer.process.sampling_noise("auto", None, chain=trainer.process.chain[-2:])
+    kernel = trainer.process.reverse_kernel(chain=trainer.process.chain[-2:])
 
     @torch.no_grad()
     def forward(model: nn.Module) -> None:

@@ -12,6 +12,7 @@ from scripts.config.flags import run
 
 def main() -> int:
     """Load, measure, write."""
+    from model_code.gaussian import GaussianProcess
     from scripts.data.datasets import load_images
     from scripts.errors import UserError
     from scripts.sampling.choice import Choice
@@ -20,11 +21,17 @@ def main() -> int:
     from scripts.storage.checkpoint import load_trained
 
     config = FLAGS.config
-    if not load_trained(config, FLAGS.workdir, FLAGS.checkpoint).process.calibrates:
-        raise UserError(f"config.model.process = {config.model.process!r}: it has no kernels to measure")
-    sampler, trained = load_sampler(config, FLAGS.workdir, FLAGS.checkpoint, choice=Choice("isotropic"))
-    images = images_to_measure(load_images(config.data, "train"), FLAGS.num_images, config.data.uniform_dequantization)
-    state = calibrate(sampler.process, sampler.model, sampler.precision, images, config.seed, config.eval.batch_size)
+    process = load_trained(config, FLAGS.workdir, FLAGS.checkpoint).process
+    if not isinstance(process, GaussianProcess):
+        shown = f"config.model.process = {config.model.process!r}"
+        raise UserError(f"{shown}: it has no kernels to measure")
+    choice = Choice(process.sampling_noises[1])
+    sampler, trained = load_sampler(config, FLAGS.workdir, FLAGS.checkpoint, choice=choice)
+    dequantized = config.data.uniform_dequantization
+    images = images_to_measure(load_images(config.data, "train"), FLAGS.num_images, dequantized)
+    process = process.to(sampler.precision.device)
+    seed, batch_size = config.seed, config.eval.batch_size
+    state = calibrate(process, sampler.model, sampler.precision, images, seed, batch_size)
     assert state is not None
     path = trained.write_measured(state)
     print(f"reverse kernels between {sampler.process.K + 1} levels, from {len(images)} images: {path}")

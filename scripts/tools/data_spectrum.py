@@ -14,7 +14,8 @@ from absl import flags
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from model_code.schedule import kept_variance, removed_variance
+from model_code.dct import eigenvalues
+from model_code.schedule import removed_variance
 from model_code.spectrum import DCTMoments, bin_means, bin_sums, octaves, radial_bins, radii_of, slope
 from scripts.config.checks import validate
 from scripts.config.flags import run
@@ -37,6 +38,14 @@ def schedules_for(config: ConfigDict, moments: DCTMoments) -> Schedules:
     return {name: torch.tensor(sigma_B, dtype=torch.float64) for name, sigma_B in levels.items()}
 
 
+def kept_variance(sigma_B: float, power: torch.Tensor) -> float:
+    """The share of the variance, the constant's aside, that is left after a blur of so many pixels."""
+    varying = power.double().clone()
+    varying[0, 0] = 0
+    kept = (-eigenvalues(*power.shape) * sigma_B**2).exp() * varying
+    return (kept.sum() / varying.sum()).item()
+
+
 def describe(moments: DCTMoments, schedules: Schedules) -> str:
     """Tables for a person."""
     power, (H, W) = moments.variance.sum(0), moments.sum.shape[1:]
@@ -53,7 +62,7 @@ def describe(moments: DCTMoments, schedules: Schedules) -> str:
     ]
     last = schedules[MATCHED][-1].item()
     for sigma, name in [(W / part, f"W / {part}") for part in (8, 4, 2)] + [(last, "configured")]:
-        kept = kept_variance(torch.tensor([sigma]), power).item()
+        kept = kept_variance(sigma, power)
         lines.append(f"{sigma:>6.4g}  {name:<12}{kept:>12.2%}")
     removed = [removed_variance(sigma_B, power)[1:] for sigma_B in schedules.values()]
     spread = [f"{(steps.max() / steps.min()).item() if len(steps) else 1:.5g}" for steps in removed]

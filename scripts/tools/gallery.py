@@ -55,7 +55,7 @@ def draw(config: ConfigDict, workdir: Path, out: Path, delta: str | None) -> Non
     images = load_images(config.data, "train")
     u = torch.from_numpy(np.stack([images[len(images) * row // ROWS] for row in range(ROWS)])).float() / 255
     u, k = u.repeat_interleave(COLUMNS, 0), torch.tensor(levels).repeat(ROWS)
-    corrupted, _ = sampler.process.cpu().corrupt(u, k.clamp(min=1), torch.zeros_like(u))
+    corrupted, _ = sampler.process.to(torch.device("cpu")).corrupt(u, k.clamp(min=1), torch.zeros_like(u))
     save_png(out / "forward.png", torch.where((k == 0)[:, None, None, None], u, sampler.process.to_images(corrupted)), COLUMNS)
 
 

@@ -6,8 +6,7 @@ import torch
 from ml_collections import ConfigDict
 from torch.utils.flop_counter import FlopCounterMode
 
-from model_code import build_model, build_process
-from model_code.process import configured_chain
+from model_code import build_model, build_process, configured_chain
 from scripts.config.checks import validate
 from scripts.data.datasets import num_groups
 from scripts.data.images import Images
@@ -55,7 +54,7 @@ def describe(config: ConfigDict, precision: Precision, train: Images, held_out: 
     lines = [
         f"network      {work}",
         f"data         {data.dataset}, {size}x{size}x{data.num_channels}: {counts}",
-        f"process      {config.model.process}: {build_process(config).extra_repr()}",
+        f"process      {config.model.process}: {build_process(config)}",
         f"steps        {first_step} to {training.n_iters}, batches of {training.batch_size}{micro}, {gflop} each",
         f"device       {device_name(precision.device)}, {precision}{compiled}",
         f"every        {training.log_freq} steps a row of metrics, {training.eval_freq} an evaluation, "

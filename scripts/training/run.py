@@ -9,6 +9,7 @@ import torch
 from ml_collections import ConfigDict
 
 from model_code import build_process
+from model_code.gaussian import GaussianProcess
 from model_code.prior import Prior
 from model_code.spectrum import DCTMoments
 from scripts.config.comparison import FREE_ON_RESUME, differences, with_levels
@@ -91,18 +92,24 @@ class Run:
         A collective function. Raises Interrupted.
         """
         config, trainer = self.config, self.trainer
-        if self.measured_step == trainer.step:
+        process = trainer.process
+        if self.measured_step == trainer.step or not process.measures_calibration:
             return
+        assert isinstance(process, GaussianProcess)
         self.guard.check_all()
-        images = images_to_measure(self.images, config.training.noise_images, config.data.uniform_dequantization)
+        data, batch_size = config.data, config.eval.batch_size
+        images = images_to_measure(self.images, config.training.noise_images, data.uniform_dequantization)
         with trainer.ema.swapped_in(trainer.model):
-            model = trainer.model.eval()
-            measured = calibrate(
-                trainer.process, model, trainer.precision, images, config.seed, config.eval.batch_size,
+            self.measured = calibrate(
+                process,
+                trainer.model.eval(),
+                trainer.precision,
+                images,
+                config.seed,
+                batch_size,
                 stop=lambda: self.guard.received is not None,
-            )  # fmt: skip
+            )
         self.guard.check_all()
-        self.measured = None if measured is None else dict(measured)
         self.measured_step = trainer.step
 
     def numbered_path(self) -> Path:

@@ -50,7 +50,7 @@ def process_loss(process: Process, model: Denoiser, u0: torch.Tensor, k: torch.T
     u0 in [0, 1] and standard normal eps are (B, C, H, W); levels k int64 (B,) in 1..K.
     """
     u_k, target = process.corrupt(u0, k, eps)
-    return (target - process.predict(model, u_k, k)).square().sum(dim=(1, 2, 3))
+    return (target - process.predict(model(u_k, k), u_k, k)).square().sum(dim=(1, 2, 3))
 
 
 class Trainer:

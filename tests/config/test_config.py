@@ -12,8 +12,7 @@ from ml_collections import ConfigDict
 
 import model_code
 from configs import default
-from model_code import PROCESSES, build_process
-from model_code.process import Process
+from model_code import HEAT, PROCESSES, build_process
 from model_code.unet import MODEL_KEYS
 from scripts.config.checks import doubts, validate
 from scripts.config.comparison import differences, refuse_differences
@@ -100,7 +99,7 @@ def test_a_process_reads_what_it_says(name: str) -> None:
     other: dict[str, object] = {"model.sigma": 0.02, "training.level_weighting": 1.0, "model.delta_over_sigma": 2.0}
     other |= {"model.blur_sigma_min": 0.7, "model.blur_sigma_max": 9.0, "training.noise_images": 5}
     other |= {"model.blur_schedule": (0, 0.5, 1.0, 4.0), "model.protocol": "released"}
-    assert other.keys() == Process.reads
+    assert other.keys() == HEAT
 
     def facts(config: ConfigDict) -> dict[str, object]:
         process = build_process(config)
@@ -108,14 +107,14 @@ def test_a_process_reads_what_it_says(name: str) -> None:
             "process": str(process),
             "delta": getattr(process, "delta", None),
             "weights": process.level_weights(config.training.level_weighting).tolist(),
-            "images measured": process.calibrates and config.training.noise_images,
+            "images measured": process.measures_calibration and config.training.noise_images,
         }
 
     plain = tiny_config(model__process=name)
     for key, value in other.items():
         changed = tiny_config(model__process=name)
         changed.update_from_flattened_dict({key: value})
-        read = key in build_process(changed).reads
+        read = key in PROCESSES[name].reads
         assert (facts(changed) != facts(plain)) == read, key
         assert doubts(changed) == ([] if read else [f"config.{key} = {value}: not read by process {name}"])
 

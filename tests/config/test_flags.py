@@ -11,10 +11,10 @@ from scripts.errors import UserError
 from scripts.evaluation import extractors, metrics
 
 DRAW = "config workdir checkpoint batch_size delta steps eta seed precision "
-PICTURE = DRAW + "init prior number out "
+PICTURE = DRAW + "sampler init prior number out "
 KINDS = "same_init share_noise interpolate export_dir save_sample_freq"
 SCORE = DRAW + "mode sweep out dataset_name experiment_name param_name "
-SAMPLES = SCORE + "init num_gen samples "
+SAMPLES = SCORE + "sampler init num_gen samples "
 INCEPTION = "cleanfid_mode inception_path"
 FEATURES = SAMPLES + f"dataset_split feature_extractor dataset_name_cleanfid {INCEPTION} "
 BOUND = SCORE + "dataset_split num_images exact dequantize "
@@ -30,7 +30,7 @@ MEANINGFUL = [
     ("sample", "same_init init", PICTURE.replace("prior", "from_level same_init save_sample_freq")),
     ("sample", "share_noise", PICTURE + "share_noise save_sample_freq"),
     ("sample", "interpolate", PICTURE + "interpolate num_points"),
-    ("sample", "export_dir num_samples", DRAW + "init prior export_dir num_samples export"),
+    ("sample", "export_dir num_samples", DRAW + "sampler init prior export_dir num_samples export"),
     ("evaluate", "mode=elbo", BOUND + "num_levels_per_image"),
     ("evaluate", "mode=elbo exact", BOUND),
     ("evaluate", "mode=fid", FEATURES),

@@ -7,8 +7,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from model_code import build_process
-from model_code.blur import blur_schedule
-from model_code.heat import HeatDissipation
+from model_code.blur import DCTBlur, blur_schedule
+from model_code.gaussian import GaussianProcess
 from scripts.config.checks import doubts, validate
 from scripts.config.load import from_json, load, to_json
 from scripts.config.schedule import as_saved, log_levels, settled
@@ -21,7 +21,8 @@ LEVELS = (0.0, 0.5, 0.9, 4.0)
 
 def levels_of(config: ConfigDict) -> list[float]:
     process = build_process(config)
-    assert isinstance(process, HeatDissipation)
+    assert isinstance(process, GaussianProcess)
+    assert isinstance(process.blur, DCTBlur)
     return process.blur.schedule.tolist()
 
 

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from model_code.blur import DCTBlur, blur_schedule
 from model_code.elbo import bits_per_dim
-from model_code.heat import HeatDissipation
-from model_code.kernels import IsotropicKernel
+from model_code.gaussian import GaussianProcess
+from model_code.kernels import GaussianKernel, isotropic
+from model_code.presets import heat_dissipation
 from model_code.prior import PriorBank
 from model_code.process import Denoiser
 from scripts.data.loader import Batch, ReadingFailed
@@ -26,8 +27,8 @@ from tests.gaussian import MEAN, SIGMA, SIZE, VARIANCES, gaussian_images, poster
 
 DELTA, K = 0.0125, 12
 BLUR = DCTBlur(blur_schedule(K, 0.5, 5.0), SIZE, SIZE)
-PAPER, RELEASED = (HeatDissipation(BLUR, SIGMA, protocol=protocol) for protocol in ("paper", "released"))
-KERNEL = IsotropicKernel(DELTA, PAPER.chain, PAPER.shape)
+PAPER, RELEASED = (heat_dissipation(BLUR, SIGMA, num_channels=1, protocol=protocol) for protocol in ("paper", "released"))
+KERNEL = isotropic(PAPER, DELTA)
 
 
 def best_denoiser(u: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
@@ -46,7 +47,7 @@ def batches(u: torch.Tensor, size: int = 64) -> Iterator[Batch]:
 
 
 def sampler(
-    seed: int, process: HeatDissipation = PAPER, model: Denoiser = best_denoiser, kernel: IsotropicKernel | None = None
+    seed: int, process: GaussianProcess = PAPER, model: Denoiser = best_denoiser, kernel: GaussianKernel | None = None
 ) -> Sampler:
     precision = Precision.named(torch.device("cpu"), "float32")
     return Sampler(model, process, BANK, kernel or KERNEL, "", DELTA, seed, precision, (1, SIZE, SIZE))
@@ -77,7 +78,7 @@ def closed_form(protocol: str) -> dict[str, float]:
     """Expectations of the bound's parts over such images, for a prior of one component at their mean."""
     N = SIZE**2
     constant = 0.5 * (SIGMA**2 / DELTA**2 * N - N + 2 * N * math.log(DELTA / SIGMA))
-    kept = BLUR.decay(torch.tensor([K]))[0, 0].double()
+    kept = BLUR.alpha(torch.tensor([K]))[0, 0]
     prior = constant + 0.5 * float((kept**2 * VARIANCES).sum()) / DELTA**2
     levels = range(2, K + 1) if protocol == "paper" else range(1, K)
     intermediate = sum(constant + 0.5 * expected_squared_error(k) / DELTA**2 for k in levels)
@@ -125,9 +126,7 @@ def test_sums_of_both_protocols() -> None:
     """The release has level 1 in place of level K."""
     assert list(PAPER.bound_levels(KERNEL)) == list(range(2, K + 1))
     assert list(RELEASED.bound_levels(KERNEL)) == list(range(1, K))
-    assert list(RELEASED.bound_levels(IsotropicKernel(DELTA, (5, 3, 2, 0), RELEASED.shape))) == [3, 5], (
-        "of a part of the levels"
-    )
+    assert list(RELEASED.bound_levels(isotropic(RELEASED, DELTA, (5, 3, 2, 0)))) == [3, 5], "of a part of the levels"
     last = PAPER.terms(exact().errors[:, -1], exact().levels[:, -1], KERNEL)
     released = measured(IMAGES, process=RELEASED)
     torch.testing.assert_close(released.errors[:, 1:], exact().errors[:, :-1])
@@ -138,8 +137,8 @@ def test_sums_of_both_protocols() -> None:
 
 
 def test_one_level_has_no_intermediate_terms() -> None:
-    process = HeatDissipation(DCTBlur(blur_schedule(1, 0.5, 5.0), SIZE, SIZE), SIGMA)
-    kernel = IsotropicKernel(DELTA, process.chain, process.shape)
+    process = heat_dissipation(DCTBlur(blur_schedule(1, 0.5, 5.0), SIZE, SIZE), SIGMA, num_channels=1)
+    kernel = isotropic(process, DELTA)
     bound = measured(IMAGES[:5], num_levels=3, process=process, model=idle, kernel=kernel).bound(process, BANK, kernel)
     torch.testing.assert_close(bound["total"], bound["prior"] + bound["reconstruction"])
     assert not bound["intermediate"].any()

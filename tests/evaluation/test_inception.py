@@ -60,7 +60,10 @@ def test_fid_and_kid_are_clean_fids(mode: str, weights: Path, folders: tuple[Pat
     Its root of a 2048 x 2048 matrix takes 15 s, so that FID is of the first 30 features.
     """
     extractor = InceptionFeatures(mode, str(weights), CPU)
-    reference, generated = (image_features(images, range(len(images)), extractor) for images in map(folder_images, folders))
+    reference, generated = (
+        image_features(images, range(len(images)), extractor)["features"]
+        for images in map(folder_images, folders)
+    )
     whole = cleanfid.features.build_feature_extractor(mode, CPU, use_dataparallel=False)
     expected = cleanfid_fid.compute_fid(
         str(folders[1]), str(folders[0]), mode=mode, custom_feat_extractor=lambda x: whole(x)[:, :30], **clean_fid

@@ -13,7 +13,8 @@ from PIL import Image
 
 from model_code import build_model, build_process
 from model_code.blur import DCTBlur, blur_schedule
-from model_code.heat import HeatDissipation
+from model_code.gaussian import GaussianProcess
+from model_code.presets import heat_dissipation
 from scripts.data.images import ArrayImages
 from scripts.data.loader import clean_batches
 from scripts.errors import UserError
@@ -53,13 +54,15 @@ def sampler() -> Sampler:
 
 def test_reverse_process_with_an_exact_model() -> None:
     """A model that removes what it is told to: the result is a sum that can be written down."""
-    u_K, process = torch.full((2, 1, 4, 4), 10.0), HeatDissipation(DCTBlur(blur_schedule(3, 0.5, 2.0), 4, 4), 0.01)
+    u_K = torch.full((2, 1, 4, 4), 10.0)
+    blur = DCTBlur(blur_schedule(3, 0.5, 2.0), 4, 4)
+    process = heat_dissipation(blur, 0.01, num_channels=1)
     seen: list[tuple[int, float]] = []
     result = reverse_process(
         process,
         lambda u, k: -k.float()[:, None, None, None].expand_as(u),
         u_K,
-        process.sampling_noise(0.5, None),
+        process.reverse_kernel(0.5),
         lambda k: torch.full_like(u_K, float(k)),
         lambda k, u: seen.append((k, u[0, 0, 0, 0].item())),
     )
@@ -249,9 +252,11 @@ def test_what_is_sampled_with_by_default(sampler: Sampler) -> None:
 
 
 def measured_kernels(sampler: Sampler) -> dict[str, torch.Tensor]:
-    state = calibrate(sampler.process, sampler.model, FLOAT32, torch.from_numpy(PIXELS) / 255, 0, 8)
+    assert isinstance(sampler.process, GaussianProcess)
+    images = torch.from_numpy(PIXELS) / 255
+    state = calibrate(sampler.process, sampler.model, FLOAT32, images, 0, 8)
     assert state is not None
-    return dict(state)
+    return state
 
 
 @pytest.mark.parametrize("choice", [Choice("spectral"), Choice("calibrated"), Choice(steps="2"), Choice(steps="2:bound")])
@@ -270,7 +275,8 @@ def test_measured_kernels_through_all_kinds(choice: Choice, sampler: Sampler) ->
 
 
 def test_levels_to_visit(sampler: Sampler) -> None:
-    process, measured = HeatDissipation(DCTBlur(blur_schedule(10, 0.5, 2.0), 8, 8), 0.01), None
+    blur = DCTBlur(blur_schedule(10, 0.5, 2.0), 8, 8)
+    process, measured = heat_dissipation(blur, 0.01, num_channels=1), None
     assert parse_steps("4", process, measured) == (10, 8, 5, 2, 0)
     assert parse_steps("10", process, measured) == process.chain
     assert parse_steps("10,7,3,0", process, measured) == (10, 7, 3, 0)

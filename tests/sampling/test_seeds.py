@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from model_code import build_model, build_process
-from model_code.heat import HeatDissipation
+from model_code.gaussian import GaussianProcess
 from scripts.errors import UserError
 from scripts.runtime.device import Precision
 from scripts.sampling.choice import Choice
@@ -47,7 +47,7 @@ def test_from_the_last_level_they_are_samples_of_these_images() -> None:
 def test_a_model_that_knows_the_images_gives_them_back(level: int) -> None:
     """mu(u_k, k) = A_{k-1} u_0: the process passes through the blurred images below the level, and ends at the images."""
     sampler = made_sampler(delta=0.0)
-    assert isinstance(sampler.process, HeatDissipation)
+    assert isinstance(sampler.process, GaussianProcess)
     blur = sampler.process.blur
     u0 = IMAGES[[0, 0, 1, 1]]
     known = replace(sampler, model=lambda u, k: blur(u0, k - 1) - u)

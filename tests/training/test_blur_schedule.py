@@ -9,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 from scipy.fft import dctn
 
-from model_code.heat import HeatDissipation
+from model_code.gaussian import GaussianProcess
 from model_code.schedule import removed_variance
 from scripts.errors import UserError
 from scripts.sampling.sampler import load_sampler
@@ -47,8 +47,9 @@ def test_matched_levels_are_those_of_the_images(tiny_array: Path, tmp_path: Path
     for workdir in ("run", "published"):
         for given in (config, None):
             sampler, _ = load_sampler(given, tmp_path / workdir, 0)
-            assert isinstance(sampler.process, HeatDissipation)
-            assert sampler.process.blur.schedule.tolist() == levels.tolist()
+            assert isinstance(sampler.process, GaussianProcess)
+            assert sampler.process.level_scale is not None
+            assert sampler.process.level_scale.tolist() == levels.tolist()
             assert sampler.independent([0]).shape == (1, 1, 8, 8)
     config.model.blur_schedule = "log"
     with pytest.raises(UserError, match="blur_schedule was 'matched', now 'log'"):

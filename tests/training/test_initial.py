@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from model_code import build_model, build_process
-from model_code.heat import HeatDissipation
-from model_code.kernels import IsotropicKernel
+from model_code.gaussian import GaussianProcess
 from scripts.errors import UserError
 from scripts.sampling.sampler import load_sampler
 from scripts.storage import checkpoint
@@ -184,14 +183,14 @@ def test_the_chain_of_a_process(name: str) -> None:
     process, all_levels = build_process(config), build_process(tiny_config(model__process=name, model__K=100))
     assert process.chain == tuple(range(100, -1, -4))
     assert process.training_levels == list(range(4, 101, 4))
-    assert "25 of them visited" in process.extra_repr()
+    assert "25 of them visited" in str(process)
     u0, k, eps = torch.rand(2, 1, 8, 8), torch.tensor([100, 4]), torch.randn(2, 1, 8, 8)
     state, target = process.corrupt(u0, k, eps)
     assert torch.equal(state, all_levels.corrupt(u0, k, eps)[0])
-    if isinstance(all_levels, HeatDissipation):
+    if name == "heat":
+        assert isinstance(all_levels, GaussianProcess)
         assert torch.equal(target, all_levels.blur(u0, torch.tensor([96, 0])))
-        assert isinstance(kernel := process.sampling_noise(0.0125, None), IsotropicKernel)
-        assert kernel.chain == process.chain
+        assert process.reverse_kernel(0.0125).chain == process.chain
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from model_code.heat import HeatDissipation
-from model_code.process import Denoiser
+from model_code.calibration import level_state
 from scripts.config.paths import ROOT
 from scripts.storage.checkpoint import meta_path, numbered_path, read
 from scripts.training.interruption import Interrupted, InterruptionGuard
@@ -106,16 +105,15 @@ def test_a_signal_during_calibration(
     """It ends that after the level under way; the numbered checkpoint is made up for."""
     config = array_config(tiny_array, training__snapshot_freq=3)
     levels: list[int] = []
-    moments = HeatDissipation.moments
 
-    def interrupted(self: HeatDissipation, model: Denoiser, u0: torch.Tensor, k: torch.Tensor, *rest: Any) -> torch.Tensor:
+    def interrupted(process: Any, sums: torch.Tensor, k: int, count: int) -> dict[str, torch.Tensor]:
         if not levels:
             os.kill(os.getpid(), signal.SIGINT)
-        levels.append(int(k[0]))
-        return moments(self, model, u0, k, *rest)
+        levels.append(k)
+        return level_state(process, sums, k, count)
 
     with monkeypatch.context() as patch:
-        patch.setattr(HeatDissipation, "moments", interrupted)
+        patch.setattr("scripts.sampling.measurement.level_state", interrupted)
         assert train(config, tmp_path) == 130
     assert set(levels) == {3}
     assert not numbered_path(tmp_path, 1).exists()

@@ -1,0 +1,296 @@
+"""One family of processes: Gaussian, and diagonal in the cosine basis.
+
+In each coefficient of an image x, u_0 in a range of its own, q(z_k | x) = N(alpha_k x, sigma_k^2).
+Heat dissipation, blurring diffusion, Gaussian diffusion and flow matching are settings of this, see
+`presets.py`; what a step back draws from is in `kernels.py`.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from model_code import elbo
+from model_code.blur import Attenuation
+from model_code.calibration import Calibration
+from model_code.dct import dct2, mix
+from model_code.kernels import GaussianKernel, isotropic
+from model_code.prior import Prior, PriorBank, StandardNormal
+from model_code.process import CalibrationState, Chain, Denoiser, Process, full_chain, next_levels
+from model_code.spectrum import bin_sums
+
+SMALLEST_TIME = 0.05
+"""The loss of x is divided by max(sigma_k, this)^2: that of a velocity (x - z) / sigma_k."""
+CALIBRATE = "run python -m scripts.tools.calibrate, or leave --delta, --eta and --steps out"
+
+
+@dataclass(eq=False)
+class GaussianProcess(Process):
+    """Tables alpha and sigma, what the network predicts, the noise of a step, the prior.
+
+    A reverse step from k to j draws fresh noise s = eta s_1 (Song et al., 2021, in each
+    coefficient): q_s(z_j | z_k, x) = N(p z_k + r x, s^2), p = sqrt(sigma_j^2 - s^2) / sigma_k and
+    r = alpha_j - p alpha_k, has the right marginal at j for every s from 0 to sigma_j.
+    """
+
+    blur: Attenuation
+    """A_k, images at level k without noise; A_0 = 1."""
+    sigma: Tensor
+    """float64 (K + 1,), 0 first."""
+    num_channels: int
+    predicts: Literal["next mean", "x", "eps", "v"]
+    """What the network's output stands for; u_k is added to it for the next mean."""
+    image_range: tuple[float, float] = (-1.0, 1.0)
+    """Of x."""
+    marginal_noise: bool = False
+    """s_1 is sigma_j, the same at all levels, rather than that of the posterior q(z_j | z_k, x)."""
+    eta: float = 1.0
+    """By default: 1 is ancestral sampling, 0 deterministic."""
+    delta: float = 0.0
+    """The default of isotropic kernels, for a network that predicts the next mean."""
+    prior_of_images: bool = False
+    """The prior is that of blurred training images, rather than N(0, I)."""
+    discrete: bool = True
+    """The bound is on the probability of 8-bit images, not on the density of dequantised ones."""
+    level_scale: Tensor | None = None
+    """float64 (K + 1,), powers of which weight the loss of levels."""
+    patch_size: int = 1
+    """Of the network, which is blind to a few frequencies."""
+    protocol: str = "paper"
+    chain: Chain = ()
+    summary: str = ""
+    """For a person."""
+
+    def __post_init__(self) -> None:
+        self.K = self.blur.K
+        self.shape = (self.num_channels, *self.blur.log_alpha.shape[1:])
+        self.chain = self.chain or full_chain(self.K)
+        self.next_level = next_levels(self.chain, self.K)
+        self.of_next_mean = self.measures_calibration = self.predicts == "next mean"
+        plain = "isotropic" if self.of_next_mean else "posterior"
+        self.sampling_noises = ("auto", plain, "spectral", "calibrated")
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}, {self.summary}"
+
+    # --- forward ---
+
+    def corrupt(self, u0: Tensor, k: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+        """z_k = A_k x + sigma_k eps, and the target: the next mean A_j x, eps, or x."""
+        x, sigma = self.from_images(u0), self.sigma_of(k).float()
+        if self.of_next_mean:
+            target, mean = self.blur.at_levels(x, self.next_level[k], k)
+            return mean + sigma * eps, target
+        z = self.blur(x, k) + sigma * eps
+        return z, x / sigma.clamp(min=SMALLEST_TIME) if self.predicts == "x" else eps
+
+    def predict(self, F: Tensor, u_k: Tensor, k: Tensor) -> Tensor:
+        """The target of `corrupt`; a network that predicts v is trained to predict eps by it."""
+        F, sigma = F.float(), self.sigma_of(k)
+        if self.of_next_mean:
+            return u_k + F
+        if self.predicts == "x":
+            return F / sigma.float().clamp(min=SMALLEST_TIME)
+        if self.predicts == "eps":
+            return F
+        alpha = self.blur.alpha(k)
+        A, B = self.estimate_coefficients(k)
+        return mix((1 - alpha * A) / sigma, u_k, -alpha * B / sigma, F)
+
+    def sigma_of(self, k: Tensor) -> Tensor:
+        """sigma_k for levels (B,): float64 (B, 1, 1, 1)."""
+        return self.sigma[k][:, None, None, None]
+
+    def from_images(self, u0: Tensor) -> Tensor:
+        """x, in which the process is Gaussian, from images in [0, 1]."""
+        low, high = self.image_range
+        return low + (high - low) * u0.float()
+
+    def to_images(self, state: Tensor) -> Tensor:
+        """The inverse of `from_images`."""
+        low, high = self.image_range
+        return (state - low) / (high - low)
+
+    def level_weights(self, power: float) -> Tensor:
+        """Powers of the level's scale: errors of heat fall with the blur, about as 1 / sigma_B."""
+        if self.level_scale is None:
+            return super().level_weights(power)
+        weights = torch.zeros_like(self.level_scale)
+        weights[1:] = self.level_scale[1:] ** power
+        return (weights / weights[list(self.training_levels)].mean()).float()
+
+    # --- reverse ---
+
+    def step_coefficients(
+        self, k: Tensor, j: Tensor, eta: float, log_alpha: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """p, r and s of q_s(z_j | z_k, x) = N(p z_k + r x, s^2) for levels k > j (B,).
+
+        Float64 (B, ...), of the coefficients whose log alpha is given, (K + 1, ...). Ratios are
+        differences of logarithms, as alpha underflows.
+        """
+        ratio = (log_alpha[k] - log_alpha[j]).exp().nan_to_num(0.0)  # both alphas may be 0
+        shape = (-1,) + (1,) * (ratio.dim() - 1)
+        sigma = self.sigma.to(ratio.device)
+        sigma_k, sigma_j = sigma[k].view(shape), sigma[j].view(shape)
+        s = eta * sigma_j.expand_as(ratio)
+        if not self.marginal_noise:
+            s = s * (1 - (ratio * sigma_j / sigma_k) ** 2).clamp(min=0).sqrt()
+        p = (sigma_j**2 - s**2).clamp(min=0).sqrt() / sigma_k
+        return p, log_alpha[j].exp() * (1 - p * ratio), s
+
+    def estimate_coefficients(self, k: Tensor) -> tuple[Tensor, Tensor]:
+        """A and B of the network's estimate A z_k + B F, of x or of the next mean: float64."""
+        one = torch.ones(1, dtype=torch.float64, device=k.device)
+        if self.of_next_mean:
+            return one, one
+        if self.predicts == "x":
+            return 0 * one, one
+        alpha, sigma = self.blur.alpha(k), self.sigma_of(k)
+        if self.predicts == "eps":
+            return 1 / alpha, -sigma / alpha
+        square = alpha**2 + sigma**2
+        return alpha / square, -sigma / square.sqrt()
+
+    def change(self, F: Tensor, z: Tensor, at: int, k: int, j: int) -> Tensor:
+        """What a deterministic step k -> j adds to z_k, by the network's output F for z at a level.
+
+        (alpha_j - alpha_k) x + (sigma_j - sigma_k) eps with the x and eps that F implies.
+        """
+        A, B = self.estimate_coefficients(torch.tensor([at], device=z.device))
+        alpha_at, alpha_k, alpha_j = self.blur.log_alpha[[at, k, j]].exp()
+        sigma_at, sigma_k, sigma_j = self.sigma[[at, k, j]]
+        of_z = (sigma_j - sigma_k) / sigma_at  # eps is (z - alpha x) / sigma
+        of_x = alpha_j - alpha_k - of_z * alpha_at
+        return mix(of_z + of_x * A, z, of_x * B, F.float())
+
+    def reverse_kernel(
+        self,
+        kind: float | str = "auto",
+        calibration: CalibrationState = None,
+        chain: Chain | None = None,
+        eta: float | None = None,
+    ) -> GaussianKernel:
+        """A standard deviation (heat dissipation only), "isotropic" or "posterior", "spectral" or
+        "calibrated"; "auto" is calibrated for heat dissipation where that was measured.
+        """
+        chain = chain or self.chain
+        _, plain, *measured = self.sampling_noises
+        if kind == "auto":
+            calibrated = self.of_next_mean and calibration and self.protocol == "paper"
+            kind = "calibrated" if calibrated else plain
+        if isinstance(kind, str) and kind not in self.sampling_noises:
+            raise ValueError(f"must be one of {', '.join(self.sampling_noises)}")
+        if self.of_next_mean and kind != "calibrated":
+            if eta not in (None, 1):
+                raise ValueError(f"keeping noise needs the calibrated kernel: {CALIBRATE}")
+            if chain != self.chain[-len(chain) :]:
+                needed = "skipping levels that were trained needs the calibrated kernel"
+                raise ValueError(f"{needed}: {CALIBRATE}")
+        eta = self.eta if eta is None else eta
+        if kind in measured:
+            return self._calibration(calibration).kernel(str(kind), chain, eta)
+        if kind == "posterior":
+            return GaussianKernel(self, "posterior", chain, eta)
+        if not self.of_next_mean:
+            raise ValueError("its sampling noise is that of its posterior: use --eta, not a number")
+        return isotropic(self, self.delta if isinstance(kind, str) else kind, chain)
+
+    def best_chain(self, calibration: CalibrationState, steps: int, eta: float | None) -> Chain:
+        """By the expected terms of the bound, of ancestral sampling if it is deterministic."""
+        eta = self.eta if eta is None else eta
+        return self._calibration(calibration).best_chain(self.chain, steps, eta or 1.0)
+
+    def _calibration(self, state: CalibrationState) -> Calibration:
+        if state is None:
+            raise ValueError(f"nothing was measured for this checkpoint: {CALIBRATE}")
+        return Calibration(self, state)
+
+    # --- prior ---
+
+    def build_prior(self, batches: Iterable[Tensor]) -> Prior:
+        """The bank of blurred training images, or N(0, I), whatever the images."""
+        if self.prior_of_images:
+            return PriorBank.from_batches(batches, self.blur)
+        return StandardNormal(self.shape)
+
+    def prior_from_state(self, state: Mapping[str, Tensor]) -> Prior:
+        """That in a checkpoint."""
+        if not self.prior_of_images:
+            return StandardNormal(self.shape)
+        bank = PriorBank(**state)
+        found = (bank.coefficients.shape[1], *bank.basis.shape[1:])
+        if found != self.shape:
+            expected = f"where this configuration's are {self.shape}"
+            raise ValueError(f"its prior bank is of images {found}, {expected}")
+        return bank
+
+    # --- bound ---
+
+    def bound_levels(self, kernel: GaussianKernel) -> Sequence[int]:
+        """Levels k, ascending, whose KL terms are summed, besides the prior's and the last step's.
+
+        The release counts k = 1 twice and leaves out k = K. Raises ValueError, naming the flag, for
+        steps without noise, whose bound is infinite.
+        """
+        if 0 in (kernel.delta, kernel.eta):
+            flag = "--eta=0" if kernel.eta == 0 else "--delta=0"
+            raise ValueError(f"{flag}: the bound is infinite without noise; must be above 0")
+        as_released = self.protocol == "released" and kernel.chain == full_chain(self.K)
+        return range(1, self.K) if as_released else sorted(kernel.chain[:-2])
+
+    def errors(
+        self, denoise: Denoiser, u0: Tensor, k: Tensor, eps: Tensor, kernel: GaussianKernel
+    ) -> Tensor:
+        """What `terms` needs of the network at levels k (B,), for any kernel with the same mean.
+
+        The squared errors of its mean p z_k + y, in place of p z_k + r x, summed over bins where the
+        fresh noise is the same in all coefficients, float64 (B, R); else the terms, (B, 1).
+        """
+        z, _ = self.corrupt(u0, k, eps)
+        mean, x = kernel.mean(z, denoise(z, k), k), self.from_images(u0)
+        p, r, s = kernel.coefficients(k)
+        right = p * dct2(z, kernel.planes) + r * dct2(x, kernel.planes)
+        squares = (right - dct2(mean, kernel.planes)).double().square()
+        if self.marginal_noise:
+            return bin_sums(squares, kernel.bins)
+        terms = elbo.gaussian_kl(squares, s**2, kernel.variance(k)).sum((1, 2, 3))
+        last = kernel.next_level[k] == 0
+        if last.any():
+            std = kernel.pixel_variance(k[last]).sqrt()
+            terms[last] = -elbo.log_probability(x[last], mean[last], std).sum((1, 2, 3))
+        return terms[:, None]
+
+    def terms(
+        self, errors: Tensor, k: Tensor, kernel: GaussianKernel, *, last: bool = False
+    ) -> Tensor:
+        """KL(q_s(z_j | z_k, x) || p(z_j | z_k)) at levels k (B,), for the `last` step -log p(u_0 | z_k):
+        nats, float64 (B,).
+        """
+        if not self.marginal_noise:
+            return errors[:, 0]
+        variances = kernel.bin_variances(k).to(errors.device)
+        if last:
+            return elbo.negative_log_density(errors, variances, kernel.sizes)
+        variance = (kernel.eta * self.sigma[-1].item()) ** 2
+        return elbo.gaussian_kl(errors, variance, variances, kernel.sizes).sum(1)
+
+    def prior_summary(self, u0: Tensor, prior: Prior) -> Tensor:
+        """What `prior_term` needs of images: A_K u_0 in the bank's basis (B, C, F), or the KL
+        divergence of q(z_K | x) from N(0, I) in nats, float64 (B,).
+        """
+        if isinstance(prior, PriorBank):
+            return prior.project(u0)
+        alpha, square = self.blur.log_alpha[-1].exp().to(u0.device), self.sigma[-1].item() ** 2
+        means = alpha * dct2(self.from_images(u0))
+        return 0.5 * (means**2 + square - 1 - math.log(square)).sum((1, 2, 3))
+
+    def prior_term(self, summary: Tensor, prior: Prior, kernel: GaussianKernel) -> Tensor:
+        """The paper's bound on L_K, by convexity in the mixture; exact for N(0, I): float64 (B,)."""
+        if not isinstance(prior, PriorBank):
+            return summary
+        size, sigma = math.prod(self.shape), self.sigma[-1].item()
+        return elbo.prior_kl_bound_of_projected(summary, size, prior, sigma, kernel.prior_std)
