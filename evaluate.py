@@ -5,7 +5,8 @@ python evaluate.py --workdir W [--checkpoint 0] --mode=fid --dataset_name_cleanf
 python evaluate.py --workdir W --mode=elbo --sweep=delta=0.010:0.016:0.001
 python evaluate.py --save_stats --custom_name=N --dataset_path=D
 
-Scores are appended to runs/<dataset_name>/evaluation_results/<experiment_name>/, with everything that they depend on.
+Scores are appended to runs/<dataset_name>/evaluation_results/<experiment_name>/, with everything
+that they depend on.
 """
 
 from pathlib import Path
@@ -67,9 +68,13 @@ def evaluate() -> int:
     )
     dataset = FLAGS.dataset_name or config.data.dataset.lower()
     given = None if FLAGS.samples is None else GivenSamples.read(FLAGS.samples, config, seed)
-    experiment = FLAGS.experiment_name or (workdir.resolve().name if given is None else Path(given.name).resolve().stem)
+    experiment = FLAGS.experiment_name or (
+        workdir.resolve().name if given is None else Path(given.name).resolve().stem
+    )
     named_after = None if FLAGS.experiment_name or given is not None else workdir
-    directory = FLAGS.out or results.results_directory(results.RUNS, dataset, experiment, named_after)
+    directory = FLAGS.out or results.results_directory(
+        results.RUNS, dataset, experiment, named_after
+    )
     cache = workdir / "evaluation" if FLAGS.out is None and workdir else directory / "features"
     if distributed.is_main():  # before anything is computed
         for place in (directory,) if FLAGS.mode == "elbo" else (directory, cache):
@@ -79,7 +84,9 @@ def evaluate() -> int:
             (directory / results.OWNER).write_text(str(named_after.resolve()))
     param_name = FLAGS.param_name or ",".join(axes) or ("delta" if given is None else "samples")
     of_run = workdir if given is None else None
-    runner = sweep.Runner(evaluation(config, directory, cache, given), directory, param_name, of_run)
+    runner = sweep.Runner(
+        evaluation(config, directory, cache, given), directory, param_name, of_run
+    )
     if not axes:
         runner.run_point(base)
         print(f"scores appended to {directory}")
@@ -90,8 +97,12 @@ def evaluate() -> int:
     return 0
 
 
-def evaluation(config: "ConfigDict", directory: "Path", cache: "Path", given: "GivenSamples | None") -> "Evaluation":
-    """What --mode names, as the flags say; the bound's tables by level go to `directory`, features to `cache`."""
+def evaluation(
+    config: "ConfigDict", directory: "Path", cache: "Path", given: "GivenSamples | None"
+) -> "Evaluation":
+    """What --mode names, as the flags say; the bound's tables by level go to `directory`, features
+    to `cache`.
+    """
     batch_size = FLAGS.batch_size or config.eval.batch_size
     if FLAGS.mode == "elbo":
         from scripts.evaluation.bound import BoundEvaluation
@@ -137,7 +148,9 @@ def save_statistics() -> int:
 
     mode, name = FLAGS.cleanfid_mode, FLAGS.custom_name
     extractor = InceptionFeatures(mode, FLAGS.inception_path, resolve_device("auto"))
-    path = references.save_statistics(name, FLAGS.dataset_path, extractor, mode, FLAGS.batch_size or 64)
+    path = references.save_statistics(
+        name, FLAGS.dataset_path, extractor, mode, FLAGS.batch_size or 64
+    )
     print(f"statistics in {path}: --dataset_name_cleanfid={name} --dataset_split=custom")
     return 0
 

@@ -58,7 +58,9 @@ def draw() -> int:
     if export_dir is not None:
         settings = sampler.record(config, trained).settings()
         batch_size = FLAGS.batch_size or config.eval.batch_size
-        export(export_dir, sampler, settings, FLAGS.num_samples, batch_size, npz=FLAGS.export == "npz")
+        export(
+            export_dir, sampler, settings, FLAGS.num_samples, batch_size, npz=FLAGS.export == "npz"
+        )
         print(f"{FLAGS.num_samples} samples in {export_dir}")
         return 0
     if not distributed.is_main():
@@ -69,12 +71,16 @@ def draw() -> int:
     suffix += "" if FLAGS.number is None else f"_{FLAGS.number}"
     number = FLAGS.number or 0
     whole = FLAGS.interpolate or FLAGS.share_noise
-    sampler, batch_size = output.fill_rows(sampler, FLAGS.batch_size or 9, 1 if whole else FLAGS.per_init)
+    sampler, batch_size = output.fill_rows(
+        sampler, FLAGS.batch_size or 9, 1 if whole else FLAGS.per_init
+    )
     settings = sampler.record(config, trained).settings() | {"prior": FLAGS.prior}
     if FLAGS.interpolate:
         ends = 2 * number, 2 * number + 1
         settings |= {"kind": "interpolation", "ends": list(ends), "num_points": FLAGS.num_points}
-        directory = output.own_directory(base / f"interpolate_delta_{sampler.label}{suffix}", settings)
+        directory = output.own_directory(
+            base / f"interpolate_delta_{sampler.label}{suffix}", settings
+        )
         output.interpolation_set(directory, sampler, ends, FLAGS.num_points)
     else:
         kind: output.Kind = "independent"
@@ -84,7 +90,11 @@ def draw() -> int:
             kind = "share_noise"
         shared = "" if kind == "independent" else f"_{kind}"
         indices = range(number * batch_size, (number + 1) * batch_size)
-        settings |= {"kind": kind, "samples": [indices.start, indices.stop], "save_sample_freq": FLAGS.save_sample_freq}
+        settings |= {
+            "kind": kind,
+            "samples": [indices.start, indices.stop],
+            "save_sample_freq": FLAGS.save_sample_freq,
+        }
         directory = output.own_directory(base / f"delta_{sampler.label}{shared}{suffix}", settings)
         every = FLAGS.save_sample_freq
         output.sample_set(directory, sampler, indices, kind=kind, every=every, keep_states=True)

@@ -36,12 +36,23 @@ def main() -> int:
 
 
 def write_page(workdir: Path) -> None:
-    """Write the page about the run and print where it is. A failure is a warning: the training itself is complete."""
+    """Write the page about the run and print where it is.
+
+    A failure is a warning: the training itself is complete.
+    """
     command = [sys.executable, "-m", "scripts.tools.report", f"--workdir={workdir.resolve()}"]
     try:
-        print(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip())
+        print(
+            subprocess.run(
+                command, cwd=ROOT, capture_output=True, text=True, check=True
+            ).stdout.strip()
+        )
     except (OSError, subprocess.CalledProcessError) as error:
-        reason = error.stderr.strip()[-300:] if isinstance(error, subprocess.CalledProcessError) else error
+        reason = (
+            error.stderr.strip()[-300:]
+            if isinstance(error, subprocess.CalledProcessError)
+            else error
+        )
         warnings.warn(f"the report could not be written: {reason}", stacklevel=1)
 
 

@@ -1,1 +1,3 @@
-"""Experiment configs: `default.py` documents every key, each experiment file states only its differences."""
+"""Experiment configs: `default.py` documents every key, each experiment file states only its
+differences.
+"""

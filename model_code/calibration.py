@@ -1,5 +1,5 @@
-"""Calibration: the best affine reverse kernels for a given network, between any two levels, from one
-network call per level.
+"""Calibration: the best affine reverse kernels for a given network, between any two levels, from
+one network call per level.
 
 A step from k to j needs r x, see `GaussianProcess`. Among the kernels N(p z_k + a z_k + b q + c,
 diag(v)), q being the network's own estimate of r x, the one nearest to q_s(z_j | z_k, x) in the
@@ -239,8 +239,8 @@ class Calibration:
         return costs
 
     def best_chain(self, chain: Chain, steps: int, eta: float = 1.0) -> Chain:
-        """The `steps` + 1 levels of a chain, both ends included, whose bound is expected to be lowest
-        (Watson et al., 2021).
+        """The `steps` + 1 levels of a chain, both ends included, whose bound is expected to be
+        lowest (Watson et al., 2021).
         """
         return shortest_path(self.costs(chain, eta), chain[0], steps)
 

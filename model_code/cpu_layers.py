@@ -1,6 +1,8 @@
-"""PyTorch's layers with faster code for processors: the same parameters and results, and other devices use PyTorch's own code.
+"""PyTorch's layers with faster code for processors: the same parameters and results, and other
+devices use PyTorch's own code.
 
-With bfloat16 on AMX they shorten a training step of configs/mnist/small_mnist.py by a seventh (docs/performance.md).
+With bfloat16 on AMX they shorten a training step of configs/mnist/small_mnist.py by a seventh
+(docs/performance.md).
 """
 
 import torch
@@ -8,7 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 
 MAX_PIXELS = 256
-"""Up to here the matrix of all pairs of pixels is small, and the fused attention kernel's backward pass is the slower one."""
+"""Up to here the matrix of all pairs of pixels is small, and the fused attention kernel's backward
+pass is the slower one.
+"""
 
 
 class PointwiseConv1d(nn.Conv1d):
@@ -50,7 +54,9 @@ class Dropout(nn.Dropout):
 
 
 def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """softmax(q k^T / sqrt(channels)) v, each (B, heads, pixels, channels); not fused where that is faster."""
+    """softmax(q k^T / sqrt(channels)) v, each (B, heads, pixels, channels); not fused where that is
+    faster.
+    """
     if q.device.type == "cpu" and q.requires_grad and q.shape[2] <= MAX_PIXELS:
         weights = torch.softmax(q @ k.mT * q.shape[3] ** -0.5, dim=-1)
         return weights.to(v.dtype) @ v

@@ -8,10 +8,11 @@ from torch import nn
 
 
 class EMA:
-    """Averages that follow the weights: shadow <- d * shadow + (1 - d) * weight after every optimizer step.
+    """Averages that follow the weights: shadow <- d * shadow + (1 - d) * weight after every
+    optimizer step.
 
-    The decay of the n-th update (n = 1, 2, ...) is d = min(rate, (1 + n) / (10 + n)), so that early averages forget the
-    random initialisation.
+    The decay of the n-th update (n = 1, 2, ...) is d = min(rate, (1 + n) / (10 + n)), so that early
+    averages forget the random initialisation.
     """
 
     def __init__(self, model: nn.Module, rate: float) -> None:
@@ -37,7 +38,9 @@ class EMA:
 
     @contextmanager
     def swapped_in(self, model: nn.Module) -> Iterator[None]:
-        """Within the context `model` computes with the averages; afterwards its own weights are back, also after an error."""
+        """Within the context `model` computes with the averages; afterwards its own weights are
+        back, also after an error.
+        """
         own = [weight.detach().clone() for weight in model.parameters()]
         self.copy_to(model)
         try:
@@ -52,7 +55,10 @@ class EMA:
         return {"shadow": dict(self.shadow), "num_updates": self.num_updates}
 
     def load_state_dict(self, state: Mapping) -> None:
-        """Take over a `state_dict`. Raises ValueError if its names or shapes are not this model's."""
+        """Take over a `state_dict`.
+
+        Raises ValueError if its names or shapes are not this model's.
+        """
         shapes = {name: average.shape for name, average in self.shadow.items()}
         if shapes != {name: average.shape for name, average in state["shadow"].items()}:
             raise ValueError("the averages belong to another architecture")

@@ -247,8 +247,8 @@ class GaussianProcess(Process):
     ) -> Tensor:
         """What `terms` needs of the network at levels k (B,), for any kernel with the same mean.
 
-        The squared errors of its mean p z_k + y, in place of p z_k + r x, summed over bins where the
-        fresh noise is the same in all coefficients, float64 (B, R); else the terms, (B, 1).
+        The squared errors of its mean p z_k + y, in place of p z_k + r x, summed over bins where
+        the fresh noise is the same in all coefficients, float64 (B, R); else the terms, (B, 1).
         """
         z, _ = self.corrupt(u0, k, eps)
         mean, x = kernel.mean(z, denoise(z, k), k), self.from_images(u0)
@@ -267,8 +267,8 @@ class GaussianProcess(Process):
     def terms(
         self, errors: Tensor, k: Tensor, kernel: GaussianKernel, *, last: bool = False
     ) -> Tensor:
-        """KL(q_s(z_j | z_k, x) || p(z_j | z_k)) at levels k (B,), for the `last` step -log p(u_0 | z_k):
-        nats, float64 (B,).
+        """KL(q_s(z_j | z_k, x) || p(z_j | z_k)) at levels k (B,), for the `last` step -log p(u_0 |
+        z_k): nats, float64 (B,).
         """
         if not self.marginal_noise:
             return errors[:, 0]

@@ -1,4 +1,6 @@
-"""Layers of the U-Net: names and shapes are those of improved-diffusion, so that the release's weights fit."""
+"""Layers of the U-Net: names and shapes are those of improved-diffusion, so that the release's
+weights fit.
+"""
 
 import math
 from typing import TypeVar
@@ -26,17 +28,21 @@ def level_embedding(k: Tensor, dim: int) -> Tensor:
 
 
 class GroupNorm32(nn.GroupNorm):
-    """PyTorch computes GroupNorm in float32 whatever the input's type; the result has the input's type."""
+    """PyTorch computes GroupNorm in float32 whatever the input's type; the result has the input's
+    type.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x).to(x.dtype)
 
 
 class InputConv(nn.Conv2d):
-    """A convolution of the images themselves, in float32 also under autocast; its result has autocast's type.
+    """A convolution of the images themselves, in float32 also under autocast; its result has
+    autocast's type.
 
-    Rounding an image to bfloat16 adds an error of up to 0.002, too much beside the training noise of 0.01 and the faint details
-    of a blurred image: a network of 1.1M parameters on digits had a sixth more error at the last of 100 levels.
+    Rounding an image to bfloat16 adds an error of up to 0.002, too much beside the training noise
+    of 0.01 and the faint details of a blurred image: a network of 1.1M parameters on digits had a
+    sixth more error at the last of 100 levels.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,7 +54,9 @@ class InputConv(nn.Conv2d):
 
 
 def zero_init(module: ModuleT) -> ModuleT:
-    """Set all parameters to zero, so that a residual branch starts as the identity and the network's output at 0."""
+    """Set all parameters to zero, so that a residual branch starts as the identity and the
+    network's output at 0.
+    """
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
@@ -66,7 +74,9 @@ class Upsample(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half the resolution by a stride-2 3x3 convolution, or (without `use_conv`) by averaging 2x2 pixels."""
+    """Half the resolution by a stride-2 3x3 convolution, or (without `use_conv`) by averaging 2x2
+    pixels.
+    """
 
     def __init__(self, channels: int, use_conv: bool) -> None:
         super().__init__()
@@ -81,7 +91,8 @@ class Downsample(nn.Module):
 class ResBlock(nn.Module):
     """Two convolutions with the level embedding in between, added to a skip connection.
 
-    `resample` changes the resolution on both branches: an `Upsample` or `Downsample` without parameters, or nothing.
+    `resample` changes the resolution on both branches: an `Upsample` or `Downsample` without
+    parameters, or nothing.
     """
 
     def __init__(
@@ -133,9 +144,10 @@ class ResBlock(nn.Module):
 class AttentionBlock(nn.Module):
     """Self-attention over all pixels of one resolution, added to its input.
 
-    It has `num_heads` heads or, unless that is -1, as many as have `num_head_channels` channels each.
-    With `new_order` the channels of `qkv` are split into q, k, v first and then into heads; without, heads come first.
-    The two differ for more than one head: weights trained with one order do not work with the other.
+    It has `num_heads` heads or, unless that is -1, as many as have `num_head_channels` channels
+    each. With `new_order` the channels of `qkv` are split into q, k, v first and then into heads;
+    without, heads come first. The two differ for more than one head: weights trained with one order
+    do not work with the other.
     """
 
     def __init__(

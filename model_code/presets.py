@@ -61,8 +61,9 @@ def blurring_diffusion(
     """Hoogeboom and Salimans (ICLR 2023, arXiv 2209.05557): alpha_k = a_k d_k, images in [-1, 1].
 
     a_k and sigma_k are those of the cosine schedule at t = k / K, d_k what blur leaves, at least
-    d_min. Without blur it is Gaussian diffusion (Ho et al., 2020). Where alpha is small, an error in
-    eps reaches x multiplied by sigma / alpha, up to 150,000; one in v (Salimans and Ho, 2022) as it is.
+    d_min. Without blur it is Gaussian diffusion (Ho et al., 2020). Where alpha is small, an error
+    in eps reaches x multiplied by sigma / alpha, up to 150,000; one in v (Salimans and Ho, 2022) as
+    it is.
     """
     t = torch.arange(K + 1, dtype=torch.float64) / K
     first, last = (math.atan(math.exp(-snr / 2)) for snr in (LOG_SNR_MAX, LOG_SNR_MIN))
@@ -81,8 +82,8 @@ def poisson_log_alpha(sigma_B: Tensor, height: int, width: int) -> Tensor:
 
 
 def flow_matching(K: int, blur_sigma_max: float, size: Size, **settings: Any) -> GaussianProcess:
-    """Heat flow matching (Ma et al., 2026, arXiv 2605.19371): alpha = (1 - t) exp(-lambda (b t)^2 / 2)
-    and sigma = t with t = k / K, b = `blur_sigma_max`. Steps are deterministic by default.
+    """Heat flow matching (Ma et al., 2026, arXiv 2605.19371): alpha = (1 - t) exp(-lambda (b t)^2 /
+    2) and sigma = t with t = k / K, b = `blur_sigma_max`. Steps are deterministic by default.
     """
     t = torch.arange(K + 1, dtype=torch.float64) / K
     log_alpha = (1 - t).log()[:, None, None] + heat_log_alpha(blur_sigma_max * t, *size)

@@ -1,5 +1,5 @@
-"""What sampling starts from. For heat dissipation it is p(u_K) = 1/M sum_i N(A_K u_i, delta^2 I) over the training images u_i,
-in a few numbers for each.
+"""What sampling starts from. For heat dissipation it is p(u_K) = 1/M sum_i N(A_K u_i, delta^2 I)
+over the training images u_i, in a few numbers for each.
 """
 
 import math
@@ -29,11 +29,15 @@ class Prior(ABC):
         """Means of u_K for int64 indices (B,): float32 (B, C, H, W)."""
 
     def dequantized(self) -> "Prior":
-        """The prior of the same images dequantised, (v + 1/2) / 256 on average, from that of v / 255; or itself."""
+        """The prior of the same images dequantised, (v + 1/2) / 256 on average, from that of v /
+        255; or itself.
+        """
         return self
 
     def gathered(self, gather_rows: Callable[[Tensor], Tensor]) -> "Prior":
-        """The prior of all images, where each of several processes built one from its share; `gather_rows` joins rows."""
+        """The prior of all images, where each of several processes built one from its share;
+        `gather_rows` joins rows.
+        """
         return self
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -83,8 +87,9 @@ class StoredStates(Prior):
 class PriorBank(Prior):
     """The DCT coefficients of A_K u_i that are not negligible, for every training image u_i.
 
-    The basis is orthonormal, so distances between rows of `coefficients` are distances between blurred images, and
-    M images of any size take C * F numbers each (F = 8 for MNIST at sigma_B 20, 6 for CIFAR-10 at 24).
+    The basis is orthonormal, so distances between rows of `coefficients` are distances between
+    blurred images, and M images of any size take C * F numbers each (F = 8 for MNIST at sigma_B 20,
+    6 for CIFAR-10 at 24).
     """
 
     coefficients: Tensor
@@ -101,7 +106,10 @@ class PriorBank(Prior):
 
     @classmethod
     def from_batches(cls, batches: Iterable[Tensor], blur: Attenuation) -> "PriorBank":
-        """As `from_images`, reading batches (B, C, H, W) one at a time. Raises ValueError if there is no image."""
+        """As `from_images`, reading batches (B, C, H, W) one at a time.
+
+        Raises ValueError if there is no image.
+        """
         decay = blur.log_alpha[-1].exp().float().cpu()
         n, m = torch.nonzero(decay > NEGLIGIBLE, as_tuple=True)
         D_H, D_W = dct_matrix(decay.shape[0]), dct_matrix(decay.shape[1])
@@ -116,7 +124,9 @@ class PriorBank(Prior):
         return len(self.coefficients)
 
     def project(self, images: Tensor) -> Tensor:
-        """A_K u in the bank's basis: images u (B, C, H, W) in [0, 1] to float32 (B, C, F), on the bank's device."""
+        """A_K u in the bank's basis: images u (B, C, H, W) in [0, 1] to float32 (B, C, F), on the
+        bank's device.
+        """
         return (
             images.to(self.basis.device).float().flatten(2) @ self.basis.flatten(1).T * self.decay
         )
@@ -128,7 +138,9 @@ class PriorBank(Prior):
         )
 
     def dequantized(self) -> "PriorBank":
-        """The bank of v / 255 as that of the same images dequantised, (v + 1/2) / 256 on average: exact, as A_K is linear."""
+        """The bank of v / 255 as that of the same images dequantised, (v + 1/2) / 256 on average:
+        exact, as A_K is linear.
+        """
         coefficients = self.coefficients * (255 / 256)
         H, W = self.basis.shape[1:]
         coefficients[:, :, 0] += (

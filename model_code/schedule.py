@@ -1,7 +1,8 @@
 """Blur schedules that are fitted to a data set's spectrum, and what any schedule does to it.
 
-`power` (H, W) is the variance of each DCT coefficient over images about their mean, summed over channels; that of the constant,
-which no blur changes, does not count. sigma_B is float64 (K + 1,), 0 first; d_k = exp(-lambda sigma_B[k]^2 / 2).
+`power` (H, W) is the variance of each DCT coefficient over images about their mean, summed over
+channels; that of the constant, which no blur changes, does not count. sigma_B is float64 (K + 1,),
+0 first; d_k = exp(-lambda sigma_B[k]^2 / 2).
 """
 
 import math
@@ -14,7 +15,9 @@ from torch import Tensor
 from model_code.dct import eigenvalues
 
 DIGITS = 8
-"""Matched levels are rounded to so many: the order in which several processes add up the spectrum decides further ones."""
+"""Matched levels are rounded to so many: the order in which several processes add up the spectrum
+decides further ones.
+"""
 TOLERANCE = 1e-4
 
 
@@ -26,13 +29,16 @@ def removed_variance(sigma_B: Tensor, power: Tensor) -> Tensor:
 
 
 def matched_schedule(power: Tensor, K: int, sigma_min: float, sigma_max: float) -> Tensor:
-    """sigma_B with R_k equal for k = 2..K between fixed ends sigma_B[1] = sigma_min and sigma_B[K] = sigma_max > sigma_min.
+    """sigma_B with R_k equal for k = 2..K between fixed ends sigma_B[1] = sigma_min and sigma_B[K]
+    = sigma_max > sigma_min.
 
-    sqrt(R_k) is the length of a chord of the curve that the images' standard deviations follow as they blur. Levels are moved
-    to equal parts of the polygon's length until all chords are equal (de Boor's equidistribution). The spectrum 1 / radius^2
-    gives even spacing in log, a white one even spacing in 1 / sigma_B, both where neither pixels nor the image's size show.
+    sqrt(R_k) is the length of a chord of the curve that the images' standard deviations follow as
+    they blur. Levels are moved to equal parts of the polygon's length until all chords are equal
+    (de Boor's equidistribution). The spectrum 1 / radius^2 gives even spacing in log, a white one
+    even spacing in 1 / sigma_B, both where neither pixels nor the image's size show.
 
-    Raises ValueError for a spectrum of which nothing is removed, or for which no such levels are found.
+    Raises ValueError for a spectrum of which nothing is removed, or for which no such levels are
+    found.
     """
     levels = torch.linspace(math.log(sigma_min), math.log(sigma_max), K, dtype=torch.float64)
     if K < 3:

@@ -1,4 +1,6 @@
-"""Spectra of images in the cosine basis: moments of each coefficient over images, and averages over radii and octaves."""
+"""Spectra of images in the cosine basis: moments of each coefficient over images, and averages over
+radii and octaves.
+"""
 
 import math
 
@@ -55,14 +57,17 @@ def bin_sums(values: Tensor, bins: Tensor, num_bins: int = 0) -> Tensor:
 
 
 def bin_means(values: Tensor, bins: Tensor) -> Tensor:
-    """Averages over the frequencies in each bin, none of which is empty: (..., H, W) to float64 (..., R)."""
+    """Averages over the frequencies in each bin, none of which is empty: (..., H, W) to float64
+    (..., R).
+    """
     return bin_sums(values, bins) / bin_sums(
         torch.ones(values.shape[-2:], device=values.device), bins
     )
 
 
 def radial_bins(height: int, width: int) -> Tensor:
-    """Bins for a radially averaged spectrum: 0 the constant, then 48 spaced evenly in log, or one a radius: int64 (H, W).
+    """Bins for a radially averaged spectrum: 0 the constant, then 48 spaced evenly in log, or one a
+    radius: int64 (H, W).
 
     Radii are rounded where there are fewer than 48. Bins that would be empty are left out.
     """
@@ -76,8 +81,8 @@ def radial_bins(height: int, width: int) -> Tensor:
 
 
 def octaves(height: int, width: int) -> Tensor:
-    """The octave of each frequency: int64 (H, W). i has wavelengths of 2^(i + 1) up to 2^(i + 2) pixels of the longer axis, 0
-    also the shorter ones of diagonals; the constant comes last.
+    """The octave of each frequency: int64 (H, W). i has wavelengths of 2^(i + 1) up to 2^(i + 2)
+    pixels of the longer axis, 0 also the shorter ones of diagonals; the constant comes last.
     """
     longer, radii = max(height, width), radii_of(height, width)
     index = (longer / radii.clamp(min=1)).log2().floor().clamp(min=0).long()
@@ -85,7 +90,8 @@ def octaves(height: int, width: int) -> Tensor:
 
 
 def slope(power: Tensor) -> float:
-    """The exponent a of a spectrum ~ radius^a, power (H, W): least squares in log over `radial_bins` up to Nyquist's radius.
+    """The exponent a of a spectrum ~ radius^a, power (H, W): least squares in log over
+    `radial_bins` up to Nyquist's radius.
 
     Bins without power are left out.
     """

@@ -1,4 +1,6 @@
-"""The U-Net f(u_k, k): topology, parameter names and order of improved-diffusion (Nichol and Dhariwal, 2021)."""
+"""The U-Net f(u_k, k): topology, parameter names and order of improved-diffusion (Nichol and
+Dhariwal, 2021).
+"""
 
 from collections.abc import Iterator
 from functools import partial
@@ -54,14 +56,16 @@ class Stage(nn.Sequential):
 class UNet(nn.Module):
     """Predicts the change of an image over one reverse step, at the image's own resolution.
 
-    The pixels of a square of patch_size^2 become channels before the first convolution, and pixels again after the last.
-    Level i works with model_channels * channel_mult[i] channels at image_size / patch_size / 2^i points a side;
-    `attention_levels` are such i. Channels must be multiples of 32, and all of these sizes integers.
-    Attention has `num_heads` heads or, unless num_head_channels is -1, heads of `num_head_channels` channels. Resolution
-    changes in residual blocks (`resblock_updown`), by a convolution (`conv_resample`), or by averaging 2x2 pixels and
-    repeating them. With `recompute` the backward pass recomputes activations: the same numbers, less memory, a third more
-    time. GroupNorm removes the means of the input's channels; with `sees_means` they join the embedding of the level, times the
-    root of the number of points, so that their noise is that of a pixel.
+    The pixels of a square of patch_size^2 become channels before the first convolution, and pixels
+    again after the last. Level i works with model_channels * channel_mult[i] channels at image_size
+    / patch_size / 2^i points a side; `attention_levels` are such i. Channels must be multiples of
+    32, and all of these sizes integers. Attention has `num_heads` heads or, unless
+    num_head_channels is -1, heads of `num_head_channels` channels. Resolution changes in residual
+    blocks (`resblock_updown`), by a convolution (`conv_resample`), or by averaging 2x2 pixels and
+    repeating them. With `recompute` the backward pass recomputes activations: the same numbers,
+    less memory, a third more time. GroupNorm removes the means of the input's channels; with
+    `sees_means` they join the embedding of the level, times the root of the number of points, so
+    that their noise is that of a pixel.
     """
 
     def __init__(
@@ -110,7 +114,8 @@ class UNet(nn.Module):
                 return res_block(channels, channels, resample=kind(channels, use_conv=False))
             return kind(channels, use_conv=conv_resample)
 
-        # Modules register their parameters in the order of these statements; the release's EMA weights are a list in it.
+        # Modules register their parameters in the order of these statements; the release's EMA
+        # weights are a list in it.
         self.time_embed = nn.Sequential(
             nn.Linear(model_channels, emb_size), nn.SiLU(), nn.Linear(emb_size, emb_size)
         )
@@ -175,7 +180,9 @@ class UNet(nn.Module):
 
 
 def _checks(config: ConfigDict) -> Iterator[tuple[str, str, str, bool]]:
-    """(section, key, what is expected, whether it holds) for the network's settings; later ones rely on earlier ones."""
+    """(section, key, what is expected, whether it holds) for the network's settings; later ones
+    rely on earlier ones.
+    """
     model = config.model
     for name in ("model_channels", "num_res_blocks", "num_heads", "patch_size"):
         yield "model", name, "at least 1", model[name] >= 1

@@ -2,4 +2,6 @@
 
 import logging
 
-logging.getLogger("matplotlib").setLevel(logging.ERROR)  # its lines about its cache of fonts would appear as ours
+logging.getLogger("matplotlib").setLevel(
+    logging.ERROR
+)  # its lines about its cache of fonts would appear as ours

@@ -1,7 +1,7 @@
 """The one exception that means "the user can mend this", and text made safe to print.
 
-A UserError is shown as a single line, without a traceback. File names come from elsewhere: printed as they are, they could
-contain terminal escape sequences or line breaks.
+A UserError is shown as a single line, without a traceback. File names come from elsewhere: printed
+as they are, they could contain terminal escape sequences or line breaks.
 """
 
 USAGE_ERROR = 2
@@ -13,8 +13,12 @@ class UserError(ValueError):
 
 
 def expected(error: BaseException) -> str | None:
-    """What to tell a user of an error that needs no traceback, in a line; None for a defect of the program."""
-    if isinstance(error, UserError | OSError):  # OSError: a full disk, permissions; the message names the file
+    """What to tell a user of an error that needs no traceback, in a line; None for a defect of the
+    program.
+    """
+    if isinstance(
+        error, UserError | OSError
+    ):  # OSError: a full disk, permissions; the message names the file
         return str(error)
     if out_of_memory(error):
         return (
@@ -30,7 +34,10 @@ def out_of_memory(error: BaseException) -> bool:
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
-        or (isinstance(error, RuntimeError) and ("can't allocate memory" in text or "CUDA out of memory" in text))
+        or (
+            isinstance(error, RuntimeError)
+            and ("can't allocate memory" in text or "CUDA out of memory" in text)
+        )
     )
 
 
@@ -40,7 +47,9 @@ def error_line(error: object) -> str:
 
 
 def printable(text: object) -> str:
-    """The same text with unprintable characters escaped: an escape sequence as \\x1b, a line break as \\n."""
+    """The same text with unprintable characters escaped: an escape sequence as \\x1b, a line break
+    as \\n.
+    """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 

@@ -33,7 +33,9 @@ class Estimate:
     def __str__(self) -> str:
         if math.isfinite(self.standard_error):
             return f"{self.value:.6g} +- {self.standard_error:.2g}"
-        return f"{self.value:.6g}" + (" (no error: one initial image)" if self.num_groups == 1 else "")
+        return f"{self.value:.6g}" + (
+            " (no error: one initial image)" if self.num_groups == 1 else ""
+        )
 
     def effective_count(self) -> float:
         """The number of independent images that a proportion's standard error corresponds to.
@@ -73,7 +75,9 @@ def error_of_mean(values: "np.ndarray", groups: "np.ndarray | None" = None) -> f
 
 
 def wilson_interval(proportion: float, count: float) -> tuple[float, float]:
-    """Wilson's 95% confidence interval (1927) of a proportion among `count` independent images; (0, 0.0076) for 0 of 500."""
+    """Wilson's 95% confidence interval (1927) of a proportion among `count` independent images; (0,
+    0.0076) for 0 of 500.
+    """
     centre = proportion + Z95**2 / (2 * count)
     half = Z95 * math.sqrt(proportion * (1 - proportion) / count + Z95**2 / (4 * count**2))
     scale = 1 + Z95**2 / count

@@ -17,7 +17,9 @@ from tests.tiny import tiny_config
 
 # Timings depend on the machine, and a suite that guards a landing must not fail by chance.
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=60)
-settings.register_profile("long", deadline=None, max_examples=3000)  # by hand: HYPOTHESIS_PROFILE=long pytest tests
+settings.register_profile(
+    "long", deadline=None, max_examples=3000
+)  # by hand: HYPOTHESIS_PROFILE=long pytest tests
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 
@@ -29,7 +31,9 @@ def golden(request: pytest.FixtureRequest) -> Golden:
 
 @pytest.fixture(scope="module", autouse=True)
 def no_videos(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Empty files in their place, as each finished training starts an encoder; tests/sampling and commands make real ones."""
+    """Empty files in their place, as each finished training starts an encoder; tests/sampling and
+    commands make real ones.
+    """
     with pytest.MonkeyPatch.context() as patch:
         if request.path.parent.name in ("evaluation", "runtime", "storage", "tools", "training"):
             patch.setattr("scripts.sampling.output.save_mp4", lambda path, frames: path.touch())
@@ -43,7 +47,9 @@ def command(*args: object, cwd: Path | str = ROOT) -> subprocess.CompletedProces
 
 
 def error_line(result: subprocess.CompletedProcess[str]) -> str:
-    """The one line that bad input gets; nothing before it, no traceback, an exit code that is not 0."""
+    """The one line that bad input gets; nothing before it, no traceback, an exit code that is not
+    0.
+    """
     assert (result.returncode, result.stdout) == (2, ""), result.stdout + result.stderr
     (line,) = (line for line in result.stderr.splitlines() if not line.startswith("warning: "))
     assert line.startswith("error: ")

@@ -1,4 +1,6 @@
-"""evaluate.py with its results below the working directory's `runs`, so that tests leave the program's own alone."""
+"""evaluate.py with its results below the working directory's `runs`, so that tests leave the
+program's own alone.
+"""
 
 import runpy
 import sys

@@ -15,12 +15,18 @@ MEAN = torch.full((1, 1, SIZE, SIZE), 0.5)
 
 def gaussian_images(count: int, seed: int = 0) -> torch.Tensor:
     """(count, 1, H, W)."""
-    eps = torch.from_numpy(np.random.default_rng(seed).standard_normal((count, 1, SIZE, SIZE)).astype(np.float32))
+    eps = torch.from_numpy(
+        np.random.default_rng(seed).standard_normal((count, 1, SIZE, SIZE)).astype(np.float32)
+    )
     return MEAN + idct2(eps * VARIANCES.sqrt())
 
 
-def posterior_mean(blur: DCTBlur, u: torch.Tensor, k: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
-    """E[A_j u_0 | u_k], which is linear for such images; the mean image is constant, and not changed by blur."""
+def posterior_mean(
+    blur: DCTBlur, u: torch.Tensor, k: torch.Tensor, j: torch.Tensor
+) -> torch.Tensor:
+    """E[A_j u_0 | u_k], which is linear for such images; the mean image is constant, and not
+    changed by blur.
+    """
     d_j, d_k = blur.alpha(j).float(), blur.alpha(k).float()
     gain = d_j * d_k * VARIANCES / (d_k**2 * VARIANCES + SIGMA**2)
     return MEAN + idct2(gain * dct2(u - MEAN))

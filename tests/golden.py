@@ -21,8 +21,12 @@ PARAM_COUNTS: dict[str, dict[str, int]] = json.loads((DATA / "param_counts.json"
 
 
 def golden_weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """float32 values for the parameter `name`: matrices scaled by fan-in, norms near 1, biases small."""
-    draw = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
+    """float32 values for the parameter `name`: matrices scaled by fan-in, norms near 1, biases
+    small.
+    """
+    draw = (
+        np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
+    )
     if len(shape) > 1:
         return draw / math.sqrt(math.prod(shape[1:]))
     return 1 + 0.1 * draw if name.endswith("weight") else 0.1 * draw

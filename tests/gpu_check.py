@@ -1,9 +1,11 @@
-"""What docs/performance.md and docs/cluster.md claim about GPUs, checked on this machine: a verdict for each claim.
+"""What docs/performance.md and docs/cluster.md claim about GPUs, checked on this machine: a verdict
+for each claim.
 
 python -m tests.gpu_check [--config=configs/mnist/small_mnist.py] [--steps=40] [--compile] [--device=cpu]
 
-A few minutes on one GPU (--compile: some more). With two, NCCL is checked; with diffusers installed, its speed is compared.
-The exit code is 1 if a claim does not hold. On a processor it runs, too, which tests the program and says nothing about GPUs.
+A few minutes on one GPU (--compile: some more). With two, NCCL is checked; with diffusers
+installed, its speed is compared. The exit code is 1 if a claim does not hold. On a processor it
+runs, too, which tests the program and says nothing about GPUs.
 """
 
 import argparse
@@ -73,11 +75,19 @@ def with_changes(config: ConfigDict, **changes: object) -> ConfigDict:
 def batch(config: ConfigDict, step: int) -> torch.Tensor:
     """Training images (B, C, H, W) in [0, 1], others in each step."""
     source, size = load_images(config.data, "train"), config.training.batch_size
-    return torch.from_numpy(np.stack([source[(step * size + i) % len(source)] for i in range(size)])).float() / 255
+    return (
+        torch.from_numpy(
+            np.stack([source[(step * size + i) % len(source)] for i in range(size)])
+        ).float()
+        / 255
+    )
 
 
 def train(
-    config: ConfigDict, device: torch.device, steps: int, prepare: Callable[[Trainer], object] = lambda trainer: None
+    config: ConfigDict,
+    device: torch.device,
+    steps: int,
+    prepare: Callable[[Trainer], object] = lambda trainer: None,
 ) -> Training:
     """Train from the start; `prepare` is called with the trainer before the first step."""
     gpu, before = device.type == "cuda", 0
@@ -106,7 +116,9 @@ def deviation(losses: np.ndarray, reference: np.ndarray) -> float:
     return float(np.max(np.abs(one - other) / np.abs(other)))
 
 
-def near(text: str, found: Training, reference: Training, tolerance: float, skipped: int = 0) -> Claim:
+def near(
+    text: str, found: Training, reference: Training, tolerance: float, skipped: int = 0
+) -> Claim:
     """Whether losses are those of `reference` to `tolerance`, with at most `skipped` skipped steps."""
     skips, difference = found.trainer.nonfinite_steps, deviation(found.losses, reference.losses)
     holds = bool(difference <= tolerance) and skips <= skipped  # a nan does not hold
@@ -114,18 +126,30 @@ def near(text: str, found: Training, reference: Training, tolerance: float, skip
 
 
 def faster(text: str, found: Training, reference: Training, most: float = 1.0) -> Claim:
-    """Whether a step takes at most `most` times as long as in `reference`; on a processor that says nothing."""
+    """Whether a step takes at most `most` times as long as in `reference`; on a processor that says
+    nothing.
+    """
     ratio = found.seconds / reference.seconds
     measured = f"{1e3 * found.seconds:.3g} ms, {ratio:.2f} times {1e3 * reference.seconds:.3g} ms"
     return Claim(text, measured, ratio <= most if found.trainer.device.type == "cuda" else None)
 
 
-def precisions(config: ConfigDict, device: torch.device, steps: int, compiled: bool) -> Iterator[Claim]:
+def precisions(
+    config: ConfigDict, device: torch.device, steps: int, compiled: bool
+) -> Iterator[Claim]:
     """bfloat16, float16, channels last, compilation."""
     chosen = Precision.of(with_changes(config, optim__automatic_mp=True), device).name
-    yield Claim("automatic_mp is bfloat16 on CUDA", chosen, chosen == "bfloat16" if device.type == "cuda" else None)
+    yield Claim(
+        "automatic_mp is bfloat16 on CUDA",
+        chosen,
+        chosen == "bfloat16" if device.type == "cuda" else None,
+    )
     full, half, small = (
-        train(with_changes(config, optim__automatic_mp=name != "float32", optim__amp_dtype=name), device, steps)
+        train(
+            with_changes(config, optim__automatic_mp=name != "float32", optim__amp_dtype=name),
+            device,
+            steps,
+        )
         for name in ("float32", "bfloat16", "float16")
     )
     yield near("bfloat16: the losses of float32 to 5%", half, full, 0.05)
@@ -133,9 +157,16 @@ def precisions(config: ConfigDict, device: torch.device, steps: int, compiled: b
     yield near("float16: the losses of float32 to 5%", small, full, 0.05, skipped=MOST_SKIPPED)
     yield faster("float16: a step takes less time than in float32", small, full)
     bfloat16 = with_changes(config, optim__automatic_mp=True, optim__amp_dtype="bfloat16")
-    plain = train(bfloat16, device, steps, lambda trainer: trainer.model.to(memory_format=torch.contiguous_format))
+    plain = train(
+        bfloat16,
+        device,
+        steps,
+        lambda trainer: trainer.model.to(memory_format=torch.contiguous_format),
+    )
     yield near("channels last: the losses of the usual layout to 5%", half, plain, 0.05)
-    yield faster("channels last: a step takes no longer than in the usual layout", half, plain, most=1.02)
+    yield faster(
+        "channels last: a step takes no longer than in the usual layout", half, plain, most=1.02
+    )
     if compiled:
         quick = train(with_changes(bfloat16, compile="default"), device, steps)
         yield near("torch.compile: the losses without it to 5%", quick, half, 0.05)
@@ -153,22 +184,37 @@ def saved(trainer: Trainer) -> dict[str, Any]:
 
 
 def determinism(config: ConfigDict, device: torch.device, steps: int, precision: str) -> Claim:
-    """Whether a run that is saved, read and continued ends as one that is not: weights, average, optimizer, bit for bit."""
-    config = with_changes(config, optim__automatic_mp=precision != "float32", optim__amp_dtype=precision)
+    """Whether a run that is saved, read and continued ends as one that is not: weights, average,
+    optimizer, bit for bit.
+    """
+    config = with_changes(
+        config, optim__automatic_mp=precision != "float32", optim__amp_dtype=precision
+    )
     half, whole = (train(config, device, count).trainer for count in (steps // 2, steps))
-    rest = train(config, device, steps, lambda trainer: trainer.load_state_dict(saved(half))).trainer
+    rest = train(
+        config, device, steps, lambda trainer: trainer.load_state_dict(saved(half))
+    ).trainer
     places = differing(saved(whole), saved(rest))
     text = f"{precision}: a resumed run ends as one that was not interrupted, bit for bit"
-    return Claim(text, f"{len(places)} tensors differ" if places else "no tensor differs", not places)
+    return Claim(
+        text, f"{len(places)} tensors differ" if places else "no tensor differs", not places
+    )
 
 
 def memory(config: ConfigDict, device: torch.device, steps: int) -> Iterator[Claim]:
     """Recomputed activations, and a batch in two parts."""
     for text, most, change in (
         ("recompute: less memory, at most 1.5 times the time", 1.5, {"training__recompute": True}),
-        ("accumulation_steps=2: less memory, at most 1.5 times the time", 1.5, {"training__accumulation_steps": 2}),
+        (
+            "accumulation_steps=2: less memory, at most 1.5 times the time",
+            1.5,
+            {"training__accumulation_steps": 2},
+        ),
     ):
-        usual, less = train(config, device, steps), train(with_changes(config, **change), device, steps)
+        usual, less = (
+            train(config, device, steps),
+            train(with_changes(config, **change), device, steps),
+        )
         ratio = less.seconds / usual.seconds
         measured = f"{less.gigabytes:.3g} of {usual.gigabytes:.3g} GB, {ratio:.2f} times the time"
         holds = less.gigabytes < usual.gigabytes and ratio <= most
@@ -176,8 +222,12 @@ def memory(config: ConfigDict, device: torch.device, steps: int) -> Iterator[Cla
 
 
 def two_processes(config: ConfigDict, device: torch.device, steps: int) -> Claim:
-    """Whether train.py by two processes, with NCCL on GPUs, has the losses of one over the first steps."""
-    text = f"two processes ({'NCCL' if device.type == 'cuda' else 'Gloo'}): the losses of one to 1e-4"
+    """Whether train.py by two processes, with NCCL on GPUs, has the losses of one over the first
+    steps.
+    """
+    text = (
+        f"two processes ({'NCCL' if device.type == 'cuda' else 'Gloo'}): the losses of one to 1e-4"
+    )
     if device.type == "cuda" and torch.cuda.device_count() < 2:
         return Claim(text, "this machine has one GPU", None)
     losses = {}
@@ -190,14 +240,26 @@ def two_processes(config: ConfigDict, device: torch.device, steps: int) -> Claim
         file.write_text(json.dumps(settings.to_dict()))
         for count in (1, 2):
             run = Path(directory) / str(count)
-            launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
+            launcher = [
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                "--standalone",
+                f"--nproc_per_node={count}",
+            ]
             command = [*launcher, str(ROOT / "train.py"), f"--config={file}", f"--workdir={run}"]
             result = subprocess.run(command, capture_output=True, text=True, check=False)
             if result.returncode != 0:
-                return Claim(text, f"{count} processes failed: {result.stderr.strip()[-200:]}", False)
-            losses[count] = np.array([row["loss"] for row in read_json_lines(run / "metrics.jsonl") if "loss" in row])
+                return Claim(
+                    text, f"{count} processes failed: {result.stderr.strip()[-200:]}", False
+                )
+            losses[count] = np.array(
+                [row["loss"] for row in read_json_lines(run / "metrics.jsonl") if "loss" in row]
+            )
     difference = float(np.max(np.abs(losses[2] / losses[1] - 1)))
-    return Claim(text, f"differs by {difference:.1e} over {len(losses[1])} steps", difference <= 1e-4)
+    return Claim(
+        text, f"differs by {difference:.1e} over {len(losses[1])} steps", difference <= 1e-4
+    )
 
 
 def beside_diffusers(config: ConfigDict, device: torch.device, steps: int) -> Claim:
@@ -206,9 +268,13 @@ def beside_diffusers(config: ConfigDict, device: torch.device, steps: int) -> Cl
     if importlib.util.find_spec("diffusers") is None:
         return Claim(text, "diffusers is not installed", None)
     ours = train(with_changes(config, optim__automatic_mp=True), device, steps)
-    network = to_device(diffusers_unet(config), device, "none", autocast=ours.trainer.precision.enabled)
+    network = to_device(
+        diffusers_unet(config), device, "none", autocast=ours.trainer.precision.enabled
+    )
     images = batch(config, 0).to(device)
-    step = their_step(network, ours.trainer.precision, images, torch.full((len(images),), 1, device=device))
+    step = their_step(
+        network, ours.trainer.precision, images, torch.full((len(images),), 1, device=device)
+    )
     seconds = []
     for _ in range(steps):
         started = time.perf_counter()
@@ -216,8 +282,12 @@ def beside_diffusers(config: ConfigDict, device: torch.device, steps: int) -> Cl
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - started)
-    one, other = (len(images) / s for s in (ours.seconds, float(np.median(seconds[WARM_UP:] or seconds))))
-    return Claim(text, f"{one:.4g} and {other:.4g}", one >= other if device.type == "cuda" else None)
+    one, other = (
+        len(images) / s for s in (ours.seconds, float(np.median(seconds[WARM_UP:] or seconds)))
+    )
+    return Claim(
+        text, f"{one:.4g} and {other:.4g}", one >= other if device.type == "cuda" else None
+    )
 
 
 def claims(config: ConfigDict, device: torch.device, steps: int, compiled: bool) -> Iterator[Claim]:
@@ -232,16 +302,26 @@ def claims(config: ConfigDict, device: torch.device, steps: int, compiled: bool)
 
 def main(argv: list[str] | None = None) -> int:
     """Measure and print. Returns the exit code: 1 if a claim does not hold."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     usual = str(ROOT / "configs/mnist/small_mnist.py")
     parser.add_argument("--config", default=usual, help="what is trained, on the embedded digits")
     parser.add_argument("--steps", type=int, default=40, help="steps of each training")
-    parser.add_argument("--compile", action="store_true", help="check torch.compile, too, which takes minutes")
+    parser.add_argument(
+        "--compile", action="store_true", help="check torch.compile, too, which takes minutes"
+    )
     parser.add_argument("--device", default="cuda", help="cuda or cpu")
     options = parser.parse_args(argv)
-    config, device = with_changes(load(options.config), data__dataset="mnist5k"), resolve_device(options.device)
+    config, device = (
+        with_changes(load(options.config), data__dataset="mnist5k"),
+        resolve_device(options.device),
+    )
     size = config.training.batch_size
-    print(f"{device_name(device)}, torch {torch.__version__}, {options.config}, batches of {size}", flush=True)
+    print(
+        f"{device_name(device)}, torch {torch.__version__}, {options.config}, batches of {size}",
+        flush=True,
+    )
     broken = 0
     for claim in claims(config, device, options.steps, options.compile):
         verdict = {True: "holds", False: "BROKEN", None: "not measured"}[claim.holds]

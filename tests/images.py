@@ -11,7 +11,9 @@ from configs.default import get_config
 from scripts.data.images import ArrayImages, FolderImages, ImageSource, UnreadableImage
 
 
-def data_config(dataset: str, path: Path | str = "", size: int = 8, channels: int = 3) -> ConfigDict:
+def data_config(
+    dataset: str, path: Path | str = "", size: int = 8, channels: int = 3
+) -> ConfigDict:
     data = get_config().data
     data.dataset, data.path, data.image_size, data.num_channels = dataset, str(path), size, channels
     return data
@@ -19,7 +21,11 @@ def data_config(dataset: str, path: Path | str = "", size: int = 8, channels: in
 
 def numbered(n: int, size: int = 4, channels: int = 1) -> ArrayImages:
     """Image i is filled with the value i, so that a batch tells which images it holds."""
-    return ArrayImages(np.broadcast_to(np.arange(n, dtype=np.uint8)[:, None, None], (n, size, size)).copy(), size, channels)
+    return ArrayImages(
+        np.broadcast_to(np.arange(n, dtype=np.uint8)[:, None, None], (n, size, size)).copy(),
+        size,
+        channels,
+    )
 
 
 class WithDamage:
@@ -55,7 +61,12 @@ def names_of(source: ImageSource) -> list[str]:
 
 
 def decoded(
-    tmp_path: Path, contents: Image.Image | bytes, suffix: str = ".png", size: int = 4, channels: int = 3, **save: Any
+    tmp_path: Path,
+    contents: Image.Image | bytes,
+    suffix: str = ".png",
+    size: int = 4,
+    channels: int = 3,
+    **save: Any,
 ) -> np.ndarray:
     path = tmp_path / f"image{suffix}"
     if isinstance(contents, bytes):

@@ -1,4 +1,5 @@
-"""How many digits a judge that the project has never seen is sure of: a perceptron on raw pixels, trained here in seconds.
+"""How many digits a judge that the project has never seen is sure of: a perceptron on raw pixels,
+trained here in seconds.
 
 python -m tests.judge SAMPLES.npz|FOLDER      # of 28x28 digits, as sample.py --export_dir=D --export=npz writes
 """
@@ -19,11 +20,15 @@ SURE = 0.9
 
 def pixels(source: ImageSource) -> torch.Tensor:
     """float32 (N, 784) in [0, 1]."""
-    return torch.from_numpy(np.stack([source[i] for i in range(len(source))])).float().flatten(1) / 255
+    return (
+        torch.from_numpy(np.stack([source[i] for i in range(len(source))])).float().flatten(1) / 255
+    )
 
 
 def judge() -> nn.Module:
-    """A perceptron with one hidden layer, trained on the embedded training digits; the same one every time."""
+    """A perceptron with one hidden layer, trained on the embedded training digits; the same one
+    every time.
+    """
     source, labels = load_labelled(quickstart.get_config().data, "train")
     x, y = pixels(source), torch.from_numpy(labels)
     with torch.random.fork_rng():
@@ -45,13 +50,20 @@ def certainty(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 
 def main(path: str) -> None:
-    """Print the share of digits that the judge is sure of, with its standard error, beside that of held-out digits."""
+    """Print the share of digits that the judge is sure of, with its standard error, beside that of
+    held-out digits.
+    """
     data = quickstart.get_config().data
-    found = {path: open_images(path, "SAMPLES", 28, 1), "held-out digits": load_labelled(data, "held_out")[0]}
+    found = {
+        path: open_images(path, "SAMPLES", 28, 1),
+        "held-out digits": load_labelled(data, "held_out")[0],
+    }
     model = judge()
     for name, source in found.items():
         sure = (certainty(model, pixels(source)) > SURE).float()
-        print(f"{name}: surer than {SURE} of {sure.mean():.1%} +- {sure.std() / len(sure) ** 0.5:.1%} (N = {len(sure)})")
+        print(
+            f"{name}: surer than {SURE} of {sure.mean():.1%} +- {sure.std() / len(sure) ** 0.5:.1%} (N = {len(sure)})"
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Print the size of the code in tokens, docstrings and comments not counted: python -m tests.size [FOLDER]."""
+"""Print the size of the code in tokens, docstrings and comments not counted: python -m tests.size
+[FOLDER].
+"""
 
 import ast
 import sys
@@ -22,7 +24,9 @@ def docstring_lines(source: str) -> set[int]:
     return {
         node.lineno
         for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        if isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
     }
 
 
@@ -31,7 +35,8 @@ def count(path: Path) -> int:
     docstrings = docstring_lines(path.read_text())
     with path.open("rb") as file:
         return sum(
-            token.type not in LAYOUT and not (token.type == tokenize.STRING and token.start[0] in docstrings)
+            token.type not in LAYOUT
+            and not (token.type == tokenize.STRING and token.start[0] in docstrings)
             for token in tokenize.tokenize(file.readline)
         )
 

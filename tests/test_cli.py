@@ -38,14 +38,22 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_directory(trained: Path) -> None:
     for name in (
-        *("checkpoints-meta/checkpoint.pth", "checkpoints/checkpoint_1.pth", "tensorboard", "metrics.jsonl", "index.html"),
+        *(
+            "checkpoints-meta/checkpoint.pth",
+            "checkpoints/checkpoint_1.pth",
+            "tensorboard",
+            "metrics.jsonl",
+            "index.html",
+        ),
         *(f"samples/iter_2/{name}" for name in ("final.png", "process.gif", "process.mp4")),
     ):
         assert (trained / name).exists(), name
     assert json.loads((trained / "config.json").read_text())["model"]["blur_sigma_max"] == 4.0
 
 
-def test_training_again_says_that_it_is_done_and_a_failing_report_is_a_warning(trained: Path) -> None:
+def test_training_again_says_that_it_is_done_and_a_failing_report_is_a_warning(
+    trained: Path,
+) -> None:
     page = trained / "index.html"
     page.unlink()
     page.mkdir()
@@ -59,14 +67,26 @@ def test_training_again_says_that_it_is_done_and_a_failing_report_is_a_warning(t
 @pytest.mark.parametrize(
     ("flags", "directory", "files"),
     [
-        (["--batch_size=2"], "checkpoint_0/delta_0.0125", ["final.png", "init.png", "samples.npy", "process.mp4"]),
-        (["--batch_size=2", "--same_init", "--delta=0.01"], "checkpoint_0/delta_0.01_same_init", ["final.npy"]),
+        (
+            ["--batch_size=2"],
+            "checkpoint_0/delta_0.0125",
+            ["final.png", "init.png", "samples.npy", "process.mp4"],
+        ),
+        (
+            ["--batch_size=2", "--same_init", "--delta=0.01"],
+            "checkpoint_0/delta_0.01_same_init",
+            ["final.npy"],
+        ),
         (
             ["--init=held_out", "--from_level=2", "--per_init=3", "--batch_size=7"],
             "checkpoint_0/delta_0.0125_init_held_out_from_2",
             ["seeds.png"],
         ),
-        (["--checkpoint=1", "--batch_size=2", "--share_noise"], "checkpoint_1/delta_0.0125_share_noise", ["process.gif"]),
+        (
+            ["--checkpoint=1", "--batch_size=2", "--share_noise"],
+            "checkpoint_1/delta_0.0125_share_noise",
+            ["process.gif"],
+        ),
         (
             ["--interpolate", "--num_points=3", "--number=1"],
             "checkpoint_0/interpolate_delta_0.0125_1",
@@ -74,7 +94,9 @@ def test_training_again_says_that_it_is_done_and_a_failing_report_is_a_warning(t
         ),
     ],
 )
-def test_four_kinds_of_samples(flags: list[str], directory: str, files: list[str], trained: Path) -> None:
+def test_four_kinds_of_samples(
+    flags: list[str], directory: str, files: list[str], trained: Path
+) -> None:
     result = run("sample.py", "--workdir", trained, *flags)
     assert result.returncode == 0, result.stderr
     assert directory in result.stdout
@@ -85,16 +107,33 @@ def test_four_kinds_of_samples(flags: list[str], directory: str, files: list[str
 def test_every_sampling_flag_has_an_effect(trained: Path) -> None:
     """--save_sample_freq, --number, --seed and --prior, through the files that they change."""
     base = trained / "additional_samples" / "checkpoint_0"
-    assert run("sample.py", "--workdir", trained, "--batch_size=4", "--save_sample_freq=2", "--seed=3").returncode == 0
+    assert (
+        run(
+            "sample.py", "--workdir", trained, "--batch_size=4", "--save_sample_freq=2", "--seed=3"
+        ).returncode
+        == 0
+    )
     kept = np.load(base / "delta_0.0125_seed_3" / "samples.npy")
     assert kept.shape == (3, 4, 1, 8, 8)  # levels 3, 1 and 0
-    result = run("sample.py", "--workdir", trained, "--batch_size=2", "--number=1", "--seed=3", "--prior=data")
+    result = run(
+        "sample.py",
+        "--workdir",
+        trained,
+        "--batch_size=2",
+        "--number=1",
+        "--seed=3",
+        "--prior=data",
+    )
     assert result.returncode == 0
-    np.testing.assert_allclose(np.load(base / "delta_0.0125_seed_3_1" / "final.npy"), kept[-1, 2:], atol=1e-3)
+    np.testing.assert_allclose(
+        np.load(base / "delta_0.0125_seed_3_1" / "final.npy"), kept[-1, 2:], atol=1e-3
+    )
 
 
 def test_a_run_directory_is_enough(trained: Path, tmp_path: Path) -> None:
-    """Sampling, evaluating and going on without --config; overrides are compared as ever; pictures elsewhere with --out."""
+    """Sampling, evaluating and going on without --config; overrides are compared as ever; pictures
+    elsewhere with --out.
+    """
 
     def run(script: str, *args: object) -> subprocess.CompletedProcess[str]:
         return command(ROOT / script, "--workdir", trained, *args, cwd=tmp_path)
@@ -106,24 +145,38 @@ def test_a_run_directory_is_enough(trained: Path, tmp_path: Path) -> None:
         ["--config.device=cpu", "--config.model.sampling_noise=isotropic"],
     ):
         assert run("sample.py", *sample, *more).returncode == 0
-    assert [path.name for path in (tmp_path / "pictures" / "checkpoint_0").iterdir()] == ["delta_0.0125"], (
-        "the same, drawn again"
+    assert [path.name for path in (tmp_path / "pictures" / "checkpoint_0").iterdir()] == [
+        "delta_0.0125"
+    ], "the same, drawn again"
+    assert "config.model.K was 3, now 4" in error_line(
+        run("sample.py", *sample, "--config.model.K=4")
     )
-    assert "config.model.K was 3, now 4" in error_line(run("sample.py", *sample, "--config.model.K=4"))
     result = run("evaluate.py", "--mode=elbo", "--num_images=2", "--out=scores")
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "scores" / "BPD_log.txt").exists()
     assert "already finished at step 2" in run("train.py").stdout
     (tmp_path / "file").touch()
     for script, options in (("sample.py", sample[:1]), ("evaluate.py", ["--mode=elbo"])):
-        assert "--out=file/x" in error_line(run(script, *options, "--out=file/x")), "before anything is computed"
+        assert "--out=file/x" in error_line(run(script, *options, "--out=file/x")), (
+            "before anything is computed"
+        )
 
 
 def test_pictures_of_other_settings_are_never_replaced(trained: Path, tmp_path: Path) -> None:
-    """Whatever differs: seed of the configuration, number, precision, prior; and the step, after more training."""
+    """Whatever differs: seed of the configuration, number, precision, prior; and the step, after
+    more training.
+    """
     base, kept = tmp_path / "checkpoint_0", {}
-    for changes in ([], ["--batch_size=1"], ["--prior=data"], ["--precision=bfloat16"], ["--config.seed=5"]):
-        result = run("sample.py", "--workdir", trained, "--out", tmp_path, "--batch_size=2", *changes)
+    for changes in (
+        [],
+        ["--batch_size=1"],
+        ["--prior=data"],
+        ["--precision=bfloat16"],
+        ["--config.seed=5"],
+    ):
+        result = run(
+            "sample.py", "--workdir", trained, "--out", tmp_path, "--batch_size=2", *changes
+        )
         assert result.returncode == 0, result.stderr
         directories = [path for path in base.iterdir() if path not in kept]
         assert len(directories) == 1
@@ -134,19 +187,33 @@ def test_pictures_of_other_settings_are_never_replaced(trained: Path, tmp_path: 
 
 
 def test_dead_flags_of_the_release_are_named_in_a_warning(trained: Path) -> None:
-    result = run("sample.py", "--workdir", trained, "--batch_size=1", "--final_noise=0.1", "--eval_folder=eval")
+    result = run(
+        "sample.py",
+        "--workdir",
+        trained,
+        "--batch_size=1",
+        "--final_noise=0.1",
+        "--eval_folder=eval",
+    )
     assert result.returncode == 0, result.stderr
-    assert result.stderr == "warning: --final_noise, --eval_folder: no effect, as in the original release\n"
+    assert (
+        result.stderr
+        == "warning: --final_noise, --eval_folder: no effect, as in the original release\n"
+    )
 
 
 def test_export_continues_where_it_stopped(trained: Path, tmp_path: Path) -> None:
     directory = tmp_path / "images"
 
     def export(*args: object) -> subprocess.CompletedProcess[str]:
-        return run("sample.py", "--workdir", trained, "--export_dir", directory, "--batch_size=3", *args)
+        return run(
+            "sample.py", "--workdir", trained, "--export_dir", directory, "--batch_size=3", *args
+        )
 
     assert export("--num_samples=5").returncode == 0
-    assert sorted(path.name for path in directory.glob("*.png")) == [f"{i:06d}.png" for i in range(5)]
+    assert sorted(path.name for path in directory.glob("*.png")) == [
+        f"{i:06d}.png" for i in range(5)
+    ]
     before = np.asarray(Image.open(directory / "000002.png")).astype(int)
     (directory / "000002.png").unlink()
     untouched = (directory / "000001.png").stat().st_mtime_ns
@@ -164,18 +231,29 @@ def test_export_continues_where_it_stopped(trained: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("argument", "expected"),
     [
-        ("--config.model.Kx=3", "config.model.Kx: there is no such key in configs/default.py; did you mean config.model.K?"),
-        ("--config.modle.K=3", "config.modle.K: there is no such key in configs/default.py; did you mean config.model.K?"),
+        (
+            "--config.model.Kx=3",
+            "config.model.Kx: there is no such key in configs/default.py; did you mean config.model.K?",
+        ),
+        (
+            "--config.modle.K=3",
+            "config.modle.K: there is no such key in configs/default.py; did you mean config.model.K?",
+        ),
         ("--config.model.K=many", "--config.model.K=many"),
         ("--worksdir=x", "worksdir"),
         ("configs", "'configs' is not a flag"),
         ("--workdir=~nobody_of_this_name/x", "--workdir=~nobody_of_this_name/x: not a path"),
-        ("--config.data.dataset=imagenet", "config.data.dataset = 'imagenet': must be one of mnist5k"),
+        (
+            "--config.data.dataset=imagenet",
+            "config.data.dataset = 'imagenet': must be one of mnist5k",
+        ),
         ("--config.data.dataset=ffhq", "https://github.com/NVlabs/ffhq-dataset"),
     ],
 )
 def test_bad_input_to_training(argument: str, expected: str, tmp_path: Path) -> None:
-    line = error_line(run("train.py", "--workdir", tmp_path / "run", "--config.data.path=/nowhere", argument))
+    line = error_line(
+        run("train.py", "--workdir", tmp_path / "run", "--config.data.path=/nowhere", argument)
+    )
     assert expected in line
     assert list(tmp_path.iterdir()) == [], "nothing is written"
 
@@ -185,15 +263,23 @@ def test_configuration_files_that_fail(tmp_path: Path) -> None:
     assert "none.py: there is no such file" in line
     for broken in ("def get_config():\n    return undefined_name\n", "def get_config(:\n"):
         (tmp_path / "broken.py").write_text(broken)
-        assert "broken.py" in error_line(run("train.py", "--workdir", tmp_path / "run", config=tmp_path / "broken.py"))
+        assert "broken.py" in error_line(
+            run("train.py", "--workdir", tmp_path / "run", config=tmp_path / "broken.py")
+        )
 
 
 def test_argument_of_a_configuration_file(tmp_path: Path) -> None:
     """FILE:ARGUMENT, as ml_collections has it; overrides apply afterwards."""
     file = tmp_path / "mine.py"
-    file.write_text("from configs.mnist import quickstart\n\ndef get_config(K):\n    c = quickstart.get_config()\n")
-    file.write_text(file.read_text() + "    c.model.K = int(K)\n    c.training.n_iters = 7\n    return c\n")
-    result = command("train.py", f"--config={file}:33", "--plan", "--config.training.n_iters=1234567")
+    file.write_text(
+        "from configs.mnist import quickstart\n\ndef get_config(K):\n    c = quickstart.get_config()\n"
+    )
+    file.write_text(
+        file.read_text() + "    c.model.K = int(K)\n    c.training.n_iters = 7\n    return c\n"
+    )
+    result = command(
+        "train.py", f"--config={file}:33", "--plan", "--config.training.n_iters=1234567"
+    )
     assert result.returncode == 0, result.stderr
     assert "33 forward passes" in result.stdout
     assert "1,234,567" in result.stdout
@@ -210,7 +296,11 @@ def test_own_images_with_a_truncated_one_among_them(tmp_path: Path) -> None:
     """Named, skipped and counted; training goes on. A folder without images is an error."""
     folder = tmp_path / "mine"
     folder.mkdir()
-    args = ["--config.data.dataset=folder", f"--config.data.path={folder}", "--config.data.num_channels=3"]
+    args = [
+        "--config.data.dataset=folder",
+        f"--config.data.path={folder}",
+        "--config.data.num_channels=3",
+    ]
     args += ["--config.training.n_iters=4", "--config.training.log_freq=4"]
     assert "mine" in error_line(run("train.py", "--workdir", tmp_path / "run", *args))
     rng = np.random.default_rng(0)
@@ -219,11 +309,18 @@ def test_own_images_with_a_truncated_one_among_them(tmp_path: Path) -> None:
     data = (folder / "4.png").read_bytes()
     (folder / "4.png").write_bytes(data[: len(data) // 2])
     result = run(
-        "train.py", "--workdir", tmp_path / "run", *args, "--config.training.n_iters=4", "--config.training.log_freq=4"
+        "train.py",
+        "--workdir",
+        tmp_path / "run",
+        *args,
+        "--config.training.n_iters=4",
+        "--config.training.log_freq=4",
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("4.png") + result.stderr.count("4.png") == 1
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert [row["unreadable_images"] for row in rows if "loss" in row] == [1]
 
 
@@ -238,7 +335,10 @@ def test_own_images_with_a_truncated_one_among_them(tmp_path: Path) -> None:
         ("--init=train --prior=data", "--prior has no meaning with --init"),
         ("--init=train --per_init=2 --share_noise", "--per_init has no meaning with --share_noise"),
         ("--init=/no/where", "--init=/no/where: cannot be used"),
-        ("--init=held_out --from_level=4", "--from_level=4: must be a level that is visited; near it 2 and 3"),
+        (
+            "--init=held_out --from_level=4",
+            "--from_level=4: must be a level that is visited; near it 2 and 3",
+        ),
         ("--num_samples=3", "--num_samples has no meaning without --export_dir"),
         ("--export_dir=x", "--num_samples is needed with --export_dir"),
         ("--checkpoint=7", "has no checkpoints/checkpoint_7.pth; there are 1"),
@@ -271,7 +371,9 @@ def test_help_and_missing_flags(script: str) -> None:
     assert ("--config" if script == "train.py" else "--workdir") in error_line(command(script))
 
 
-@pytest.mark.parametrize("streams", ["2>&-", ">&-", "<&- >&- 2>&-", "2>&1 | true", "> /dev/full 2> /dev/full"])
+@pytest.mark.parametrize(
+    "streams", ["2>&-", ">&-", "<&- >&- 2>&-", "2>&1 | true", "> /dev/full 2> /dev/full"]
+)
 def test_lines_that_cannot_be_printed_end_nothing(streams: str, tmp_path: Path) -> None:
     """Nor do they land in files, which must not get the numbers of closed streams."""
     code = f"""

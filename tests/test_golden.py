@@ -35,7 +35,9 @@ def test_unet(golden: Golden) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("protocol", ["paper", "released"])
 def test_both_protocols(golden: Golden, protocol: str) -> None:
-    """They differ in levels, prior noise and defaults, not in the loss at a level nor in the prior's term."""
+    """They differ in levels, prior noise and defaults, not in the loss at a level nor in the
+    prior's term.
+    """
     settings = golden.settings
     process = golden.process(protocol)
     loss = process_loss(process, golden.model, golden["u0"], golden["k"], golden["eps"])
@@ -47,7 +49,9 @@ def test_both_protocols(golden: Golden, protocol: str) -> None:
 
 
 def test_sampling_trajectory(golden: Golden) -> None:
-    """The last mean after K steps, with the noise of each step given; that of the last step does not reach it."""
+    """The last mean after K steps, with the noise of each step given; that of the last step does
+    not reach it.
+    """
     noise = golden["sampler_noise"].clone()
     noise[0] = torch.nan
     asked: list[int] = []
@@ -67,12 +71,16 @@ def test_sampling_trajectory(golden: Golden) -> None:
 
 @pytest.mark.parametrize("name", sorted(PARAM_COUNTS))
 def test_parameters_of_every_config(name: str) -> None:
-    """Count, names, shapes and order are the original's, so that its weights (a list in this order) load."""
+    """Count, names, shapes and order are the original's, so that its weights (a list in this order)
+    load.
+    """
     with torch.device("meta"):
         weights = list(build_model(importlib.import_module(name).get_config()).named_parameters())
     lines = [f"{parameter} {tuple(weight.shape)}" for parameter, weight in weights]
     if name == "configs.mnist.small_mnist":
-        assert lines == (DATA / "small_mnist_params.txt").read_text().splitlines()  # a readable difference
+        assert (
+            lines == (DATA / "small_mnist_params.txt").read_text().splitlines()
+        )  # a readable difference
     found = {
         "n_params": sum(weight.numel() for _, weight in weights),
         "crc": zlib.crc32("\n".join(lines).encode()),

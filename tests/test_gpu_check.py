@@ -1,4 +1,6 @@
-"""The check of a GPU machine, as far as a processor can: that it runs, and that what is broken is called so."""
+"""The check of a GPU machine, as far as a processor can: that it runs, and that what is broken is
+called so.
+"""
 
 import subprocess
 from types import SimpleNamespace
@@ -17,13 +19,21 @@ from tests.training.runs import CPU
 TINY = str(ROOT / "tests/cluster/tiny.py")
 
 
-def training(losses: list[float], skipped: int = 0, seconds: float = 1.0, gigabytes: float = 1.0, kind: str = "cuda") -> Any:
+def training(
+    losses: list[float],
+    skipped: int = 0,
+    seconds: float = 1.0,
+    gigabytes: float = 1.0,
+    kind: str = "cuda",
+) -> Any:
     trainer = SimpleNamespace(nonfinite_steps=skipped, device=torch.device(kind))
     return gpu_check.Training(np.array(losses), seconds, gigabytes, trainer)  # type: ignore[arg-type]
 
 
 def test_all_of_it(capsys: pytest.CaptureFixture[str]) -> None:
-    """A verdict for each claim; those about a GPU's speed and memory are not measured, the others hold."""
+    """A verdict for each claim; those about a GPU's speed and memory are not measured, the others
+    hold.
+    """
     assert gpu_check.main(["--device=cpu", "--steps=4", f"--config={TINY}"]) == 0
     lines = capsys.readouterr().out.splitlines()
     verdicts = {line[14:89].strip(): line[:13].strip() for line in lines[1:-1]}
@@ -35,7 +45,13 @@ def test_all_of_it(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     ("losses", "skipped", "holds"),
-    [([1.01, 1.99], 0, True), ([1.3, 2.6], 0, False), ([np.nan, 2], 0, False), ([1, 2], 2, False), ([1, 2], 1, True)],
+    [
+        ([1.01, 1.99], 0, True),
+        ([1.3, 2.6], 0, False),
+        ([np.nan, 2], 0, False),
+        ([1, 2], 2, False),
+        ([1, 2], 1, True),
+    ],
 )
 def test_losses(losses: list[float], skipped: int, holds: bool) -> None:
     claim = gpu_check.near("", training(losses, skipped), training([1, 2]), 0.05, skipped=1)
@@ -51,7 +67,10 @@ def test_times_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     for gigabytes, seconds, holds in ((0.5, 1.4, True), (1.0, 1.0, False), (0.5, 1.6, False)):
         found = iter([training([1]), training([1], gigabytes=gigabytes, seconds=seconds)] * 2)
         monkeypatch.setattr(gpu_check, "train", lambda *_, found=found: next(found))
-        assert [claim.holds for claim in gpu_check.memory(config, torch.device("cuda"), 1)] == [holds, holds]
+        assert [claim.holds for claim in gpu_check.memory(config, torch.device("cuda"), 1)] == [
+            holds,
+            holds,
+        ]
 
 
 def test_a_resumed_run_that_differs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +89,9 @@ def test_a_resumed_run_that_differs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_processes_that_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     """A training that does not start breaks the claim."""
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1, stderr="it did not start"))
+    monkeypatch.setattr(
+        subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1, stderr="it did not start")
+    )
     claim = gpu_check.two_processes(load(TINY), CPU, 2)
     assert claim.holds is False
     assert claim.measured == "1 processes failed: it did not start"

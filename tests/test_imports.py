@@ -1,4 +1,6 @@
-"""Imports point down: entry scripts -> training, evaluation -> sampling -> data -> storage -> config, runtime -> model_code."""
+"""Imports point down: entry scripts -> training, evaluation -> sampling -> data -> storage ->
+config, runtime -> model_code.
+"""
 
 import ast
 from graphlib import TopologicalSorter
@@ -17,9 +19,14 @@ FLOORS = (
     ({"scripts.training"}, {"scripts.evaluation"}),
     ({"entry scripts"}, {"scripts.tools"}),
 )
-"""Groups of rooms from the bottom up: a group may import from itself and from all groups below its floor."""
+"""Groups of rooms from the bottom up: a group may import from itself and from all groups below its
+floor.
+"""
 MAY_IMPORT = {
-    room: group.union(*chain(*FLOORS[:floor])) for floor, groups in enumerate(FLOORS) for group in groups for room in group
+    room: group.union(*chain(*FLOORS[:floor]))
+    for floor, groups in enumerate(FLOORS)
+    for group in groups
+    for room in group
 } | {"scripts.config": {"scripts.config", "configs", "model_code", "scripts"}}
 """Rooms of this program that each may import from."""
 
@@ -38,9 +45,14 @@ def import_graph() -> dict[str, set[str]]:
     Of other packages the first part of the name.
     """
     files = [
-        path for pattern in ("*.py", "configs/**/*.py", "model_code/*.py", "scripts/**/*.py") for path in ROOT.glob(pattern)
+        path
+        for pattern in ("*.py", "configs/**/*.py", "model_code/*.py", "scripts/**/*.py")
+        for path in ROOT.glob(pattern)
     ]
-    modules = {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in files}
+    modules = {
+        ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
+        for file in files
+    }
     graph: dict[str, set[str]] = {}
     for module, file in modules.items():
         names = set()
@@ -58,12 +70,17 @@ def import_graph() -> dict[str, set[str]]:
                 names |= {f"{node.module}.{alias.name}" for alias in node.names}
         parts = [name.split(".") for name in names]
         prefixes = ([".".join(part[:i]) for i in range(len(part), 0, -1)] for part in parts)
-        graph[module] = {next((name for name in candidates if name in modules), candidates[-1]) for candidates in prefixes}
+        graph[module] = {
+            next((name for name in candidates if name in modules), candidates[-1])
+            for candidates in prefixes
+        }
     return graph
 
 
 def check(graph: dict[str, set[str]]) -> None:
-    """Assert that imports stay within MAY_IMPORT and have no circles, and that config starts quickly."""
+    """Assert that imports stay within MAY_IMPORT and have no circles, and that config starts
+    quickly.
+    """
     for module, imported in graph.items():
         for other in imported & graph.keys():
             assert room(other) in MAY_IMPORT[room(module)], f"{module} imports {other}"

@@ -1,4 +1,6 @@
-"""Files from strangers: nothing in them is run, and no name leads elsewhere or writes to the terminal."""
+"""Files from strangers: nothing in them is run, and no name leads elsewhere or writes to the
+terminal.
+"""
 
 import ast
 import io
@@ -59,7 +61,15 @@ def arrays(folder: Path, trap: Path) -> None:
 def cifar_files(folder: Path, trap: Path) -> None:
     """CIFAR-10's own files are pickles: torchvision compares checksums before it loads them."""
     (folder / "cifar-10-batches-py").mkdir()
-    for name in ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch", "batches.meta"):
+    for name in (
+        "data_batch_1",
+        "data_batch_2",
+        "data_batch_3",
+        "data_batch_4",
+        "data_batch_5",
+        "test_batch",
+        "batches.meta",
+    ):
         (folder / "cifar-10-batches-py" / name).write_bytes(pickle.dumps(RunsCode(trap)))
 
 
@@ -67,9 +77,15 @@ def torchscript(folder: Path, trap: Path) -> None:
     """A TorchScript archive with Python's pickle of code in place of its own data."""
     buffer = io.BytesIO()
     torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)), buffer)
-    with zipfile.ZipFile(buffer) as source, zipfile.ZipFile(folder / "inception-2015-12-05.pt", "w") as target:
+    with (
+        zipfile.ZipFile(buffer) as source,
+        zipfile.ZipFile(folder / "inception-2015-12-05.pt", "w") as target,
+    ):
         for name in source.namelist():
-            target.writestr(name, pickle.dumps(RunsCode(trap)) if name.endswith("data.pkl") else source.read(name))
+            target.writestr(
+                name,
+                pickle.dumps(RunsCode(trap)) if name.endswith("data.pkl") else source.read(name),
+            )
 
 
 READERS: dict[str, tuple[Callable[[Path, Path], None], Callable[[Path], object]]] = {
@@ -87,8 +103,12 @@ def offline(*_: object, **__: object) -> None:
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_nothing_in_a_file_is_run(reader: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each kind of file that the program reads, made to run code when unpickled carelessly: refused."""
+def test_nothing_in_a_file_is_run(
+    reader: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each kind of file that the program reads, made to run code when unpickled carelessly:
+    refused.
+    """
     monkeypatch.setattr("socket.getaddrinfo", offline)
     make, read = READERS[reader]
     trap, folder = tmp_path / "trap", tmp_path / "files"
@@ -105,8 +125,14 @@ def test_the_trap_works(tmp_path: Path) -> None:
 
 
 def test_no_file_is_read_by_a_loader_that_runs_code() -> None:
-    """torch.load only with weights_only=True, np.load never with pickles, and pickle's own loaders nowhere."""
-    for file in [*ROOT.glob("*.py"), *(ROOT / "scripts").rglob("*.py"), *(ROOT / "model_code").rglob("*.py")]:
+    """torch.load only with weights_only=True, np.load never with pickles, and pickle's own loaders
+    nowhere.
+    """
+    for file in [
+        *ROOT.glob("*.py"),
+        *(ROOT / "scripts").rglob("*.py"),
+        *(ROOT / "model_code").rglob("*.py"),
+    ]:
         for call in ast.walk(ast.parse(file.read_text())):
             if isinstance(call, ast.Call):
                 name = ast.unparse(call.func)
@@ -141,8 +167,12 @@ def test_paths_are_where_they_point(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             user_path(text, "--workdir")
 
 
-def test_names_of_files_cannot_write_to_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Escape sequences, line breaks and direction marks in a file's name are escaped where it is mentioned."""
+def test_names_of_files_cannot_write_to_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Escape sequences, line breaks and direction marks in a file's name are escaped where it is
+    mentioned.
+    """
     odd = "a\x1b[2J\n\u202eb\udcff.png"
     with open(os.fsencode(tmp_path / odd), "wb") as file:  # noqa: PTH123  # a name that is not text
         file.write(b"no image")
@@ -153,5 +183,8 @@ def test_names_of_files_cannot_write_to_the_terminal(tmp_path: Path, capsys: pyt
     with pytest.raises(SystemExit):
         fail(error.value)
     assert capsys.readouterr().err.rstrip("\n").isprintable()
-    assert printable("a\tb\n\x1b[0m\x7f\u202e é 漢 \udcff") == "a\\tb\\n\\x1b[0m\\x7f\\u202e é 漢 \\udcff"
+    assert (
+        printable("a\tb\n\x1b[0m\x7f\u202e é 漢 \udcff")
+        == "a\\tb\\n\\x1b[0m\\x7f\\u202e é 漢 \\udcff"
+    )
     assert one_line(" a\n  b\x1b ") == "a b\\x1b"

@@ -15,7 +15,9 @@ def pictures(cells: list[nbformat.NotebookNode]) -> list[bool]:
 
 
 def test_tour() -> None:
-    """With fewer samples and levels, without a warning; the same cells show pictures as in the file."""
+    """With fewer samples and levels, without a warning; the same cells show pictures as in the
+    file.
+    """
     notebook = nbformat.read(TOUR, as_version=4)
     kept = pictures(notebook.cells)
     assert sum(kept) == 9
@@ -27,6 +29,16 @@ def test_tour() -> None:
         assert sum(before in cell.source for cell in notebook.cells) == 1
         for cell in notebook.cells:
             cell.source = cell.source.replace(before, after)
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(TOUR.parent)}}).execute()
+    NotebookClient(
+        notebook,
+        timeout=300,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(TOUR.parent)}},
+    ).execute()
     assert pictures(notebook.cells) == kept
-    assert not [output for cell in notebook.cells for output in cell.get("outputs", []) if output.get("name") == "stderr"]
+    assert not [
+        output
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if output.get("name") == "stderr"
+    ]

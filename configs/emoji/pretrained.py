@@ -1,4 +1,5 @@
-"""What the weights in runs/emoji/pretrained were trained with: an hour and a half on one core with AVX2, in float32.
+"""What the weights in runs/emoji/pretrained were trained with: an hour and a half on one core with
+AVX2, in float32.
 
 The weights' card has the scores.
 """

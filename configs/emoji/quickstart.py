@@ -1,4 +1,5 @@
-"""The embedded emoji, 32x32 pixels in colour, with the quickstart's network: minutes on a laptop's processor.
+"""The embedded emoji, 32x32 pixels in colour, with the quickstart's network: minutes on a laptop's
+processor.
 
 python train.py --config configs/emoji/quickstart.py --workdir runs/emoji/quickstart
 """

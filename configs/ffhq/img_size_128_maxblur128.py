@@ -9,7 +9,9 @@ from configs.ffhq import default_ffhq_configs
 
 
 def get_config() -> ConfigDict:
-    """`default_ffhq_configs` at half the size with a shallower network; sigma_B still reaches 128 pixels."""
+    """`default_ffhq_configs` at half the size with a shallower network; sigma_B still reaches 128
+    pixels.
+    """
     config = default_ffhq_configs.get_config()
     config.eval.batch_size = 9
     config.data.image_size = 128

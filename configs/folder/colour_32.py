@@ -1,4 +1,5 @@
-"""A folder of your own colour images at 32x32, with a small network: minutes to an hour on a laptop's processor.
+"""A folder of your own colour images at 32x32, with a small network: minutes to an hour on a
+laptop's processor.
 
 python train.py --config configs/folder/colour_32.py --workdir runs/mine/first --config.data.path=~/pictures
 """
@@ -9,7 +10,9 @@ from configs import default
 
 
 def get_config() -> ConfigDict:
-    """1.1M parameters, K = 100, largest blur 24 pixels, bfloat16 where supported, a learning rate that decays to zero."""
+    """1.1M parameters, K = 100, largest blur 24 pixels, bfloat16 where supported, a learning rate
+    that decays to zero.
+    """
     config = default.get_config()
     config.training.batch_size = 64
     config.training.n_iters = 3000

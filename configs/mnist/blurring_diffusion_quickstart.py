@@ -1,4 +1,5 @@
-"""The 5,000 embedded MNIST digits by blurring diffusion (Hoogeboom and Salimans, 2023), trained as quickstart.py.
+"""The 5,000 embedded MNIST digits by blurring diffusion (Hoogeboom and Salimans, 2023), trained as
+quickstart.py.
 
 python train.py --config configs/mnist/blurring_diffusion_quickstart.py --workdir runs/mnist/blurring_diffusion_quickstart
 """
@@ -12,6 +13,8 @@ def get_config() -> ConfigDict:
     """Quickstart's network and training, K = 100."""
     config = quickstart.get_config()
     config.data.uniform_dequantization = False  # the bound is one on 8-bit images
-    config.model.process = "velocity_blurring_diffusion"  # minutes are too short to predict eps well enough
+    config.model.process = (
+        "velocity_blurring_diffusion"  # minutes are too short to predict eps well enough
+    )
     config.model.K = 100
     return config

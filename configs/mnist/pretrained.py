@@ -1,6 +1,8 @@
-"""What the weights in runs/mnist/pretrained were trained with: a network like the quickstart's, at full resolution, for hours.
+"""What the weights in runs/mnist/pretrained were trained with: a network like the quickstart's, at
+full resolution, for hours.
 
-About three hours on processors with AMX, in bfloat16; the weights' card has the stages and the scores.
+About three hours on processors with AMX, in bfloat16; the weights' card has the stages and the
+scores.
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +16,9 @@ def get_config() -> ConfigDict:
     config.training.batch_size = 64
     config.training.n_iters = 43000
     config.training.log_freq = 50
-    config.training.level_weighting = 1.0  # samples fail at the last levels, whose losses are the smallest
+    config.training.level_weighting = (
+        1.0  # samples fail at the last levels, whose losses are the smallest
+    )
     config.training.eval_freq = 500
     config.training.sampling_freq = 4000
     config.training.snapshot_freq = 2000

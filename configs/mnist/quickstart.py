@@ -9,7 +9,9 @@ from configs import default
 
 
 def get_config() -> ConfigDict:
-    """0.7M parameters on patches of 2x2 pixels, K = 30, much noise, a high learning rate that decays to zero."""
+    """0.7M parameters on patches of 2x2 pixels, K = 30, much noise, a high learning rate that
+    decays to zero.
+    """
     config = default.get_config()
     config.training.batch_size = 32
     config.training.n_iters = 1600

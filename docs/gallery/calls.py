@@ -1,4 +1,6 @@
-"""Draws calls.png, the picture of docs/calibration.md, from the numbers in its table: python docs/gallery/calls.py."""
+"""Draws calls.png, the picture of docs/calibration.md, from the numbers in its table: python
+docs/gallery/calls.py.
+"""
 
 from pathlib import Path
 
@@ -19,7 +21,10 @@ ARMS = {  # (network calls, value, standard error)
 }
 figure = Figure(figsize=(9, 3.6), layout="constrained")
 for axes, place, label in zip(
-    figure.subplots(1, 2), (0, 1), ("FID, classifier features, N = 1,000", "bits/dim, held out"), strict=True
+    figure.subplots(1, 2),
+    (0, 1),
+    ("FID, classifier features, N = 1,000", "bits/dim, held out"),
+    strict=True,
 ):
     for arm, series in ARMS.items():
         axes.errorbar(*zip(*series[place], strict=True), fmt="o-", ms=4, capsize=3, label=arm)

@@ -51,7 +51,10 @@ CHECKS: dict[str, Check] = {
     "training.max_nonfinite_steps": _AT_LEAST_1,
     "eval.batch_size": _AT_LEAST_1,
     "eval.num_images": _AT_LEAST_0,
-    "data.group_pattern": ("a regular expression with a group, such as '(sub-[0-9]+)'", _is_group_pattern),
+    "data.group_pattern": (
+        "a regular expression with a group, such as '(sub-[0-9]+)'",
+        _is_group_pattern,
+    ),
     "data.image_size": _AT_LEAST_1,
     "data.num_channels": _one_of(1, 3),
     "data.num_workers": ("at least 0, or -1", lambda value: value >= -1),
@@ -77,7 +80,9 @@ CHECKS: dict[str, Check] = {
 
 
 def validate(config: ConfigDict) -> None:
-    """Raise UserError, naming key, value and what is expected, unless process and network can be built and trained."""
+    """Raise UserError, naming key, value and what is expected, unless process and network can be
+    built and trained.
+    """
     given = dict(flatten(config))
     refuse_unknown(given)
     for key, (expected, holds) in CHECKS.items():
@@ -93,11 +98,17 @@ def validate(config: ConfigDict) -> None:
         )
     if config.data.group_pattern and config.data.held_out_path:
         shown = f"config.data.group_pattern = {config.data.group_pattern!r}"
-        raise UserError(f"{shown}: must be empty with config.data.held_out_path = {config.data.held_out_path!r}")
+        raise UserError(
+            f"{shown}: must be empty with config.data.held_out_path = {config.data.held_out_path!r}"
+        )
     if config.model.protocol == "released" and config.model.K < 2:
-        raise UserError(f"config.model.K = {config.model.K}: must be at least 2 with model.protocol = 'released'")
+        raise UserError(
+            f"config.model.K = {config.model.K}: must be at least 2 with model.protocol = 'released'"
+        )
     if config.model.protocol == "released" and config.model.chain:
-        raise UserError(f"config.model.chain = {config.model.chain!r}: must be empty with model.protocol = 'released'")
+        raise UserError(
+            f"config.model.chain = {config.model.chain!r}: must be empty with model.protocol = 'released'"
+        )
     from model_code import PROCESSES, build_process, check_buildable  # imports PyTorch
     from scripts.config import own_process
 
@@ -116,15 +127,17 @@ def validate(config: ConfigDict) -> None:
         raise UserError(f"config.training.level_weighting = {power!r}: {needed}")
     if schedule != LOG and "model.blur_schedule" not in PROCESSES[config.model.process].reads:
         other = f"process {config.model.process!r} has a blur schedule of its own"
-        raise UserError(f"config.model.blur_schedule = {one_line(repr(schedule))[:100]}: {other}; must be left at 'log'")
+        raise UserError(
+            f"config.model.blur_schedule = {one_line(repr(schedule))[:100]}: {other}; must be left at 'log'"
+        )
     check_schedule(config)
 
 
 def doubts(config: ConfigDict) -> list[str]:
     """A line for each key whose value is allowed, but has not the effect that it seems to have.
 
-    Keys with another value than the default that the process does not read, and a warm-up that never
-    ends.
+    Keys with another value than the default that the process does not read, and a warm-up that
+    never ends.
     """
     from model_code import HEAT, PROCESSES  # imports PyTorch
 

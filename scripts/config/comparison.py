@@ -15,8 +15,20 @@ from scripts.errors import UserError, one_line
 TRAINING_ONLY = {"model.dropout", "model.ema_rate"}
 """They act during training only: their effect is in the weights."""
 # Blur schedules are compared by their levels, in `schedule.as_saved`.
-FREE_ON_RESUME = {*("model.delta_over_sigma", "model.sampling_noise", "model.blur_schedule", "data.num_workers", "data.path")}
-FREE_IN_INFERENCE = FREE_ON_RESUME | TRAINING_ONLY | {"model.protocol", "data.uniform_dequantization", "data.random_flip"}
+FREE_ON_RESUME = {
+    *(
+        "model.delta_over_sigma",
+        "model.sampling_noise",
+        "model.blur_schedule",
+        "data.num_workers",
+        "data.path",
+    )
+}
+FREE_IN_INFERENCE = (
+    FREE_ON_RESUME
+    | TRAINING_ONLY
+    | {"model.protocol", "data.uniform_dequantization", "data.random_flip"}
+)
 
 
 def differences(saved: str, config: ConfigDict) -> dict[str, str]:
@@ -39,9 +51,13 @@ def _shown(values: Mapping[str, Any], key: str) -> str:
 
 
 def refuse_differences(saved: str, config: ConfigDict, free: set[str], where: str) -> None:
-    """Raise UserError if `config` describes other weights or data than the JSON `saved` of the checkpoint `where`."""
+    """Raise UserError if `config` describes other weights or data than the JSON `saved` of the
+    checkpoint `where`.
+    """
     before = json.loads(saved)["data"].get("held_out_path", "")
-    if bool(before) == bool(config.data.held_out_path):  # data may move; which of them were held out may not change
+    if bool(before) == bool(
+        config.data.held_out_path
+    ):  # data may move; which of them were held out may not change
         free = free | {"data.held_out_path"}
     changed = {
         key: change
@@ -53,11 +69,16 @@ def refuse_differences(saved: str, config: ConfigDict, free: set[str], where: st
         raise UserError(f"{where} was made with another configuration: {listed}")
 
 
-def with_levels(config: ConfigDict, contents: Mapping[str, Any], free: set[str], where: str) -> ConfigDict:
-    """A configuration with a checkpoint's own blur levels. Raises UserError if it is one of other weights, data or levels.
+def with_levels(
+    config: ConfigDict, contents: Mapping[str, Any], free: set[str], where: str
+) -> ConfigDict:
+    """A configuration with a checkpoint's own blur levels. Raises UserError if it is one of other
+    weights, data or levels.
 
     contents: of the checkpoint `where`; free: keys that may differ.
     """
     refuse_differences(contents["config"], config, free, where)
     sigma_B = contents.get("sigma_B")
-    return as_saved(config, contents["config"], None if sigma_B is None else sigma_B.tolist(), where)
+    return as_saved(
+        config, contents["config"], None if sigma_B is None else sigma_B.tolist(), where
+    )

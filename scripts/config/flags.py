@@ -541,7 +541,8 @@ def _values_of(name: str, arguments: Sequence[str]) -> set[str]:
 
 
 def _with_config_of_run(argv: list[str]) -> list[str]:
-    """The command line with --config=W/config.json where it has --workdir W and no --config, if there is such a file.
+    """The command line with --config=W/config.json where it has --workdir W and no --config, if
+    there is such a file.
 
     At its front, so that --config.section.key=value overrides it.
     """
@@ -560,10 +561,17 @@ def _parse_flags(argv: list[str]) -> list[str]:
         return flags.FLAGS(argv)
     except flags.Error as error:
         fail(error.__context__ if isinstance(error.__context__, UserError) else error)
-    except (AttributeError, KeyError, IndexError, TypeError) as error:  # ml_collections' ways to say that there is no such key
+    except (
+        AttributeError,
+        KeyError,
+        IndexError,
+        TypeError,
+    ) as error:  # ml_collections' ways to say that there is no such key
         names = (arg.lstrip("-").partition("=")[0] for arg in argv)
         try:
-            refuse_unknown(name.removeprefix("config.") for name in names if name.startswith("config."))
+            refuse_unknown(
+                name.removeprefix("config.") for name in names if name.startswith("config.")
+            )
         except UserError as unknown:
             fail(unknown)
         fail(error)

@@ -27,16 +27,20 @@ that one of these names may run."""
 
 
 def load(text: str) -> ConfigDict:
-    """The configuration of FILE or FILE:ARGUMENT, whose `get_config` gets the argument, completed by the defaults.
+    """The configuration of FILE or FILE:ARGUMENT, whose `get_config` gets the argument, completed
+    by the defaults.
 
     A file that ends with .json holds one as `to_json` writes it, as each run directory does.
 
-    Raises UserError for a file that is missing, fails, or has keys that are not in configs/default.py.
+    Raises UserError for a file that is missing, fails, or has keys that are not in
+    configs/default.py.
     """
     name, colon, argument = text.partition(".py:")  # other colons are part of a path
     path = user_path(f"{name}.py" if colon else name, "--config")
     if not path.is_file():
-        raise UserError(f"--config={text}: there is no such file; the project's own are in {ROOT / 'configs'}")
+        raise UserError(
+            f"--config={text}: there is no such file; the project's own are in {ROOT / 'configs'}"
+        )
     try:
         if path.suffix == ".json":
             return from_json(path.read_text(), f"--config={text}")
@@ -46,7 +50,9 @@ def load(text: str) -> ConfigDict:
     except Exception as error:
         raise UserError(f"--config={text}: {error_with_line(error, path)}") from error
     if not isinstance(given, ConfigDict | dict):
-        raise UserError(f"--config={text}: its get_config() returns {type(given).__name__}, not a ConfigDict")
+        raise UserError(
+            f"--config={text}: its get_config() returns {type(given).__name__}, not a ConfigDict"
+        )
     config = _completed(given, f"--config={text}")
     named_code.add(config.model.process)
     return config
@@ -61,7 +67,10 @@ def error_with_line(error: Exception, path: Path) -> str:
 
 
 def from_json(text: str, where: str) -> ConfigDict:
-    """The configuration that `to_json` wrote, completed by the defaults. Raises UserError, naming `where`, if it is none."""
+    """The configuration that `to_json` wrote, completed by the defaults.
+
+    Raises UserError, naming `where`, if it is none.
+    """
     try:
         given = json.loads(text)
     except ValueError as error:
@@ -69,15 +78,24 @@ def from_json(text: str, where: str) -> ConfigDict:
     sections = [key for key, value in default.get_config().items() if isinstance(value, ConfigDict)]
     for section in sections:
         if not isinstance(given, dict) or not isinstance(given.get(section), dict):
-            raise UserError(f"{where}: not the JSON of a configuration (it has no section {section!r})")
+            raise UserError(
+                f"{where}: not the JSON of a configuration (it has no section {section!r})"
+            )
     known = dict(flatten(default.get_config()))
     # Keys of the training that an earlier version had, and the run's provenance, mean nothing here.
-    kept = {key: value for key, value in flatten(given) if key in known or key.startswith(("model.", "data."))}
+    kept = {
+        key: value
+        for key, value in flatten(given)
+        if key in known or key.startswith(("model.", "data."))
+    }
     return _completed(kept, where)
 
 
 def _completed(given: ConfigDict | dict, where: str) -> ConfigDict:
-    """The defaults with the values of `given`. Raises UserError for unknown keys and for values of another kind."""
+    """The defaults with the values of `given`.
+
+    Raises UserError for unknown keys and for values of another kind.
+    """
     config, values, schedule = default.get_config(), dict(flatten(given)), None
     refuse_unknown(values.keys() - release.KEYS)
     for key, default_value in flatten(default.get_config()):
@@ -89,7 +107,9 @@ def _completed(given: ConfigDict | dict, where: str) -> ConfigDict:
                 right = f"{type(default_value).__name__}, such as {default_value!r}"
                 raise UserError(f"{where}: config.{key} = {one_line(value)[:100]}: must be {right}")
             config.update_from_flattened_dict({key: value})
-    if schedule is not None:  # the release's files have a table, nearly always the one that K and both ends give
+    if (
+        schedule is not None
+    ):  # the release's files have a table, nearly always the one that K and both ends give
         numbers = np.asarray(schedule).tolist()
         config.model.blur_schedule = "log" if release.is_log(schedule, config.model) else numbers
     release.check_release_keys(values, config.model)
@@ -97,7 +117,9 @@ def _completed(given: ConfigDict | dict, where: str) -> ConfigDict:
 
 
 def _converted(value: Any, kind: type) -> Any:
-    """The value as of another kind where it means the same: an integer as a float, a NumPy number, a torch.device."""
+    """The value as of another kind where it means the same: an integer as a float, a NumPy number,
+    a torch.device.
+    """
     alike = {float: numbers.Real, int: numbers.Integral, tuple: list}.get(kind)
     if alike is not None and isinstance(value, alike) and not isinstance(value, bool):
         return kind(value)
@@ -110,7 +132,9 @@ def refuse_unknown(keys: Iterable[str]) -> None:
     for key in sorted(keys):
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0)[0]
-            raise UserError(f"config.{key}: there is no such key in configs/default.py; did you mean config.{near}?")
+            raise UserError(
+                f"config.{key}: there is no such key in configs/default.py; did you mean config.{near}?"
+            )
 
 
 def flatten(config: ConfigDict | dict, prefix: str = "") -> Iterator[tuple[str, Any]]:

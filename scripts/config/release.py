@@ -1,4 +1,6 @@
-"""What configuration files and command lines written for the original release have that this program does not need."""
+"""What configuration files and command lines written for the original release have that this
+program does not need.
+"""
 
 import warnings
 from collections.abc import Sequence
@@ -11,28 +13,55 @@ from scripts.config.schedule import log_levels
 from scripts.errors import UserError, one_line
 
 KEYS = {
-    *("eval.enable_sampling", "eval.enable_loss", "eval.calculate_fids", "eval.num_samples", "data.centered"),
-    *("model.conditional", "model.normalization", "model.nonlinearity", "model.skip_rescale", "model.blur_rate"),
+    *(
+        "eval.enable_sampling",
+        "eval.enable_loss",
+        "eval.calculate_fids",
+        "eval.num_samples",
+        "data.centered",
+    ),
+    *(
+        "model.conditional",
+        "model.normalization",
+        "model.nonlinearity",
+        "model.skip_rescale",
+        "model.blur_rate",
+    ),
     *("model.beta_min", "model.beta_max", "model.sigma_min", "model.sigma_max"),
     *("model.use_fp16", "model.num_heads_upsample"),
 }
-"""Keys of the release's configuration files that are not needed here: its programs read the last two only."""
+"""Keys of the release's configuration files that are not needed here: its programs read the last
+two only.
+"""
 
 
 def check_release_keys(given: dict[str, Any], model: ConfigDict) -> None:
-    """Name in one warning that the keys `given`, some of `KEYS`, are ignored; model: the configuration's section.
+    """Name in one warning that the keys `given`, some of `KEYS`, are ignored; model: the
+    configuration's section.
 
-    Raises UserError for a value with which the release would have built a model that this program does not build.
+    Raises UserError for a value with which the release would have built a model that this program
+    does not build.
     """
     for key, right, ok in (
-        ("model.use_fp16", "False; config.optim.automatic_mp trains in mixed precision", lambda value: value is False),
-        ("model.num_heads_upsample", f"-1 or {model.num_heads}", lambda value: value in (-1, model.num_heads)),
+        (
+            "model.use_fp16",
+            "False; config.optim.automatic_mp trains in mixed precision",
+            lambda value: value is False,
+        ),
+        (
+            "model.num_heads_upsample",
+            f"-1 or {model.num_heads}",
+            lambda value: value in (-1, model.num_heads),
+        ),
     ):
         if key in given and not ok(given[key]):
             raise UserError(f"config.{key} = {one_line(given[key])[:100]}: must be {right}")
     if given:
         listed = ", ".join(f"config.{key}" for key in sorted(given))
-        warnings.warn(f"{listed}: ignored, keys of the original release that are not needed here", stacklevel=2)
+        warnings.warn(
+            f"{listed}: ignored, keys of the original release that are not needed here",
+            stacklevel=2,
+        )
 
 
 def is_log(schedule: Sequence[float], model: ConfigDict) -> bool:

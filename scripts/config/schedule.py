@@ -1,4 +1,6 @@
-"""Where a blur schedule's levels come from: a formula, an array, a file, the training images, or a checkpoint."""
+"""Where a blur schedule's levels come from: a formula, an array, a file, the training images, or a
+checkpoint.
+"""
 
 import json
 from collections.abc import Sequence
@@ -27,7 +29,8 @@ def log_levels(K: int, sigma_min: float, sigma_max: float) -> tuple[float, ...]:
 
 
 def known_levels(config: ConfigDict) -> tuple[float, ...] | None:
-    """sigma_B[0..K] as a configuration gives them; None for "matched", which the training images decide.
+    """sigma_B[0..K] as a configuration gives them; None for "matched", which the training images
+    decide.
 
     Raises UserError for what is no schedule, and for a file that is not there.
     """
@@ -39,11 +42,15 @@ def known_levels(config: ConfigDict) -> tuple[float, ...] | None:
     shown, array = f"{KEY} = {one_line(repr(schedule))[:100]}", schedule
     if isinstance(schedule, str):
         if not schedule.endswith(".npy"):
-            raise UserError(f"{shown}: must be 'log', 'matched', a .npy file or the K + 1 numbers themselves")
+            raise UserError(
+                f"{shown}: must be 'log', 'matched', a .npy file or the K + 1 numbers themselves"
+            )
         try:
             array = np.load(user_path(schedule, KEY), allow_pickle=False)
         except (OSError, ValueError) as error:
-            raise UserError(f"{shown}: cannot be read ({one_line(error)}); must be a .npy file by numpy.save") from None
+            raise UserError(
+                f"{shown}: cannot be read ({one_line(error)}); must be a .npy file by numpy.save"
+            ) from None
     found = np.asarray(array)
     right = found.shape == (K + 1,) and found.dtype.kind in "iuf" and found[0] == 0
     if not (right and np.isfinite(found).all() and (np.diff(found) > 0).all()):
@@ -53,30 +60,45 @@ def known_levels(config: ConfigDict) -> tuple[float, ...] | None:
 
 
 def _is_missing_file(schedule: object) -> bool:
-    return isinstance(schedule, str) and schedule.endswith(".npy") and not user_path(schedule, KEY).is_file()
+    return (
+        isinstance(schedule, str)
+        and schedule.endswith(".npy")
+        and not user_path(schedule, KEY).is_file()
+    )
 
 
 def check_schedule(config: ConfigDict) -> None:
-    """Raise UserError for a model.blur_schedule that cannot be. A file that is missing may not be needed: see `as_saved`."""
+    """Raise UserError for a model.blur_schedule that cannot be.
+
+    A file that is missing may not be needed: see `as_saved`.
+    """
     model = config.model
     if model.blur_schedule != LOG and not _is_missing_file(model.blur_schedule):
         known_levels(config)
     if model.blur_schedule == MATCHED and not model.blur_sigma_min < model.blur_sigma_max:
         needed = f"must be greater than config.model.blur_sigma_min = {model.blur_sigma_min}"
-        raise UserError(f"config.model.blur_sigma_max = {model.blur_sigma_max}: {needed} with {KEY} = 'matched'")
+        raise UserError(
+            f"config.model.blur_sigma_max = {model.blur_sigma_max}: {needed} with {KEY} = 'matched'"
+        )
 
 
 def settled(config: ConfigDict) -> ConfigDict:
-    """The configuration with the levels themselves in place of a file's name. Raises UserError as `known_levels` does."""
+    """The configuration with the levels themselves in place of a file's name.
+
+    Raises UserError as `known_levels` does.
+    """
     levels = None if config.model.blur_schedule == LOG else known_levels(config)
     return config if levels is None else with_schedule(config, levels)
 
 
-def as_saved(config: ConfigDict, saved: str, sigma_B: Sequence[float] | None, where: str) -> ConfigDict:
-    """The configuration with the levels that the checkpoint `where` holds: no file and no training image is needed.
+def as_saved(
+    config: ConfigDict, saved: str, sigma_B: Sequence[float] | None, where: str
+) -> ConfigDict:
+    """The configuration with the levels that the checkpoint `where` holds: no file and no training
+    image is needed.
 
-    saved: the checkpoint's own configuration as JSON, of the same K and ends; sigma_B: its levels, None for "log". Raises
-    UserError if `config` asks for others.
+    saved: the checkpoint's own configuration as JSON, of the same K and ends; sigma_B: its levels,
+    None for "log". Raises UserError if `config` asks for others.
     """
     asked, before = config.model.blur_schedule, json.loads(saved)["model"].get("blur_schedule", LOG)
     if sigma_B is None and asked == LOG:
@@ -86,7 +108,10 @@ def as_saved(config: ConfigDict, saved: str, sigma_B: Sequence[float] | None, wh
     by_name = asked == before and (asked == MATCHED or _is_missing_file(asked))
     found = held if by_name else known_levels(config)
     if found is None or not np.allclose(found, held, rtol=1e-6, atol=0):
-        names = [repr(name) if isinstance(name, str) else f"{len(name)} numbers" for name in (before, asked)]
+        names = [
+            repr(name) if isinstance(name, str) else f"{len(name)} numbers"
+            for name in (before, asked)
+        ]
         change = f"{KEY} was {names[0]}, now {names[1]}"
         if found is not None:
             k = int(np.argmax(~np.isclose(found, held, rtol=1e-6, atol=0)))

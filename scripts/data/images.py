@@ -1,4 +1,6 @@
-"""Where images come from: an array, a folder or an LMDB of LSUN, each read as `source[i] -> uint8 (C, S, S)`."""
+"""Where images come from: an array, a folder or an LMDB of LSUN, each read as `source[i] -> uint8
+(C, S, S)`.
+"""
 
 import contextlib
 import functools
@@ -22,12 +24,18 @@ from scripts.runtime.progress import warn_once
 
 Image.init()
 _SUFFIXES = {
-    **{"BMP": (".bmp",), "GIF": (".gif",), "JPEG": (".jpeg", ".jpg", ".jfif", ".jpe"), "PNG": (".png",), "WEBP": (".webp",)},
+    **{
+        "BMP": (".bmp",),
+        "GIF": (".gif",),
+        "JPEG": (".jpeg", ".jpg", ".jfif", ".jpe"),
+        "PNG": (".png",),
+        "WEBP": (".webp",),
+    },
     **{"PPM": (".pgm", ".ppm", ".pnm", ".pbm"), "TIFF": (".tif", ".tiff"), "AVIF": (".avif",)},
 }
 IMAGE_FORMATS = tuple(name for name in _SUFFIXES if name in Image.OPEN)
-"""Formats that are decoded, whatever the suffix, as far as Pillow was built with them. Others of its are unsafe: it would run
-an EPS file in Ghostscript."""
+"""Formats that are decoded, whatever the suffix, as far as Pillow was built with them. Others of
+its are unsafe: it would run an EPS file in Ghostscript."""
 IMAGE_SUFFIXES = frozenset(suffix for name in IMAGE_FORMATS for suffix in _SUFFIXES[name])
 FINGERPRINT_IMAGES = 64
 FEW_LEVELS = 64
@@ -37,7 +45,9 @@ THIN = 8
 
 
 class UnreadableImage(Exception):
-    """One image that cannot be decoded: missing, truncated, no image, or so large that Pillow refuses it."""
+    """One image that cannot be decoded: missing, truncated, no image, or so large that Pillow
+    refuses it.
+    """
 
     def __init__(self, name: str, reason: object) -> None:
         super().__init__(f"{name}: {reason}")
@@ -50,13 +60,18 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, i: int) -> np.ndarray:
-        """Image i, uint8 (C, H, W), possibly a read-only view. Safe to call from several threads. Raises UnreadableImage."""
+        """Image i, uint8 (C, H, W), possibly a read-only view.
+
+        Safe to call from several threads. Raises UnreadableImage.
+        """
 
     def name(self, i: int) -> str:
         """What to call image i in a message: its file name, or "image 17"."""
 
     def version(self) -> str:
-        """What tells the images from all others on this machine, at little cost, see `files_version`."""
+        """What tells the images from all others on this machine, at little cost, see
+        `files_version`.
+        """
 
 
 class ImageSource(Images, Protocol):
@@ -67,13 +82,19 @@ class ImageSource(Images, Protocol):
 
 
 def fingerprint(images: Images) -> dict[str, int]:
-    """Tells one set of images from another: how many there are, their names, and the pixels of up to 64 spread evenly."""
+    """Tells one set of images from another: how many there are, their names, and the pixels of up
+    to 64 spread evenly.
+    """
     names = "\n".join(images.name(i) for i in range(len(images)))
     pixels = 0
     for i in spread_evenly(len(images)):
         with contextlib.suppress(UnreadableImage):
             pixels = zlib.crc32(images[i].tobytes(), pixels)
-    return {"num_images": len(images), "names_crc32": zlib.crc32(names.encode()), "pixels_crc32": pixels}
+    return {
+        "num_images": len(images),
+        "names_crc32": zlib.crc32(names.encode()),
+        "pixels_crc32": pixels,
+    }
 
 
 def spread_evenly(num_images: int) -> list[int]:
@@ -82,7 +103,8 @@ def spread_evenly(num_images: int) -> list[int]:
 
 
 def files_version(paths: Iterable[Path], *others: object) -> str:
-    """Tells files from others by all their names, sizes and times of modification, without reading them.
+    """Tells files from others by all their names, sizes and times of modification, without reading
+    them.
 
     others: what the images depend on besides.
     """
@@ -111,27 +133,37 @@ Resize = Callable[[Image.Image, int], Image.Image]
 
 
 def box_bicubic(image: Image.Image, size: int) -> Image.Image:
-    """Box halvings to less than twice the size, bicubic, central square: as the release and guided-diffusion do it."""
+    """Box halvings to less than twice the size, bicubic, central square: as the release and
+    guided-diffusion do it.
+    """
     image = _not_thin(image)
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Resampling.BOX)
     scale = size / min(image.size)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Resampling.BICUBIC)
+    image = image.resize(
+        (round(image.width * scale), round(image.height * scale)), Resampling.BICUBIC
+    )
     left, top = (image.width - size) // 2, (image.height - size) // 2
     return image.crop((left, top, left + size, top + size))
 
 
 def bilinear(image: Image.Image, size: int) -> Image.Image:
-    """torchvision's `Resize(size)` and `CenterCrop(size)`: what the release does with LSUN, MNIST and CIFAR-10."""
+    """torchvision's `Resize(size)` and `CenterCrop(size)`: what the release does with LSUN, MNIST
+    and CIFAR-10.
+    """
     image = _not_thin(image)
     shorter = min(image.size)
-    image = image.resize((int(size * image.width / shorter), int(size * image.height / shorter)), Resampling.BILINEAR)
+    image = image.resize(
+        (int(size * image.width / shorter), int(size * image.height / shorter)), Resampling.BILINEAR
+    )
     left, top = round((image.width - size) / 2), round((image.height - size) / 2)
     return image.crop((left, top, left + size, top + size))
 
 
 def _not_thin(image: Image.Image) -> Image.Image:
-    """The middle of an image whose sides are in a ratio above `THIN`: the rest, enlarged with it, could take gigabytes."""
+    """The middle of an image whose sides are in a ratio above `THIN`: the rest, enlarged with it,
+    could take gigabytes.
+    """
     width, height = (min(side, THIN * min(image.size)) for side in image.size)
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
@@ -141,7 +173,9 @@ def _not_thin(image: Image.Image) -> Image.Image:
 
 
 class ArrayImages:
-    """The rows `indices` (default: all) of a uint8 array (N, H, W) or (N, H, W, C), C 1 or 3, in memory or memory-mapped."""
+    """The rows `indices` (default: all) of a uint8 array (N, H, W) or (N, H, W, C), C 1 or 3, in
+    memory or memory-mapped.
+    """
 
     def __init__(
         self,
@@ -154,7 +188,8 @@ class ArrayImages:
     ) -> None:
         """image_size: None for images as they are, whatever size and channels.
 
-        labels: classes from 0 of all rows (N,); those of the chosen rows become the attribute `labels`, int64.
+        labels: classes from 0 of all rows (N,); those of the chosen rows become the attribute
+        `labels`, int64.
         """
         # Pillow wants grey images without the last axis of (N, H, W, 1).
         self._array = array[..., 0] if array.ndim == 4 and array.shape[-1] == 1 else array
@@ -171,14 +206,20 @@ class ArrayImages:
     def __getitem__(self, i: int) -> np.ndarray:
         pixels = np.asarray(self._array[self._indices[i]])
         as_stored = channels_first(pixels)
-        return as_stored if as_stored.shape == self.shape else _fit(Image.fromarray(pixels), self.shape, self._resize)
+        return (
+            as_stored
+            if as_stored.shape == self.shape
+            else _fit(Image.fromarray(pixels), self.shape, self._resize)
+        )
 
     def name(self, i: int) -> str:
         return f"image {self._indices[i]}"
 
     def version(self) -> str:
         if isinstance(self._array, np.memmap):
-            return files_version([Path(str(self._array.filename))], self.shape, self._indices.tobytes())
+            return files_version(
+                [Path(str(self._array.filename))], self.shape, self._indices.tobytes()
+            )
         stored = zlib.crc32(np.ascontiguousarray(self._array).data)
         return files_version([], self.shape, self._indices.tobytes(), stored)
 
@@ -186,7 +227,9 @@ class ArrayImages:
 class FolderImages:
     """Image files named by `paths` relative to `root`, decoded when asked for."""
 
-    def __init__(self, root: Path, paths: Sequence[str], image_size: int, num_channels: int) -> None:
+    def __init__(
+        self, root: Path, paths: Sequence[str], image_size: int, num_channels: int
+    ) -> None:
         self.shape = (num_channels, image_size, image_size)
         self._root, self.paths = root, paths
 
@@ -205,10 +248,11 @@ class FolderImages:
 
 
 class LsunImages:
-    """One class of LSUN, such as `church_outdoor_train_lmdb`: an LMDB of encoded images, in the order of their keys.
+    """One class of LSUN, such as `church_outdoor_train_lmdb`: an LMDB of encoded images, in the
+    order of their keys.
 
-    torchvision.datasets.LSUN would unpickle, and so execute, a file `_cache_...` in the working directory.
-    Raises lmdb.Error if `folder` is not an LMDB, or a damaged one.
+    torchvision.datasets.LSUN would unpickle, and so execute, a file `_cache_...` in the working
+    directory. Raises lmdb.Error if `folder` is not an LMDB, or a damaged one.
     """
 
     def __init__(self, folder: Path, image_size: int, num_channels: int) -> None:
@@ -216,7 +260,9 @@ class LsunImages:
         self._folder = str(folder.resolve())
         environment = _lmdb_environment(self._folder)
         size = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
-        if (folder / "data.mdb").stat().st_size < size:  # reading beyond the end of a memory map would kill the process
+        if (
+            folder / "data.mdb"
+        ).stat().st_size < size:  # reading beyond the end of a memory map would kill the process
             raise lmdb.Error(f"data.mdb is incomplete: it should have at least {size:,} bytes")
         with environment.begin() as transaction:
             self._keys = list(transaction.cursor().iternext(keys=True, values=False))
@@ -243,14 +289,17 @@ class LsunImages:
 @functools.cache
 def _lmdb_environment(folder: str) -> lmdb.Environment:
     """The one environment of `folder` in this process: LMDB refuses to open a database twice."""
-    return lmdb.open(folder, readonly=True, lock=False, create=False, readahead=False, meminit=False)
+    return lmdb.open(
+        folder, readonly=True, lock=False, create=False, readahead=False, meminit=False
+    )
 
 
 def list_images(root: Path) -> list[str]:
-    """Paths of all image files below `root`, relative to it with forward slashes, sorted; hidden names are left out.
+    """Paths of all image files below `root`, relative to it with forward slashes, sorted; hidden
+    names are left out.
 
-    Links are followed, and every folder is read once, by its own name rather than a link's. Warnings say what is left out.
-    Raises OSError if a folder cannot be listed.
+    Links are followed, and every folder is read once, by its own name rather than a link's.
+    Warnings say what is left out. Raises OSError if a folder cannot be listed.
     """
     found: list[Path] = []
     others: Counter[str] = Counter()
@@ -263,7 +312,8 @@ def list_images(root: Path) -> list[str]:
             repeated.append(folder)
             continue
         seen.add((place.st_dev, place.st_ino))
-        # Hidden files are mostly not images, whatever their suffix: macOS leaves "._photo.jpg" beside each photo.jpg.
+        # Hidden files are mostly not images, whatever their suffix: macOS leaves "._photo.jpg"
+        # beside each photo.jpg.
         for path in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):
             if path.is_dir():
                 (links if path.is_symlink() else folders).append(path)
@@ -273,15 +323,21 @@ def list_images(root: Path) -> list[str]:
                 others[path.suffix.lower() or "without suffix"] += 1
     if repeated:
         link = printable(repeated[0].relative_to(root))
-        warn_once(f"{root}: {len(repeated)} links lead to folders that are read anyway, and are left out, such as {link}")
+        warn_once(
+            f"{root}: {len(repeated)} links lead to folders that are read anyway, and are left out, such as {link}"
+        )
     if others:
         kinds = ", ".join(f"{count} {printable(suffix)}" for suffix, count in others.most_common(4))
-        warn_once(f"{root}: {others.total()} files are left out, as their suffixes are not of images that are read: {kinds}")
+        warn_once(
+            f"{root}: {others.total()} files are left out, as their suffixes are not of images that are read: {kinds}"
+        )
     return sorted(path.relative_to(root).as_posix() for path in found)
 
 
 def warn_of_losses(root: Path, paths: Sequence[str]) -> None:
-    """Warn if much of what is in image files is not read: levels of grey, pages, frames. Up to 64 are looked at."""
+    """Warn if much of what is in image files is not read: levels of grey, pages, frames. Up to 64
+    are looked at.
+    """
     looked_at, dark, several = spread_evenly(len(paths)), 0, 0
     for i in looked_at:
         with contextlib.suppress(UnreadableImage), opened_image(root / paths[i], paths[i]) as image:
@@ -290,7 +346,9 @@ def warn_of_losses(root: Path, paths: Sequence[str]) -> None:
                 dark += 0 < np.asarray(_eight_bit(image).convert("L")).max() <= FEW_LEVELS
     lost = []
     if dark:
-        lost.append(f"{dark} use few of their 16 bits, and are read as nearly black (12 bits as 17 grey levels): scale them")
+        lost.append(
+            f"{dark} use few of their 16 bits, and are read as nearly black (12 bits as 17 grey levels): scale them"
+        )
     if several:
         lost.append(f"{several} have several pages or frames, of which only the first is read")
     if lost:
@@ -323,7 +381,10 @@ for _name in ("chunk_iCCP", "chunk_iTXt", "chunk_tEXt", "chunk_zTXt"):
 
 @contextlib.contextmanager
 def opened_image(file: BinaryIO | Path, name: str) -> Iterator[Image.Image]:
-    """The first image in an encoded file. Raises UnreadableImage for whatever goes wrong, also in the context's body."""
+    """The first image in an encoded file.
+
+    Raises UnreadableImage for whatever goes wrong, also in the context's body.
+    """
     try:
         with Image.open(file, formats=IMAGE_FORMATS) as image:
             yield image
@@ -336,13 +397,17 @@ def opened_image(file: BinaryIO | Path, name: str) -> Iterator[Image.Image]:
 
 
 def decoded(encoded: bytes, name: str, shape: tuple[int, int, int]) -> np.ndarray:
-    """An encoded image as uint8 (C, S, S) = `shape`, as those of folders. Raises UnreadableImage."""
+    """An encoded image as uint8 (C, S, S) = `shape`, as those of folders.
+
+    Raises UnreadableImage.
+    """
     with opened_image(io.BytesIO(encoded), name) as image:
         return _fit(image, shape, box_bicubic)
 
 
 def _fit(image: Image.Image, shape: tuple[int, int, int], resize: Resize) -> np.ndarray:
-    """Any Pillow image as uint8 (C, S, S) = `shape`: upright, transparency over white, grey or RGB, resized and cropped.
+    """Any Pillow image as uint8 (C, S, S) = `shape`: upright, transparency over white, grey or RGB,
+    resized and cropped.
 
     Raises ValueError for pixels without a known range: floating point and 32-bit integers.
     """
@@ -350,14 +415,18 @@ def _fit(image: Image.Image, shape: tuple[int, int, int], resize: Resize) -> np.
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return channels_first(np.asarray(resize(image.convert("L" if shape[0] == 1 else "RGB"), shape[1])))
+    return channels_first(
+        np.asarray(resize(image.convert("L" if shape[0] == 1 else "RGB"), shape[1]))
+    )
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
     """16-bit grey scaled to 8 bits; Pillow's own conversion clips all values above 255."""
     if image.mode != "F" and not image.mode.startswith("I"):
         return image
-    values = np.asarray(image).astype(np.int64)  # mode I: Pillow's 32-bit mode for 16-bit PGM, and PNG before Pillow 11
+    values = np.asarray(image).astype(
+        np.int64
+    )  # mode I: Pillow's 32-bit mode for 16-bit PGM, and PNG before Pillow 11
     if image.mode == "F" or values.min() < 0 or values.max() > 65535:
         raise ValueError("pixels of floating point or 32 bits, whose range is not known")
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))

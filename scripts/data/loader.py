@@ -1,5 +1,5 @@
-"""Batches of images in [0, 1]. Which images come in which order, mirrored and with what noise, is a function of (seed, step):
-a run continues from any step as if it had never stopped.
+"""Batches of images in [0, 1]. Which images come in which order, mirrored and with what noise, is a
+function of (seed, step): a run continues from any step as if it had never stopped.
 """
 
 import functools
@@ -27,7 +27,10 @@ AHEAD = 4
 
 
 class ReadingFailed(UserError):
-    """No further batches can be read. Those before it were good, so what was learnt from them is worth saving."""
+    """No further batches can be read.
+
+    Those before it were good, so what was learnt from them is worth saving.
+    """
 
 
 NAMED = 5
@@ -101,17 +104,25 @@ class Pixels(NamedTuple):
 
 
 def to_unit_range(pixels: np.ndarray, noise: np.ndarray | float | None = None) -> torch.Tensor:
-    """uint8 values v to float32: v / 255, or dequantised by noise in [0, 1) to (v + noise) / 256. Any shape, kept."""
+    """uint8 values v to float32: v / 255, or dequantised by noise in [0, 1) to (v + noise) / 256.
+    Any shape, kept.
+    """
     values = pixels.astype(np.float32)
     return torch.from_numpy(values / 255 if noise is None else (values + noise) / 256)
 
 
 def _uniform_noise(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """U[0, 1) in steps of 2^-16, float32: added to 0..255 these are exact, so that no value is rounded up to the next level."""
-    return generator.integers(1 << 16, size=shape, dtype=np.uint16).astype(np.float32) / np.float32(1 << 16)
+    """U[0, 1) in steps of 2^-16, float32: added to 0..255 these are exact, so that no value is
+    rounded up to the next level.
+    """
+    return generator.integers(1 << 16, size=shape, dtype=np.uint16).astype(np.float32) / np.float32(
+        1 << 16
+    )
 
 
-def first_readable(source: ImageSource, wanted: int, unreadable: list[str]) -> tuple[int, np.ndarray]:
+def first_readable(
+    source: ImageSource, wanted: int, unreadable: list[str]
+) -> tuple[int, np.ndarray]:
     """The first readable image from `wanted` on, with its index; the others are appended to
     `unreadable`.
 
@@ -135,15 +146,18 @@ def none_readable(names: Sequence[str], kind: str = "") -> ReadingFailed:
     names: of its images, at least one, perhaps with reasons; kind: as "held-out ".
     """
     where = "config.data.dataset, config.data.path"
-    return ReadingFailed(f"{where}: none of the {len(names)} {kind}images can be read, such as {names[0]}")
+    return ReadingFailed(
+        f"{where}: none of the {len(names)} {kind}images can be read, such as {names[0]}"
+    )
 
 
 @dataclass(frozen=True)
 class TrainBatches:
-    """`batches[step]` is the whole batch of optimizer step `step` = 0, 1, ..., whatever was asked for before.
+    """`batches[step]` is the whole batch of optimizer step `step` = 0, 1, ..., whatever was asked
+    for before.
 
-    Every epoch is a permutation of all images; a batch may straddle epochs. An unreadable image is replaced by the next
-    readable one of the source. Raises ReadingFailed if there is none.
+    Every epoch is a permutation of all images; a batch may straddle epochs. An unreadable image is
+    replaced by the next readable one of the source. Raises ReadingFailed if there is none.
     """
 
     source: ImageSource
@@ -160,11 +174,16 @@ class TrainBatches:
     def wanted(self, step: int) -> list[int]:
         """The images of a step, before any is replaced."""
         num_images = len(self.source)
-        places = (divmod(step * self.batch_size + position, num_images) for position in self._positions)
+        places = (
+            divmod(step * self.batch_size + position, num_images) for position in self._positions
+        )
         return [int(_permutation(self.seed, epoch, num_images)[place]) for epoch, place in places]
 
     def read(self, wanted: Sequence[int]) -> Pixels:
-        """The images `wanted`, or the next ones that are readable. Safe to call from several threads."""
+        """The images `wanted`, or the next ones that are readable.
+
+        Safe to call from several threads.
+        """
         unreadable: list[str] = []
         found = [first_readable(self.source, index, unreadable) for index in wanted]
         return _pixels(self.source, found, unreadable)
@@ -173,13 +192,21 @@ class TrainBatches:
         """The batch of a step, mirrored and dequantised."""
         images = pixels.images
         if self.random_flip:
-            mirrored = stream(self.seed, Purpose.FLIP, step).random(self.batch_size)[self._positions] < 0.5
+            mirrored = (
+                stream(self.seed, Purpose.FLIP, step).random(self.batch_size)[self._positions] < 0.5
+            )
             images[mirrored] = images[mirrored, ..., ::-1]
         noise = None
         if self.uniform_dequantization:
             streams = (stream(self.seed, Purpose.DEQUANTIZE, step, i) for i in self._positions)
-            noise = np.stack([_uniform_noise(generator, self.source.shape) for generator in streams])
-        return Batch(to_unit_range(images, noise), torch.from_numpy(pixels.indices), tuple(dict.fromkeys(pixels.unreadable)))
+            noise = np.stack(
+                [_uniform_noise(generator, self.source.shape) for generator in streams]
+            )
+        return Batch(
+            to_unit_range(images, noise),
+            torch.from_numpy(pixels.indices),
+            tuple(dict.fromkeys(pixels.unreadable)),
+        )
 
     @property
     def _positions(self) -> range:
@@ -194,9 +221,11 @@ def _permutation(seed: int, epoch: int, num_images: int) -> np.ndarray:
 def train_loader(
     batches: TrainBatches, first_step: int, n_iters: int, num_workers: int, pin_memory: bool = False
 ) -> Generator[Batch, None, None]:
-    """The batches of steps first_step, ..., n_iters - 1 in order, the same for any number of threads.
+    """The batches of steps first_step, ..., n_iters - 1 in order, the same for any number of
+    threads.
 
-    pin_memory: for a GPU, which then copies while it computes. Closing the generator ends the reading.
+    pin_memory: for a GPU, which then copies while it computes. Closing the generator ends the
+    reading.
     """
 
     def finish(step: int, pixels: Pixels) -> Batch:
@@ -204,15 +233,18 @@ def train_loader(
         return replace(batch, images=batch.images.pin_memory()) if pin_memory else batch
 
     steps, threads = range(first_step, n_iters), num_threads(num_workers, batches.source)
-    return _finished(finish, steps, read_in_parts(batches.read, map(batches.wanted, steps), threads), threads)
+    return _finished(
+        finish, steps, read_in_parts(batches.read, map(batches.wanted, steps), threads), threads
+    )
 
 
 @dataclass(frozen=True)
 class HeldOutBatches:
-    """Batches to evaluate on: `num_images` images (0: all) spread evenly over the source, in order, unreadable ones left out.
+    """Batches to evaluate on: `num_images` images (0: all) spread evenly over the source, in order,
+    unreadable ones left out.
 
-    Evenly, because many data sets are sorted by class. An image's noise belongs to (seed, index): always the same, whatever the
-    batch size. Can be iterated over again and again.
+    Evenly, because many data sets are sorted by class. An image's noise belongs to (seed, index):
+    always the same, whatever the batch size. Can be iterated over again and again.
     """
 
     source: ImageSource
@@ -234,16 +266,24 @@ class HeldOutBatches:
         return _ordered_batches(self.source, self.chosen, self.batch_size, self.num_workers, noise)
 
     def _noise(self, index: int) -> np.ndarray:
-        return _uniform_noise(stream(self.seed, Purpose.HELD_OUT_DEQUANTIZE, position=index), self.source.shape)
+        return _uniform_noise(
+            stream(self.seed, Purpose.HELD_OUT_DEQUANTIZE, position=index), self.source.shape
+        )
 
 
 def clean_batches(
-    source: ImageSource, batch_size: int, num_workers: int, uniform_dequantization: bool, mirrored: bool = False
+    source: ImageSource,
+    batch_size: int,
+    num_workers: int,
+    uniform_dequantization: bool,
+    mirrored: bool = False,
 ) -> Iterator[Batch]:
-    """All readable images in order, without noise: v / 255, or dequantised by its mean (v + 0.5) / 256.
+    """All readable images in order, without noise: v / 255, or dequantised by its mean (v + 0.5) /
+    256.
 
-    mirrored: each image is followed by its mirror image (left and right exchanged), with the same index, in batches that are
-    twice as large. Of several processes each reads its part; a batch may be empty.
+    mirrored: each image is followed by its mirror image (left and right exchanged), with the same
+    index, in batches that are twice as large. Of several processes each reads its part; a batch may
+    be empty.
     """
     mean = 0.5 if uniform_dequantization else None
     chosen = distributed.shard(range(len(source)))
@@ -262,7 +302,9 @@ def _ordered_batches(
     num_workers: int,
     noise: Callable[[int], np.ndarray | float | None],
 ) -> Iterator[Batch]:
-    """The images `chosen` in at least one batch, image i dequantised by `noise(i)`; unreadable ones are only named."""
+    """The images `chosen` in at least one batch, image i dequantised by `noise(i)`; unreadable ones
+    are only named.
+    """
 
     def finish(start: int, pixels: Pixels) -> Batch:
         images = torch.empty(pixels.images.shape)
@@ -273,7 +315,9 @@ def _ordered_batches(
 
     starts, threads = range(0, max(1, len(chosen)), batch_size), num_threads(num_workers, source)
     wanted = (chosen[start : start + batch_size] for start in starts)
-    return _finished(finish, starts, read_in_parts(partial(read_readable, source), wanted, threads), threads)
+    return _finished(
+        finish, starts, read_in_parts(partial(read_readable, source), wanted, threads), threads
+    )
 
 
 def read_readable(source: ImageSource, wanted: Sequence[int]) -> Pixels:
@@ -287,7 +331,9 @@ def read_readable(source: ImageSource, wanted: Sequence[int]) -> Pixels:
     return _pixels(source, found, unreadable)
 
 
-def _pixels(source: ImageSource, found: Sequence[tuple[int, np.ndarray]], unreadable: list[str]) -> Pixels:
+def _pixels(
+    source: ImageSource, found: Sequence[tuple[int, np.ndarray]], unreadable: list[str]
+) -> Pixels:
     images = np.empty((len(found), *source.shape), np.uint8)
     for row, (_, image) in zip(images, found, strict=True):
         row[:] = image
@@ -304,10 +350,17 @@ def num_threads(num_workers: int, source: ImageSource) -> int:
 
 
 def _finished(
-    finish: Callable[[int, Pixels], Batch], numbers: range, batches: Iterator[Pixels], num_workers: int
+    finish: Callable[[int, Pixels], Batch],
+    numbers: range,
+    batches: Iterator[Pixels],
+    num_workers: int,
 ) -> Generator[Batch, None, None]:
-    """`finish` of each number and its batch; with threads, one finishes the next batch while this one is used."""
-    return read_ahead(lambda number: finish(number, next(batches)), numbers, min(1, num_workers), ahead=1)
+    """`finish` of each number and its batch; with threads, one finishes the next batch while this
+    one is used.
+    """
+    return read_ahead(
+        lambda number: finish(number, next(batches)), numbers, min(1, num_workers), ahead=1
+    )
 
 
 def read_in_parts(
@@ -315,11 +368,17 @@ def read_in_parts(
 ) -> Generator[Pixels, None, None]:
     """Each batch of indices as pixels, in order; all threads together read ahead `AHEAD` batches."""
     n = max(1, num_workers)
-    parts = (batch[len(batch) * i // n : len(batch) * (i + 1) // n] for batch in batches for i in range(n))
+    parts = (
+        batch[len(batch) * i // n : len(batch) * (i + 1) // n]
+        for batch in batches
+        for i in range(n)
+    )
     read_parts = read_ahead(read, parts, num_workers, AHEAD * n)
     for first in read_parts:
         indices, images, unreadable = zip(first, *itertools.islice(read_parts, n - 1), strict=True)
-        yield Pixels(np.concatenate(indices), np.concatenate(images), list(itertools.chain(*unreadable)))
+        yield Pixels(
+            np.concatenate(indices), np.concatenate(images), list(itertools.chain(*unreadable))
+        )
 
 
 def read_ahead(
@@ -327,8 +386,9 @@ def read_ahead(
 ) -> Generator[Read, None, None]:
     """read(item) for `items`, in order, `ahead` of them read ahead by `num_workers` threads.
 
-    Threads rather than DataLoader's processes: decoding and copying release the interpreter's lock, and threads need no shared
-    memory, no fork beside CUDA and MPI, and no care for signals and for workers that die.
+    Threads rather than DataLoader's processes: decoding and copying release the interpreter's lock,
+    and threads need no shared memory, no fork beside CUDA and MPI, and no care for signals and for
+    workers that die.
     """
     if num_workers == 0:
         yield from map(read, items)

@@ -1,8 +1,10 @@
-"""Packed data sets: decoded and resized once into memory-mapped arrays, with the names that splits and fingerprints need.
+"""Packed data sets: decoded and resized once into memory-mapped arrays, with the names that splits
+and fingerprints need.
 
-A pack is a directory. `packed_images.json` says what it holds; until all is there it is called `packed_images.partial.json`.
-For each part ("all", or "train" and "held_out" where the data set comes with that split) `PART.npy` has the pixels, uint8
-(N, S, S, C), and `PART.readable.npy`, bool (n,), whether they could be read, of the first n images while packing goes on.
+A pack is a directory. `packed_images.json` says what it holds; until all is there it is called
+`packed_images.partial.json`. For each part ("all", or "train" and "held_out" where the data set
+comes with that split) `PART.npy` has the pixels, uint8 (N, S, S, C), and `PART.readable.npy`, bool
+(n,), whether they could be read, of the first n images while packing goes on.
 """
 
 import json
@@ -30,14 +32,28 @@ BLOCK = 1 << 24
 
 
 class PackedImages(ArrayImages):
-    """The rows `indices` (default: all) of one part of a pack; what could not be read when it was packed still cannot."""
+    """The rows `indices` (default: all) of one part of a pack; what could not be read when it was
+    packed still cannot.
+    """
 
-    def __init__(self, directory: Path, part: str, described: Mapping[str, Any], indices: np.ndarray | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        part: str,
+        described: Mapping[str, Any],
+        indices: np.ndarray | None = None,
+    ) -> None:
         """Raises OSError and ValueError for files that are missing or damaged."""
         array = np.load(directory / f"{part}.npy", mmap_mode="r", allow_pickle=False)
         self._readable = np.load(directory / f"{part}.readable.npy", allow_pickle=False)
-        if (array.dtype, list(array.shape), len(self._readable)) != (np.uint8, described["shape"], len(array)):
-            raise ValueError(f"{directory} is damaged: {part}.npy holds {array.dtype} {array.shape}")
+        if (array.dtype, list(array.shape), len(self._readable)) != (
+            np.uint8,
+            described["shape"],
+            len(array),
+        ):
+            raise ValueError(
+                f"{directory} is damaged: {part}.npy holds {array.dtype} {array.shape}"
+            )
         labels = None if described["labels"] is None else np.array(described["labels"])
         super().__init__(array, array.shape[1], array.shape[3], indices, labels=labels)
         self._names = described["names"]
@@ -53,7 +69,11 @@ class PackedImages(ArrayImages):
 
 def pack_settings(data: ConfigDict) -> dict[str, Any]:
     """What a pack depends on beside the images themselves."""
-    return {"dataset": data.dataset.lower(), "image_size": data.image_size, "num_channels": data.num_channels}
+    return {
+        "dataset": data.dataset.lower(),
+        "image_size": data.image_size,
+        "num_channels": data.num_channels,
+    }
 
 
 def read_pack(directory: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -62,43 +82,64 @@ def read_pack(directory: Path, settings: Mapping[str, Any]) -> dict[str, Any] | 
     Raises ValueError for half a pack, and for one that was made with other `settings` than these.
     """
     if (directory / PARTIAL).exists():
-        raise ValueError(f"{directory} is half a pack: the command that began it, given again, completes it")
+        raise ValueError(
+            f"{directory} is half a pack: the command that began it, given again, completes it"
+        )
     if not (directory / WHOLE).exists():
         return None
     record = json.loads((directory / WHOLE).read_text())
     for key, value in settings.items():
         if record[key] != value:
-            raise ValueError(f"{directory} is a pack with data.{key} = {record[key]!r}, not {value!r}: pack the images again")
+            raise ValueError(
+                f"{directory} is a pack with data.{key} = {record[key]!r}, not {value!r}: pack the images again"
+            )
     return record["parts"]
 
 
 def write_pack(directory: Path, data: ConfigDict, sources: Mapping[str, ImageSource]) -> None:
     """Pack the images of each part of a data set, opened with `data`, or what is missing of that.
 
-    Raises UserError, before anything is written, for a directory with anything else in it and for a disk that is too small;
-    and if the images change meanwhile.
+    Raises UserError, before anything is written, for a directory with anything else in it and for a
+    disk that is too small; and if the images change meanwhile.
     """
     if any(isinstance(source, PackedImages) for source in sources.values()):
-        raise UserError(f"config.data.path = {data.path!r}: is a pack already; set it to what that was packed from")
+        raise UserError(
+            f"config.data.path = {data.path!r}: is a pack already; set it to what that was packed from"
+        )
     parts = {part: _described(source) for part, source in sources.items()}
     record = json.dumps({"version": 1, **pack_settings(data), "parts": parts}).encode()
     existing = [directory / name for name in (WHOLE, PARTIAL) if (directory / name).exists()]
     if existing and existing[0].read_bytes() != record:
-        raise UserError(f"--out={directory}: has a pack of other images or sizes in it; choose another directory, or delete it")
-    if not existing and directory.is_dir() and any(path.name[0] != "." for path in directory.iterdir()):
-        raise UserError(f"--out={directory}: has other files in it; choose a new or an empty directory")
+        raise UserError(
+            f"--out={directory}: has a pack of other images or sizes in it; choose another directory, or delete it"
+        )
+    if (
+        not existing
+        and directory.is_dir()
+        and any(path.name[0] != "." for path in directory.iterdir())
+    ):
+        raise UserError(
+            f"--out={directory}: has other files in it; choose a new or an empty directory"
+        )
     needed = sum(math.prod(described["shape"]) for described in parts.values())
     free = shutil.disk_usage(make_directory(directory, "--out")).free
     if not existing and free < needed:
-        raise UserError(f"--out={directory}: needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; choose another disk")
+        raise UserError(
+            f"--out={directory}: needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; choose another disk"
+        )
     with exclusive(directory, f"--out={directory}: is being packed already; wait"):
         if not existing:
             with atomic_write(directory / PARTIAL) as temporary:
                 temporary.write_bytes(record)
         for part, source in sources.items():
             _pack_part(directory, part, source, parts[part]["shape"])
-            if fingerprint(PackedImages(directory, part, parts[part])) != parts[part]["fingerprint"]:
-                raise UserError(f"--out={directory}: images changed while they were packed; delete it, and pack them again")
+            if (
+                fingerprint(PackedImages(directory, part, parts[part]))
+                != parts[part]["fingerprint"]
+            ):
+                raise UserError(
+                    f"--out={directory}: images changed while they were packed; delete it, and pack them again"
+                )
         if (directory / PARTIAL).exists():
             (directory / PARTIAL).replace(directory / WHOLE)
             sync(directory)
@@ -110,15 +151,23 @@ def _described(source: ImageSource) -> dict[str, Any]:
         "shape": [len(source), height, width, channels],
         "fingerprint": fingerprint(source),
         # A folder's as they are, printable or not: the split is made from them.
-        "names": source.paths if isinstance(source, FolderImages) else [source.name(i) for i in range(len(source))],
-        "labels": source.labels.tolist() if isinstance(source, ArrayImages) and source.labels is not None else None,
+        "names": source.paths
+        if isinstance(source, FolderImages)
+        else [source.name(i) for i in range(len(source))],
+        "labels": source.labels.tolist()
+        if isinstance(source, ArrayImages) and source.labels is not None
+        else None,
     }
 
 
 def _pack_part(directory: Path, part: str, source: ImageSource, shape: Sequence[int]) -> None:
-    """Read what is missing in several threads, and write it block by block: pixels first, then that they are there."""
+    """Read what is missing in several threads, and write it block by block: pixels first, then that
+    they are there.
+    """
     pixels_path, readable_path = directory / f"{part}.npy", directory / f"{part}.readable.npy"
-    readable = np.load(readable_path, allow_pickle=False) if readable_path.exists() else np.empty(0, bool)
+    readable = (
+        np.load(readable_path, allow_pickle=False) if readable_path.exists() else np.empty(0, bool)
+    )
     if len(readable) == 0:
         np.lib.format.open_memmap(pixels_path, "w+", np.uint8, tuple(shape))
     first_byte, image_bytes = np.load(pixels_path, mmap_mode="r").offset, math.prod(shape[1:])
@@ -126,8 +175,12 @@ def _pack_part(directory: Path, part: str, source: ImageSource, shape: Sequence[
 
     starts = range(len(readable), shape[0], in_block)
     blocks = [range(start, min(start + in_block, shape[0])) for start in starts]
-    # Written rather than copied into a memory map, whose pages would count as this process's memory.
-    with pixels_path.open("r+b") as file, progress_bar(shape[0], "image", f"packing {part}", len(readable)) as bar:
+    # Written rather than copied into a memory map, whose pages would count as this process's
+    # memory.
+    with (
+        pixels_path.open("r+b") as file,
+        progress_bar(shape[0], "image", f"packing {part}", len(readable)) as bar,
+    ):
         file.seek(first_byte + len(readable) * image_bytes)
         read = read_in_parts(partial(read_readable, source), blocks, distributed.cores())
         for block, found in zip(blocks, read, strict=True):

@@ -22,14 +22,22 @@ def training_images(
     what_for: str,
     each: Callable[[torch.Tensor], None] = lambda images: None,
 ) -> Iterator[torch.Tensor]:
-    """All readable training images, and mirror images if training mirrors them, in batches float32 (B, C, H, W).
+    """All readable training images, and mirror images if training mirrors them, in batches float32
+    (B, C, H, W).
 
-    Shows progress; `each` gets every batch first. Of several processes each reads its part; a batch may be empty.
+    Shows progress; `each` gets every batch first. Of several processes each reads its part; a batch
+    may be empty.
     """
     data = config.data
-    with progress_bar(len(distributed.shard(range(len(source)))), "image", f"reading images for {what_for}") as bar:
+    with progress_bar(
+        len(distributed.shard(range(len(source)))), "image", f"reading images for {what_for}"
+    ) as bar:
         for batch in clean_batches(
-            source, config.eval.batch_size, data.num_workers, data.uniform_dequantization, data.random_flip
+            source,
+            config.eval.batch_size,
+            data.num_workers,
+            data.uniform_dequantization,
+            data.random_flip,
         ):
             unreadable.update(batch.unreadable)
             bar.update(len(batch.indices.unique()))
@@ -45,8 +53,13 @@ def share_moments(moments: DCTMoments) -> DCTMoments:
     return shared
 
 
-def dct_moments(source: ImageSource, config: ConfigDict, unreadable: UnreadableImages) -> DCTMoments:
-    """Mean and variance of each DCT coefficient over the training images. A collective function; memory is a batch's."""
+def dct_moments(
+    source: ImageSource, config: ConfigDict, unreadable: UnreadableImages
+) -> DCTMoments:
+    """Mean and variance of each DCT coefficient over the training images.
+
+    A collective function; memory is a batch's.
+    """
     moments = DCTMoments(*source.shape)
     for _ in training_images(source, config, unreadable, "their spectrum", moments.add):
         pass
@@ -55,7 +68,10 @@ def dct_moments(source: ImageSource, config: ConfigDict, unreadable: UnreadableI
 
 
 def matched_to(config: ConfigDict, moments: DCTMoments) -> ConfigDict:
-    """The configuration with blur levels that are matched to the images' spectrum. Raises UserError if there are none."""
+    """The configuration with blur levels that are matched to the images' spectrum.
+
+    Raises UserError if there are none.
+    """
     model = config.model
     try:
         power = moments.variance.sum(0)

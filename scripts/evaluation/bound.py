@@ -1,4 +1,6 @@
-"""The bound on -log p(u_0) of a checkpoint: levels to look at, what the network does there, a table and a picture by level."""
+"""The bound on -log p(u_0) of a checkpoint: levels to look at, what the network does there, a table
+and a picture by level.
+"""
 
 import csv
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -43,7 +45,9 @@ class Measurement:
     """What the bound needs of the network and the images, for all kernels with the same mean."""
 
     levels: torch.Tensor
-    """The levels k of the intermediate terms that were looked at: int64 (B, n), ascending in each row."""
+    """The levels k of the intermediate terms that were looked at: int64 (B, n), ascending in each
+    row.
+    """
     errors: torch.Tensor
     """`GaussianProcess.errors` there: float64 (B, n, S)."""
     first_errors: torch.Tensor
@@ -60,16 +64,20 @@ class Measurement:
         return torch.full((len(self.first_errors),), kernel.chain[-2])
 
     def bound(self, process: Any, prior: Prior, kernel: ReverseKernel) -> dict[str, torch.Tensor]:
-        """The bound on -log p(u_0) for a reverse kernel, "total" and its parts, in nats: each float64 (B,).
+        """The bound on -log p(u_0) for a reverse kernel, "total" and its parts, in nats: each
+        float64 (B,).
 
-        Parts are "prior" L_K, "intermediate" sum_k KL_k, where the levels looked at stand for all, and "reconstruction" L_0.
+        Parts are "prior" L_K, "intermediate" sum_k KL_k, where the levels looked at stand for all,
+        and "reconstruction" L_0.
         """
         B, n = self.levels.shape
         terms = process.terms(self.errors.flatten(0, 1), self.levels.flatten(), kernel).view(B, n)
         parts = {
             "prior": process.prior_term(self.summary, prior, kernel),
             "intermediate": terms.sum(1) * (self.num_levels / max(1, n)),
-            "reconstruction": process.terms(self.first_errors, self.last(kernel), kernel, last=True),
+            "reconstruction": process.terms(
+                self.first_errors, self.last(kernel), kernel, last=True
+            ),
         }
         return parts | {"total": parts["prior"] + parts["intermediate"] + parts["reconstruction"]}
 
@@ -82,15 +90,18 @@ def with_bound(process: Process) -> Any:
 
 
 def draw_strata(seed: int, index: int, levels: Sequence[int], num_draws: int) -> list[int]:
-    """Levels for one image, ascending: `levels` cut into `num_draws` strata of equal width, a uniform draw from each.
+    """Levels for one image, ascending: `levels` cut into `num_draws` strata of equal width, a
+    uniform draw from each.
 
-    Every level is as likely as another to be drawn, so that the sum over draws times len(levels) / num_draws has the right
-    expectation. For at least as many draws as levels these are all of them. A function of (seed, index) otherwise.
+    Every level is as likely as another to be drawn, so that the sum over draws times len(levels) /
+    num_draws has the right expectation. For at least as many draws as levels these are all of them.
+    A function of (seed, index) otherwise.
     """
     if num_draws >= len(levels):
         return list(levels)
     uniform = stream(seed, Purpose.BOUND_LEVEL, position=index).random(num_draws)
-    # A stratum may begin and end within a level: that one is shared with its neighbour, and may be drawn by both.
+    # A stratum may begin and end within a level: that one is shared with its neighbour, and may be
+    # drawn by both.
     places = (int((stratum + u) * len(levels) / num_draws) for stratum, u in enumerate(uniform))
     return [levels[min(place, len(levels) - 1)] for place in places]
 
@@ -103,9 +114,11 @@ def measure(
     num_levels_per_image: int,
     on_images: Callable[[int], object] = lambda count: None,
 ) -> Measurement:
-    """Run a model on images of all processes, each at the last level and (at most) `num_levels_per_image` drawn in strata.
+    """Run a model on images of all processes, each at the last level and (at most)
+    `num_levels_per_image` drawn in strata.
 
-    batch_size: inputs of the network at a time. `on_images` tells of progress. What is measured is a function of (seed, image
+    batch_size: inputs of the network at a time. `on_images` tells of progress. What is measured is
+    a function of (seed, image
     index). Raises ReadingFailed if no image can be read.
     """
     process, kernel = with_bound(sampler.process), sampler.kernel
@@ -118,13 +131,20 @@ def measure(
         if len(batch.images) == 0:
             continue
         indices = batch.indices.tolist()
-        k = torch.tensor([[last, *draw_strata(sampler.seed, index, levels, num_levels_per_image)] for index in indices])
+        k = torch.tensor(
+            [
+                [last, *draw_strata(sampler.seed, index, levels, num_levels_per_image)]
+                for index in indices
+            ]
+        )
         summary = process.prior_summary(batch.images, sampler.prior).cpu()
         parts.append((k, _errors(sampler, batch, k, batch_size), summary))
         on_images(len(batch.images))
     parts = list(chain.from_iterable(distributed.gather(parts)))
     readable = sum(len(summary) for *_, summary in parts)
-    unreadable.report(readable + sum(map(len, distributed.gather(unreadable))), "images to evaluate")
+    unreadable.report(
+        readable + sum(map(len, distributed.gather(unreadable))), "images to evaluate"
+    )
     if not parts:
         raise none_readable(sorted(unreadable))
     k, errors, summary = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -132,7 +152,9 @@ def measure(
 
 
 def _errors(sampler: Sampler, batch: Batch, levels: torch.Tensor, batch_size: int) -> torch.Tensor:
-    """`GaussianProcess.errors` of every image at its row of levels (B, n), with noise that belongs to (seed, index, level)."""
+    """`GaussianProcess.errors` of every image at its row of levels (B, n), with noise that belongs
+    to (seed, index, level).
+    """
     rows = torch.arange(len(levels)).repeat_interleave(levels.shape[1])
     device, process, errors = sampler.precision.device, with_bound(sampler.process), []
     for row, k in zip(rows.split(batch_size), levels.flatten().split(batch_size), strict=True):
@@ -140,12 +162,15 @@ def _errors(sampler: Sampler, batch: Batch, levels: torch.Tensor, batch_size: in
         eps = normal_by_index(device, sampler.seed, Purpose.BOUND_NOISE, places, sampler.shape)
         with sampler.precision.autocast():
             images = batch.images[row].to(device)
-            errors.append(process.errors(sampler.model, images, k.to(device), eps, sampler.kernel).cpu())
+            errors.append(
+                process.errors(sampler.model, images, k.to(device), eps, sampler.kernel).cpu()
+            )
     return torch.cat(errors).view(*levels.shape, -1)
 
 
 def level_table(measurement: Measurement, process: Any, kernel: ReverseKernel) -> list[LevelRow]:
-    """A row for the last level before 0 and for every level of the intermediate terms that was looked at, in the order of k.
+    """A row for the last level before 0 and for every level of the intermediate terms that was
+    looked at, in the order of k.
 
     With protocol 'released' k = 1 has two rows, as its sum counts that level twice.
     """
@@ -154,22 +179,37 @@ def level_table(measurement: Measurement, process: Any, kernel: ReverseKernel) -
         return torch.cat([errors, torch.zeros_like(errors[:1])])
 
     def row(k: int, errors: torch.Tensor, terms: torch.Tensor) -> LevelRow:
-        return LevelRow(k, Estimate.of(errors[:-1].sum(1)), Estimate.of(terms[:-1]), without_errors=terms[-1].item())
+        return LevelRow(
+            k,
+            Estimate.of(errors[:-1].sum(1)),
+            Estimate.of(terms[:-1]),
+            without_errors=terms[-1].item(),
+        )
 
     first = padded(measurement.first_errors)
-    rows = [row(kernel.chain[-2], first, process.terms(first, torch.full((len(first),), kernel.chain[-2]), kernel, last=True))]
+    rows = [
+        row(
+            kernel.chain[-2],
+            first,
+            process.terms(first, torch.full((len(first),), kernel.chain[-2]), kernel, last=True),
+        )
+    ]
     levels = measurement.levels
     drawn_before = torch.zeros_like(levels, dtype=torch.bool)
     drawn_before[:, 1:] = levels[:, 1:] == levels[:, :-1]
     for level in levels.unique().tolist():
         errors = padded(measurement.errors[(levels == level) & ~drawn_before])
-        rows.append(row(level, errors, process.terms(errors, torch.full((len(errors),), level), kernel)))
+        rows.append(
+            row(level, errors, process.terms(errors, torch.full((len(errors),), level), kernel))
+        )
     return rows
 
 
 @dataclass
 class BoundEvaluation:
-    """Evaluates the bound at one setting after another; the network runs again if weights, seed or the kernel's mean change."""
+    """Evaluates the bound at one setting after another; the network runs again if weights, seed or
+    the kernel's mean change.
+    """
 
     config: ConfigDict
     workdir: Path
@@ -186,15 +226,28 @@ class BoundEvaluation:
     dequantize: bool = True
     """Add uniform noise to the 8-bit values, without which images have no density, and no bits/dim."""
     precision: str = "float32"
-    _measured: tuple[tuple[object, ...], Prior, Measurement] | None = field(default=None, init=False)
+    _measured: tuple[tuple[object, ...], Prior, Measurement] | None = field(
+        default=None, init=False
+    )
 
     def record(self, *, checkpoint: int, choice: Choice, seed: int) -> Record:
-        """All that the bound depends on, known without the network. Raises UserError as the call does."""
+        """All that the bound depends on, known without the network.
+
+        Raises UserError as the call does.
+        """
         return self._prepare(checkpoint, choice, seed)[2]
 
-    def _prepare(self, checkpoint: int, choice: Choice, seed: int) -> tuple[Sampler, TrainedModel, Record]:
+    def _prepare(
+        self, checkpoint: int, choice: Choice, seed: int
+    ) -> tuple[Sampler, TrainedModel, Record]:
         sampler, trained = load_sampler(
-            self.config, self.workdir, checkpoint, choice=choice, seed=seed, precision=self.precision, scoring=True
+            self.config,
+            self.workdir,
+            checkpoint,
+            choice=choice,
+            seed=seed,
+            precision=self.precision,
+            scoring=True,
         )
         likelihood = with_bound(sampler.process)
         try:
@@ -203,7 +256,10 @@ class BoundEvaluation:
             raise UserError(str(error)) from None
         num_levels = num_terms if self.exact else min(num_terms, self.num_levels_per_image)
         record = sampler.record(self.config, trained).add(
-            data={"dataset_split": self.split, "dequantized": self.dequantize and not likelihood.discrete},
+            data={
+                "dataset_split": self.split,
+                "dequantized": self.dequantize and not likelihood.discrete,
+            },
             metric={
                 "protocol": sampler.process.protocol,
                 "num_levels_per_image": num_levels,
@@ -211,14 +267,22 @@ class BoundEvaluation:
             },
             options={"most_images": self.num_images},
         )
-        data_set_images(self.config.data, self.split)  # raises UserError for a split that does not exist
-        return sampler, trained, with_own_images(record, self.config.data, [SPLITS[self.split]], trained.data)
+        data_set_images(
+            self.config.data, self.split
+        )  # raises UserError for a split that does not exist
+        return (
+            sampler,
+            trained,
+            with_own_images(record, self.config.data, [SPLITS[self.split]], trained.data),
+        )
 
     def __call__(self, *, checkpoint: int, choice: Choice, seed: int) -> list[Result]:
-        """The bound in nats ("ELBO") and in bits per dimension ("BPD"), each with its value for every image.
+        """The bound in nats ("ELBO") and in bits per dimension ("BPD"), each with its value for
+        every image.
 
-        Prints its parts, and writes them by level to a folder in `directory`. Of several processes each runs the network on its
-        part of the images, and only process 0 has results, the others get none. Raises UserError for a delta of 0.
+        Prints its parts, and writes them by level to a folder in `directory`. Of several processes
+        each runs the network on its part of the images, and only process 0 has results, the others
+        get none. Raises UserError for a delta of 0.
         """
         sampler, trained, record = self._prepare(checkpoint, choice, seed)
         kernel, dequantize = sampler.kernel, record.data["dequantized"]
@@ -234,7 +298,10 @@ class BoundEvaluation:
         settings = record.add(data={"images_crc32": measurement.images_crc32}).row()
         settings["nats"] = {name: asdict(Estimate.of(part)) for name, part in bound.items()}
         print(describe(bound, settings, measurement.num_levels))
-        folder = self.directory / f"bound_step_{trained.step}_delta_{sampler.label}_{settings['key'][:8]}"
+        folder = (
+            self.directory
+            / f"bound_step_{trained.step}_delta_{sampler.label}_{settings['key'][:8]}"
+        )
         title = f"step {trained.step}, delta {sampler.label}, {len(bound['total'])} images"
         write_by_level(folder, level_table(measurement, process, kernel), title)
         print(f"by level: {folder / 'bound_by_level.png'}")
@@ -250,8 +317,17 @@ class BoundEvaluation:
     def _measure(self, sampler: Sampler, dequantize: bool) -> Measurement:
         images, K = data_set_images(self.config.data, self.split), sampler.num_steps
         num_levels = K if self.exact else self.num_levels_per_image
-        at_a_time = max(1, self.batch_size // min(K, num_levels + 1))  # images that make about one batch for the network
-        batches = HeldOutBatches(images, sampler.seed, at_a_time, self.num_images, dequantize, self.config.data.num_workers)
+        at_a_time = max(
+            1, self.batch_size // min(K, num_levels + 1)
+        )  # images that make about one batch for the network
+        batches = HeldOutBatches(
+            images,
+            sampler.seed,
+            at_a_time,
+            self.num_images,
+            dequantize,
+            self.config.data.num_workers,
+        )
         with progress_bar(len(batches.chosen), "image", "likelihood bound") as bar:
             return measure(sampler, batches, self.batch_size, num_levels, bar.update)
 
@@ -260,7 +336,9 @@ class BoundEvaluation:
         data = self.config.data
         if isinstance(sampler.prior, DataPrior):
             images = load_images(data, "train")
-            batches = clean_batches(images, self.batch_size, data.num_workers, dequantize, data.random_flip)
+            batches = clean_batches(
+                images, self.batch_size, data.num_workers, dequantize, data.random_flip
+            )
             unreadable = UnreadableImages()
 
             def readable() -> Iterator[torch.Tensor]:
@@ -274,7 +352,9 @@ class BoundEvaluation:
                 raise none_readable([images.name(0)])
             return prior
         if is_dequantized and not dequantize and not with_bound(sampler.process).discrete:
-            raise UserError("--nodequantize: the model was trained on dequantised images; leave it out")
+            raise UserError(
+                "--nodequantize: the model was trained on dequantised images; leave it out"
+            )
         return sampler.prior.dequantized() if dequantize and not is_dequantized else sampler.prior
 
 
@@ -292,10 +372,28 @@ def describe(bound: dict[str, torch.Tensor], settings: dict[str, Any], num_level
 def write_by_level(folder: Path, rows: list[LevelRow], title: str) -> None:
     """Write `bound_by_level.csv` and `bound_by_level.png`, with a row and a point per level."""
     make_directory(folder, "evaluation results")
-    with atomic_write(folder / "bound_by_level.csv") as temporary, temporary.open("w", newline="") as file:
+    with (
+        atomic_write(folder / "bound_by_level.csv") as temporary,
+        temporary.open("w", newline="") as file,
+    ):
         table = csv.writer(file)
-        table.writerow(["k", "num_images", "squared_error", "squared_error_se", "term_nats", "term_se", "term_without_errors"])
+        table.writerow(
+            [
+                "k",
+                "num_images",
+                "squared_error",
+                "squared_error_se",
+                "term_nats",
+                "term_se",
+                "term_without_errors",
+            ]
+        )
         for row in rows:
-            estimates = (row.error.value, row.error.standard_error, row.term.value, row.term.standard_error)
+            estimates = (
+                row.error.value,
+                row.error.standard_error,
+                row.term.value,
+                row.term.standard_error,
+            )
             table.writerow([row.k, row.error.num_images, *estimates, row.without_errors])
     plot_by_level(folder / "bound_by_level.png", rows, title)

@@ -1,6 +1,8 @@
-"""DINOv2's features, in which distances agree better with human judgement than in Inception's (Stein et al., 2023).
+"""DINOv2's features, in which distances agree better with human judgement than in Inception's
+(Stein et al., 2023).
 
-The Frechet distance in them is FD-DINOv2, as edm2 reports it. Needs the package timm and the weights as a file.
+The Frechet distance in them is FD-DINOv2, as edm2 reports it. Needs the package timm and the
+weights as a file.
 """
 
 import zlib
@@ -28,14 +30,20 @@ class DINOv2Features:
     own_data_only = False
 
     def __init__(self, weights: Path | None, device: torch.device) -> None:
-        """weights: a safetensors file, of ViT-L/14 or of its smaller relatives. Raises UserError if it cannot be used."""
+        """weights: a safetensors file, of ViT-L/14 or of its smaller relatives. Raises UserError if
+        it cannot be used.
+        """
         try:
             from safetensors.torch import load_file
             from timm.models.vision_transformer import VisionTransformer
         except ImportError as error:
-            raise UserError(f"--feature_extractor=dinov2 needs a missing package ({error}): pip install timm") from None
+            raise UserError(
+                f"--feature_extractor=dinov2 needs a missing package ({error}): pip install timm"
+            ) from None
         if weights is None or not weights.is_file():
-            raise UserError(f"--dinov2_path={weights or ''}: expected {EXPECTED}; download it, and give its path")
+            raise UserError(
+                f"--dinov2_path={weights or ''}: expected {EXPECTED}; download it, and give its path"
+            )
         try:
             state = load_file(weights)
             self.num_features = state["cls_token"].shape[-1]
@@ -47,18 +55,30 @@ class DINOv2Features:
             )  # fmt: skip
             network.load_state_dict(state)
         except Exception as error:  # safetensors, a missing key and PyTorch each have their own
-            raise UserError(f"--dinov2_path={weights}: cannot be used ({one_line(error)[:200]}); expected {EXPECTED}") from None
+            raise UserError(
+                f"--dinov2_path={weights}: cannot be used ({one_line(error)[:200]}); expected {EXPECTED}"
+            ) from None
         self.device, self._network = device, network.to(device).eval()
-        self.settings: dict[str, Any] = {"extractor": "dinov2", "weights_crc32": zlib.crc32(weights.read_bytes())}
+        self.settings: dict[str, Any] = {
+            "extractor": "dinov2",
+            "weights_crc32": zlib.crc32(weights.read_bytes()),
+        }
 
     @torch.no_grad()
     def __call__(self, pixels: torch.Tensor) -> np.ndarray:
-        """Images uint8 (B, C, H, W), C 1 or 3, to features float32 (B, 1024). Grey images are repeated to three channels.
+        """Images uint8 (B, C, H, W), C 1 or 3, to features float32 (B, 1024). Grey images are
+        repeated to three channels.
 
-        Resized by Pillow (bicubic) to 224 pixels and normalised by ImageNet's colours, as Stein et al. do.
+        Resized by Pillow (bicubic) to 224 pixels and normalised by ImageNet's colours, as Stein et
+        al. do.
         """
-        images = (Image.fromarray(image) for image in pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy())
-        resized = np.stack([np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BICUBIC)) for image in images])
+        images = (
+            Image.fromarray(image)
+            for image in pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy()
+        )
+        resized = np.stack(
+            [np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BICUBIC)) for image in images]
+        )
         u = torch.from_numpy(resized).to(self.device).float() / 255
         normalised = (u - u.new_tensor(MEAN)) / u.new_tensor(STD)
         return self._network(normalised.permute(0, 3, 1, 2)).float().cpu().numpy()
@@ -67,7 +87,8 @@ class DINOv2Features:
 def _resampled(positions: torch.Tensor, side: int) -> torch.Tensor:
     """Position embeddings (1, 1 + n^2, d), the class token's first, to (1, 1 + side^2, d).
 
-    Bicubic with an offset of 0.1, as DINOv2's own code does it: its published features depend on that.
+    Bicubic with an offset of 0.1, as DINOv2's own code does it: its published features depend on
+    that.
     """
     token, grid = positions[:, :1], positions[:, 1:]
     n = round(grid.shape[1] ** 0.5)

@@ -1,8 +1,8 @@
 """Distances between two sets of features: Frechet and kernel.
 
-Everything here is arithmetic on arrays: features (N, d), one row per image. Standard errors are those over generated images,
-or over groups of them, int64 (N,), that are independent of each other, with the reference held
-fixed.
+Everything here is arithmetic on arrays: features (N, d), one row per image. Standard errors are
+those over generated images, or over groups of them, int64 (N,), that are independent of each other,
+with the reference held fixed.
 """
 
 import functools
@@ -37,7 +37,9 @@ class Gaussian:
 
 @dataclass(frozen=True)
 class Reference:
-    """What is known of a reference set: mean and covariance of its features, the features (M, d), or both."""
+    """What is known of a reference set: mean and covariance of its features, the features (M, d),
+    or both.
+    """
 
     description: str
     features: np.ndarray | None
@@ -59,34 +61,43 @@ class Reference:
 def frechet_estimate(
     generated: np.ndarray, reference: Gaussian, groups: np.ndarray | None = None
 ) -> tuple[Estimate, np.ndarray]:
-    """Squared Frechet distance |mu_a - mu_b|^2 + tr(A + B - 2 (A B)^(1/2)) (Heusel et al., 2017) of features (N, d).
+    """Squared Frechet distance |mu_a - mu_b|^2 + tr(A + B - 2 (A B)^(1/2)) (Heusel et al., 2017) of
+    features (N, d).
 
-    Returns it with its standard error, and each image's influence, float64 (N,). tr (A B)^(1/2) is the sum of the singular
-    values of A^(1/2) B^(1/2); these symmetric roots exist for singular A and B too.
+    Returns it with its standard error, and each image's influence, float64 (N,). tr (A B)^(1/2) is
+    the sum of the singular values of A^(1/2) B^(1/2); these symmetric roots exist for singular A
+    and B too.
 
-    To first order one image changes the distance by 1/N times its influence 2 (mu_a - mu_b)^T y + y^T (I - T) y minus the
-    average of that, where y = x - mu_a and T = B^(1/2) (B^(1/2) A B^(1/2))^(-1/2) B^(1/2) is the optimal transport between the
-    Gaussians. The standard error (the infinitesimal jackknife) is `error_of_mean` of the
-    influences. It leaves out the distance's upward bias, of order 1/N and up to 1/G with G groups:
-    as in published numbers, moments are those of all images alike. It is somewhat too large where N
-    is not well above d, and only rough where the distance is close to `frechet_of_reference`.
+    To first order one image changes the distance by 1/N times its influence 2 (mu_a - mu_b)^T y +
+    y^T (I - T) y minus the average of that, where y = x - mu_a and T = B^(1/2) (B^(1/2) A
+    B^(1/2))^(-1/2) B^(1/2) is the optimal transport between the Gaussians. The standard error (the
+    infinitesimal jackknife) is `error_of_mean` of the influences. It leaves out the distance's
+    upward bias, of order 1/N and up to 1/G with G groups: as in published numbers, moments are
+    those of all images alike. It is somewhat too large where N is not well above d, and only rough
+    where the distance is close to `frechet_of_reference`.
     """
     own = Gaussian.of(generated)
     root, difference = _root(reference.sigma), own.mu - reference.mu
     _, singular, vt = scipy.linalg.svd(_root(own.sigma) @ root)
-    distance = (difference**2).sum() + np.trace(own.sigma) + np.trace(reference.sigma) - 2 * singular.sum()
+    distance = (
+        (difference**2).sum() + np.trace(own.sigma) + np.trace(reference.sigma) - 2 * singular.sum()
+    )
     kept = singular > singular.max(initial=0.0) * len(singular) * np.finfo(np.float64).eps
     half = (vt[kept] / np.sqrt(singular[kept])[:, None]) @ root  # T = half^T half
     y = generated - own.mu
     influence = 2 * y @ difference + (y**2).sum(1) - ((y @ half.T) ** 2).sum(1)
     influence -= influence.mean()
-    return Estimate(float(distance), error_of_mean(influence, groups), len(y), count(groups)), influence
+    return Estimate(
+        float(distance), error_of_mean(influence, groups), len(y), count(groups)
+    ), influence
 
 
 def frechet_of_reference(reference: Gaussian, num_images: int) -> float:
-    """The Frechet distance that `num_images` draws from a Gaussian reference itself have on average, to order 1/N.
+    """The Frechet distance that `num_images` draws from a Gaussian reference itself have on
+    average, to order 1/N.
 
-    tr(B)/N is the mean's part. With eigenvalues b_i of B the covariance's is 1/(2N) sum_ij (1 + [i = j]) b_i b_j / (b_i + b_j).
+    tr(B)/N is the mean's part. With eigenvalues b_i of B the covariance's is 1/(2N) sum_ij (1 + [i
+    = j]) b_i b_j / (b_i + b_j).
     """
     values = scipy.linalg.eigvalsh(reference.sigma).clip(min=0)
     sums = np.maximum(values[:, None] + values, np.finfo(np.float64).tiny)
@@ -101,12 +112,16 @@ def _root(sigma: np.ndarray) -> np.ndarray:
     return (vectors * np.sqrt(values)) @ vectors.T
 
 
-def kernel_estimate(generated: np.ndarray, reference: np.ndarray, seed: int, groups: np.ndarray | None = None) -> Estimate:
-    """Kernel distance (KID, Binkowski et al., 2018) between features (N, d) and (M, d), as clean-fid's `kernel_distance`.
+def kernel_estimate(
+    generated: np.ndarray, reference: np.ndarray, seed: int, groups: np.ndarray | None = None
+) -> Estimate:
+    """Kernel distance (KID, Binkowski et al., 2018) between features (N, d) and (M, d), as
+    clean-fid's `kernel_distance`.
 
-    The mean over 100 random subsets of (at most) 1000 images on either side of the unbiased squared MMD for the kernel
-    k(x, y) = (x.y / d + 1)^3. Pairs of one group are left out, as an image's pair with itself is: they would bias it upwards.
-    Its variance is that of the U-statistic over generated images plus that of drawing the subsets.
+    The mean over 100 random subsets of (at most) 1000 images on either side of the unbiased squared
+    MMD for the kernel k(x, y) = (x.y / d + 1)^3. Pairs of one group are left out, as an image's
+    pair with itself is: they would bias it upwards. Its variance is that of the U-statistic over
+    generated images plus that of drawing the subsets.
     """
     m, num_groups = min(len(generated), len(reference), SUBSET_SIZE), count(groups)
     group = np.arange(len(generated)) if groups is None or num_groups == 1 else groups
@@ -140,13 +155,19 @@ def _kernel_variance(generated: np.ndarray, reference: np.ndarray, groups: np.nd
     most = max(MOST_OF_A_GROUP, KERNEL_ROWS // n)
     rows = np.concatenate([np.flatnonzero(group == one)[:most] for one in chosen])
     x, member = generated[rows], np.searchsorted(chosen, group[rows])
-    g = np.concatenate([_kernel(x[i : i + 256], reference).mean(1, dtype=np.float64) for i in range(0, len(x), 256)])
+    g = np.concatenate(
+        [
+            _kernel(x[i : i + 256], reference).mean(1, dtype=np.float64)
+            for i in range(0, len(x), 256)
+        ]
+    )
     square = _kernel(x.astype(np.float64), x.astype(np.float64)) - g[:, None] - g
     starts = np.flatnonzero(np.diff(member, prepend=-1))
     square -= _mean_apart(square, member)
     square = np.add.reduceat(np.add.reduceat(square, starts, 0), starts, 1) * (n / len(rows)) ** 2
     h = square[~np.eye(n, dtype=bool)].reshape(n, n - 1)
-    # The variance of row means includes that of the n - 1 terms in each, which is not part of zeta_1.
+    # The variance of row means includes that of the n - 1 terms in each, which is not part of
+    # zeta_1.
     zeta_1 = max(0.0, h.mean(1).var(ddof=1) - h.var(1, ddof=1).mean() / (n - 1))
     return float(4 * zeta_1 / G + 2 * h.var() / (G * (G - 1)))
 

@@ -1,5 +1,5 @@
-"""The feature extractors of scores: another one is a class, an entry in `EXTRACTORS` below and a value
-of --feature_extractor in scripts/config/flags.py; what it needs of flags is in `Options`.
+"""The feature extractors of scores: another one is a class, an entry in `EXTRACTORS` below and a
+value of --feature_extractor in scripts/config/flags.py; what it needs of flags is in `Options`.
 
 Imports nothing heavy: networks are imported where they are made.
 """
@@ -20,7 +20,9 @@ class Extractor(Protocol):
     """From images to features."""
 
     settings: dict[str, Any]
-    """Plain data that identify it: "extractor" its name; "mode" if clean-fid's statistics of that mode are of its features."""
+    """Plain data that identify it: "extractor" its name; "mode" if clean-fid's statistics of that
+    mode are of its features.
+    """
     num_features: int
     """d"""
     own_data_only: bool

@@ -30,14 +30,24 @@ ORIENTATION = 0x0112
 """EXIF's tag for how an image is to be turned."""
 SECONDS_BETWEEN_FILES = 60
 """An interrupted evaluation loses at most this much work, and one batch."""
-SPLITS: dict[str, Split] = {"train": "train", "test": "held_out", "val": "held_out", "held_out": "held_out"}
+SPLITS: dict[str, Split] = {
+    "train": "train",
+    "test": "held_out",
+    "val": "held_out",
+    "held_out": "held_out",
+}
 """Values of --dataset_split for the configuration's own data set."""
 
 
 def data_set_images(data: ConfigDict, split: str) -> ImageSource:
-    """The configuration's own images, at its size. Raises UserError for a split that does not exist."""
+    """The configuration's own images, at its size.
+
+    Raises UserError for a split that does not exist.
+    """
     if split not in SPLITS:
-        raise UserError(f"--dataset_split={split}: the configuration's own data set has {', '.join(SPLITS)}")
+        raise UserError(
+            f"--dataset_split={split}: the configuration's own data set has {', '.join(SPLITS)}"
+        )
     return load_images(data, SPLITS[split])
 
 
@@ -72,7 +82,9 @@ class NativeFolder:
 
 
 def features_of(pixels: torch.Tensor, extractor: Extractor) -> np.ndarray:
-    """Rows with "features", float32 (d,), and "crc32" of the pixels of each of images uint8 (B, C, H, W)."""
+    """Rows with "features", float32 (d,), and "crc32" of the pixels of each of images uint8 (B, C,
+    H, W).
+    """
     rows = np.empty(len(pixels), row_type(extractor))
     rows["features"], rows["crc32"] = extractor(pixels), checksums(pixels.numpy())
     return rows
@@ -93,7 +105,9 @@ def image_features(images: Images, indices: Sequence[int], extractor: Extractor)
     found["features"] = np.nan
     for shape in {image.shape for image in pixels.values()}:
         rows = [row for row, image in pixels.items() if image.shape == shape]
-        found[rows] = features_of(torch.from_numpy(np.stack([pixels[row] for row in rows])), extractor)
+        found[rows] = features_of(
+            torch.from_numpy(np.stack([pixels[row] for row in rows])), extractor
+        )
     return found
 
 
@@ -105,11 +119,13 @@ def cached_features(
     compute: Callable[[range], np.ndarray],
     description: str,
 ) -> np.ndarray:
-    """Rows (count, ...) of images 0..count-1, read from files in `directory` as far as they are there.
+    """Rows (count, ...) of images 0..count-1, read from files in `directory` as far as they are
+    there.
 
-    `compute` gives the rest, for a range of at most `batch_size` images at a time, shared out to all processes. Process 0 adds
-    them about every minute as files `features_KEY_FIRST.npy` with the rows from FIRST on. key: of the record of what they
-    depend on; process 0's counts. Raises UserError for a directory that cannot be written to.
+    `compute` gives the rest, for a range of at most `batch_size` images at a time, shared out to
+    all processes. Process 0 adds them about every minute as files `features_KEY_FIRST.npy` with the
+    rows from FIRST on. key: of the record of what they depend on; process 0's counts. Raises
+    UserError for a directory that cannot be written to.
     """
     key = distributed.from_main(key)
     have, blocks = 0, []
@@ -126,10 +142,14 @@ def cached_features(
             wanted = range(start, min(start + at_a_time, count))
             mine = distributed.shard(wanted)
             rows = [compute(mine)] if len(mine) else []
-            blocks.append(np.concatenate([row for rows in distributed.gather(rows) for row in rows]))
+            blocks.append(
+                np.concatenate([row for rows in distributed.gather(rows) for row in rows])
+            )
             pending.append(blocks[-1])
             bar.update(len(wanted))
-            if distributed.is_main() and (time.monotonic() - written > SECONDS_BETWEEN_FILES or wanted.stop == count):
+            if distributed.is_main() and (
+                time.monotonic() - written > SECONDS_BETWEEN_FILES or wanted.stop == count
+            ):
                 with atomic_write(directory / f"features_{key}_{saved:07d}.npy") as temporary:
                     np.save(temporary, np.concatenate(pending))
                 pending, saved, written = [], wanted.stop, time.monotonic()

@@ -1,4 +1,6 @@
-"""clean-fid's Inception features, so that scores compare with published ones: its networks, its resizing, its three modes."""
+"""clean-fid's Inception features, so that scores compare with published ones: its networks, its
+resizing, its three modes.
+"""
 
 import os
 import warnings
@@ -18,15 +20,21 @@ from scripts.errors import UserError
 
 
 def weights_file(inception_path: str = "") -> Path:
-    """The TorchScript network of the modes "clean" and "legacy_tensorflow", downloaded if it is not there.
+    """The TorchScript network of the modes "clean" and "legacy_tensorflow", downloaded if it is not
+    there.
 
-    inception_path: the file or its folder; if empty the environment variable IHDM_INCEPTION_PATH, or PyTorch's folder of
-    downloads. Raises UserError if there is no such file and it cannot be downloaded.
+    inception_path: the file or its folder; if empty the environment variable IHDM_INCEPTION_PATH,
+    or PyTorch's folder of downloads. Raises UserError if there is no such file and it cannot be
+    downloaded.
     """
     name = inception_url.rsplit("/", 1)[-1]
     given = inception_path or os.environ.get("IHDM_INCEPTION_PATH", "")
-    place = user_path(given, "--inception_path") if given else Path(torch.hub.get_dir()) / "checkpoints"
-    file = place if place.name == name else place / name  # clean-fid takes a folder and expects this name in it
+    place = (
+        user_path(given, "--inception_path") if given else Path(torch.hub.get_dir()) / "checkpoints"
+    )
+    file = (
+        place if place.name == name else place / name
+    )  # clean-fid takes a folder and expects this name in it
     if not file.is_file():
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -46,32 +54,49 @@ class InceptionFeatures:
     own_data_only = False
 
     def __init__(self, mode: str, inception_path: str, device: torch.device) -> None:
-        """mode: "clean", "legacy_tensorflow" or "legacy_pytorch", whose weights are always in PyTorch's folder of downloads.
+        """mode: "clean", "legacy_tensorflow" or "legacy_pytorch", whose weights are always in
+        PyTorch's folder of downloads.
 
-        inception_path: as for `weights_file`. Raises UserError if the network is not there or cannot be loaded.
+        inception_path: as for `weights_file`. Raises UserError if the network is not there or
+        cannot be loaded.
         """
         self.device = device
         self.settings: dict[str, Any] = {"extractor": "inception", "mode": mode}
         file: Path | str = "weights of " + mode
         try:
-            with warnings.catch_warnings():  # clean-fid loads in a deprecated way and changes the filters of warnings
+            with (
+                warnings.catch_warnings()
+            ):  # clean-fid loads in a deprecated way and changes the filters of warnings
                 warnings.simplefilter("ignore")
                 self._resize = build_resizer(mode)
                 if mode == "legacy_pytorch":
-                    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # clean-fid would unpickle whatever is in the file
+                    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = (
+                        "1"  # clean-fid would unpickle whatever is in the file
+                    )
                     self._network = build_feature_extractor(mode, device, use_dataparallel=False)
                 else:
                     file = weights_file(inception_path)
                     self.settings["weights_crc32"] = zlib.crc32(file.read_bytes())
                     inside = mode == "legacy_tensorflow"
-                    self._network = InceptionV3W(str(file.parent), download=False, resize_inside=inside).to(device).eval()
+                    self._network = (
+                        InceptionV3W(str(file.parent), download=False, resize_inside=inside)
+                        .to(device)
+                        .eval()
+                    )
         except (RuntimeError, OSError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{file}: cannot be loaded for --cleanfid_mode={mode} ({reason}); fetch it again") from None
+            raise UserError(
+                f"{file}: cannot be loaded for --cleanfid_mode={mode} ({reason}); fetch it again"
+            ) from None
 
     @torch.no_grad()
     def __call__(self, pixels: torch.Tensor) -> np.ndarray:
-        """Images uint8 (B, C, H, W), C 1 or 3, to features float32 (B, 2048). Grey images are repeated to three channels."""
+        """Images uint8 (B, C, H, W), C 1 or 3, to features float32 (B, 2048).
+
+        Grey images are repeated to three channels.
+        """
         images = pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy()
-        resized = torch.from_numpy(np.stack([self._resize(image) for image in images])).permute(0, 3, 1, 2)
+        resized = torch.from_numpy(np.stack([self._resize(image) for image in images])).permute(
+            0, 3, 1, 2
+        )
         return self._network(resized.to(self.device, torch.float32)).float().cpu().numpy()

@@ -1,5 +1,5 @@
-"""The metrics that evaluate.py computes: another one is a `Metric` in `METRICS` below, and its name a
-value of --mode in scripts/config/flags.py.
+"""The metrics that evaluate.py computes: another one is a `Metric` in `METRICS` below, and its name
+a value of --mode in scripts/config/flags.py.
 
 Imports nothing heavy: arithmetic is imported where it is called.
 """
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from scripts.evaluation.pixels import PixelInputs
 
 FEW_TIMES = 3.0
-"""FID below so many times the value for draws from the reference itself: its standard error is only rough."""
+"""FID below so many times the value for draws from the reference itself: its standard error is only
+rough.
+"""
 
 
 @dataclass(frozen=True)
@@ -46,24 +48,42 @@ class Metric:
     name: str
     """As in --mode."""
     scores: Mapping[str, float]
-    """Its results' names, as in the log files, with the best value: infinite where lower or higher is always better."""
+    """Its results' names, as in the log files, with the best value: infinite where lower or higher
+    is always better.
+    """
     needs: Literal["moments", "features", "pixels", "seeds"]
-    """Mean and covariance of the reference's features, the features themselves, images, or images in groups from one seed."""
+    """Mean and covariance of the reference's features, the features themselves, images, or images
+    in groups from one seed.
+    """
     fewest: Callable[[int], int]
     """The fewest images on either side, for k neighbours."""
     compute: Callable[[Any], list[Result]]
-    """From `Inputs`, or `PixelInputs` where it needs pixels or seeds, to results, in their settings only what is particular."""
+    """From `Inputs`, or `PixelInputs` where it needs pixels or seeds, to results, in their settings
+    only what is particular.
+    """
 
 
 def _fid(inputs: Inputs) -> list[Result]:
     from scripts.evaluation import distances
 
-    estimate, influence = distances.frechet_estimate(inputs.generated, inputs.reference.gaussian, inputs.groups)
-    expected = distances.frechet_of_reference(inputs.reference.gaussian, estimate.num_groups or estimate.num_images)
+    estimate, influence = distances.frechet_estimate(
+        inputs.generated, inputs.reference.gaussian, inputs.groups
+    )
+    expected = distances.frechet_of_reference(
+        inputs.reference.gaussian, estimate.num_groups or estimate.num_images
+    )
     note = ""
     if estimate.value < FEW_TIMES * expected:
         note = f"its standard error is rough here, of first order: draws from the reference itself have about {expected:.3g}"
-    return [Result("FID", estimate, {"standard_error_by": "influence functions, first order"}, per_image=influence, note=note)]
+    return [
+        Result(
+            "FID",
+            estimate,
+            {"standard_error_by": "influence functions, first order"},
+            per_image=influence,
+            note=note,
+        )
+    ]
 
 
 def _kid(inputs: Inputs) -> list[Result]:
@@ -84,16 +104,25 @@ def _prdc(inputs: Inputs) -> list[Result]:
     from scripts.evaluation.prdc import prdc_estimates
 
     assert inputs.reference.features is not None
-    found = prdc_estimates(inputs.generated, inputs.reference.features, inputs.k, inputs.device, inputs.groups)
+    found = prdc_estimates(
+        inputs.generated, inputs.reference.features, inputs.k, inputs.device, inputs.groups
+    )
     return [
-        Result(score, estimate, {"k": inputs.k}, interval=None if score == "Density" else estimate.wilson())
+        Result(
+            score,
+            estimate,
+            {"k": inputs.k},
+            interval=None if score == "Density" else estimate.wilson(),
+        )
         for score, estimate in found.items()
     ]
 
 
 def _measure(name: str) -> Callable[["PixelInputs"], list[Result]]:
     """The function `name` of the module of that name beside this one."""
-    return lambda inputs: getattr(importlib.import_module(f"scripts.evaluation.{name}"), name)(inputs)
+    return lambda inputs: getattr(importlib.import_module(f"scripts.evaluation.{name}"), name)(
+        inputs
+    )
 
 
 def _twice(**scores: float) -> dict[str, float]:
@@ -109,13 +138,23 @@ METRICS = (
     Metric("fid", {"FID": LOW}, "moments", lambda k: 2, _fid),
     Metric("kid", {"KID": LOW}, "features", lambda k: 2, _kid),
     Metric("prdc", PRDC, "features", lambda k: k + 1, _prdc),
-    Metric("spectrum", {"LogSpectralDistance": LOW, "VarianceRatio": 1}, "pixels", lambda k: 2, _measure("spectrum")),
+    Metric(
+        "spectrum",
+        {"LogSpectralDistance": LOW, "VarianceRatio": 1},
+        "pixels",
+        lambda k: 2,
+        _measure("spectrum"),
+    ),
     Metric("copying", COPYING, "pixels", lambda k: 2, _measure("copying")),
     Metric("diversity", DIVERSITY, "seeds", lambda k: 4, _measure("diversity")),
 )
-MODES: dict[str, tuple[Metric, ...]] = {metric.name: (metric,) for metric in METRICS} | {"all": METRICS[:3]}
+MODES: dict[str, tuple[Metric, ...]] = {metric.name: (metric,) for metric in METRICS} | {
+    "all": METRICS[:3]
+}
 """Values of --mode besides elbo; all: those of features."""
-BEST = {"ELBO": LOW, "BPD": LOW} | {score: best for metric in METRICS for score, best in metric.scores.items()}
+BEST = {"ELBO": LOW, "BPD": LOW} | {
+    score: best for metric in METRICS for score, best in metric.scores.items()
+}
 
 
 def distance_from_best(score: str, value: float) -> float:

@@ -1,4 +1,7 @@
-"""What measures of the images themselves are made from, and the bootstrap. All images are uint8 (N, C, H, W)."""
+"""What measures of the images themselves are made from, and the bootstrap.
+
+All images are uint8 (N, C, H, W).
+"""
 
 import functools
 from collections.abc import Iterator
@@ -34,7 +37,9 @@ class PixelInputs:
     sampler: Sampler | GivenSamples
     data: ConfigDict
     read: dict[str, int] = field(default_factory=dict)
-    """Checksums of the images of each split that was read, under "train_crc32" and "held_out_crc32"."""
+    """Checksums of the images of each split that was read, under "train_crc32" and
+    "held_out_crc32".
+    """
 
     @functools.cached_property
     def groups(self) -> np.ndarray:
@@ -46,7 +51,9 @@ class PixelInputs:
         source = load_images(self.data, split)
         count = min(len(source), MOST_BYTES // int(np.prod(source.shape)))
         images, unreadable, seen = list[torch.Tensor](), UnreadableImages(), Checksums()
-        for batch in HeldOutBatches(source, 0, block_size(source.shape), count, False, self.data.num_workers):
+        for batch in HeldOutBatches(
+            source, 0, block_size(source.shape), count, False, self.data.num_workers
+        ):
             images.append(to_uint8(batch.images))
             unreadable.update(batch.unreadable)
             seen.note(batch)
@@ -62,8 +69,12 @@ class PixelInputs:
         """
         source, mirrored = load_images(self.data, "train"), self.data.random_flip
         unreadable, seen = UnreadableImages(), Checksums()
-        with progress_bar(len(distributed.shard(range(len(source)))), "image", "comparing with training images") as bar:
-            for batch in clean_batches(source, block_size(source.shape), self.data.num_workers, False, mirrored):
+        with progress_bar(
+            len(distributed.shard(range(len(source)))), "image", "comparing with training images"
+        ) as bar:
+            for batch in clean_batches(
+                source, block_size(source.shape), self.data.num_workers, False, mirrored
+            ):
                 seen.note(batch)
                 yield batch.indices.numpy(), to_uint8(batch.images).numpy()
                 bar.update(len(batch.indices) // (1 + mirrored))
@@ -83,7 +94,9 @@ def blocks(images: np.ndarray) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, len(images), size))
 
 
-def initial_images(sampler: Sampler | GivenSamples, data: ConfigDict, num_samples: int) -> np.ndarray:
+def initial_images(
+    sampler: Sampler | GivenSamples, data: ConfigDict, num_samples: int
+) -> np.ndarray:
     """The initial image of each sample, int64 (N,), or its mirror image: samples that share one are
     not independent.
 
@@ -98,7 +111,9 @@ def initial_images(sampler: Sampler | GivenSamples, data: ConfigDict, num_sample
     return origins if sampler.seeds is not None else origins // (1 + data.random_flip)
 
 
-def _resampled(N: int, groups: np.ndarray | None, seed: int, number: int) -> tuple[np.ndarray, np.ndarray]:
+def _resampled(
+    N: int, groups: np.ndarray | None, seed: int, number: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Which of G groups each of N rows is in, int64 (N,), and how often each is drawn in 1,000
     draws of G: int64 (1000, G).
 
@@ -106,11 +121,15 @@ def _resampled(N: int, groups: np.ndarray | None, seed: int, number: int) -> tup
     """
     members = np.arange(N) if groups is None else np.unique(groups, return_inverse=True)[1]
     G = members.max() + 1
-    counts = stream(seed, Purpose.BOOTSTRAP, number).multinomial(G if G > 1 else 0, np.full(G, 1 / G), size=REPLICATES)
+    counts = stream(seed, Purpose.BOOTSTRAP, number).multinomial(
+        G if G > 1 else 0, np.full(G, 1 / G), size=REPLICATES
+    )
     return members, counts
 
 
-def resampled_means(rows: np.ndarray, seed: int, number: int = 0, groups: np.ndarray | None = None) -> np.ndarray:
+def resampled_means(
+    rows: np.ndarray, seed: int, number: int = 0, groups: np.ndarray | None = None
+) -> np.ndarray:
     """Means of 1,000 sets of groups, int64 (N,), drawn with replacement from rows (N, ...): float64
     (1000, ...).
 
@@ -125,7 +144,9 @@ def resampled_means(rows: np.ndarray, seed: int, number: int = 0, groups: np.nda
     return np.tensordot(weights, sums, 1)
 
 
-def resampled_medians(values: np.ndarray, seed: int, number: int = 0, groups: np.ndarray | None = None) -> np.ndarray:
+def resampled_medians(
+    values: np.ndarray, seed: int, number: int = 0, groups: np.ndarray | None = None
+) -> np.ndarray:
     """As `resampled_means`, of values (N,): float64 (1000,)."""
     members, counts = _resampled(len(values), groups, seed, number)
     if counts.shape[1] == 1:

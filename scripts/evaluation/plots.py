@@ -31,13 +31,18 @@ class LevelRow:
 
 
 def plot_by_level(path: Path, rows: Sequence[LevelRow], title: str) -> None:
-    """Write a picture of two panels over the blur level k: terms of the bound for k > 1, and squared errors for all k.
+    """Write a picture of two panels over the blur level k: terms of the bound for k > 1, and
+    squared errors for all k.
 
-    Both are logarithmic. A line shows what the terms would be if the network made no errors, where that is above 0.
+    Both are logarithmic. A line shows what the terms would be if the network made no errors, where
+    that is above 0.
     """
     figure = Figure(figsize=(7, 7), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
-    k, terms = [row.k for row in rows], rows[1:]  # the first row is the reconstruction term, which may be negative
+    k, terms = (
+        [row.k for row in rows],
+        rows[1:],
+    )  # the first row is the reconstruction term, which may be negative
     _error_bars(above, k[1:], [row.term for row in terms])
     if any(row.without_errors > 0 for row in terms):
         least = [row.without_errors for row in terms]
@@ -50,13 +55,19 @@ def plot_by_level(path: Path, rows: Sequence[LevelRow], title: str) -> None:
     _save(figure, path)
 
 
-def plot_sweep(path: Path, axis: str, score: str, series: dict[str, list[tuple[float | str, Estimate]]]) -> None:
-    """Write a picture of a score over the values of a swept setting `axis`, a line for each of the named series."""
+def plot_sweep(
+    path: Path, axis: str, score: str, series: dict[str, list[tuple[float | str, Estimate]]]
+) -> None:
+    """Write a picture of a score over the values of a swept setting `axis`, a line for each of the
+    named series.
+    """
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     place = float if all(_is_number(x) for points in series.values() for x, _ in points) else str
     for label, points in series.items():
-        _error_bars(axes, [place(x) for x, _ in points], [estimate for _, estimate in points], label)
+        _error_bars(
+            axes, [place(x) for x, _ in points], [estimate for _, estimate in points], label
+        )
     if axis != "delta":
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel=axis, ylabel=score)
@@ -65,11 +76,24 @@ def plot_sweep(path: Path, axis: str, score: str, series: dict[str, list[tuple[f
     _save(figure, path)
 
 
-def plot_octaves(axes: Axes, names: list[str], series: Mapping[str, list[np.ndarray]], ylabel: str, line: float) -> None:
-    """Draw values of octaves (R,), some with the ends of their intervals, the last first; and a horizontal line."""
+def plot_octaves(
+    axes: Axes, names: list[str], series: Mapping[str, list[np.ndarray]], ylabel: str, line: float
+) -> None:
+    """Draw values of octaves (R,), some with the ends of their intervals, the last first; and a
+    horizontal line.
+    """
     for shift, (label, (values, *ends)) in enumerate(series.items()):
         errors = [abs(end - values)[::-1] for end in ends] or None
-        axes.errorbar(np.arange(len(names)) + shift / 15, values[::-1], errors, fmt="o-", ms=3, lw=1, capsize=2, label=label)
+        axes.errorbar(
+            np.arange(len(names)) + shift / 15,
+            values[::-1],
+            errors,
+            fmt="o-",
+            ms=3,
+            lw=1,
+            capsize=2,
+            label=label,
+        )
     axes.axhline(line, color="gray", lw=1)
     axes.set_xticks(range(len(names)), names[::-1], fontsize="small")
     axes.set(xlabel="wavelength", ylabel=ylabel)
@@ -83,7 +107,9 @@ def _is_number(value: float | str) -> bool:
     return False
 
 
-def _error_bars(axes: Axes, x: Sequence[float | str], estimates: Sequence[Estimate], label: str = "") -> None:
+def _error_bars(
+    axes: Axes, x: Sequence[float | str], estimates: Sequence[Estimate], label: str = ""
+) -> None:
     # An unknown error, that of a single image, has no bar.
     errors = [e.standard_error if math.isfinite(e.standard_error) else math.nan for e in estimates]
     values = [estimate.value for estimate in estimates]

@@ -1,4 +1,6 @@
-"""What generated images are compared with: clean-fid's statistics, an .npz of features or images, a folder, or a data set."""
+"""What generated images are compared with: clean-fid's statistics, an .npz of features or images, a
+folder, or a data set.
+"""
 
 import contextlib
 import tempfile
@@ -17,7 +19,12 @@ from scripts.data.loader import NAMED, UnreadableImages
 from scripts.errors import UserError
 from scripts.evaluation.distances import Gaussian, Reference
 from scripts.evaluation.extractors import Extractor, Options
-from scripts.evaluation.features import NativeFolder, cached_features, data_set_images, image_features
+from scripts.evaluation.features import (
+    NativeFolder,
+    cached_features,
+    data_set_images,
+    image_features,
+)
 from scripts.evaluation.metrics import Metric
 from scripts.runtime import distributed
 from scripts.runtime.progress import warn
@@ -27,17 +34,26 @@ from scripts.storage.record import Record
 CLEANFID = "cleanfid:"
 """Before a name: that of clean-fid's statistics, whatever folder has the same name."""
 Arrays = dict[str, np.ndarray]
-"""Mean and covariance of features, `mu` (d,) and `sigma` (d, d), the features `feats` (M, d), or all three."""
+"""Mean and covariance of features, `mu` (d,) and `sigma` (d, d), the features `feats` (M, d), or
+all three.
+"""
 
 
 def find_reference(
-    name: str, split: str, options: Options, metrics: Sequence[Metric], k: int, extractor: Extractor, batch_size: int
+    name: str,
+    split: str,
+    options: Options,
+    metrics: Sequence[Metric],
+    k: int,
+    extractor: Extractor,
+    batch_size: int,
 ) -> Reference:
     """What `--dataset_name_cleanfid=name` stands for, with what the metrics need of it.
 
-    name: of clean-fid's statistics or, with split "custom", of custom ones; the path of an .npz or of a folder; or "" for the
-    split of the configuration's own data set. Features of images are cached in `options.directory`. Raises UserError for
-    whatever is missing, and if there are fewer images than a metric needs.
+    name: of clean-fid's statistics or, with split "custom", of custom ones; the path of an .npz or
+    of a folder; or "" for the split of the configuration's own data set. Features of images are
+    cached in `options.directory`. Raises UserError for whatever is missing, and if there are fewer
+    images than a metric needs.
     """
     if name and extractor.own_data_only:
         raise UserError(
@@ -52,8 +68,12 @@ def find_reference(
         )
 
     def of_images(description: str, images: Images) -> Reference:
-        rows = readable_features(options.directory, images, extractor, batch_size, "reference images")
-        return Reference(description, rows["features"], size=first_size(images), crc32=checksum(rows["crc32"]))
+        rows = readable_features(
+            options.directory, images, extractor, batch_size, "reference images"
+        )
+        return Reference(
+            description, rows["features"], size=first_size(images), crc32=checksum(rows["crc32"])
+        )
 
     if name == "":
         found = of_images(f"{data.dataset} {split}", data_set_images(data, split))
@@ -66,22 +86,35 @@ def find_reference(
     elif "/" in name:
         found = of_images(name, folder_images(path))
     elif "mode" not in extractor.settings:
-        raise UserError(f"--dataset_name_cleanfid={name}: clean-fid's statistics are of Inception's features; give a folder")
+        raise UserError(
+            f"--dataset_name_cleanfid={name}: clean-fid's statistics are of Inception's features; give a folder"
+        )
     else:
-        arrays = named_statistics(name.removeprefix(CLEANFID), extractor.settings["mode"], split, data.image_size, metrics)
-        found = _reference(f"{name} {split}, clean-fid's statistics", arrays, extractor.num_features, metrics)
+        arrays = named_statistics(
+            name.removeprefix(CLEANFID), extractor.settings["mode"], split, data.image_size, metrics
+        )
+        found = _reference(
+            f"{name} {split}, clean-fid's statistics", arrays, extractor.num_features, metrics
+        )
     for metric in metrics:
         if found.features is not None and len(found.features) < metric.fewest(k):
             fewest = metric.fewest(k)
-            raise UserError(f"{found.description}: {len(found.features)} images, where {metric.name} needs at least {fewest}")
+            raise UserError(
+                f"{found.description}: {len(found.features)} images, where {metric.name} needs at least {fewest}"
+            )
     return found
 
 
 def folder_images(folder: Path) -> NativeFolder:
-    """All images below a folder, at their own sizes, as clean-fid takes them. Raises UserError if there are none."""
+    """All images below a folder, at their own sizes, as clean-fid takes them.
+
+    Raises UserError if there are none.
+    """
     paths = list_images(folder) if folder.is_dir() else []
     if not paths:
-        raise UserError(f"{folder}: {'no image files in it' if folder.is_dir() else 'no such folder'}")
+        raise UserError(
+            f"{folder}: {'no image files in it' if folder.is_dir() else 'no such folder'}"
+        )
     return NativeFolder(folder, paths)
 
 
@@ -94,16 +127,20 @@ def first_size(images: Images) -> tuple[int, int] | None:
     return None
 
 
-def readable_features(directory: Path, images: Images, extractor: Extractor, batch_size: int, what: str) -> np.ndarray:
-    """Rows of `features_of` all images (M,) that can be read, cached in `directory`; `what` they are in
-    messages."""
+def readable_features(
+    directory: Path, images: Images, extractor: Extractor, batch_size: int, what: str
+) -> np.ndarray:
+    """Rows of `features_of` all images (M,) that can be read, cached in `directory`; `what` they
+    are in messages."""
     record = Record(metric=extractor.settings, files={"images": images.version()})
     altered = images.altered if isinstance(images, NativeFolder) else Counter[str]()
 
     def compute(indices: range) -> np.ndarray:
         return image_features(images, indices, extractor)
 
-    rows = cached_features(directory, record.key, len(images), batch_size, compute, f"features of {what}")
+    rows = cached_features(
+        directory, record.key, len(images), batch_size, compute, f"features of {what}"
+    )
     unreadable = UnreadableImages()
     for i in np.flatnonzero(np.isnan(rows["features"][:, 0])).tolist():
         reason = f"{images.name(i)}: could not be read when its features were computed"
@@ -128,33 +165,44 @@ def statistics_folder() -> Path:
     return Path(cleanfid.__file__).parent / "stats"
 
 
-def named_statistics(name: str, mode: str, split: str, image_size: int, metrics: Sequence[Metric]) -> Arrays:
+def named_statistics(
+    name: str, mode: str, split: str, image_size: int, metrics: Sequence[Metric]
+) -> Arrays:
     """What the metrics need of clean-fid's statistics of a data set, downloaded if necessary.
 
-    With split "custom" those that `--save_stats` or clean-fid made, possibly with a resolution in the file's name. Raises
-    UserError if they do not exist.
+    With split "custom" those that `--save_stats` or clean-fid made, possibly with a resolution in
+    the file's name. Raises UserError if they do not exist.
     """
     plain_name("--dataset_name_cleanfid", name)
     plain_name("--dataset_split", split)
     needs = {metric.needs for metric in metrics}
     arrays: Arrays = {}
     if split == "custom":
-        files = [statistics_folder() / f"{name}_{mode}_custom_{size}.npz".lower() for size in ("na", image_size)]
+        files = [
+            statistics_folder() / f"{name}_{mode}_custom_{size}.npz".lower()
+            for size in ("na", image_size)
+        ]
         file = next((file for file in files if file.is_file()), None)
         if file is None:
             raise UserError(
                 f"--dataset_name_cleanfid={name}: there is no {files[0]}; "
                 f"make it with --save_stats --custom_name={name} --cleanfid_mode={mode} --dataset_path=FOLDER"
             )
-        return _read(file) | (_read(file.with_name(f"{file.stem}_kid.npz")) if "features" in needs else {})
+        return _read(file) | (
+            _read(file.with_name(f"{file.stem}_kid.npz")) if "features" in needs else {}
+        )
     try:
         with distributed.main_first():
             options = {"mode": mode, "split": split}
             if "moments" in needs:
-                found = cleanfid.features.get_reference_statistics(name, image_size, metric="FID", **options)
+                found = cleanfid.features.get_reference_statistics(
+                    name, image_size, metric="FID", **options
+                )
                 arrays |= dict(zip(("mu", "sigma"), found, strict=True))
             if "features" in needs:
-                arrays["feats"] = cleanfid.features.get_reference_statistics(name, image_size, metric="KID", **options)
+                arrays["feats"] = cleanfid.features.get_reference_statistics(
+                    name, image_size, metric="KID", **options
+                )
     except (OSError, ValueError) as error:  # ValueError: a download that was cut short
         raise UserError(
             f"--dataset_name_cleanfid={name} --dataset_split={split}: clean-fid's statistics for {image_size} pixels cannot be "
@@ -175,8 +223,12 @@ def _read(file: Path) -> Arrays:
     sigma = arrays.get("sigma", np.zeros((1, 1)))
     if sigma.ndim == 2 and sigma.shape[0] == sigma.shape[1]:
         values = np.linalg.eigvalsh((sigma + sigma.T) / 2)
-        if values[0] < -1e-6 * max(values[-1], 1e-12) * len(values) or not np.allclose(sigma, sigma.T, atol=1e-6 * values[-1]):
-            raise UserError(f"{file}: sigma is no covariance, as it is not symmetric and positive semi-definite")
+        if values[0] < -1e-6 * max(values[-1], 1e-12) * len(values) or not np.allclose(
+            sigma, sigma.T, atol=1e-6 * values[-1]
+        ):
+            raise UserError(
+                f"{file}: sigma is no covariance, as it is not symmetric and positive semi-definite"
+            )
     return arrays
 
 
@@ -185,7 +237,9 @@ def _reference(where: str, arrays: Arrays, d: int, metrics: Sequence[Metric]) ->
     shapes = {name: array.shape for name, array in arrays.items()}
     has_moments = shapes.get("mu") == (d,) and shapes.get("sigma") == (d, d)
     has_features = len(shapes.get("feats", ())) == 2 and shapes["feats"][1] == d
-    if not has_features and (not has_moments or any(metric.needs == "features" for metric in metrics)):
+    if not has_features and (
+        not has_moments or any(metric.needs == "features" for metric in metrics)
+    ):
         right = f"feats (M, {d}) or, for --mode=fid alone, mu ({d},) and sigma ({d}, {d})"
         raise UserError(f"{where}: must hold {right}; it has {shapes}")
     moments = Gaussian(arrays["mu"], arrays["sigma"]) if has_moments else None
@@ -193,22 +247,32 @@ def _reference(where: str, arrays: Arrays, d: int, metrics: Sequence[Metric]) ->
     return Reference(where, arrays["feats"] if has_features else None, moments, crc32=crc32)
 
 
-def save_statistics(name: str, folder: Path, extractor: Extractor, mode: str, batch_size: int) -> Path:
-    """Make statistics of a folder of images, for `--dataset_name_cleanfid=<name> --dataset_split=custom`.
+def save_statistics(
+    name: str, folder: Path, extractor: Extractor, mode: str, batch_size: int
+) -> Path:
+    """Make statistics of a folder of images, for `--dataset_name_cleanfid=<name>
+    --dataset_split=custom`.
 
-    They are stored where clean-fid keeps its own and under its naming scheme, so that it finds them too. Returns the file with
-    mean and covariance; features are beside it. Raises UserError for whatever is missing or exists already.
+    They are stored where clean-fid keeps its own and under its naming scheme, so that it finds them
+    too. Returns the file with mean and covariance; features are beside it. Raises UserError for
+    whatever is missing or exists already.
     """
     stem = f"{plain_name('--custom_name', name)}_{mode}_custom_na".lower()
     directory = make_directory(statistics_folder(), "clean-fid's statistics")
     file = directory / f"{stem}.npz"
     if file.exists():
-        raise UserError(f"--custom_name={name}: there are statistics of that name; choose another, or delete {file}")
+        raise UserError(
+            f"--custom_name={name}: there are statistics of that name; choose another, or delete {file}"
+        )
     images = folder_images(folder)
     with tempfile.TemporaryDirectory() as temporary_directory:
-        features = readable_features(Path(temporary_directory), images, extractor, batch_size, "images")["features"]
+        features = readable_features(
+            Path(temporary_directory), images, extractor, batch_size, "images"
+        )["features"]
     if len(features) < 2:
-        raise UserError(f"--dataset_path={folder}: {len(features)} images can be read, where statistics need at least 2")
+        raise UserError(
+            f"--dataset_path={folder}: {len(features)} images can be read, where statistics need at least 2"
+        )
     gaussian = Gaussian.of(features)
     with atomic_write(directory / f"{stem}_kid.npz") as temporary:
         np.savez_compressed(temporary, feats=features)

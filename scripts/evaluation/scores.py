@@ -46,8 +46,8 @@ class SampleEvaluation:
     batch_size: int
     num_gen: int
     reference: str
-    """Name of clean-fid statistics or, with dataset_split "custom", of custom ones; path of an .npz or of a folder; "" for the
-    configuration's own data set."""
+    """Name of clean-fid statistics or, with dataset_split "custom", of custom ones; path of an .npz
+    or of a folder; "" for the configuration's own data set."""
     dataset_split: str
     cleanfid_mode: str
     feature_extractor: str
@@ -65,44 +65,76 @@ class SampleEvaluation:
         return self._prepare(checkpoint, choice, seed)[2].add(metric=measures)
 
     def __call__(self, *, checkpoint: int, choice: Choice, seed: int | None) -> list[Result]:
-        """Scores of a checkpoint (0: the newest); none in processes other than 0, which only sample and compute features.
+        """Scores of a checkpoint (0: the newest); none in processes other than 0, which only sample
+        and compute features.
 
-        Compared with the configuration's own training images, the settings of each result include the score of held-out images,
-        see `held_out_settings`. Raises UserError for whatever is missing or does not fit, before anything is sampled.
+        Compared with the configuration's own training images, the settings of each result include
+        the score of held-out images, see `held_out_settings`. Raises UserError for whatever is
+        missing or does not fit, before anything is sampled.
         """
         sampler, made_by, record = self._prepare(checkpoint, choice, seed)
         compute = self._of_pixels if self._needs_pixels else self._of_features
         return compute(sampler, made_by, record)
 
-    def _of_pixels(self, sampler: Sampler | GivenSamples, made_by: Record, record: Record) -> list[Result]:
-        samples = self._generated(sampler, made_by.add(metric={"extractor": "pixels"}), torch.Tensor.numpy)
+    def _of_pixels(
+        self, sampler: Sampler | GivenSamples, made_by: Record, record: Record
+    ) -> list[Result]:
+        samples = self._generated(
+            sampler, made_by.add(metric={"extractor": "pixels"}), torch.Tensor.numpy
+        )
         inputs = PixelInputs(samples, sampler, self.config.data)
         results = scores(self.metrics, inputs)  # by all processes
-        record = record.add(data={"samples_crc32": checksum(checksums(samples))}, reference=inputs.read)
-        return [replace(result, settings=record.row() | result.settings) for result in results if distributed.is_main()]
+        record = record.add(
+            data={"samples_crc32": checksum(checksums(samples))}, reference=inputs.read
+        )
+        return [
+            replace(result, settings=record.row() | result.settings)
+            for result in results
+            if distributed.is_main()
+        ]
 
-    def _of_features(self, sampler: Sampler | GivenSamples, made_by: Record, record: Record) -> list[Result]:
+    def _of_features(
+        self, sampler: Sampler | GivenSamples, made_by: Record, record: Record
+    ) -> list[Result]:
         extractor = self._extractor
-        if any(metric.name == "fid" for metric in self.metrics) and self.num_gen <= extractor.num_features:
+        if (
+            any(metric.name == "fid" for metric in self.metrics)
+            and self.num_gen <= extractor.num_features
+        ):
             text = f"FID of {self.num_gen} samples in {extractor.num_features} dimensions is far too high; raise --num_gen"
             warnings.warn(text, stacklevel=2)
         if self.given is None or not self.reference:
             made_by = made_by.add(metric=extractor.settings)
-            generated = self._generated(sampler, made_by, functools.partial(features_of, extractor=extractor))
+            generated = self._generated(
+                sampler, made_by, functools.partial(features_of, extractor=extractor)
+            )
         else:  # as the reference is read
             native = self.given.native
             generated = readable_features(self.cache, native, extractor, self.batch_size, "samples")
             if len(generated) < len(native):
-                raise UserError(f"--samples={self.given.name}: {len(native) - len(generated)} images cannot be read")
+                raise UserError(
+                    f"--samples={self.given.name}: {len(native) - len(generated)} images cannot be read"
+                )
             generated = generated[: self.num_gen]
         record = record.add(data=self._sizes(sampler, self._reference))
         groups = initial_images(sampler, self.config.data, self.num_gen)
-        inputs = Inputs(generated["features"], self._reference, sampler.seed, self.k, self._options.device, groups)
+        inputs = Inputs(
+            generated["features"],
+            self._reference,
+            sampler.seed,
+            self.k,
+            self._options.device,
+            groups,
+        )
         real: dict[str, dict[str, Any]] = {}
         if not self.reference and self.dataset_split == "train":
             images = data_set_images(self.config.data, "held_out")
-            held_out = readable_features(self.cache, images, extractor, self.batch_size, "held-out images")["features"]
-            real = held_out_settings(self.metrics, inputs, held_out) if distributed.is_main() else {}
+            held_out = readable_features(
+                self.cache, images, extractor, self.batch_size, "held-out images"
+            )["features"]
+            real = (
+                held_out_settings(self.metrics, inputs, held_out) if distributed.is_main() else {}
+            )
         if not distributed.is_main():
             return []
         record = record.add(data={"samples_crc32": checksum(generated["crc32"])})
@@ -118,7 +150,14 @@ class SampleEvaluation:
     @functools.cached_property
     def _options(self) -> Options:
         device = distributed.device(self.config.device)
-        return Options(self.config.data, self.cache, device, self.cleanfid_mode, self.inception_path, self.dinov2_path)
+        return Options(
+            self.config.data,
+            self.cache,
+            device,
+            self.cleanfid_mode,
+            self.inception_path,
+            self.dinov2_path,
+        )
 
     @functools.cached_property
     def _extractor(self) -> Extractor:
@@ -128,17 +167,29 @@ class SampleEvaluation:
     @functools.cached_property
     def _reference(self) -> Reference:
         return find_reference(
-            self.reference, self.dataset_split, self._options, self.metrics, self.k, self._extractor, self.batch_size
+            self.reference,
+            self.dataset_split,
+            self._options,
+            self.metrics,
+            self.k,
+            self._extractor,
+            self.batch_size,
         )
 
-    def _prepare(self, checkpoint: int, choice: Choice, seed: int | None) -> tuple[Sampler | GivenSamples, Record, Record]:
+    def _prepare(
+        self, checkpoint: int, choice: Choice, seed: int | None
+    ) -> tuple[Sampler | GivenSamples, Record, Record]:
         """Where samples come from, all that they depend on, and what all scores have in common."""
         for metric in self.metrics:
             if self.num_gen < metric.fewest(self.k):
-                raise UserError(f"--num_gen={self.num_gen}: {metric.name} needs at least {metric.fewest(self.k)} samples")
+                raise UserError(
+                    f"--num_gen={self.num_gen}: {metric.name} needs at least {metric.fewest(self.k)} samples"
+                )
         if self.given is not None:
             if self.num_gen > (found := len(self.given.images)):
-                raise UserError(f"--num_gen={self.num_gen}: --samples={self.given.name} has {found} images")
+                raise UserError(
+                    f"--num_gen={self.num_gen}: --samples={self.given.name} has {found} images"
+                )
             sampler: Sampler | GivenSamples = self.given
             made_by, known = self.given.record(), dict[str, int]()
         else:
@@ -149,7 +200,9 @@ class SampleEvaluation:
         if self._needs_pixels:
             for split in PARTS:  # before anything is sampled
                 if len(load_images(self.config.data, split)) < 2:
-                    raise UserError(f"{self.config.data.dataset}: there is one {split} image, where this mode needs at least 2")
+                    raise UserError(
+                        f"{self.config.data.dataset}: there is one {split} image, where this mode needs at least 2"
+                    )
             reference = {"reference": f"{self.config.data.dataset} train"}
             record = record.add(metric={"extractor": "pixels"}, reference=reference)
             return sampler, made_by, with_own_images(record, self.config.data, PARTS, known)
@@ -165,20 +218,34 @@ class SampleEvaluation:
         own = () if self.reference else {SPLITS[self.dataset_split], "held_out"}
         return sampler, made_by, with_own_images(record, self.config.data, own, known)
 
-    def _sampler(self, checkpoint: int, choice: Choice, seed: int | None) -> tuple[Sampler, Record, dict[str, int]]:
-        """With what its samples depend on, and the fingerprint of the images that the checkpoint knows."""
+    def _sampler(
+        self, checkpoint: int, choice: Choice, seed: int | None
+    ) -> tuple[Sampler, Record, dict[str, int]]:
+        """With what its samples depend on, and the fingerprint of the images that the checkpoint
+        knows.
+        """
         sampler, trained = load_sampler(
-            self.config, self.workdir, checkpoint, choice=choice, seed=seed, precision=self.precision, scoring=True
+            self.config,
+            self.workdir,
+            checkpoint,
+            choice=choice,
+            seed=seed,
+            precision=self.precision,
+            scoring=True,
         )
         if any(metric.needs == "seeds" for metric in self.metrics) and sampler.seeds is not None:
             most = sampler.seeds.count * sampler.seeds.per_image
             if self.num_gen > most:  # one image twice would count as two seeds
-                raise UserError(f"--num_gen={self.num_gen}: must be at most {most}, all samples of the images of {choice.init}")
+                raise UserError(
+                    f"--num_gen={self.num_gen}: must be at most {most}, all samples of the images of {choice.init}"
+                )
         return sampler, sampler.record(self.config, trained), dict(trained.data)
 
     def _sizes(self, sampler: Sampler | GivenSamples, against: Reference) -> dict[str, Any]:
         """(H, W) of samples and reference images for the record, and a line where they differ."""
-        size = first_size(sampler.native) if isinstance(sampler, GivenSamples) else sampler.shape[1:]
+        size = (
+            first_size(sampler.native) if isinstance(sampler, GivenSamples) else sampler.shape[1:]
+        )
         if against.size is None or size is None or not self.reference or against.size == size:
             return {}
         ours, theirs = shown_size(size), shown_size(against.size)
@@ -186,18 +253,28 @@ class SampleEvaluation:
         return {"samples_size": size, "reference_size": against.size}
 
     def _generated(
-        self, sampler: Sampler | GivenSamples, made_by: Record, extract: Callable[[torch.Tensor], np.ndarray]
+        self,
+        sampler: Sampler | GivenSamples,
+        made_by: Record,
+        extract: Callable[[torch.Tensor], np.ndarray],
     ) -> np.ndarray:
         def compute(indices: range) -> np.ndarray:
             return extract(to_uint8(sampler.independent(indices)))
 
         if self.given is not None and (size := first_size(self.given.native)) != sampler.shape[1:]:
             made = shown_size(sampler.shape[1:])
-            warn(f"samples are {shown_size(size)} pixels, and made {made} as the data set's images are")
-        return cached_features(self.cache, made_by.key, self.num_gen, self.batch_size, compute, "features of samples")
+            warn(
+                f"samples are {shown_size(size)} pixels, and made {made} as the data set's images are"
+            )
+        return cached_features(
+            self.cache, made_by.key, self.num_gen, self.batch_size, compute, "features of samples"
+        )
 
     def _by_seed(self, choice: Choice) -> Choice:
-        """The choice with seeds of which several samples are drawn. Raises UserError where that cannot be."""
+        """The choice with seeds of which several samples are drawn.
+
+        Raises UserError where that cannot be.
+        """
         per_init = PER_SEED if choice.per_init is None else choice.per_init
         if per_init < 2 or self.num_gen % per_init or self.num_gen < 2 * per_init:
             right = "--per_init must be at least 2 and --num_gen a multiple of it, at least 2 times as many"
@@ -212,18 +289,27 @@ def shown_size(size: tuple[int, ...] | None) -> str:
 
 def scores(metrics: Sequence[Metric], inputs: Inputs | PixelInputs) -> list[Result]:
     """All results of the metrics."""
-    return [replace(result, groups=inputs.groups) for metric in metrics for result in metric.compute(inputs)]
+    return [
+        replace(result, groups=inputs.groups)
+        for metric in metrics
+        for result in metric.compute(inputs)
+    ]
 
 
-def held_out_settings(metrics: Sequence[Metric], inputs: Inputs, held_out: np.ndarray) -> dict[str, dict[str, Any]]:
-    """For each score, printed and returned, what held-out images (H, d) get in place of samples, as a perfect model would.
+def held_out_settings(
+    metrics: Sequence[Metric], inputs: Inputs, held_out: np.ndarray
+) -> dict[str, dict[str, Any]]:
+    """For each score, printed and returned, what held-out images (H, d) get in place of samples, as
+    a perfect model would.
 
-    Scores depend on the number of images, so the score of equally many samples is given with it. Metrics that need more images
-    than are held out are left out.
+    Scores depend on the number of images, so the score of equally many samples is given with it.
+    Metrics that need more images than are held out are left out.
     """
     count = min(len(inputs.generated), len(held_out))
     metrics = [metric for metric in metrics if count >= metric.fewest(inputs.k)]
-    evenly = np.linspace(0, len(held_out) - 1, count).astype(int)  # data sets may be sorted by class
+    evenly = np.linspace(0, len(held_out) - 1, count).astype(
+        int
+    )  # data sets may be sorted by class
     settings, groups = {}, None if inputs.groups is None else inputs.groups[:count]
     for real, samples in zip(
         scores(metrics, replace(inputs, generated=held_out[evenly], groups=None)),
@@ -231,7 +317,10 @@ def held_out_settings(metrics: Sequence[Metric], inputs: Inputs, held_out: np.nd
         strict=True,
     ):
         value = samples.estimate.value
-        print(f"{real.score}: {count} held-out images have {real.estimate}; as many samples {value:.4g}", flush=True)
+        print(
+            f"{real.score}: {count} held-out images have {real.estimate}; as many samples {value:.4g}",
+            flush=True,
+        )
         settings[real.score] = {
             "held_out": real.estimate.value,
             "held_out_standard_error": real.estimate.standard_error,

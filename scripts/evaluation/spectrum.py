@@ -1,4 +1,6 @@
-"""Does every scale vary as much in samples as in the data? Variances of DCT coefficients about the mean image, by radius."""
+"""Does every scale vary as much in samples as in the data? Variances of DCT coefficients about the
+mean image, by radius.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +18,9 @@ from scripts.evaluation.plots import plot_octaves
 from scripts.evaluation.results import Result
 
 NO_VARIANCE = 1e-12
-"""A smaller variance counts as this, so that logarithms exist; rounding to 8 bits alone makes 1.3e-6."""
+"""A smaller variance counts as this, so that logarithms exist; rounding to 8 bits alone makes
+1.3e-6.
+"""
 Y_CB_CR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
 """Luminance and chrominance as in JPEG (ITU-R BT.601)."""
 PLANES = ("all", "red", "green", "blue", "luminance", "chrominance")
@@ -24,14 +28,17 @@ PLANES = ("all", "red", "green", "blue", "luminance", "chrominance")
 
 
 def deviation_powers(deviations: torch.Tensor, bins: Sequence[torch.Tensor]) -> np.ndarray:
-    """Squared DCT coefficients of (B, C, H, W), summed over channels and over each bin: float64 (B, P, R).
+    """Squared DCT coefficients of (B, C, H, W), summed over channels and over each bin: float64 (B,
+    P, R).
 
     bins: int64 (H, W) each; R counts the bins of all of them.
     """
     coefficients = dct2(deviations)
     planes = [coefficients.square().sum(1, keepdim=True)]
     if deviations.shape[1] == 3:
-        mixed = torch.einsum("pc,bchw->bphw", torch.tensor(Y_CB_CR).to(deviations), coefficients).square()
+        mixed = torch.einsum(
+            "pc,bchw->bphw", torch.tensor(Y_CB_CR).to(deviations), coefficients
+        ).square()
         planes += [coefficients.square(), mixed[:, :1], mixed[:, 1:].sum(1, keepdim=True)]
     return torch.cat([bin_sums(torch.cat(planes, 1), each) for each in bins], -1).cpu().numpy()
 
@@ -42,7 +49,8 @@ def powers(
     device: torch.device,
     groups: np.ndarray | None = None,
 ) -> np.ndarray:
-    """For each of at least 2 images uint8 (N, C, H, W) what the variance, summed over a bin, is the mean of: float64 (N, P, R).
+    """For each of at least 2 images uint8 (N, C, H, W) what the variance, summed over a bin, is the
+    mean of: float64 (N, P, R).
 
     That is N / (N - 1) times `deviation_powers` from the mean image. With groups, int64 (N,), the
     variance is half the mean square of differences between images of different groups, which is
@@ -52,7 +60,10 @@ def powers(
 
     def deviations(images: np.ndarray) -> np.ndarray:
         return np.concatenate(
-            [deviation_powers((to_unit_range(images[rows]) - mean).to(device), bins) for rows in blocks(images)]
+            [
+                deviation_powers((to_unit_range(images[rows]) - mean).to(device), bins)
+                for rows in blocks(images)
+            ]
         )
 
     found = deviations(images)
@@ -72,7 +83,8 @@ def compare(
     seed: int,
     groups: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Spectra of samples and reference, `powers` (N, P, R) and (M, P, R), of which `num_radial` are radial bins, then octaves.
+    """Spectra of samples and reference, `powers` (N, P, R) and (M, P, R), of which `num_radial` are
+    radial bins, then octaves.
 
     Values and standard errors by bootstrap over the images of both, or over the samples' groups,
     int64 (N,), float64 (2, P, 2 + octaves): log-spectral distance in dB (root mean square over
@@ -84,10 +96,14 @@ def compare(
         ours, theirs = np.maximum(ours, NO_VARIANCE), np.maximum(theirs, NO_VARIANCE)
         decibels = 10 * np.log10(ours / theirs)
         distance = np.sqrt((decibels[..., 1:num_radial] ** 2).mean(-1, keepdims=True))
-        total = ours[..., num_radial:].sum(-1, keepdims=True) / theirs[..., num_radial:].sum(-1, keepdims=True)
+        total = ours[..., num_radial:].sum(-1, keepdims=True) / theirs[..., num_radial:].sum(
+            -1, keepdims=True
+        )
         return np.concatenate([distance, total, decibels[..., num_radial:]], -1)
 
-    drawn = statistics(resampled_means(samples, seed, 0, groups), resampled_means(reference, seed, 1))
+    drawn = statistics(
+        resampled_means(samples, seed, 0, groups), resampled_means(reference, seed, 1)
+    )
     return np.stack([statistics(samples.mean(0), reference.mean(0)), drawn.std(0, ddof=1)])
 
 
@@ -97,52 +113,109 @@ def octave_names(octave: torch.Tensor) -> list[str]:
 
 
 def low_pass(octave: torch.Tensor) -> torch.Tensor:
-    """Of octaves those that a low-pass keeps: wavelengths of 8 pixels and more; in tiny images all but the finest. Bool."""
+    """Of octaves those that a low-pass keeps: wavelengths of 8 pixels and more; in tiny images all
+    but the finest. Bool.
+    """
     return octave >= min(2, int(octave.max()) - 1)
 
 
 def spectrum(inputs: PixelInputs) -> list[Result]:
-    """Log-spectral distance and ratio of variances from the training images, beside those of as many held-out images."""
+    """Log-spectral distance and ratio of variances from the training images, beside those of as
+    many held-out images.
+    """
     N, size, real = len(inputs.samples), inputs.samples.shape[2:], inputs.in_memory("held_out")
-    evenly = np.linspace(0, len(real) - 1, min(len(real), N)).astype(int)  # data sets may be sorted by class
-    sets = {"samples": inputs.samples, "held out": real[evenly], "training": inputs.in_memory("train")}
+    evenly = np.linspace(0, len(real) - 1, min(len(real), N)).astype(
+        int
+    )  # data sets may be sorted by class
+    sets = {
+        "samples": inputs.samples,
+        "held out": real[evenly],
+        "training": inputs.in_memory("train"),
+    }
     bins = [radial_bins(*size), octaves(*size)]
     num_radial, names = int(bins[0].max()) + 1, octave_names(bins[1])
     seed, groups, device = inputs.sampler.seed, inputs.groups, inputs.sampler.precision.device
     of_set = {"samples": groups}
-    spectra = {label: powers(images, bins, device, of_set.get(label)) for label, images in sets.items()}
+    spectra = {
+        label: powers(images, bins, device, of_set.get(label)) for label, images in sets.items()
+    }
     ours, held_out, training = spectra.values()
-    found, against = (compare(ours, theirs, num_radial, seed, groups) for theirs in (training, held_out))
-    expected, as_many = (compare(some, training, num_radial, seed) for some in (held_out, ours[: len(held_out)]))
+    found, against = (
+        compare(ours, theirs, num_radial, seed, groups) for theirs in (training, held_out)
+    )
+    expected, as_many = (
+        compare(some, training, num_radial, seed) for some in (held_out, ours[: len(held_out)])
+    )
     settings: dict[str, Any] = {"training_images": len(training), "held_out_images": len(held_out)}
-    for key, table in {"by_octave": found, "held_out_by_octave": expected, "by_octave_against_held_out": against}.items():
+    for key, table in {
+        "by_octave": found,
+        "held_out_by_octave": expected,
+        "by_octave_against_held_out": against,
+    }.items():
         rows = list(zip(names, *table[:, 0, 2:].tolist(), strict=True))
-        settings[key] = {name: {"ratio": 10 ** (dB / 10), "dB": dB, "standard_error_dB": error} for name, dB, error in rows}
-        print(f"{key}, dB: " + ", ".join(f"{name} {dB:+.2f} +- {error:.2f}" for name, dB, error in rows[::-1]), flush=True)
+        settings[key] = {
+            name: {"ratio": 10 ** (dB / 10), "dB": dB, "standard_error_dB": error}
+            for name, dB, error in rows
+        }
+        print(
+            f"{key}, dB: "
+            + ", ".join(f"{name} {dB:+.2f} +- {error:.2f}" for name, dB, error in rows[::-1]),
+            flush=True,
+        )
     ratio, results = ours[:, 0, num_radial:].sum(1) / training[:, 0, num_radial:].sum(1).mean(), []
     for i, score in enumerate(("LogSpectralDistance", "VarianceRatio")):
         values, (of_real, error) = found[0, :, i].tolist(), expected[:, 0, i].tolist()
-        own = {"held_out": of_real, "held_out_standard_error": error, "value_at_held_out_images": float(as_many[0, 0, i])}
+        own = {
+            "held_out": of_real,
+            "held_out_standard_error": error,
+            "value_at_held_out_images": float(as_many[0, 0, i]),
+        }
         own |= {"by_plane": dict(zip(PLANES, values, strict=False))}
         estimate, picture = Estimate(values[0], float(found[1, 0, i]), N, count(groups)), None
         if i == 0:
             picture = draw(bins, spectra, found, expected)
-        results.append(Result(score, estimate, settings | own, per_image=ratio if i else None, picture=picture))
+        results.append(
+            Result(score, estimate, settings | own, per_image=ratio if i else None, picture=picture)
+        )
     return results
 
 
-def draw(bins: list[torch.Tensor], spectra: dict[str, np.ndarray], found: np.ndarray, expected: np.ndarray) -> Figure:
-    """A picture of the spectra by radius and, with two standard errors, of log ratios by octave; of colour by plane, too."""
+def draw(
+    bins: list[torch.Tensor],
+    spectra: dict[str, np.ndarray],
+    found: np.ndarray,
+    expected: np.ndarray,
+) -> Figure:
+    """A picture of the spectra by radius and, with two standard errors, of log ratios by octave; of
+    colour by plane, too.
+    """
     picture = Figure(figsize=(10, 4), layout="constrained")
     left, right = picture.subplots(1, 2)
-    radii, sizes = bin_means(radii_of(*bins[0].shape), bins[0])[1:], torch.bincount(bins[0].flatten())[1:]
+    radii, sizes = (
+        bin_means(radii_of(*bins[0].shape), bins[0])[1:],
+        torch.bincount(bins[0].flatten())[1:],
+    )
     for label, rows in spectra.items():
-        left.loglog(radii, rows[:, 0].mean(0)[1 : 1 + len(radii)] / sizes.numpy(), label=f"{label}, N = {len(rows)}", lw=1)
+        left.loglog(
+            radii,
+            rows[:, 0].mean(0)[1 : 1 + len(radii)] / sizes.numpy(),
+            label=f"{label}, N = {len(rows)}",
+            lw=1,
+        )
     left.set(xlabel="radius of frequencies", ylabel="variance of a DCT coefficient")
     left.grid(alpha=0.3, which="both")
     left.legend(fontsize="small")
     tables = {"samples": found[:, 0], "held out": expected[:, 0]}
-    tables |= {f"samples, {plane}": found[:, i] for i, plane in enumerate(PLANES) if 4 <= i < found.shape[1]}
-    series = {label: [value[2:], *(value + np.outer([-2, 2], error))[:, 2:]] for label, (value, error) in tables.items()}
-    plot_octaves(right, octave_names(bins[1]), series, "variance over that of training images, dB", 0)
+    tables |= {
+        f"samples, {plane}": found[:, i]
+        for i, plane in enumerate(PLANES)
+        if 4 <= i < found.shape[1]
+    }
+    series = {
+        label: [value[2:], *(value + np.outer([-2, 2], error))[:, 2:]]
+        for label, (value, error) in tables.items()
+    }
+    plot_octaves(
+        right, octave_names(bins[1]), series, "variance over that of training images, dB", 0
+    )
     return picture

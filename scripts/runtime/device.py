@@ -16,12 +16,15 @@ from scripts.errors import UserError
 
 
 def resolve_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device that config.device names; "auto" is a GPU if there is one. Raises UserError if it is not to be had.
+    """The device that config.device names; "auto" is a GPU if there is one. Raises UserError if it
+    is not to be had.
 
-    "cuda" is the GPU number `local_rank`, which is this process's number on its machine. On a GPU, PyTorch is told to compute
-    the same numbers every time, and float32 where float32 is asked for.
+    "cuda" is the GPU number `local_rank`, which is this process's number on its machine. On a GPU,
+    PyTorch is told to compute the same numbers every time, and float32 where float32 is asked for.
     """
-    kind, _, number = (("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name).partition(":")
+    kind, _, number = (
+        ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    ).partition(":")
     if kind == "cpu" and not number:
         return torch.device("cpu")
     if kind != "cuda" or not (number or "0").isdecimal():
@@ -30,10 +33,14 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
     # A scheduler may show each process no GPU but its own.
     index = int(number) if number else 0 if count == 1 else local_rank
     if index >= count:
-        raise UserError(f"config.device = {name!r}: there is no GPU number {index}, as this machine has {count}; or use 'cpu'")
+        raise UserError(
+            f"config.device = {name!r}: there is no GPU number {index}, as this machine has {count}; or use 'cpu'"
+        )
     device = torch.device("cuda", index)
     torch.cuda.set_device(device)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts; without it sums vary in order
+    os.environ.setdefault(
+        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+    )  # read when CUDA starts; without it sums vary in order
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time
     torch.backends.cudnn.allow_tf32 = False
@@ -42,17 +49,25 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
 
 def device_name(device: torch.device) -> str:
     """A device in words: "NVIDIA H100" or "cpu, 4 threads"."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    return (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"cpu, {torch.get_num_threads()} threads"
+    )
 
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
-def to_device(model: ModuleT, device: torch.device, compile_mode: str, *, autocast: bool = False) -> ModuleT:
-    """Move `model` to `device` and, unless `compile_mode` (config.compile) is "none", compile it in place.
+def to_device(
+    model: ModuleT, device: torch.device, compile_mode: str, *, autocast: bool = False
+) -> ModuleT:
+    """Move `model` to `device` and, unless `compile_mode` (config.compile) is "none", compile it in
+    place.
 
-    autocast: whether it will run in 16 bits; tensor cores then want channels last. Parameter names do not change. A compiled
-    model's first pass in each mode, and with each shape of a batch, takes minutes.
+    autocast: whether it will run in 16 bits; tensor cores then want channels last. Parameter names
+    do not change. A compiled model's first pass in each mode, and with each shape of a batch, takes
+    minutes.
     """
     model.to(device)
     if device.type == "cuda" and (autocast or compile_mode != "none"):
@@ -66,7 +81,9 @@ def to_device(model: ModuleT, device: torch.device, compile_mode: str, *, autoca
 
 @dataclass(frozen=True)
 class Precision:
-    """float32 throughout, or autocast of matrix products and convolutions to bfloat16 or float16; weights stay float32."""
+    """float32 throughout, or autocast of matrix products and convolutions to bfloat16 or float16;
+    weights stay float32.
+    """
 
     device: torch.device
     dtype: torch.dtype
@@ -80,7 +97,9 @@ class Precision:
 
     @classmethod
     def of(cls, config: ConfigDict, device: torch.device) -> "Precision":
-        """What config.optim.automatic_mp and config.optim.amp_dtype ask for; "auto" is bfloat16 where it is faster."""
+        """What config.optim.automatic_mp and config.optim.amp_dtype ask for; "auto" is bfloat16
+        where it is faster.
+        """
         if not config.optim.automatic_mp:
             return cls.named(device, "float32", "config.optim.automatic_mp is off")
         if config.optim.amp_dtype != "auto":
@@ -88,8 +107,14 @@ class Precision:
         if device.type == "cuda":
             return cls.named(device, "bfloat16", "the default on CUDA")
         ratio = bfloat16_ratio()
-        compared = f"{ratio:.2g} times as long as float32" if ratio > 1 else f"{ratio:.0%} of float32's time"
-        return cls.named(device, "bfloat16" if ratio < 1 else "float32", f"bfloat16 took {compared} here")
+        compared = (
+            f"{ratio:.2g} times as long as float32"
+            if ratio > 1
+            else f"{ratio:.0%} of float32's time"
+        )
+        return cls.named(
+            device, "bfloat16" if ratio < 1 else "float32", f"bfloat16 took {compared} here"
+        )
 
     @property
     def name(self) -> str:
@@ -103,7 +128,9 @@ class Precision:
 
     def autocast(self) -> AbstractContextManager:
         """The context for forward passes; does nothing in float32."""
-        return torch.autocast(self.device.type, dtype=self.dtype if self.enabled else None, enabled=self.enabled)
+        return torch.autocast(
+            self.device.type, dtype=self.dtype if self.enabled else None, enabled=self.enabled
+        )
 
     def grad_scaler(self) -> torch.amp.GradScaler:
         """Loss scaling, which only float16 needs; does nothing otherwise."""
@@ -116,12 +143,16 @@ class Precision:
 
 @functools.cache
 def bfloat16_ratio() -> float:
-    """How many times as long as in float32 a convolution and a matrix product take in bfloat16 on a core of this processor.
+    """How many times as long as in float32 a convolution and a matrix product take in bfloat16 on a
+    core of this processor.
 
-    Where it has no bfloat16 instructions, PyTorch emulates them, 10 to 500 times slower than float32.
+    Where it has no bfloat16 instructions, PyTorch emulates them, 10 to 500 times slower than
+    float32.
     """
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # several would wait for each other on a busy machine, and spoil times of milliseconds
+    torch.set_num_threads(
+        1
+    )  # several would wait for each other on a busy machine, and spoil times of milliseconds
     try:
         return shortest_time(torch.bfloat16) / shortest_time(torch.float32)
     finally:
@@ -130,8 +161,12 @@ def bfloat16_ratio() -> float:
 
 @torch.inference_mode()
 def shortest_time(dtype: torch.dtype) -> float:
-    """Seconds of one 3x3 convolution and one matrix product of similar work, the best of 10, or of fewer if they are slow."""
-    image, weight, matrix = (torch.ones(*shape, dtype=dtype) for shape in ((4, 64, 16, 16), (64, 64, 3, 3), (256, 256)))
+    """Seconds of one 3x3 convolution and one matrix product of similar work, the best of 10, or of
+    fewer if they are slow.
+    """
+    image, weight, matrix = (
+        torch.ones(*shape, dtype=dtype) for shape in ((4, 64, 16, 16), (64, 64, 3, 3), (256, 256))
+    )
     times: list[float] = []
     while len(times) < 10 and sum(times) < 0.1:
         start = time.perf_counter()

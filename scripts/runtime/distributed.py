@@ -1,7 +1,9 @@
-"""Several processes as one run; one on its own is process 0 of 1, and sharing out and gathering do nothing.
+"""Several processes as one run; one on its own is process 0 of 1, and sharing out and gathering do
+nothing.
 
-All processes must call the collective functions (from `barrier` to `compute_rows`) in the same order. The launcher (torchrun,
-mpirun, or srun with --kill-on-bad-exit=1) ends a job in which one process died.
+All processes must call the collective functions (from `barrier` to `compute_rows`) in the same
+order. The launcher (torchrun, mpirun, or srun with --kill-on-bad-exit=1) ends a job in which one
+process died.
 """
 
 import contextlib
@@ -43,8 +45,12 @@ def world_size() -> int:
 
 
 def cores() -> int:
-    """How many cores of this machine this process may use: those of its container, shared with its neighbours."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has none
+    """How many cores of this machine this process may use: those of its container, shared with its
+    neighbours.
+    """
+    usable = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )  # macOS has none
     if CPU_MAX.exists():
         quota, period = CPU_MAX.read_text().split()
         if quota != "max":
@@ -58,7 +64,9 @@ def is_main() -> bool:
 
 
 def shard(indices: Part) -> Part:
-    """This process's part of `indices`: a contiguous slice, of equal sizes to within one, possibly empty."""
+    """This process's part of `indices`: a contiguous slice, of equal sizes to within one, possibly
+    empty.
+    """
     first, end = (len(indices) * r // world_size() for r in (rank(), rank() + 1))
     return indices[first:end]  # type: ignore[return-value]  # a slice of a range is a range, of a list a list
 
@@ -70,7 +78,9 @@ def barrier() -> None:
 
 @contextlib.contextmanager
 def main_first() -> Iterator[None]:
-    """The body runs in process 0, then in the others: for work that leaves a file that the others read."""
+    """The body runs in process 0, then in the others: for work that leaves a file that the others
+    read.
+    """
     if not is_main():
         barrier()
     yield
@@ -100,7 +110,9 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor:
 
 
 def compute_rows(indices: Part, compute: Callable[[Part], torch.Tensor]) -> torch.Tensor:
-    """`compute(indices)`, one row per index, computed by all processes together and returned to all; `indices` is not empty."""
+    """`compute(indices)`, one row per index, computed by all processes together and returned to
+    all; `indices` is not empty.
+    """
     mine = shard(indices)
     # A process without indices computes one row, to know the shape, and drops it.
     rows = compute(mine if len(mine) else indices[-1:])  # type: ignore[arg-type]
@@ -108,30 +120,41 @@ def compute_rows(indices: Part, compute: Callable[[Part], torch.Tensor]) -> torc
 
 
 def averaging_gradients(model: nn.Module, device: torch.device) -> nn.Module:
-    """`model`, with process 0's weights, wrapped so that a backward pass averages gradients over all processes.
+    """`model`, with process 0's weights, wrapped so that a backward pass averages gradients over
+    all processes.
 
     The wrapper renames all parameters: use `model` itself for everything else.
     """
     gpus = [device] if device.type == "cuda" else None
-    return model if world_size() == 1 else nn.parallel.DistributedDataParallel(model, device_ids=gpus)
+    return (
+        model if world_size() == 1 else nn.parallel.DistributedDataParallel(model, device_ids=gpus)
+    )
 
 
 def averaging_after(model: nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:
-    """Context for forward and backward pass of one part of a batch: gradients are averaged after the last part only."""
+    """Context for forward and backward pass of one part of a batch: gradients are averaged after
+    the last part only.
+    """
     return contextlib.nullcontext() if world_size() == 1 or last else model.no_sync()  # type: ignore[operator]
 
 
 def device(name: str) -> torch.device:
-    """What config.device names; the i-th process of a machine gets its i-th GPU. Raises UserError if there is none."""
-    return resolve_device(name, int(os.environ.get("LOCAL_RANK", 0)) if dist.is_initialized() else 0)
+    """What config.device names; the i-th process of a machine gets its i-th GPU. Raises UserError
+    if there is none.
+    """
+    return resolve_device(
+        name, int(os.environ.get("LOCAL_RANK", 0)) if dist.is_initialized() else 0
+    )
 
 
 @contextlib.contextmanager
 def processes(timeout_minutes: float = 120.0) -> Iterator[None]:
-    """Join the other processes of this job, if there are any, while the context lasts; only process 0 prints to stdout.
+    """Join the other processes of this job, if there are any, while the context lasts; only process
+    0 prints to stdout.
 
-    timeout_minutes: how long a collective function waits for the others, for example while process 0 samples, before it fails.
-    An exception in one process ends the whole job: this process says why and exits, and the launcher ends the others.
+    timeout_minutes: how long a collective function waits for the others, for example while process
+    0 samples, before it fails. An exception in one process ends the whole job: this process says
+    why and exits, and the launcher ends the others.
     """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     if "RANK" not in os.environ:
@@ -141,9 +164,14 @@ def processes(timeout_minutes: float = 120.0) -> Iterator[None]:
         return
     try:
         if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # one machine, whatever its name resolves to
+            os.environ.setdefault(
+                "GLOO_SOCKET_IFNAME", "lo"
+            )  # one machine, whatever its name resolves to
         _join(timedelta(minutes=timeout_minutes))
-        with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(sys.stdout if is_main() else nowhere):
+        with (
+            Path(os.devnull).open("w") as nowhere,
+            contextlib.redirect_stdout(sys.stdout if is_main() else nowhere),
+        ):
             yield
         dist.destroy_process_group()
     except BaseException as error:
@@ -151,7 +179,9 @@ def processes(timeout_minutes: float = 120.0) -> Iterator[None]:
 
 
 def _meet() -> tuple[object, ...]:
-    """Rank, size, both on this machine, and process 0's address and port, if mpirun or srun started several processes."""
+    """Rank, size, both on this machine, and process 0's address and port, if mpirun or srun started
+    several processes.
+    """
     env = os.environ
     # MPICH's mpirun sets MPI_LOCALNRANKS; srun does not, but may set PMI_SIZE.
     if int(env.get("PMI_SIZE" if "MPI_LOCALNRANKS" in env else "OMPI_COMM_WORLD_SIZE", 1)) > 1:
@@ -161,20 +191,40 @@ def _meet() -> tuple[object, ...]:
         host = "127.0.0.1" if local.size == world.size else socket.gethostname()
         with socket.socket() as free:
             free.bind(("", 0))
-            return world.rank, world.size, local.rank, local.size, *world.bcast((host, free.getsockname()[1]))
-    # Only a step that srun started has a number of tasks: a job script or a shell in an allocation is one process.
+            return (
+                world.rank,
+                world.size,
+                local.rank,
+                local.size,
+                *world.bcast((host, free.getsockname()[1])),
+            )
+    # Only a step that srun started has a number of tasks: a job script or a shell in an allocation
+    # is one process.
     if int(env.get("SLURM_STEP_NUM_TASKS", 1)) == 1:
         return ()
     size, one_machine = env["SLURM_STEP_NUM_TASKS"], env.get("SLURM_STEP_NUM_NODES") == "1"
     if not one_machine and "MASTER_ADDR" not in env:
-        raise UserError("srun on several machines: set MASTER_ADDR to the name of the first, see docs/cluster.md")
-    port = 20000 + (10 * int(env["SLURM_JOB_ID"]) + int(env["SLURM_STEP_ID"])) % 12000  # a job may run several steps at a time
+        raise UserError(
+            "srun on several machines: set MASTER_ADDR to the name of the first, see docs/cluster.md"
+        )
+    port = (
+        20000 + (10 * int(env["SLURM_JOB_ID"]) + int(env["SLURM_STEP_ID"])) % 12000
+    )  # a job may run several steps at a time
     meeting_point = env.get("MASTER_ADDR", "127.0.0.1"), env.get("MASTER_PORT", port)
-    return env["SLURM_PROCID"], size, env["SLURM_LOCALID"], size if one_machine else 0, *meeting_point
+    return (
+        env["SLURM_PROCID"],
+        size,
+        env["SLURM_LOCALID"],
+        size if one_machine else 0,
+        *meeting_point,
+    )
 
 
 def _mpi(launcher: str) -> Any:
-    """mpi4py's MPI, initialized. Raises UserError if it has not the library of the mpirun that started this process."""
+    """mpi4py's MPI, initialized.
+
+    Raises UserError if it has not the library of the mpirun that started this process.
+    """
     env = os.environ
     if launcher == "Open MPI" and "MPI4PY_LIBMPI" not in env:
         env.setdefault("MPI4PY_MPIABI", "openmpi")  # the wheel can load either, and prefers MPICH's
@@ -193,13 +243,18 @@ def _mpi(launcher: str) -> Any:
             time.sleep(10)  # while process 0 says it for all
             sys.exit(USAGE_ERROR)
         found = f"this mpirun is {launcher}'s, but mpi4py has another library ({one_line(library)[:60]})"
-        raise UserError(f"{found}: use the mpirun of that, or name {launcher}'s library: MPI4PY_LIBMPI=/path/to/libmpi.so")
+        raise UserError(
+            f"{found}: use the mpirun of that, or name {launcher}'s library: MPI4PY_LIBMPI=/path/to/libmpi.so"
+        )
     MPI.Init()
     return MPI
 
 
 def _join(timeout: timedelta) -> None:
-    """Join the process group, as RANK and the other variables say. Raises UserError if the others cannot be found."""
+    """Join the process group, as RANK and the other variables say.
+
+    Raises UserError if the others cannot be found.
+    """
     env = os.environ
     for name in ("RANK", "WORLD_SIZE", "MASTER_PORT", "MASTER_ADDR"):
         text = env.get(name, "")
@@ -210,22 +265,31 @@ def _join(timeout: timedelta) -> None:
     try:
         store, number, size = next(rendezvous("env://", timeout=timedelta(minutes=MEETING_MINUTES)))
     except dist.DistError as error:
-        reason, size, place = str(error).splitlines()[0], env["WORLD_SIZE"], f"{env['MASTER_ADDR']}:{env['MASTER_PORT']}"
+        reason, size, place = (
+            str(error).splitlines()[0],
+            env["WORLD_SIZE"],
+            f"{env['MASTER_ADDR']}:{env['MASTER_PORT']}",
+        )
         who = f"process {env['RANK']} of {size}, on {socket.gethostname()}: {one_line(reason)}"
         look = f"MASTER_ADDR and MASTER_PORT, {place}, must be process 0's machine and a free port"
         raise UserError(f"{who}. {look}, and all {size} must have been started") from None
     # Objects and tensors on the CPU go through Gloo, gradients on GPUs through NCCL.
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+    backend = (
+        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+    )
     dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=timeout)
-    # A machine that loses power or network closes no connection. The kernel finds out in two minutes, if it is told to ask.
-    # (TCP_USER_TIMEOUT would find it sooner, but also end connections to a process that is only busy.)
+    # A machine that loses power or network closes no connection. The kernel finds out in two
+    # minutes, if it is told to ask. (TCP_USER_TIMEOUT would find it sooner, but also end
+    # connections to a process that is only busy.)
     for entry in Path("/proc/self/fd").glob("*"):  # Linux's
         with contextlib.suppress(OSError):  # of the listing itself
             if str(entry.readlink()).startswith("socket:"):
                 with socket.socket(fileno=os.dup(int(entry.name))) as connection:
                     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
                     for name, value in (("KEEPIDLE", 30), ("KEEPINTVL", 10), ("KEEPCNT", 9)):
-                        connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, f"TCP_{name}"), value)
+                        connection.setsockopt(
+                            socket.IPPROTO_TCP, getattr(socket, f"TCP_{name}"), value
+                        )
 
 
 def _lost(error: BaseException) -> str | None:
@@ -241,12 +305,20 @@ def _lost(error: BaseException) -> str | None:
 def _end_job(error: BaseException) -> NoReturn:
     """Print the error and exit at once, without clean-up, which could wait for the other processes."""
     if rank() > 0:
-        time.sleep(2)  # an error that all processes have is printed by process 0 only: the launcher then ends this one
+        time.sleep(
+            2
+        )  # an error that all processes have is printed by process 0 only: the launcher then ends this one
     known = expected(error) or _lost(error)
-    print(error_line(known) if known else f"process {rank()}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+    print(
+        error_line(known) if known else f"process {rank()}:\n{traceback.format_exc()}",
+        file=sys.stderr,
+        flush=True,
+    )
     sys.stdout.flush()
     code = USAGE_ERROR if expected(error) else 1
-    if "mpi4py.MPI" in sys.modules:  # started by mpirun, which takes an exit alone for the normal end of one process
+    if (
+        "mpi4py.MPI" in sys.modules
+    ):  # started by mpirun, which takes an exit alone for the normal end of one process
         time.sleep(0.5)  # Abort may overtake the line on its way through mpirun
         sys.modules["mpi4py.MPI"].COMM_WORLD.Abort(code)
     os._exit(code)

@@ -1,4 +1,6 @@
-"""Progress for people: bars with time to go on a terminal, now and then a line in a log file. Of process 0 only."""
+"""Progress for people: bars with time to go on a terminal, now and then a line in a log file. Of
+process 0 only.
+"""
 
 import functools
 import sys
@@ -36,7 +38,9 @@ _failed: set[str] = set()
 
 @contextmanager
 def optional(what: str) -> Iterator[None]:
-    """Make errors of the body a warning, the first one of each kind: nothing depends on its outputs."""
+    """Make errors of the body a warning, the first one of each kind: nothing depends on its
+    outputs.
+    """
     try:
         yield
     except Exception as error:
@@ -63,11 +67,20 @@ class _Lines(tqdm):
 
 
 def progress_bar(total: int, unit: str, description: str, initial: int = 0) -> tqdm:
-    """A tqdm bar that leaves nothing behind; where there is no terminal, it shows only work of over half a minute."""
-    options: dict[str, Any] = {"leave": False, "dynamic_ncols": True, "disable": not distributed.is_main()}
+    """A tqdm bar that leaves nothing behind; where there is no terminal, it shows only work of over
+    half a minute.
+    """
+    options: dict[str, Any] = {
+        "leave": False,
+        "dynamic_ncols": True,
+        "disable": not distributed.is_main(),
+    }
     kind = tqdm
     if not sys.stderr.isatty():
-        kind, options = _Lines, options | {"delay": SECONDS_BETWEEN_LINES, "mininterval": SECONDS_BETWEEN_LINES}
+        kind, options = (
+            _Lines,
+            options | {"delay": SECONDS_BETWEEN_LINES, "mininterval": SECONDS_BETWEEN_LINES},
+        )
     return kind(total=total, unit=unit, desc=description, initial=initial, **options)
 
 
@@ -77,7 +90,9 @@ class TrainingProgress(AbstractContextManager["TrainingProgress"]):
     def __init__(self, first_step: int, n_iters: int) -> None:
         self.on_terminal = sys.stderr.isatty()
         hidden = not (self.on_terminal and distributed.is_main())
-        self.bar = tqdm(total=n_iters, initial=first_step, unit="step", dynamic_ncols=True, disable=hidden)
+        self.bar = tqdm(
+            total=n_iters, initial=first_step, unit="step", dynamic_ncols=True, disable=hidden
+        )
         self.first_step, self.n_iters = first_step, n_iters
         self.started = time.monotonic()
 
@@ -94,7 +109,10 @@ class TrainingProgress(AbstractContextManager["TrainingProgress"]):
         if not self.on_terminal:
             rate = (step - self.first_step) / (time.monotonic() - self.started)
             left = duration((self.n_iters - step) / rate)
-            print(f"step {step}/{self.n_iters}  loss {loss:.4g}  {rate:.2f} it/s  {left} to go", flush=True)
+            print(
+                f"step {step}/{self.n_iters}  loss {loss:.4g}  {rate:.2f} it/s  {left} to go",
+                flush=True,
+            )
 
     def say(self, text: str) -> None:
         """A message on stdout that does not break the bar."""

@@ -1,9 +1,10 @@
 """Random numbers as functions of (seed, purpose, index): no state to save, no order to keep.
 
-Integers and permutations come from Philox, a counter-based generator (Salmon et al., 2011): a stream is chosen by writing
-(seed, purpose) into its key and (step, position) into its counter. Normals are drawn on the device that uses them, by PyTorch's
-generator seeded with a hash of the same numbers; they are the same in every batch and on any number of processes, but differ
-between processors and GPUs.
+Integers and permutations come from Philox, a counter-based generator (Salmon et al., 2011): a
+stream is chosen by writing (seed, purpose) into its key and (step, position) into its counter.
+Normals are drawn on the device that uses them, by PyTorch's generator seeded with a hash of the
+same numbers; they are the same in every batch and on any number of processes, but differ between
+processors and GPUs.
 """
 
 import enum
@@ -18,7 +19,10 @@ STREAM_VERSION = 2
 
 
 class Purpose(enum.IntEnum):
-    """What a stream is for. The numbers are part of what a seed means: never renumber, only append."""
+    """What a stream is for.
+
+    The numbers are part of what a seed means: never renumber, only append.
+    """
 
     DATA_ORDER = 0
     FLIP = 1
@@ -48,26 +52,48 @@ def stream(seed: int, purpose: Purpose, step: int = 0, position: int = 0) -> np.
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
-def torch_generator(device: torch.device, seed: int, purpose: Purpose, step: int = 0, position: int = 0) -> torch.Generator:
+def torch_generator(
+    device: torch.device, seed: int, purpose: Purpose, step: int = 0, position: int = 0
+) -> torch.Generator:
     """PyTorch's generator for one (seed, purpose, step, position)."""
-    digest = hashlib.blake2b(f"{seed} {int(purpose)} {step} {position}".encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(
+        f"{seed} {int(purpose)} {step} {position}".encode(), digest_size=8
+    ).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "little", signed=True))
 
 
 def normal_batch(
-    device: torch.device, seed: int, purpose: Purpose, step: int, rows: range, total: int, shape: tuple[int, ...]
+    device: torch.device,
+    seed: int,
+    purpose: Purpose,
+    step: int,
+    rows: range,
+    total: int,
+    shape: tuple[int, ...],
 ) -> torch.Tensor:
-    """Rows `rows` of the standard normal noise of a batch of `total` images: float32 (len(rows), *shape).
+    """Rows `rows` of the standard normal noise of a batch of `total` images: float32 (len(rows),
+    *shape).
 
-    Every process draws the whole batch, which takes less than a hundredth of a step, and uses its own rows.
+    Every process draws the whole batch, which takes less than a hundredth of a step, and uses its
+    own rows.
     """
     generator = torch_generator(device, seed, purpose, step)
     return torch.randn(total, *shape, generator=generator, device=device)[rows.start : rows.stop]
 
 
 def normal_by_index(
-    device: torch.device, seed: int, purpose: Purpose, places: Iterable[tuple[int, int]], shape: tuple[int, ...]
+    device: torch.device,
+    seed: int,
+    purpose: Purpose,
+    places: Iterable[tuple[int, int]],
+    shape: tuple[int, ...],
 ) -> torch.Tensor:
-    """Standard normal noise for each (step, position), whatever else is in the batch: float32 (len(places), *shape)."""
-    generators = (torch_generator(device, seed, purpose, step, position) for step, position in places)
-    return torch.stack([torch.randn(*shape, generator=generator, device=device) for generator in generators])
+    """Standard normal noise for each (step, position), whatever else is in the batch: float32
+    (len(places), *shape).
+    """
+    generators = (
+        torch_generator(device, seed, purpose, step, position) for step, position in places
+    )
+    return torch.stack(
+        [torch.randn(*shape, generator=generator, device=device) for generator in generators]
+    )

@@ -16,14 +16,19 @@ NAMES = ("auto", "isotropic", "spectral", "calibrated", "posterior")
 
 @dataclass(frozen=True)
 class Choice:
-    """How to sample. None is the configuration's way: its sampling noise, all levels that were trained."""
+    """How to sample.
+
+    None is the configuration's way: its sampling noise, all levels that were trained.
+    """
 
     delta: str | float | None = None
     """A standard deviation, or a name: "auto", "isotropic", "spectral", "calibrated"."""
     steps: str | None = None
     """"N" evenly spaced, "N:bound" for the best bound, or all levels "K,...,0"."""
     eta: float | None = None
-    """By what the posterior's standard deviation is multiplied, for processes whose kernel is a posterior."""
+    """By what the posterior's standard deviation is multiplied, for processes whose kernel is a
+    posterior.
+    """
     sampler: str = "reverse"
     """A key of `reverse.SAMPLERS`."""
     init: str | None = None
@@ -33,22 +38,41 @@ class Choice:
     from_level: int | None = None
     """The level to which these images are blurred, by default K."""
 
-    def kernel(self, process: Process, config: ConfigDict, calibration: CalibrationState) -> ReverseKernel:
-        """The kernel of a process with this calibration. Raises UserError, naming the flag, if it cannot be had."""
-        kind: str | float = config.model.sampling_noise if self.delta is None else parse_delta(self.delta)
-        given = [f"--{name}={getattr(self, name)}" for name in ("delta", "steps", "eta") if getattr(self, name) is not None]
+    def kernel(
+        self, process: Process, config: ConfigDict, calibration: CalibrationState
+    ) -> ReverseKernel:
+        """The kernel of a process with this calibration.
+
+        Raises UserError, naming the flag, if it cannot be had.
+        """
+        kind: str | float = (
+            config.model.sampling_noise if self.delta is None else parse_delta(self.delta)
+        )
+        given = [
+            f"--{name}={getattr(self, name)}"
+            for name in ("delta", "steps", "eta")
+            if getattr(self, name) is not None
+        ]
         try:
-            chain = None if self.steps is None else parse_steps(self.steps, process, calibration, self.eta)
+            chain = (
+                None
+                if self.steps is None
+                else parse_steps(self.steps, process, calibration, self.eta)
+            )
             kernel = process.reverse_kernel(kind, calibration, chain, self.eta)
         except ValueError as error:
-            raise UserError(f"{' '.join(given) or f'config.model.sampling_noise = {kind!r}'}: {error}") from None
+            raise UserError(
+                f"{' '.join(given) or f'config.model.sampling_noise = {kind!r}'}: {error}"
+            ) from None
         if self.sampler == "heun":
             require_heun(process, kernel)
         return kernel
 
     def uses_measured(self, config: ConfigDict) -> bool:
         """Whether the kernel depends on what was measured for the checkpoint, if it was."""
-        kind: str | float = config.model.sampling_noise if self.delta is None else parse_delta(self.delta)
+        kind: str | float = (
+            config.model.sampling_noise if self.delta is None else parse_delta(self.delta)
+        )
         return self.steps is not None or (isinstance(kind, str) and kind != "isotropic")
 
     def label(self, kernel: ReverseKernel) -> str:
@@ -66,7 +90,10 @@ class Choice:
 
 
 def parse_delta(text: str | float) -> str | float:
-    """A standard deviation of at least 0 as a number, or one of `NAMES`. Raises UserError for anything else."""
+    """A standard deviation of at least 0 as a number, or one of `NAMES`.
+
+    Raises UserError for anything else.
+    """
     if text in NAMES:
         return text
     with contextlib.suppress(ValueError):
@@ -75,7 +102,9 @@ def parse_delta(text: str | float) -> str | float:
     raise UserError(f"--delta={text}: must be a number of at least 0, or one of {', '.join(NAMES)}")
 
 
-def parse_steps(text: str, process: Process, calibration: CalibrationState, eta: float | None = None) -> Chain:
+def parse_steps(
+    text: str, process: Process, calibration: CalibrationState, eta: float | None = None
+) -> Chain:
     """The levels that --steps names, some of `process.chain`. Raises ValueError for others."""
     number, _, how = text.partition(":")
     if how != "bound" or not number.isdecimal():

@@ -22,23 +22,38 @@ from scripts.storage.files import atomic_write, exclusive, make_directory
 
 
 def export(
-    directory: Path, sampler: Sampler, settings: dict[str, Any], num_samples: int, batch_size: int, npz: bool = False
+    directory: Path,
+    sampler: Sampler,
+    settings: dict[str, Any],
+    num_samples: int,
+    batch_size: int,
+    npz: bool = False,
 ) -> None:
-    """Write samples 0..num_samples-1 as `000000.png`, ..., `batch_size` at a time: those that are not there whole.
+    """Write samples 0..num_samples-1 as `000000.png`, ..., `batch_size` at a time: those that are
+    not there whole.
 
-    Of several processes each draws so many at a time, and process 0 writes all. `settings`, what the images depend on,
-    are kept as `export.json`; `origins.txt` has for each sample the index of the image of `sampler.seeds` that it
-    starts from. npz: `samples_NxHxWxC.npz` with all in one array, too. Raises UserError if the directory holds images
-    made otherwise, and while another export writes there.
+    Of several processes each draws so many at a time, and process 0 writes all. `settings`, what
+    the images depend on, are kept as `export.json`; `origins.txt` has for each sample the index of
+    the image of `sampler.seeds` that it starts from. npz: `samples_NxHxWxC.npz` with all in one
+    array, too. Raises UserError if the directory holds images made otherwise, and while another
+    export writes there.
     """
     make_directory(directory, "--export_dir")
-    with exclusive(directory, f"--export_dir={directory}: another export is writing there; wait for its end"):
-        missing = _missing(directory, sampler, settings, num_samples) if distributed.is_main() else []
+    with exclusive(
+        directory, f"--export_dir={directory}: another export is writing there; wait for its end"
+    ):
+        missing = (
+            _missing(directory, sampler, settings, num_samples) if distributed.is_main() else []
+        )
         missing = distributed.from_main(missing)
-        with progress_bar(num_samples, "image", "export", initial=num_samples - len(missing)) as bar:
+        with progress_bar(
+            num_samples, "image", "export", initial=num_samples - len(missing)
+        ) as bar:
             for start in range(0, len(missing), batch_size * distributed.world_size()):
                 indices = missing[start : start + batch_size * distributed.world_size()]
-                images = distributed.compute_rows(indices, lambda mine: to_uint8(sampler.independent(mine)))
+                images = distributed.compute_rows(
+                    indices, lambda mine: to_uint8(sampler.independent(mine))
+                )
                 if distributed.is_main():
                     _write_images(directory, indices, images)
                 bar.update(len(indices))
@@ -50,7 +65,9 @@ def export(
             _write_npz(directory, (num_samples, *size, channels))
 
 
-def _missing(directory: Path, sampler: Sampler, settings: dict[str, Any], num_samples: int) -> list[int]:
+def _missing(
+    directory: Path, sampler: Sampler, settings: dict[str, Any], num_samples: int
+) -> list[int]:
     """The samples that are not there, or damaged. Raises UserError as `export` does."""
     _check_export(directory, settings)
     files = [directory / f"{i:06d}.png" for i in range(num_samples)]
@@ -73,14 +90,18 @@ def _is_whole(file: Path, shape: tuple[int, int, int]) -> bool:
 
 
 def _write_npz(directory: Path, shape: tuple[int, ...]) -> None:
-    """The first N PNG files as `arr_0`, uint8 (N, H, W, C) = `shape`, as ADM's and other evaluators read it."""
+    """The first N PNG files as `arr_0`, uint8 (N, H, W, C) = `shape`, as ADM's and other evaluators
+    read it.
+    """
     path = directory / f"samples_{'x'.join(map(str, shape))}.npz"
     with (
         atomic_write(path) as temporary,
         zipfile.ZipFile(temporary, "w") as archive,
         archive.open("arr_0.npy", "w", force_zip64=True) as file,
     ):
-        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": "|u1", "fortran_order": False, "shape": shape}
+        )
         for i in range(shape[0]):
             with Image.open(directory / f"{i:06d}.png") as image:
                 file.write(image.tobytes())
@@ -98,12 +119,22 @@ def _check_export(directory: Path, settings: dict[str, Any]) -> None:
         try:
             before = dict(json.loads(record.read_text()))
         except (ValueError, TypeError):
-            raise UserError(f"{record}: damaged; delete this directory, or choose another --export_dir") from None
-        changed = [f"{key} was {before.get(key)}, now {value}" for key, value in settings.items() if before.get(key) != value]
+            raise UserError(
+                f"{record}: damaged; delete this directory, or choose another --export_dir"
+            ) from None
+        changed = [
+            f"{key} was {before.get(key)}, now {value}"
+            for key, value in settings.items()
+            if before.get(key) != value
+        ]
         if changed:
-            raise UserError(f"--export_dir={directory}: it holds samples made otherwise ({'; '.join(changed)}); choose another")
+            raise UserError(
+                f"--export_dir={directory}: it holds samples made otherwise ({'; '.join(changed)}); choose another"
+            )
     elif any(directory.glob("*.png")):
-        raise UserError(f"--export_dir={directory}: it holds images that are not an earlier export's; choose an empty one")
+        raise UserError(
+            f"--export_dir={directory}: it holds images that are not an earlier export's; choose an empty one"
+        )
     else:
         with atomic_write(record) as temporary:
             temporary.write_text(json.dumps(settings, indent=2) + "\n")

@@ -34,10 +34,10 @@ def calibrate(
 ) -> dict[str, torch.Tensor] | None:
     """What `GaussianProcess.reverse_kernel("calibrated", ...)` needs.
 
-    images: of the training set (n, C, H, W) in [0, 1]. The model, in eval mode, sees each image once
-    at each level of the chain, with noise that is a function of (seed, level, image). Of several
-    processes each takes some levels. `stop` is called after each level; the result is None if it
-    returned True in any process.
+    images: of the training set (n, C, H, W) in [0, 1]. The model, in eval mode, sees each image
+    once at each level of the chain, with noise that is a function of (seed, level, image). Of
+    several processes each takes some levels. `stop` is called after each level; the result is None
+    if it returned True in any process.
     """
     levels = process.chain[:-1]
     mine: dict[int, dict[str, torch.Tensor]] = {}

@@ -25,7 +25,9 @@ INTERPOLATION_COLUMNS = 10
 GAP = 4
 """White pixels around every image of a grid."""
 TILE = 96
-"""Images smaller than this many pixels are enlarged by a whole factor, so that a person sees something."""
+"""Images smaller than this many pixels are enlarged by a whole factor, so that a person sees
+something.
+"""
 MAX_VIDEO_SIDE = 4096
 """Pixels of width and height that players still take; larger clips are scaled down to it."""
 CLIP_SECONDS = 5
@@ -46,14 +48,18 @@ def grid(images: torch.Tensor, columns: int | None = None) -> np.ndarray:
 
     factor = max(1, round(TILE / images.shape[-1]))
     tiles = to_uint8(images).repeat_interleave(factor, 2).repeat_interleave(factor, 3)
-    sheet = make_grid(tiles, columns or math.ceil(math.sqrt(len(images))), padding=GAP, pad_value=255)
+    sheet = make_grid(
+        tiles, columns or math.ceil(math.sqrt(len(images))), padding=GAP, pad_value=255
+    )
     return sheet.permute(1, 2, 0).numpy()
 
 
 def own_directory(base: Path, settings: dict[str, Any]) -> Path:
-    """Make `base`, or a directory beside it where `base` has pictures of other settings, and write `settings.json` there.
+    """Make `base`, or a directory beside it where `base` has pictures of other settings, and write
+    `settings.json` there.
 
-    settings: all that the pictures depend on, as plain data. The same settings have the same directory, and may be drawn again.
+    settings: all that the pictures depend on, as plain data. The same settings have the same
+    directory, and may be drawn again.
     """
     text = json.dumps(settings, indent=2) + "\n"
     step = f"{base.name}_step_{settings['checkpoint_step']}"
@@ -80,7 +86,9 @@ def save_png(path: Path, images: torch.Tensor, columns: int | None = None) -> No
 
 def save_gif(path: Path, frames: Sequence[np.ndarray]) -> None:
     """Write frames uint8 (H, W, 3) as a GIF that loops, resting on the last frame."""
-    milliseconds = [round(1000 / frame_rate(len(frames)))] * (len(frames) - 1) + [1000 * LAST_FRAME_SECONDS]
+    milliseconds = [round(1000 / frame_rate(len(frames)))] * (len(frames) - 1) + [
+        1000 * LAST_FRAME_SECONDS
+    ]
     first, *rest = (Image.fromarray(frame) for frame in frames)
     with atomic_write(path) as temporary:
         first.save(temporary, save_all=True, append_images=rest, duration=milliseconds, loop=0)
@@ -104,7 +112,9 @@ def save_mp4(path: Path, frames: Sequence[np.ndarray]) -> None:
     h264 = f"-vf {scaled},{even} -c:v libx264 -crf 10 -pix_fmt yuv420p"
     with atomic_write(path) as temporary:
         command = [imageio_ffmpeg.get_ffmpeg_exe(), *f"-v error -y {raw} {h264}".split()]
-        command.append(str(temporary.absolute()))  # ffmpeg takes what is before a colon for a protocol
+        command.append(
+            str(temporary.absolute())
+        )  # ffmpeg takes what is before a colon for a protocol
         # In a session of its own, where no Ctrl-C reaches it.
         done = subprocess.run(command, input=clip, capture_output=True, start_new_session=True)
         if done.returncode != 0:
@@ -121,12 +131,16 @@ Kind = Literal["independent", "same_init", "share_noise"]
 
 
 def frame_levels(chain: Chain, every: int | None = None) -> Chain:
-    """Levels of the states to keep: every `every`-th of the chain (default: about a hundred in all), and both ends."""
+    """Levels of the states to keep: every `every`-th of the chain (default: about a hundred in
+    all), and both ends.
+    """
     return (*chain[: -1 : every or max(1, len(chain) // FRAMES)], 0)
 
 
 def fill_rows(sampler: Sampler, batch_size: int, per_init: int | None) -> tuple[Sampler, int]:
-    """Samples of an image (`per_init`, None for as many as fit) and in a batch, so that every row of `seeds.png` is full."""
+    """Samples of an image (`per_init`, None for as many as fit) and in a batch, so that every row
+    of `seeds.png` is full.
+    """
     if sampler.seeds is None:
         return sampler, batch_size
     per_init = per_init or max(1, batch_size // sampler.seeds.count)
@@ -145,8 +159,9 @@ def sample_set(
 ) -> None:
     """Draw samples in one batch and write `init.png`, `final.npy`, `final.png` and clips.
 
-    With seeds also `seeds.png`: in each row an image, its blurred state, and the samples that start there.
-    The clips, `process.gif` and `process.mp4`, are optional, and show every `every`-th state (default: about a hundred in
+    With seeds also `seeds.png`: in each row an image, its blurred state, and the samples that start
+    there. The clips, `process.gif` and `process.mp4`, are optional, and show every `every`-th state
+    (default: about a hundred in
     all); with `keep_states` `samples.npy` has these, too, float32 (states, B, C, H, W).
     """
     directory.mkdir(parents=True, exist_ok=True)
@@ -174,7 +189,9 @@ def sample_set(
         columns = len(indices) if kind == "same_init" else sampler.seeds.per_image
         images = sampler.seeds.images(sampler.origins(indices[::columns]))
         parts = zip(images[:, None], states[0][::columns, None], final.split(columns), strict=True)
-        save_png(directory / "seeds.png", torch.cat([part for row in parts for part in row]), columns + 2)
+        save_png(
+            directory / "seeds.png", torch.cat([part for row in parts for part in row]), columns + 2
+        )
     with optional("process.gif"):
         save_gif(directory / "process.gif", frames)
     with optional("process.mp4"):
@@ -182,11 +199,14 @@ def sample_set(
     save_png(directory / "final.png", final)  # the last, which tells that the set is complete
 
 
-def interpolation_set(directory: Path, sampler: Sampler, ends: tuple[int, int], num_points: int) -> None:
+def interpolation_set(
+    directory: Path, sampler: Sampler, ends: tuple[int, int], num_points: int
+) -> None:
     """Draw a path between two samples and write pictures of it.
 
-    `init_input.png` has the initial states and `interpolation.png` the samples along the path, row by row;
-    `base_sample.png` the samples at both ends, `process.mp4` (optional) how all of them come about.
+    `init_input.png` has the initial states and `interpolation.png` the samples along the path, row
+    by row; `base_sample.png` the samples at both ends, `process.mp4` (optional) how all of them
+    come about.
     """
     directory.mkdir(parents=True, exist_ok=True)
     levels, first = frame_levels(sampler.kernel.chain), sampler.kernel.chain[0]

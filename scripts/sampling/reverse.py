@@ -1,4 +1,6 @@
-"""Sampling (paper, Algorithm 2): one reverse loop; the kinds of samples differ in the noise and the initial state."""
+"""Sampling (paper, Algorithm 2): one reverse loop; the kinds of samples differ in the noise and the
+initial state.
+"""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -10,7 +12,9 @@ from model_code.process import Denoiser, Process, ReverseKernel
 from scripts.runtime.randomness import Purpose, torch_generator
 
 Draw = Callable[[int], torch.Tensor]
-"""draw(k): the standard normal noise of the step from level k, (B, C, H, W), or (1, C, H, W) for all images alike."""
+"""draw(k): the standard normal noise of the step from level k, (B, C, H, W), or (1, C, H, W) for
+all images alike.
+"""
 
 OnStep = Callable[[int, torch.Tensor], None]
 """on_step(k, u_k), called as the states come, from the second level of the chain to 0."""
@@ -77,9 +81,13 @@ SAMPLERS = {"reverse": reverse_process, "heun": heun}
 
 
 class IndependentNoise:
-    """Each sample has its own stream, a function of (seed, index): what else is in the batch does not matter."""
+    """Each sample has its own stream, a function of (seed, index): what else is in the batch does
+    not matter.
+    """
 
-    def __init__(self, seed: int, indices: Sequence[int], shape: tuple[int, ...], device: torch.device) -> None:
+    def __init__(
+        self, seed: int, indices: Sequence[int], shape: tuple[int, ...], device: torch.device
+    ) -> None:
         """indices of the samples; shape (C, H, W) of an image."""
         self.seed, self.indices, self.shape, self.device = seed, indices, shape, device
         self._block = -1
@@ -87,24 +95,36 @@ class IndependentNoise:
     def __call__(self, k: int) -> torch.Tensor:
         block, place = divmod(k, BLOCK)
         if block != self._block:
-            generators = (torch_generator(self.device, self.seed, Purpose.SAMPLE_NOISE, block, i) for i in self.indices)
+            generators = (
+                torch_generator(self.device, self.seed, Purpose.SAMPLE_NOISE, block, i)
+                for i in self.indices
+            )
             shape = (BLOCK, *self.shape)
-            self._drawn = torch.stack([torch.randn(shape, generator=g, device=self.device) for g in generators], dim=1)
+            self._drawn = torch.stack(
+                [torch.randn(shape, generator=g, device=self.device) for g in generators], dim=1
+            )
             self._block = block
         return self._drawn[place]
 
 
 class SphericalNoise:
-    """From the noise of one index to that of another along a great circle, cos(w) e1 + sin(w) e2 with w in [0, pi/2].
+    """From the noise of one index to that of another along a great circle, cos(w) e1 + sin(w) e2
+    with w in [0, pi/2].
 
     Every point on the way is standard normal, which the straight line between e1 and e2 is not.
     """
 
     def __init__(
-        self, seed: int, indices: tuple[int, int], shape: tuple[int, ...], num_points: int, device: torch.device
+        self,
+        seed: int,
+        indices: tuple[int, int],
+        shape: tuple[int, ...],
+        num_points: int,
+        device: torch.device,
     ) -> None:
         self.ends = IndependentNoise(seed, indices, shape, device)
-        # The cosines are the sines backwards: 0 and 1 at the ends exactly, which cos(pi / 2) is not in float32.
+        # The cosines are the sines backwards: 0 and 1 at the ends exactly, which cos(pi / 2) is not
+        # in float32.
         sines = torch.linspace(0, torch.pi / 2, num_points, dtype=torch.float64).sin().float()
         self.sines = sines[:, None, None, None].to(device)
 
@@ -114,6 +134,8 @@ class SphericalNoise:
 
 
 def linear_path(ends: torch.Tensor, num_points: int) -> torch.Tensor:
-    """`num_points` (at least 2) images on the straight line between ends (2, C, H, W): (num_points, C, H, W)."""
+    """`num_points` (at least 2) images on the straight line between ends (2, C, H, W): (num_points,
+    C, H, W).
+    """
     w = torch.linspace(0, 1, num_points)[:, None, None, None]
     return (1 - w) * ends[0] + w * ends[1]

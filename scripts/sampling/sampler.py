@@ -20,7 +20,14 @@ from scripts.runtime.device import Precision, to_device
 from scripts.runtime.progress import warn_once
 from scripts.runtime.randomness import Purpose, stream
 from scripts.sampling.choice import Choice
-from scripts.sampling.reverse import SAMPLERS, Draw, IndependentNoise, OnStep, SphericalNoise, linear_path
+from scripts.sampling.reverse import (
+    SAMPLERS,
+    Draw,
+    IndependentNoise,
+    OnStep,
+    SphericalNoise,
+    linear_path,
+)
 from scripts.sampling.seeds import DataPrior, Seeds, open_seeds, unit_images
 from scripts.storage.checkpoint import TrainedModel, load_trained, saved_config
 from scripts.storage.record import Record
@@ -31,7 +38,10 @@ CONFIGURED = Choice()
 
 @dataclass(frozen=True)
 class Sampler:
-    """A trained model with its prior and settings. Sample i is a function of (seed, i), whatever batch it is drawn in."""
+    """A trained model with its prior and settings.
+
+    Sample i is a function of (seed, i), whatever batch it is drawn in.
+    """
 
     model: Denoiser
     """On the device to compute on, in eval mode."""
@@ -56,7 +66,9 @@ class Sampler:
     calibration: dict[str, Any] = field(default_factory=dict)
     """Of how many images and in what precision the kernel was measured, if it was."""
     files: dict[str, str] = field(default_factory=dict)
-    """Versions of images that samples start from and that are not in the checkpoint, as `Seeds.files`."""
+    """Versions of images that samples start from and that are not in the checkpoint, as
+    `Seeds.files`.
+    """
 
     @property
     def num_steps(self) -> int:
@@ -102,18 +114,25 @@ class Sampler:
         return self._draw(self._means(indices), noise, noise, on_step)
 
     def same_init(self, indices: Sequence[int], on_step: OnStep | None = None) -> torch.Tensor:
-        """Samples that start from the very same state, that of the first index, and differ in the noise on the way."""
+        """Samples that start from the very same state, that of the first index, and differ in the
+        noise on the way.
+        """
         first = IndependentNoise(self.seed, indices[:1], self.shape, self.precision.device)
         noise = IndependentNoise(self.seed, indices, self.shape, self.precision.device)
-        return self._draw(self._means(indices[:1]).expand(len(indices), -1, -1, -1), first, noise, on_step)
+        return self._draw(
+            self._means(indices[:1]).expand(len(indices), -1, -1, -1), first, noise, on_step
+        )
 
     def share_noise(self, indices: Sequence[int], on_step: OnStep | None = None) -> torch.Tensor:
         """Samples with their own prior means and the noise of the first index."""
         noise = IndependentNoise(self.seed, indices[:1], self.shape, self.precision.device)
         return self._draw(self._means(indices), noise, noise, on_step)
 
-    def interpolate(self, ends: tuple[int, int], num_points: int, on_step: OnStep | None = None) -> torch.Tensor:
-        """`num_points` (at least 2) samples from one index to another: prior means on a line, noise on a great circle.
+    def interpolate(
+        self, ends: tuple[int, int], num_points: int, on_step: OnStep | None = None
+    ) -> torch.Tensor:
+        """`num_points` (at least 2) samples from one index to another: prior means on a line, noise
+        on a great circle.
 
         The first and the last are the samples that `independent(ends)` gives.
         """
@@ -129,37 +148,69 @@ class Sampler:
         k = levels[0] if level is None else level
         if k not in levels:
             near = sorted(sorted(levels, key=lambda j: abs(j - k))[:2])
-            raise UserError(f"--from_level={k}: must be a level that is visited; near it {' and '.join(map(str, near))}")
+            raise UserError(
+                f"--from_level={k}: must be a level that is visited; near it {' and '.join(map(str, near))}"
+            )
         kernel = self.kernel.starting_at(k)
 
         def corrupt(images: torch.Tensor) -> torch.Tensor:
             u0 = images.to(self.precision.device)
-            return self.process.corrupt(u0, torch.full((len(u0),), k, device=u0.device), torch.zeros_like(u0))[0]
+            return self.process.corrupt(
+                u0, torch.full((len(u0),), k, device=u0.device), torch.zeros_like(u0)
+            )[0]
 
-        prior, prior_std = DataPrior(seeds.count, seeds.images, corrupt), kernel.prior_std if self.prior_std > 0 else 0.0
-        label = f"{self.label}_init_{seeds.settings.get('init')}" + ("" if k == levels[0] else f"_from_{k}")
-        return replace(self, prior=prior, kernel=kernel, label=label, prior_std=prior_std, seeds=seeds, files=seeds.files)
+        prior, prior_std = (
+            DataPrior(seeds.count, seeds.images, corrupt),
+            kernel.prior_std if self.prior_std > 0 else 0.0,
+        )
+        label = f"{self.label}_init_{seeds.settings.get('init')}" + (
+            "" if k == levels[0] else f"_from_{k}"
+        )
+        return replace(
+            self,
+            prior=prior,
+            kernel=kernel,
+            label=label,
+            prior_std=prior_std,
+            seeds=seeds,
+            files=seeds.files,
+        )
 
     def from_images(
-        self, images: torch.Tensor, per_image: int = 1, level: int | None = None, on_step: OnStep | None = None
+        self,
+        images: torch.Tensor,
+        per_image: int = 1,
+        level: int | None = None,
+        on_step: OnStep | None = None,
     ) -> torch.Tensor:
-        """`per_image` (M) samples from each of images (S, C, H, W) in [0, 1], blurred to `level` (None: K) and made again.
+        """`per_image` (M) samples from each of images (S, C, H, W) in [0, 1], blurred to `level`
+        (None: K) and made again.
 
-        (S, M, C, H, W), about [0, 1], on the CPU; they differ in the noise. Sample (s, m) has the noise of index s M + m.
+        (S, M, C, H, W), about [0, 1], on the CPU; they differ in the noise. Sample (s, m) has the
+        noise of index s M + m.
         """
         sampler = self.starting_from(Seeds(images.__getitem__, len(images), per_image), level)
-        return sampler.independent(range(len(images) * per_image), on_step).unflatten(0, (len(images), per_image))
+        return sampler.independent(range(len(images) * per_image), on_step).unflatten(
+            0, (len(images), per_image)
+        )
 
     def origins(self, indices: Sequence[int]) -> list[int]:
-        """Which of the prior's images each sample starts from: drawn uniformly, or one of `seeds` after the other."""
+        """Which of the prior's images each sample starts from: drawn uniformly, or one of `seeds`
+        after the other.
+        """
         if self.seeds is not None:
             return self.seeds.origins(self.seed, indices)
-        return [int(stream(self.seed, Purpose.SAMPLE_PRIOR, position=i).integers(len(self.prior))) for i in indices]
+        return [
+            int(stream(self.seed, Purpose.SAMPLE_PRIOR, position=i).integers(len(self.prior)))
+            for i in indices
+        ]
 
     def _means(self, indices: Sequence[int]) -> torch.Tensor:
         return self.prior.means(torch.tensor(self.origins(indices)))
 
-    def _draw(self, means: torch.Tensor, prior_draw: Draw, draw: Draw, on_step: OnStep | None) -> torch.Tensor:
+    def _draw(
+        self, means: torch.Tensor, prior_draw: Draw, draw: Draw, on_step: OnStep | None
+    ) -> torch.Tensor:
         first, to_images = self.kernel.chain[0], self.process.to_images
         u_K = means.to(self.precision.device) + self.prior_std * prior_draw(self.process.K + 1)
 
@@ -185,9 +236,11 @@ def make_sampler(
     seed: int | None = None,
     scoring: bool = False,
 ) -> Sampler:
-    """The sampler for a model; `calibration` is what was measured of it, other arguments as of `load_sampler`.
+    """The sampler for a model; `calibration` is what was measured of it, other arguments as of
+    `load_sampler`.
 
-    scoring: samples are for scores, for which the release adds noise to the prior states, as it does not for pictures.
+    scoring: samples are for scores, for which the release adds noise to the prior states, as it
+    does not for pictures.
     """
     kernel = choice.kernel(process, config, calibration)
     made_from: dict[str, Any] = {}
@@ -224,62 +277,91 @@ def load_sampler(
     from_data: bool = False,
     scoring: bool = False,
 ) -> tuple[Sampler, TrainedModel]:
-    """The sampler for a checkpoint (0: the newest) of a run, and where it came from; config None: the checkpoint's own.
+    """The sampler for a checkpoint (0: the newest) of a run, and where it came from; config None:
+    the checkpoint's own.
 
-    `choice` and `seed` default to the configuration's. Prior states come from `choice.init` or the checkpoint, or from the
-    training images with `from_data` and where it holds none, as those of the release. Raises UserError for whatever is missing
-    or does not fit.
+    `choice` and `seed` default to the configuration's. Prior states come from `choice.init` or the
+    checkpoint, or from the training images with `from_data` and where it holds none, as those of
+    the release. Raises UserError for whatever is missing or does not fit.
     """
     config = saved_config(workdir, checkpoint) if config is None else config
     validate(config)
     device = distributed.device(config.device)
-    seeds = None if choice.init is None else open_seeds(choice.init, config.data, choice.per_init or 1)
+    seeds = (
+        None if choice.init is None else open_seeds(choice.init, config.data, choice.per_init or 1)
+    )
     trained = load_trained(config, workdir, checkpoint)
     if distributed.world_size() > 1 and len(set(distributed.gather(trained.weights_crc32))) > 1:
         # A training that goes on replaces the newest.
-        raise UserError(f"{trained.path}: changed while it was read; --checkpoint=n names one that no training replaces")
+        raise UserError(
+            f"{trained.path}: changed while it was read; --checkpoint=n names one that no training replaces"
+        )
     process = trained.process
-    prior = trained.prior if seeds is None else DataPrior(seeds.count, seeds.images, lambda u: u)  # not yet blurred
+    prior = (
+        trained.prior if seeds is None else DataPrior(seeds.count, seeds.images, lambda u: u)
+    )  # not yet blurred
     files = {}
     if prior is None or from_data:
         files["train"] = load_images(config.data, "train").version()
         if not from_data:
-            print(f"{trained.path} holds no prior: initial states are made from the images of {config.data.dataset}")
+            print(
+                f"{trained.path} holds no prior: initial states are made from the images of {config.data.dataset}"
+            )
         prior = data_prior(config, process)
     computed_in = Precision.named(device, precision)
     model = to_device(trained.model, device, config.compile, autocast=computed_in.enabled)
     calibration = trained.measured() if choice.uses_measured(config) else None
     sampler = make_sampler(
-        config, model, process.to(device), prior, computed_in, calibration, choice=choice, seed=seed, scoring=scoring
+        config,
+        model,
+        process.to(device),
+        prior,
+        computed_in,
+        calibration,
+        choice=choice,
+        seed=seed,
+        scoring=scoring,
     )
     sampler = replace(sampler, files=files)
     return sampler if seeds is None else sampler.starting_from(seeds, choice.from_level), trained
 
 
-def with_own_images(record: Record, data: ConfigDict, splits: Collection[Split], known: Mapping[str, int]) -> Record:
+def with_own_images(
+    record: Record, data: ConfigDict, splits: Collection[Split], known: Mapping[str, int]
+) -> Record:
     """The record of what reads these splits of the configuration's data set, too.
 
-    known: the fingerprint in the checkpoint, `TrainedModel.data`. Where images are others, a warning and the record say so.
+    known: the fingerprint in the checkpoint, `TrainedModel.data`. Where images are others, a
+    warning and the record say so.
     """
     for split in splits:
         source = load_images(data, split)
         record = record.add(files={split: source.version()})
         prefix, found = "held_out_" if split == "held_out" else "", fingerprint(source)
-        changed = {key: known[prefix + key] for key in found if known.get(prefix + key, found[key]) != found[key]}
+        changed = {
+            key: known[prefix + key]
+            for key in found
+            if known.get(prefix + key, found[key]) != found[key]
+        }
         if not changed:
             continue
         number = f"{found['num_images']} images, {known.get(prefix + 'num_images')} then"
         words = {"num_images": number, "names_crc32": "other names", "pixels_crc32": "other pixels"}
         what = ", ".join(words[key] for key in changed)
-        warn_once(f"the {split} images of {data.dataset!r} are not those of the checkpoint's run: {what}")
-        record = record.add(data={"other_images": sorted({*record.data.get("other_images", ()), split})})
+        warn_once(
+            f"the {split} images of {data.dataset!r} are not those of the checkpoint's run: {what}"
+        )
+        record = record.add(
+            data={"other_images": sorted({*record.data.get("other_images", ()), split})}
+        )
     return record
 
 
 def data_prior(config: ConfigDict, process: Process) -> DataPrior:
     """Prior states made from the training images when asked for.
 
-    As in `clean_batches`, with `data.random_flip` state 2i is of image i and state 2i + 1 of its mirror image.
+    As in `clean_batches`, with `data.random_flip` state 2i is of image i and state 2i + 1 of its
+    mirror image.
     """
     source = load_images(config.data, "train")
     copies, read = 2 if config.data.random_flip else 1, unit_images(source, config.data)

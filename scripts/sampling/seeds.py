@@ -1,4 +1,6 @@
-"""Images of one's own that samples start from, in place of the prior: held out, of a folder, of an array, or a single one."""
+"""Images of one's own that samples start from, in place of the prior: held out, of a folder, of an
+array, or a single one.
+"""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -17,7 +19,9 @@ from scripts.runtime.randomness import Purpose, stream
 
 
 class DataPrior(Prior):
-    """States made from images when asked for, where a checkpoint holds no prior or samples start from other images."""
+    """States made from images when asked for, where a checkpoint holds no prior or samples start
+    from other images.
+    """
 
     def __init__(
         self,
@@ -25,7 +29,9 @@ class DataPrior(Prior):
         images: Callable[[list[int]], torch.Tensor],
         corrupt: Callable[[torch.Tensor], torch.Tensor],
     ) -> None:
-        """images: indices below `count` to images (B, C, H, W) in [0, 1]; corrupt: from these to the states' means."""
+        """images: indices below `count` to images (B, C, H, W) in [0, 1]; corrupt: from these to
+        the states' means.
+        """
         self.count, self.images, self.corrupt = count, images, corrupt
 
     def __len__(self) -> int:
@@ -38,7 +44,9 @@ class DataPrior(Prior):
 
 @dataclass(frozen=True)
 class Seeds:
-    """Images that samples start from: sample i from image i // per_image, modulo `count`, in their order."""
+    """Images that samples start from: sample i from image i // per_image, modulo `count`, in their
+    order.
+    """
 
     images: Callable[[list[int]], torch.Tensor]
     """From indices below `count` to images (B, C, H, W) in [0, 1]."""
@@ -59,12 +67,17 @@ class Seeds:
 
 
 def open_seeds(init: str, data: ConfigDict, per_image: int) -> Seeds:
-    """What --init names, of the shape of the configuration's images: its held_out or train, or as `open_images` reads.
+    """What --init names, of the shape of the configuration's images: its held_out or train, or as
+    `open_images` reads.
 
     Raises UserError for whatever is missing or cannot be read.
     """
     own = init in ("held_out", "train")
-    source = load_images(data, init) if own else open_images(init, "--init", data.image_size, data.num_channels)  # type: ignore[arg-type]
+    source = (
+        load_images(data, init)
+        if own
+        else open_images(init, "--init", data.image_size, data.num_channels)
+    )  # type: ignore[arg-type]
     name = init.rstrip("/").rpartition("/")[2]
     name = f"{name}_folder" if name in ("held_out", "train") and not own else name
     files = {init if own else "init": source.version()}
@@ -72,7 +85,8 @@ def open_seeds(init: str, data: ConfigDict, per_image: int) -> Seeds:
 
 
 def unit_images(source: ImageSource, data: ConfigDict) -> Callable[[list[int]], torch.Tensor]:
-    """From indices to images (B, C, H, W) in [0, 1], dequantised on average where the configuration says so.
+    """From indices to images (B, C, H, W) in [0, 1], dequantised on average where the configuration
+    says so.
 
     An unreadable image is replaced by the next readable one, with a warning.
     """
@@ -81,7 +95,10 @@ def unit_images(source: ImageSource, data: ConfigDict) -> Callable[[list[int]], 
         unreadable: list[str] = []
         pixels = np.stack([first_readable(source, i, unreadable)[1] for i in indices])
         if unreadable:
-            warnings.warn(f"prior: skipped unreadable images {', '.join(dict.fromkeys(unreadable))}", stacklevel=2)
+            warnings.warn(
+                f"prior: skipped unreadable images {', '.join(dict.fromkeys(unreadable))}",
+                stacklevel=2,
+            )
         return to_unit_range(pixels, 0.5 if data.uniform_dequantization else None)
 
     return images

@@ -1,7 +1,9 @@
-"""Checkpoints: state dicts and plain data only, written atomically, read without running anything in them.
+"""Checkpoints: state dicts and plain data only, written atomically, read without running anything
+in them.
 
-A run directory holds `checkpoints-meta/checkpoint.pth`, from which a restart continues, its predecessor as
-`checkpoint_previous.pth`, and numbered ones, `checkpoints/checkpoint_n.pth`. A file holds `step`, `config` (JSON), `ema`, and
+A run directory holds `checkpoints-meta/checkpoint.pth`, from which a restart continues, its
+predecessor as `checkpoint_previous.pth`, and numbered ones, `checkpoints/checkpoint_n.pth`. A file
+holds `step`, `config` (JSON), `ema`, and
 
 - to continue training: `model`, `optimizer`, `scaler`, `data`; numbered ones have the last alone, see `snapshots.py`
 - to sample without the training images: `prior`, the process's prior states, `noise`, what reverse kernels are made from, and
@@ -37,8 +39,8 @@ REQUIRED = {"step", "config", "ema"}
 REQUIRED_TO_RESUME = {"model", "optimizer", "scaler", "data", "prior"}
 Contents = dict[str, Any]
 
-# The release's optimizer state holds its learning rate as a NumPy scalar. These only rebuild numbers; older files name them
-# by NumPy 1's module path.
+# The release's optimizer state holds its learning rate as a NumPy scalar. These only rebuild
+# numbers; older files name them by NumPy 1's module path.
 _scalar = np.float64(0).__reduce__()[0]
 _NUMPY_SCALARS: list[Any] = [
     *((_scalar, f"numpy.{core}.multiarray.scalar") for core in ("_core", "core")),
@@ -71,7 +73,11 @@ def weights_checksum(weights: Iterable[torch.Tensor]) -> int:
 
 def averages(contents: Contents) -> Iterable[torch.Tensor]:
     """The averaged weights of a checkpoint, in the order in which parameters were registered."""
-    return contents["ema"]["shadow_params"] if is_release(contents) else contents["ema"]["shadow"].values()
+    return (
+        contents["ema"]["shadow_params"]
+        if is_release(contents)
+        else contents["ema"]["shadow"].values()
+    )
 
 
 def previous_path(workdir: Path) -> Path:
@@ -80,7 +86,9 @@ def previous_path(workdir: Path) -> Path:
 
 
 def write(path: Path, contents: Contents, previous: Path | None = None) -> None:
-    """Write a checkpoint; the old one is kept as `previous` if given. Raises UserError if it cannot be written whole."""
+    """Write a checkpoint; the old one is kept as `previous` if given. Raises UserError if it cannot
+    be written whole.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temporary:
@@ -88,7 +96,10 @@ def write(path: Path, contents: Contents, previous: Path | None = None) -> None:
             if previous is not None and path.exists():
                 sync(temporary)  # nothing moves before the new one is safe
                 path.replace(previous)
-    except (OSError, RuntimeError) as error:  # torch's zip writer reports a full disk as RuntimeError
+    except (
+        OSError,
+        RuntimeError,
+    ) as error:  # torch's zip writer reports a full disk as RuntimeError
         message = f"{path}: the checkpoint could not be written (is the disk full? {error}); earlier ones are intact"
         raise UserError(message) from None
 
@@ -99,11 +110,18 @@ def write_meta(workdir: Path, contents: Contents) -> None:
 
 
 def read(path: Path) -> Contents:
-    """Read a checkpoint of ours or of the release onto the CPU. Raises UserError if it is missing, damaged or foreign."""
+    """Read a checkpoint of ours or of the release onto the CPU.
+
+    Raises UserError if it is missing, damaged or foreign.
+    """
     if not path.is_file():
         raise UserError(f"{path}: there is no such checkpoint")
     contents = _load(path)
-    ours = isinstance(contents, dict) and contents.get("format") == FORMAT and contents.keys() >= REQUIRED
+    ours = (
+        isinstance(contents, dict)
+        and contents.get("format") == FORMAT
+        and contents.keys() >= REQUIRED
+    )
     if not (ours or is_release(contents)):
         raise UserError(f"{path}: not a checkpoint of this program or of the original release")
     if name := _first_not_finite({key: contents.get(key) for key in ("ema", "model", "optimizer")}):
@@ -112,7 +130,10 @@ def read(path: Path) -> Contents:
 
 
 def _load(path: Path) -> Any:
-    """torch.load of plain tensors and numbers, with checksums compared. Raises UserError for anything else."""
+    """torch.load of plain tensors and numbers, with checksums compared.
+
+    Raises UserError for anything else.
+    """
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
@@ -123,34 +144,53 @@ def _load(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zipfile, pickle, torch and their C++ parts each have their own ways to say "damaged"
         reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
-        raise UserError(f"{path}: damaged, or not a checkpoint of plain tensors and numbers only ({reason})") from None
+        raise UserError(
+            f"{path}: damaged, or not a checkpoint of plain tensors and numbers only ({reason})"
+        ) from None
 
 
 def _first_not_finite(contents: Any, where: str = "") -> str | None:
-    """The name of a tensor in nested dictionaries and lists that holds NaN or infinity, such as ema.shadow.head.bias."""
+    """The name of a tensor in nested dictionaries and lists that holds NaN or infinity, such as
+    ema.shadow.head.bias.
+    """
     if isinstance(contents, torch.Tensor):
         return None if bool(contents.isfinite().all()) else where
-    items = contents.items() if isinstance(contents, dict) else enumerate(contents) if isinstance(contents, list) else ()
-    names = (_first_not_finite(value, f"{where}.{key}" if where else str(key)) for key, value in items)
+    items = (
+        contents.items()
+        if isinstance(contents, dict)
+        else enumerate(contents)
+        if isinstance(contents, list)
+        else ()
+    )
+    names = (
+        _first_not_finite(value, f"{where}.{key}" if where else str(key)) for key, value in items
+    )
     return next(filter(None, names), None)
 
 
 def is_release(contents: Any) -> bool:
     """Whether this is a file of the original release rather than ours."""
-    return isinstance(contents, dict) and {"ema", "model", "step"} <= contents.keys() and "shadow_params" in contents["ema"]
+    return (
+        isinstance(contents, dict)
+        and {"ema", "model", "step"} <= contents.keys()
+        and "shadow_params" in contents["ema"]
+    )
 
 
 def existing(workdir: Path) -> list[Path]:
     """The checkpoints of a run, the newest first."""
     numbered = [numbered_path(workdir, number) for number in reversed(numbers(workdir))]
-    return [path for path in (meta_path(workdir), previous_path(workdir), *numbered) if path.is_file()]
+    return [
+        path for path in (meta_path(workdir), previous_path(workdir), *numbered) if path.is_file()
+    ]
 
 
 def read_newest(workdir: Path) -> tuple[Path, Contents] | None:
-    """The newest checkpoint that can be read, with a warning for each newer one; None if there are none.
+    """The newest checkpoint that can be read, with a warning for each newer one; None if there are
+    none.
 
-    In this order: the one that a restart continues from, its predecessor, numbered ones from the highest down.
-    Raises UserError if none of several can be read.
+    In this order: the one that a restart continues from, its predecessor, numbered ones from the
+    highest down. Raises UserError if none of several can be read.
     """
     paths = existing(workdir)
     for path in paths:
@@ -164,18 +204,26 @@ def read_newest(workdir: Path) -> tuple[Path, Contents] | None:
 
 
 def read_to_resume(workdir: Path) -> Contents | None:
-    """As `read_newest`, for a run that continues. Raises UserError for the release's and published checkpoints."""
+    """As `read_newest`, for a run that continues.
+
+    Raises UserError for the release's and published checkpoints.
+    """
     path, contents = read_newest(workdir) or (None, None)
     if contents and (missing := REQUIRED_TO_RESUME - contents.keys()):
         lacks = ", ".join(sorted(missing))
         advice = f"choose another --workdir, and start there from these weights with --config.training.init_from={path}"
-        raise UserError(f"{path}: can be sampled from, but not trained further, as it has no {lacks}; {advice}")
+        raise UserError(
+            f"{path}: can be sampled from, but not trained further, as it has no {lacks}; {advice}"
+        )
     return contents
 
 
 def numbers(workdir: Path) -> list[int]:
     """Of the numbered checkpoints of a run, ascending."""
-    stems = (path.stem.removeprefix("checkpoint_") for path in numbered_path(workdir, 0).parent.glob("checkpoint_*.pth"))
+    stems = (
+        path.stem.removeprefix("checkpoint_")
+        for path in numbered_path(workdir, 0).parent.glob("checkpoint_*.pth")
+    )
     return sorted(int(number) for number in stems if number.isdecimal())
 
 
@@ -199,21 +247,37 @@ class TrainedModel:
     """`fingerprint` of the images that it was trained on, and of those held out; empty if unknown."""
 
     def measured(self) -> CalibrationState:
-        """That, or what was measured later; None if nothing was. Raises UserError if that was done with other weights."""
+        """That, or what was measured later; None if nothing was. Raises UserError if that was done
+        with other weights.
+        """
         return read_measured(self.path, self.kept, self.step, self.weights_crc32)
 
     def write_measured(self, measured: Mapping[str, torch.Tensor]) -> Path:
-        """Keep what was measured later beside the checkpoint, with step and weights. Returns the file."""
+        """Keep what was measured later beside the checkpoint, with step and weights.
+
+        Returns the file.
+        """
         file = noise_path(self.path)
         with atomic_write(file) as temporary:
-            torch.save({"step": self.step, "weights_crc32": self.weights_crc32, "measured": dict(measured)}, temporary)
+            torch.save(
+                {
+                    "step": self.step,
+                    "weights_crc32": self.weights_crc32,
+                    "measured": dict(measured),
+                },
+                temporary,
+            )
         return file
 
 
-def read_measured(path: Path, kept: CalibrationState, step: int, weights_crc32: int) -> CalibrationState:
-    """What was measured for the checkpoint at `path`, later and beside it, or else `kept` in it; None if nothing was.
+def read_measured(
+    path: Path, kept: CalibrationState, step: int, weights_crc32: int
+) -> CalibrationState:
+    """What was measured for the checkpoint at `path`, later and beside it, or else `kept` in it;
+    None if nothing was.
 
-    Raises UserError where there is only a file beside it that was measured with other weights: the run went on.
+    Raises UserError where there is only a file beside it that was measured with other weights: the
+    run went on.
     """
     file = noise_path(path)
     if not file.is_file():
@@ -230,26 +294,39 @@ def read_measured(path: Path, kept: CalibrationState, step: int, weights_crc32: 
 
 
 def load_trained(config: ConfigDict, workdir: Path | str, checkpoint: int) -> TrainedModel:
-    """Checkpoint number `checkpoint` of a run, 0 for the newest. Raises UserError if it is missing or does not fit `config`."""
+    """Checkpoint number `checkpoint` of a run, 0 for the newest.
+
+    Raises UserError if it is missing or does not fit `config`.
+    """
     path, contents = _find(Path(workdir), checkpoint)
-    known = with_levels(config, contents, FREE_IN_INFERENCE, str(path)) if "config" in contents else settled(config)
+    known = (
+        with_levels(config, contents, FREE_IN_INFERENCE, str(path))
+        if "config" in contents
+        else settled(config)
+    )
     try:
         model, process = build_model(config), build_process(known)
         prior = process.prior_from_state(contents["prior"]) if "prior" in contents else None
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
     load_averages(model, path, contents)
-    dequantized = json.loads(contents.get("config", to_json(config)))["data"]["uniform_dequantization"]
+    dequantized = json.loads(contents.get("config", to_json(config)))["data"][
+        "uniform_dequantization"
+    ]
     kept, data = contents.get("noise"), contents.get("data", {})
     crc32 = weights_checksum(averages(contents))
-    return TrainedModel(model.eval(), process, prior, dequantized, contents["step"], crc32, path, kept, data)
+    return TrainedModel(
+        model.eval(), process, prior, dequantized, contents["step"], crc32, path, kept, data
+    )
 
 
 def saved_config(workdir: Path, checkpoint: int) -> ConfigDict:
     """The configuration in a checkpoint. Raises UserError for the release's, which have none."""
     path, contents = _find(workdir, checkpoint)
     if "config" not in contents:
-        raise UserError(f"{path}: the release's checkpoints have no configuration; name its file with --config")
+        raise UserError(
+            f"{path}: the release's checkpoints have no configuration; name its file with --config"
+        )
     return from_json(contents["config"], str(path)).lock()
 
 
@@ -257,21 +334,31 @@ def _find(workdir: Path, checkpoint: int) -> tuple[Path, Contents]:
     path = numbered_path(workdir, checkpoint)
     if checkpoint > 0 and not path.is_file():
         there = ", ".join(map(str, numbers(workdir))) or "none"
-        raise UserError(f"--checkpoint={checkpoint}: {workdir} has no {path.relative_to(workdir)}; there are {there}")
+        raise UserError(
+            f"--checkpoint={checkpoint}: {workdir} has no {path.relative_to(workdir)}; there are {there}"
+        )
     found = (path, read(path)) if checkpoint > 0 else read_newest(workdir)
     if found is None:
-        raise UserError(f"--workdir={workdir}: there is no checkpoint in it; train first, or check the path")
+        raise UserError(
+            f"--workdir={workdir}: there is no checkpoint in it; train first, or check the path"
+        )
     return found
 
 
 def load_averages(model: nn.Module, path: Path, contents: Contents, assign: bool = False) -> None:
-    """Make the averages the weights of a model; `assign` for one without data. Raises UserError if they do not fit."""
-    weights = _release_weights(contents, model) if is_release(contents) else contents["ema"]["shadow"]
+    """Make the averages the weights of a model; `assign` for one without data. Raises UserError if
+    they do not fit.
+    """
+    weights = (
+        _release_weights(contents, model) if is_release(contents) else contents["ema"]["shadow"]
+    )
     try:
         model.load_state_dict(weights, strict=True, assign=assign)
     except RuntimeError as error:
         reason = one_line(error).partition(": ")[2][:400]
-        raise UserError(f"{path} holds another architecture than this configuration: {reason}") from None
+        raise UserError(
+            f"{path} holds another architecture than this configuration: {reason}"
+        ) from None
 
 
 def _release_weights(contents: Contents, model: nn.Module) -> dict[str, torch.Tensor]:
@@ -279,5 +366,7 @@ def _release_weights(contents: Contents, model: nn.Module) -> dict[str, torch.Te
     shadow = contents["ema"]["shadow_params"]
     names = [name for name, _ in model.named_parameters()]
     if len(shadow) != len(names):
-        raise UserError(f"the checkpoint has {len(shadow)} parameters where this configuration's model has {len(names)}")
+        raise UserError(
+            f"the checkpoint has {len(shadow)} parameters where this configuration's model has {len(names)}"
+        )
     return dict(zip(names, shadow, strict=True))

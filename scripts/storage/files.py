@@ -23,11 +23,13 @@ ABANDONED_SECONDS = 3600
 
 @contextmanager
 def atomic_write(path: Path, durable: bool = True) -> Iterator[Path]:
-    """Yield a temporary path beside `path` for the body to write; it is renamed to `path` at the end.
+    """Yield a temporary path beside `path` for the body to write; it is renamed to `path` at the
+    end.
 
-    After an error in the body the old file is untouched and the temporary one deleted. Processes that write
-    the same file at once have a temporary one each. `durable` waits until the file is on disk, so that it
-    survives a power cut, and deletes temporary files that killed processes left beside it.
+    After an error in the body the old file is untouched and the temporary one deleted. Processes
+    that write the same file at once have a temporary one each. `durable` waits until the file is on
+    disk, so that it survives a power cut, and deletes temporary files that killed processes left
+    beside it.
     """
     # Encoders choose the format by the suffix.
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.partial{path.suffix}")
@@ -40,7 +42,9 @@ def atomic_write(path: Path, durable: bool = True) -> Iterator[Path]:
             sync(path.parent)
             _delete_abandoned(path.parent)
     except OSError as error:
-        if error.filename is None and error.errno is not None:  # a full disk does not say which file was being written
+        if (
+            error.filename is None and error.errno is not None
+        ):  # a full disk does not say which file was being written
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     finally:
@@ -55,7 +59,9 @@ def _delete_abandoned(directory: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file's contents are on disk, or a directory's entries, if its file system can do that."""
+    """Wait until a file's contents are on disk, or a directory's entries, if its file system can do
+    that.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -68,7 +74,8 @@ def sync(path: Path) -> None:
 
 
 def lock(file: IO[str], wait: bool = False) -> bool:
-    """Take the lock on a file open for writing, until it is closed. Returns whether it was free; with `wait` it will be.
+    """Take the lock on a file open for writing, until it is closed. Returns whether it was free;
+    with `wait` it will be.
 
     Where the file system has no locks, everybody gets it, with a warning.
     """
@@ -78,13 +85,16 @@ def lock(file: IO[str], wait: bool = False) -> bool:
         return False
     except OSError as error:
         advice = "let only one command at a time write there"
-        warn_once(f"{Path(file.name).parent}: no locks on this file system ({error.strerror}); {advice}")
+        warn_once(
+            f"{Path(file.name).parent}: no locks on this file system ({error.strerror}); {advice}"
+        )
     return True
 
 
 @contextmanager
 def exclusive(directory: Path, refusal: str) -> Iterator[None]:
-    """Keep the body to one job at a time, by a lock in `directory` that ends with process 0, however that comes about.
+    """Keep the body to one job at a time, by a lock in `directory` that ends with process 0,
+    however that comes about.
 
     Raises UserError with the message `refusal` if another job has it.
     """
@@ -95,17 +105,25 @@ def exclusive(directory: Path, refusal: str) -> Iterator[None]:
 
 
 def make_directory(path: Path, flag: str) -> Path:
-    """Create a directory to write to, parents included. Raises UserError naming `flag` if that cannot be."""
+    """Create a directory to write to, parents included.
+
+    Raises UserError naming `flag` if that cannot be.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
-        raise UserError(f"{flag}={path}: cannot write there ({error.strerror}); choose a writable directory") from None
+        raise UserError(
+            f"{flag}={path}: cannot write there ({error.strerror}); choose a writable directory"
+        ) from None
     return path
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of an .npz file by name, without pickles. Raises ValueError in one line if it is damaged, or OSError."""
+    """All arrays of an .npz file by name, without pickles.
+
+    Raises ValueError in one line if it is damaged, or OSError.
+    """
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return dict(arrays)

@@ -1,4 +1,6 @@
-"""Where results come from: the program's version and its packages', the command, the configuration's checksum, the machine."""
+"""Where results come from: the program's version and its packages', the command, the
+configuration's checksum, the machine.
+"""
 
 import hashlib
 import importlib.metadata
@@ -17,11 +19,21 @@ from ml_collections import ConfigDict
 from scripts.config import own_process
 from scripts.config.paths import ROOT
 
-PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pillow", "ml_collections", "clean-fid")  # that results may depend on
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "scipy",
+    "pillow",
+    "ml_collections",
+    "clean-fid",
+)  # that results may depend on
 
 
 def provenance(config: ConfigDict, *, device: str, world_size: int) -> dict[str, Any]:
-    """Facts about this process as plain data; device: in words; world_size: the processes that train together."""
+    """Facts about this process as plain data; device: in words; world_size: the processes that
+    train together.
+    """
     name, checksums = config.model.process, own_process.checksums
     own = {"process_crc32": checksums[name]} if name in checksums else {}
     return own | {
@@ -57,10 +69,25 @@ def program_version() -> str:
 
 
 def commit() -> str | None:
-    """The commit that the program is at, with "+changes" if its files are not as in there; None if git does not know."""
-    environment = os.environ | {"GIT_CEILING_DIRECTORIES": str(ROOT.parent)}  # not that of a repository further up
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
+    """The commit that the program is at, with "+changes" if its files are not as in there; None if
+    git does not know.
+    """
+    environment = os.environ | {
+        "GIT_CEILING_DIRECTORIES": str(ROOT.parent)
+    }  # not that of a repository further up
+    command = [
+        "git",
+        "-C",
+        str(ROOT),
+        "describe",
+        "--always",
+        "--abbrev=40",
+        "--exclude=*",
+        "--dirty=+changes",
+    ]
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True, env=environment).stdout.strip()
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=10, check=True, env=environment
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None

@@ -13,7 +13,10 @@ Part = dict[str, Any]
 
 @dataclass(frozen=True)
 class Record:
-    """All that samples, features, scores or pictures depend on. Equal keys mean the same thing made again."""
+    """All that samples, features, scores or pictures depend on.
+
+    Equal keys mean the same thing made again.
+    """
 
     weights: Part = field(default_factory=dict)
     """Step and checksum of a checkpoint and settings of its model, or where given samples are from."""

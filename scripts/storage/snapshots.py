@@ -11,15 +11,21 @@ KEPT = ("step", "config", "sigma_B", "data", "prior", "noise", "precision", "pro
 
 
 def for_sampling(contents: Contents) -> Contents:
-    """What sampling and evaluation need of a checkpoint: a quarter of it, as weights and Adam's two moments go."""
+    """What sampling and evaluation need of a checkpoint: a quarter of it, as weights and Adam's two
+    moments go.
+    """
     # Without the count of updates, which only training needs.
-    return {name: contents[name] for name in KEPT if name in contents} | {"ema": {"shadow": contents["ema"]["shadow"]}}
+    return {name: contents[name] for name in KEPT if name in contents} | {
+        "ema": {"shadow": contents["ema"]["shadow"]}
+    }
 
 
 def free_number(workdir: Path, usual: int, step: int) -> Path:
-    """Where the snapshot of `step` goes: to number `usual`, or behind all others if those go further.
+    """Where the snapshot of `step` goes: to number `usual`, or behind all others if those go
+    further.
 
-    That happens to a run that goes on with another snapshot_freq or n_iters. A step that is done again has its own number.
+    That happens to a run that goes on with another snapshot_freq or n_iters. A step that is done
+    again has its own number.
     """
     steps = _steps(workdir)
     own = [number for number, found in steps.items() if found == step]
@@ -27,7 +33,10 @@ def free_number(workdir: Path, usual: int, step: int) -> Path:
 
 
 def delete_all_but(workdir: Path, keep: int) -> None:
-    """Delete snapshots but those of the last `keep` steps, with what was measured for them later. 0 keeps all."""
+    """Delete snapshots but those of the last `keep` steps, with what was measured for them later.
+
+    0 keeps all.
+    """
     steps = {number: step for number, step in _steps(workdir).items() if step is not None}
     for number in sorted(steps, key=lambda number: steps[number])[: -keep or 0]:
         for path in (numbered_path(workdir, number), noise_path(numbered_path(workdir, number))):
@@ -35,10 +44,14 @@ def delete_all_but(workdir: Path, keep: int) -> None:
 
 
 def _steps(workdir: Path) -> dict[int, int | None]:
-    """The step of each snapshot by its number, without reading tensors; None for one that cannot be read."""
+    """The step of each snapshot by its number, without reading tensors; None for one that cannot be
+    read.
+    """
     steps: dict[int, int | None] = dict.fromkeys(numbers(workdir))
     for number in steps:
         with contextlib.suppress(Exception):
             path = numbered_path(workdir, number)
-            steps[number] = int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["step"])
+            steps[number] = int(
+                torch.load(path, map_location="cpu", weights_only=True, mmap=True)["step"]
+            )
     return steps

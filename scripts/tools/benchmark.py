@@ -4,8 +4,8 @@ python -m scripts.tools.benchmark --config configs/mnist/quickstart.py [--config
 python -m scripts.tools.benchmark --config configs/mnist/small_mnist.py --against=diffusers    # needs pip install diffusers
 python -m scripts.tools.benchmark --config configs/ffhq/default_ffhq_configs.py --reading=D [--num_images=3000 --size=1024]
 
-The last one makes photograph-like PNG files (1/f noise) in a directory below D, reads them as training does, packed and not,
-and deletes them.
+The last one makes photograph-like PNG files (1/f noise) in a directory below D, reads them as
+training does, packed and not, and deletes them.
 """
 
 import platform
@@ -41,7 +41,15 @@ from scripts.storage.files import make_directory
 from scripts.training.plan import H100_TFLOPS, Work
 from scripts.training.step import Trainer
 
-COLUMNS = {"median": 11, "quartiles": 11, "an image": 12, "GFLOP/s": 10, "of product": 12, "of a step": 11, "peak GB": 9}
+COLUMNS = {
+    "median": 11,
+    "quartiles": 11,
+    "an image": 12,
+    "GFLOP/s": 10,
+    "of product": 12,
+    "of a step": 11,
+    "peak GB": 9,
+}
 
 
 class Task(NamedTuple):
@@ -58,17 +66,23 @@ def main() -> int:
     config = FLAGS.config
     validate(config)
     if FLAGS.reading:
-        return compare_reading(ConfigDict(config.to_dict()), make_directory(FLAGS.reading, "--reading"))
+        return compare_reading(
+            ConfigDict(config.to_dict()), make_directory(FLAGS.reading, "--reading")
+        )
     device = resolve_device(config.device)
     theirs = diffusers_unet(config) if FLAGS.against else None
     print(f"{processor_name()}; {device_name(device)}; {Precision.of(config, device)}")
-    print(f"torch {torch.__version__}, Python {platform.python_version()}, compile {config.compile}")
+    print(
+        f"torch {torch.__version__}, Python {platform.python_version()}, compile {config.compile}"
+    )
     measure(tasks(config, device, theirs), device)
     return 0
 
 
 def measure(tasks: Iterator[Task], device: torch.device) -> None:
-    """Print a row for each task; speeds are compared with the first one's, times with the second one's."""
+    """Print a row for each task; speeds are compared with the first one's, times with the second
+    one's.
+    """
     print(" " * 34 + "".join(f"{title:>{width}}" for title, width in COLUMNS.items()))
     times, speeds = [], []
     for task in tasks:
@@ -85,13 +99,22 @@ def measure(tasks: Iterator[Task], device: torch.device) -> None:
             f"{speeds[-1]:.1f}" if task.gflop else "-",
             f"{speeds[-1] / speeds[0]:.0%}" if task.gflop else "-",
             f"{found.median / times[1]:.1%}" if len(times) > 1 else "-",
-            f"{torch.cuda.max_memory_allocated(device) / 1e9:.2f}" if device.type == "cuda" else "-",
+            f"{torch.cuda.max_memory_allocated(device) / 1e9:.2f}"
+            if device.type == "cuda"
+            else "-",
         ]
-        print(f"{task.name:<34}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, COLUMNS.values(), strict=True)))
+        print(
+            f"{task.name:<34}"
+            + "".join(
+                f"{cell:>{width}}" for cell, width in zip(cells, COLUMNS.values(), strict=True)
+            )
+        )
 
 
 def tasks(config: ConfigDict, device: torch.device, theirs: nn.Module | None) -> Iterator[Task]:
-    """A matrix product, the parts of training and sampling with `config` on noise, and the network `theirs` if given."""
+    """A matrix product, the parts of training and sampling with `config` on noise, and the network
+    `theirs` if given.
+    """
     trainer, work = Trainer(config, device), Work.of(config)
     gflop = work.forward / 1e9
     precision, n, size = trainer.precision, config.training.batch_size, config.data.image_size
@@ -111,23 +134,41 @@ def tasks(config: ConfigDict, device: torch.device, theirs: nn.Module | None) ->
         trainer.model.eval()
         reverse_process(trainer.process, trainer.model, u, kernel, noise)
 
-    side = 8192 if device.type == "cuda" else 2048  # a product of large matrices is about the fastest that there is
+    side = (
+        8192 if device.type == "cuda" else 2048
+    )  # a product of large matrices is about the fastest that there is
     matrix = torch.rand(side, side, device=device, dtype=precision.dtype)
     yield Task(f"matrix product {side}x{side}", lambda: matrix @ matrix, gflop=2 * side**3 / 1e9)
-    yield Task(f"training step, {n} of {size}x{size}", lambda: trainer.train_step(images), n, work.training / 1e9 * n)
-    yield Task("noise of a step", lambda: normal_batch(device, 0, Purpose.TRAIN_NOISE, 0, range(n), n, shape), n)
+    yield Task(
+        f"training step, {n} of {size}x{size}",
+        lambda: trainer.train_step(images),
+        n,
+        work.training / 1e9 * n,
+    )
+    yield Task(
+        "noise of a step",
+        lambda: normal_batch(device, 0, Purpose.TRAIN_NOISE, 0, range(n), n, shape),
+        n,
+    )
     yield Task("corruption of a step", lambda: trainer.process.corrupt(u, k, u), n)
     yield Task("U-Net forward", lambda: forward(trainer.model), n, n * gflop)
     yield Task("sampling, one level, float32", sample, n, n * gflop)
-    yield Task(f"noise of {BLOCK} levels", lambda: [noise(level) for level in range(BLOCK, 2 * BLOCK)], n * BLOCK)
+    yield Task(
+        f"noise of {BLOCK} levels",
+        lambda: [noise(level) for level in range(BLOCK, 2 * BLOCK)],
+        n * BLOCK,
+    )
     if theirs is not None:
         network = to_device(theirs, device, config.compile, autocast=precision.enabled)
         yield Task("diffusers: training step", their_step(network, precision, u, k), n)
         yield Task("diffusers: U-Net forward", lambda: forward(network), n)
 
 
-def their_step(model: nn.Module, precision: Precision, u: torch.Tensor, k: torch.Tensor) -> Callable[[], None]:
-    """A training step of diffusers' network: forward pass, backward pass and Adam on inputs that are ready.
+def their_step(
+    model: nn.Module, precision: Precision, u: torch.Tensor, k: torch.Tensor
+) -> Callable[[], None]:
+    """A training step of diffusers' network: forward pass, backward pass and Adam on inputs that
+    are ready.
 
     Ours also draws noise, blurs, clips gradients and averages weights.
     """
@@ -145,13 +186,16 @@ def their_step(model: nn.Module, precision: Precision, u: torch.Tensor, k: torch
 
 
 def diffusers_unet(config: ConfigDict) -> nn.Module:
-    """The network that `config` describes as diffusers' UNet2DModel; its middle and up-sampling blocks differ in details.
+    """The network that `config` describes as diffusers' UNet2DModel; its middle and up-sampling
+    blocks differ in details.
 
     Raises UserError if the package is not installed, or has no such network.
     """
     data, model = config.data, config.model
     channels = [model.model_channels * mult for mult in model.channel_mult]
-    attended = {channels[level] for level in model.attention_levels} | {channels[-1]}  # the middle block attends, too
+    attended = {channels[level] for level in model.attention_levels} | {
+        channels[-1]
+    }  # the middle block attends, too
     if len(attended) > 1 or model.patch_size > 1:
         raise UserError(
             f"--against=diffusers: it has no patches (config.model.patch_size = {model.patch_size}), and one size of heads for "
@@ -160,7 +204,9 @@ def diffusers_unet(config: ConfigDict) -> nn.Module:
     try:
         from diffusers import UNet2DModel
     except ImportError as error:
-        raise UserError(f"--against=diffusers: the package cannot be imported ({error}); pip install diffusers") from None
+        raise UserError(
+            f"--against=diffusers: the package cannot be imported ({error}); pip install diffusers"
+        ) from None
     kinds = ["Attn" if level in model.attention_levels else "" for level in range(len(channels))]
     resampling = "resnet" if model.resblock_updown else "conv"
     return UNet2DModel(
@@ -180,12 +226,20 @@ def diffusers_unet(config: ConfigDict) -> nn.Module:
 
 
 def make_photographs(folder: Path, num_images: int, size: int) -> None:
-    """PNG files of noise whose amplitude falls as 1/f, as that of photographs does: 16 fields, each time shifted anew."""
+    """PNG files of noise whose amplitude falls as 1/f, as that of photographs does: 16 fields, each
+    time shifted anew.
+    """
     rng = np.random.default_rng(0)
     frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None])
     frequency[0, 0] = np.inf
-    fields = [np.fft.irfft2(np.fft.rfft2(rng.standard_normal((3, size, size))) / frequency) for _ in range(16)]
-    pixels = [np.clip(128 + 50 * field / field.std(), 0, 255).astype(np.uint8).transpose(1, 2, 0) for field in fields]
+    fields = [
+        np.fft.irfft2(np.fft.rfft2(rng.standard_normal((3, size, size))) / frequency)
+        for _ in range(16)
+    ]
+    pixels = [
+        np.clip(128 + 50 * field / field.std(), 0, 255).astype(np.uint8).transpose(1, 2, 0)
+        for field in fields
+    ]
 
     def write(i: int) -> None:
         shifted = np.roll(pixels[i % 16], np.random.default_rng(i).integers(size, size=2), (0, 1))
@@ -200,9 +254,15 @@ def make_photographs(folder: Path, num_images: int, size: int) -> None:
 def compare_reading(config: ConfigDict, directory: Path) -> int:
     """A row each for reading images, packing them, and reading the pack."""
     data, num_images, batch_size = config.data, FLAGS.num_images, config.training.batch_size
-    step = batch_size * Work.of(config).training / (H100_TFLOPS["bfloat16"] * 1e12 * 0.4)  # as in --plan
-    print(f"{processor_name()}, {distributed.cores()} cores; {num_images} PNG files of {FLAGS.size}x{FLAGS.size}")
-    print(f"as {data.image_size}x{data.image_size}x{data.num_channels}, for steps of {batch_size} in {1e3 * step:.1f} ms")
+    step = (
+        batch_size * Work.of(config).training / (H100_TFLOPS["bfloat16"] * 1e12 * 0.4)
+    )  # as in --plan
+    print(
+        f"{processor_name()}, {distributed.cores()} cores; {num_images} PNG files of {FLAGS.size}x{FLAGS.size}"
+    )
+    print(
+        f"as {data.image_size}x{data.image_size}x{data.num_channels}, for steps of {batch_size} in {1e3 * step:.1f} ms"
+    )
     print("            threads  images/s  waiting   memory")
     with tempfile.TemporaryDirectory(dir=directory) as made:
         data.dataset, data.path, pack = "folder", made, Path(made) / ".pack"
@@ -210,19 +270,29 @@ def compare_reading(config: ConfigDict, directory: Path) -> int:
         read(config, "not packed", step)
         start = time.monotonic()
         write_pack(pack, data, load_whole(data))
-        print(f"{'packing':<12}{distributed.cores():>7}{num_images / (time.monotonic() - start):>10.1f}", flush=True)
+        print(
+            f"{'packing':<12}{distributed.cores():>7}{num_images / (time.monotonic() - start):>10.1f}",
+            flush=True,
+        )
         data.path = str(pack)
         read(config, "packed", step)
     return 0
 
 
 def read(config: ConfigDict, name: str, step: float) -> None:
-    """Print images a second, the share of the time that steps of `step` seconds wait for their batches, and memory.
+    """Print images a second, the share of the time that steps of `step` seconds wait for their
+    batches, and memory.
 
     The pages of files, which the system takes back when it needs them, do not count as memory.
     """
     data, source, memory = config.data, load_images(config.data, "train"), 0
-    batches = TrainBatches(source, config.seed, config.training.batch_size, data.random_flip, data.uniform_dequantization)
+    batches = TrainBatches(
+        source,
+        config.seed,
+        config.training.batch_size,
+        data.random_flip,
+        data.uniform_dequantization,
+    )
     for pause in (0.0, step):
         with closing(train_loader(batches, 0, 10**9, data.num_workers)) as loader:
             next(loader)
@@ -242,11 +312,17 @@ def read(config: ConfigDict, name: str, step: float) -> None:
 
 
 def processor_name() -> str:
-    """The processor in words, with what matters to matrix products: "Intel(R) Xeon(R) Processor (avx512f, amx_bf16)"."""
+    """The processor in words, with what matters to matrix products: "Intel(R) Xeon(R) Processor
+    (avx512f, amx_bf16)".
+    """
     path = Path("/proc/cpuinfo")
     text = path.read_text() if path.exists() else ""
     name = re.search(r"^model name\s*: (.*)", text, re.MULTILINE)
-    extensions = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if re.search(rf"\b{flag}\b", text)]
+    extensions = [
+        flag
+        for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+        if re.search(rf"\b{flag}\b", text)
+    ]
     return f"{name[1] if name else platform.machine()} ({', '.join(extensions) or 'no AVX2'})"
 
 

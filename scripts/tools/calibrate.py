@@ -1,8 +1,10 @@
-"""Measure the reverse kernels of a checkpoint without them: the release's, an older one, or with more images.
+"""Measure the reverse kernels of a checkpoint without them: the release's, an older one, or with
+more images.
 
 python -m scripts.tools.calibrate --config C --workdir W [--checkpoint 0] [--num_images 48]
 
-They are written beside the checkpoint as CHECKPOINT.noise.pth; sample.py and evaluate.py prefer them to what training measured.
+They are written beside the checkpoint as CHECKPOINT.noise.pth; sample.py and evaluate.py prefer
+them to what training measured.
 """
 
 from absl.flags import FLAGS
@@ -34,7 +36,9 @@ def main() -> int:
     state = calibrate(process, sampler.model, sampler.precision, images, seed, batch_size)
     assert state is not None
     path = trained.write_measured(state)
-    print(f"reverse kernels between {sampler.process.K + 1} levels, from {len(images)} images: {path}")
+    print(
+        f"reverse kernels between {sampler.process.K + 1} levels, from {len(images)} images: {path}"
+    )
     return 0
 
 

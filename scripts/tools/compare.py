@@ -2,8 +2,9 @@
 
 python -m scripts.tools.compare RUN... [--out DIR]
 
-Runs that differ in nothing but the seed are one arm. Writes to DIR every score of every run as `scores.csv`, the table as
-`scores.txt` and `scores.tex`, and a picture by arm and over checkpoints as `scores.png`.
+Runs that differ in nothing but the seed are one arm. Writes to DIR every score of every run as
+`scores.csv`, the table as `scores.txt` and `scores.tex`, and a picture by arm and over checkpoints
+as `scores.png`.
 """
 
 import csv
@@ -27,24 +28,59 @@ from scripts.storage.files import atomic_write, make_directory, read_json_lines
 NOT_OF_AN_ARM = {"seed", "device", "data.num_workers"}
 """Keys in which runs of one arm may differ."""
 SETTINGS = (
-    *("delta", "steps", "init", "per_init", "from_level", "num_images", "reference", "features_extractor", "features_mode"),
-    *("dataset_split", "k", "exact", "num_levels_per_image", "dequantized", "precision", "images_crc32"),
+    *(
+        "delta",
+        "steps",
+        "init",
+        "per_init",
+        "from_level",
+        "num_images",
+        "reference",
+        "features_extractor",
+        "features_mode",
+    ),
+    *(
+        "dataset_split",
+        "k",
+        "exact",
+        "num_levels_per_image",
+        "dequantized",
+        "precision",
+        "images_crc32",
+    ),
     *("reference_crc32", "train_crc32"),
 )
 """What scores have in common that are compared."""
 OF_A_RUN = (
-    *("calibration_images", "calibration_precision", "weights_crc32", "kernel_crc32", "samples_crc32"),
+    *(
+        "calibration_images",
+        "calibration_precision",
+        "weights_crc32",
+        "kernel_crc32",
+        "samples_crc32",
+    ),
     *("other_images", "key"),
 )
 """What differs between runs, and tells scores of one run apart where nothing else does."""
 COLUMNS = (
-    *("arm", "run", "training_seed", "score", "checkpoint_step", "value", "standard_error", "seed", *SETTINGS),
+    *(
+        "arm",
+        "run",
+        "training_seed",
+        "score",
+        "checkpoint_step",
+        "value",
+        "standard_error",
+        "seed",
+        *SETTINGS,
+    ),
     *(*OF_A_RUN, "finished"),
 )
 
 
 def arms_of(runs: Sequence[Path]) -> tuple[list[dict[str, Any]], list[str], list[str]]:
-    """Their configurations by "section.key", the keys in which they differ, and for each the arm, named by its values of these.
+    """Their configurations by "section.key", the keys in which they differ, and for each the arm,
+    named by its values of these.
 
     Raises UserError for what is not a run directory, and for runs that are the same.
     """
@@ -52,22 +88,38 @@ def arms_of(runs: Sequence[Path]) -> tuple[list[dict[str, Any]], list[str], list
     for path in runs:
         if not (path / RUN_CONFIG).is_file():
             raise UserError(f"{path}: not a run directory, it has no {RUN_CONFIG}")
-        configs.append(dict(flatten(from_json((path / RUN_CONFIG).read_text(), str(path / RUN_CONFIG)))))
+        configs.append(
+            dict(flatten(from_json((path / RUN_CONFIG).read_text(), str(path / RUN_CONFIG))))
+        )
     keys = [key for key in configs[0] if len({str(config[key]) for config in configs}) > 1]
     told = [key for key in keys if key not in NOT_OF_AN_ARM]
-    arms = [", ".join(f"{key.rpartition('.')[2]} {config[key]}" for key in told) or "all" for config in configs]
-    for i, pair in enumerate(pairs := [(arm, config["seed"]) for arm, config in zip(arms, configs, strict=True)]):
+    arms = [
+        ", ".join(f"{key.rpartition('.')[2]} {config[key]}" for key in told) or "all"
+        for config in configs
+    ]
+    for i, pair in enumerate(
+        pairs := [(arm, config["seed"]) for arm, config in zip(arms, configs, strict=True)]
+    ):
         if pair in pairs[:i]:
-            raise UserError(f"{runs[i]}: has the configuration and the seed of {runs[pairs.index(pair)]}; leave one out")
+            raise UserError(
+                f"{runs[i]}: has the configuration and the seed of {runs[pairs.index(pair)]}; leave one out"
+            )
     return configs, keys, arms
 
 
-def read_scores(runs: Sequence[Path], seeds: Sequence[int], arms: Sequence[str]) -> list[dict[str, Any]]:
-    """What evaluate.py wrote down in the runs, of repetitions the last, as rows with `COLUMNS` and a "setting"."""
+def read_scores(
+    runs: Sequence[Path], seeds: Sequence[int], arms: Sequence[str]
+) -> list[dict[str, Any]]:
+    """What evaluate.py wrote down in the runs, of repetitions the last, as rows with `COLUMNS` and
+    a "setting".
+    """
     latest: dict[tuple[str, ...], dict[str, Any]] = {}
     for path, seed, arm in zip(runs, seeds, arms, strict=True):
         for row in read_json_lines(path / RESULTS):
-            if "steps" not in row and (calls := len(row.get("chain", ())) - 1) not in (-1, row["model"]["K"]):
+            if "steps" not in row and (calls := len(row.get("chain", ())) - 1) not in (
+                -1,
+                row["model"]["K"],
+            ):
                 row["steps"] = str(calls)
             row |= {"arm": arm, "run": str(path), "training_seed": seed}
             same = ("run", "score", "checkpoint_step", "seed", "key", *SETTINGS)
@@ -77,30 +129,43 @@ def read_scores(runs: Sequence[Path], seeds: Sequence[int], arms: Sequence[str])
         for key in SETTINGS:
             values[row["score"], key].add(str(row.get(key)))
     for row in latest.values():
-        told = (key for key in SETTINGS if len(values[row["score"], key]) > 1 and row.get(key) is not None)
+        told = (
+            key
+            for key in SETTINGS
+            if len(values[row["score"], key]) > 1 and row.get(key) is not None
+        )
         row["setting"] = ", ".join([row["score"], *(f"{key} {row[key]}" for key in told)])
     tell_apart(list(latest.values()))
     return sorted(latest.values(), key=lambda row: (row["setting"], row["checkpoint_step"]))
 
 
 def tell_apart(rows: Sequence[dict[str, Any]]) -> None:
-    """Add to the "setting" of scores of one run that are no repetitions, and only look alike, the first thing that differs."""
+    """Add to the "setting" of scores of one run that are no repetitions, and only look alike, the
+    first thing that differs.
+    """
     alike: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         alike[row["run"], row["setting"], row["checkpoint_step"], row["seed"]].append(row)
     for group in alike.values():
-        differing = [key for key in OF_A_RUN if len({str(row.get(key)) for row in group}) == len(group)]
+        differing = [
+            key for key in OF_A_RUN if len({str(row.get(key)) for row in group}) == len(group)
+        ]
         for row in group if len(group) > 1 else ():
             row["setting"] += f", {differing[0]} {row.get(differing[0])}"
 
 
 def curves(rows: Sequence[dict[str, Any]], setting: str, arm: str) -> dict[int, dict[int, float]]:
-    """For each training seed of an arm a score by step; evaluations that differ in their seed alone are averaged."""
+    """For each training seed of an arm a score by step; evaluations that differ in their seed alone
+    are averaged.
+    """
     found: dict[int, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         if (row["setting"], row["arm"]) == (setting, arm):
             found[row["training_seed"]][row["checkpoint_step"]].append(row["value"])
-    return {seed: {step: statistics.fmean(values) for step, values in by_step.items()} for seed, by_step in found.items()}
+    return {
+        seed: {step: statistics.fmean(values) for step, values in by_step.items()}
+        for seed, by_step in found.items()
+    }
 
 
 def letters_of(arms: Sequence[str]) -> list[str]:
@@ -109,40 +174,68 @@ def letters_of(arms: Sequence[str]) -> list[str]:
 
 
 def summary(values: Sequence[float], of_mean: bool = False) -> str:
-    """Mean, standard deviation (with `of_mean` that of the mean, the standard error) and number of values."""
+    """Mean, standard deviation (with `of_mean` that of the mean, the standard error) and number of
+    values.
+    """
     if len(values) < 2:
         return f"{values[0]:.4g} (1)" if values else "-"
     spread = statistics.stdev(values) / (math.sqrt(len(values)) if of_mean else 1)
     return f"{statistics.fmean(values):.4g} +- {spread:.2g} ({len(values)})"
 
 
-def table(rows: Sequence[dict[str, Any]], settings: Sequence[str], arms: Sequence[str]) -> Iterator[list[str]]:
-    """For each score at the newest checkpoints a summary by arm, and of differences from the first arm, paired by seed."""
+def table(
+    rows: Sequence[dict[str, Any]], settings: Sequence[str], arms: Sequence[str]
+) -> Iterator[list[str]]:
+    """For each score at the newest checkpoints a summary by arm, and of differences from the first
+    arm, paired by seed.
+    """
     letters = letters_of(arms)
     yield ["", *letters, *(f"{letter} - A" for letter in letters[1:])]
     for setting in settings:
         found = [curves(rows, setting, arm) for arm in arms]
-        first, *others = all_arms = [{seed: curve[max(curve)] for seed, curve in by_seed.items()} for by_seed in found]
+        first, *others = all_arms = [
+            {seed: curve[max(curve)] for seed, curve in by_seed.items()} for by_seed in found
+        ]
         steps = sorted({max(curve) for by_seed in found for curve in by_seed.values()})
         if len(steps) > 1:
             setting = f"{setting} (at steps {steps}: not equally trained)"
-        differences = [[other[seed] - first[seed] for seed in first if seed in other] for other in others]
-        yield [setting, *(summary([*v.values()]) for v in all_arms), *(summary(d, of_mean=True) for d in differences)]
+        differences = [
+            [other[seed] - first[seed] for seed in first if seed in other] for other in others
+        ]
+        yield [
+            setting,
+            *(summary([*v.values()]) for v in all_arms),
+            *(summary(d, of_mean=True) for d in differences),
+        ]
 
 
-def draw(path: Path, rows: Sequence[dict[str, Any]], settings: Sequence[str], arms: Sequence[str]) -> None:
-    """Write a picture with a panel for each score, by arm, a line for each training seed; and one over checkpoints, if several
-    were evaluated.
+def draw(
+    path: Path, rows: Sequence[dict[str, Any]], settings: Sequence[str], arms: Sequence[str]
+) -> None:
+    """Write a picture with a panel for each score, by arm, a line for each training seed; and one
+    over checkpoints, if several were evaluated.
     """
-    found, letters = {setting: [curves(rows, setting, arm) for arm in arms] for setting in settings}, letters_of(arms)
-    steps = any(len(curve) > 1 for by_arm in found.values() for by_seed in by_arm for curve in by_seed.values())
+    found, letters = (
+        {setting: [curves(rows, setting, arm) for arm in arms] for setting in settings},
+        letters_of(arms),
+    )
+    steps = any(
+        len(curve) > 1
+        for by_arm in found.values()
+        for by_seed in by_arm
+        for curve in by_seed.values()
+    )
     num_rows = len(settings) if steps else math.ceil(len(settings) / 3)
     figure = Figure(figsize=(10, 1 + 2.5 * num_rows), layout="constrained")
     panels = iter(figure.subplots(num_rows, 2 if steps else 3, squeeze=False).flat)
     for setting, by_arm in found.items():
         axes = [next(panels)]
         for seed in dict.fromkeys(seed for by_seed in by_arm for seed in by_seed):
-            points = [(i, list(by_seed[seed].values())[-1]) for i, by_seed in enumerate(by_arm) if seed in by_seed]
+            points = [
+                (i, list(by_seed[seed].values())[-1])
+                for i, by_seed in enumerate(by_arm)
+                if seed in by_seed
+            ]
             axes[0].plot(*zip(*points, strict=True), "o-", lw=1, label=f"seed {seed}")
         axes[0].set(xticks=range(len(arms)), xticklabels=letters)
         axes[0].margins(x=0.2)
@@ -150,7 +243,15 @@ def draw(path: Path, rows: Sequence[dict[str, Any]], settings: Sequence[str], ar
             axes.append(next(panels))
             for i, by_seed in enumerate(by_arm):
                 for n, curve in enumerate(by_seed.values()):
-                    axes[1].plot(curve.keys(), curve.values(), "o-", ms=3, lw=1, color=f"C{i}", label=None if n else letters[i])
+                    axes[1].plot(
+                        curve.keys(),
+                        curve.values(),
+                        "o-",
+                        ms=3,
+                        lw=1,
+                        color=f"C{i}",
+                        label=None if n else letters[i],
+                    )
             axes[1].set_xlabel("step")
         axes[0].set_title(setting, fontsize="medium")
         for ax in axes:
@@ -158,7 +259,10 @@ def draw(path: Path, rows: Sequence[dict[str, Any]], settings: Sequence[str], ar
             ax.legend(fontsize="small")
     for ax in panels:
         ax.remove()
-    figure.suptitle("\n".join(f"{letter}: {arm}" for letter, arm in zip(letters, arms, strict=True)), fontsize="medium")
+    figure.suptitle(
+        "\n".join(f"{letter}: {arm}" for letter, arm in zip(letters, arms, strict=True)),
+        fontsize="medium",
+    )
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=110)
 
@@ -170,7 +274,13 @@ def write(out: Path, rows: Sequence[dict[str, Any]], arms: Sequence[str]) -> str
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     text = "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in cells)
     tex = [" & ".join(row).replace("_", r"\_").replace("+-", r"$\pm$") + r" \\" for row in cells]
-    tex = [rf"\begin{{tabular}}{{l{'r' * (len(widths) - 1)}}}", tex[0], r"\hline", *tex[1:], r"\end{tabular}"]
+    tex = [
+        rf"\begin{{tabular}}{{l{'r' * (len(widths) - 1)}}}",
+        tex[0],
+        r"\hline",
+        *tex[1:],
+        r"\end{tabular}",
+    ]
     make_directory(out, "--out")
     for name, content in (("scores.txt", text), ("scores.tex", "\n".join(tex))):
         with atomic_write(out / name) as temporary:
@@ -189,13 +299,19 @@ def main() -> int:
     configs, keys, arms = arms_of(runs)
     rows = read_scores(runs, [config["seed"] for config in configs], arms)
     if not rows:
-        raise UserError(f"{', '.join(map(str, runs))}: no {RESULTS} in them yet; evaluate.py adds scores")
+        raise UserError(
+            f"{', '.join(map(str, runs))}: no {RESULTS} in them yet; evaluate.py adds scores"
+        )
     for key in keys:
-        print(f"{key}: {', '.join(f'{config[key]} ({path.name})' for config, path in zip(configs, runs, strict=True))}")
+        print(
+            f"{key}: {', '.join(f'{config[key]} ({path.name})' for config, path in zip(configs, runs, strict=True))}"
+        )
     for letter, arm in zip(letters_of(once := list(dict.fromkeys(arms))), once, strict=True):
         print(f"{letter}: {arm}")
     print(write(flags.FLAGS.out, rows, once))
-    print("mean +- standard deviation (number of training seeds); differences: mean +- standard error, paired by seed")
+    print(
+        "mean +- standard deviation (number of training seeds); differences: mean +- standard error, paired by seed"
+    )
     print(f"tables and pictures: {flags.FLAGS.out}")
     return 0
 

@@ -3,7 +3,8 @@
 python -m scripts.tools.data_spectrum --config C [--out schedule.npy]
 
 --out keeps the matched schedule, for config.model.blur_schedule, and a picture beside it, schedule.png. Spectra are variances
-of DCT coefficients of training images about their mean image; brightness, the constant, which no blur changes, is apart.
+of DCT coefficients of training images about their mean image; brightness, the constant, which no
+blur changes, is apart.
 """
 
 from pathlib import Path
@@ -16,7 +17,15 @@ from ml_collections import ConfigDict
 
 from model_code.dct import eigenvalues
 from model_code.schedule import removed_variance
-from model_code.spectrum import DCTMoments, bin_means, bin_sums, octaves, radial_bins, radii_of, slope
+from model_code.spectrum import (
+    DCTMoments,
+    bin_means,
+    bin_sums,
+    octaves,
+    radial_bins,
+    radii_of,
+    slope,
+)
 from scripts.config.checks import validate
 from scripts.config.flags import run
 from scripts.config.schedule import LOG, MATCHED, check_schedule, known_levels, with_schedule
@@ -32,7 +41,10 @@ Schedules = dict[str, torch.Tensor]
 
 def schedules_for(config: ConfigDict, moments: DCTMoments) -> Schedules:
     """The log and the matched schedule, and the configuration's own where that is another."""
-    levels = {LOG: known_levels(with_schedule(config, LOG)), MATCHED: matched_to(config, moments).model.blur_schedule}
+    levels = {
+        LOG: known_levels(with_schedule(config, LOG)),
+        MATCHED: matched_to(config, moments).model.blur_schedule,
+    }
     if config.model.blur_schedule not in (LOG, MATCHED):
         levels["configured"] = known_levels(config)
     return {name: torch.tensor(sigma_B, dtype=torch.float64) for name, sigma_B in levels.items()}
@@ -55,7 +67,10 @@ def describe(moments: DCTMoments, schedules: Schedules) -> str:
         f"standard deviation {(power.sum() / moments.sum.numel()).sqrt():.4g} a pixel, about the mean image",
         "",
         "wavelength, pixels   share of the variance",
-        *(f"{2 ** (i + 1):>6} to {2 ** (i + 2):<10}{share:>12.2%}" for i, share in enumerate(shares[:-1].tolist())),
+        *(
+            f"{2 ** (i + 1):>6} to {2 ** (i + 2):<10}{share:>12.2%}"
+            for i, share in enumerate(shares[:-1].tolist())
+        ),
         f"brightness{'':<10}{shares[-1].item():>12.2%}",
         "",
         "last blur, pixels    variance that the prior hands over, of all but brightness",
@@ -69,14 +84,24 @@ def describe(moments: DCTMoments, schedules: Schedules) -> str:
     table = {"variance removed by a step, k = 2..K: largest / smallest": spread}
     first = min(sigma_B[1].item() for sigma_B in schedules.values())
     for edge in range(int(np.floor(np.log2(first))), int(np.ceil(np.log2(last)))):
-        counts = [int(((sigma_B >= 2.0**edge) & (sigma_B < 2.0 ** (edge + 1))).sum()) for sigma_B in schedules.values()]
-        table[f"levels with sigma_B from {2.0**edge:g} up to {2.0 ** (edge + 1):g} pixels"] = [str(count) for count in counts]
+        counts = [
+            int(((sigma_B >= 2.0**edge) & (sigma_B < 2.0 ** (edge + 1))).sum())
+            for sigma_B in schedules.values()
+        ]
+        table[f"levels with sigma_B from {2.0**edge:g} up to {2.0 ** (edge + 1):g} pixels"] = [
+            str(count) for count in counts
+        ]
     lines += ["", f"{'schedule':<60}" + "".join(f"{name:>12}" for name in schedules)]
-    return "\n".join(lines + [f"{name:<60}" + "".join(f"{value:>12}" for value in row) for name, row in table.items()])
+    return "\n".join(
+        lines
+        + [f"{name:<60}" + "".join(f"{value:>12}" for value in row) for name, row in table.items()]
+    )
 
 
 def draw(path: Path, moments: DCTMoments, schedules: Schedules) -> None:
-    """Write a picture: the spectrum, the levels, and the share of the variance that each step removes."""
+    """Write a picture: the spectrum, the levels, and the share of the variance that each step
+    removes.
+    """
     power, (H, W) = moments.variance.sum(0), moments.sum.shape[1:]
     bins = radial_bins(H, W)
     figure = Figure(figsize=(13, 3.8), layout="constrained")
@@ -86,14 +111,22 @@ def draw(path: Path, moments: DCTMoments, schedules: Schedules) -> None:
     spectrum.set_xscale("log", base=2)
     spectrum.xaxis.set_major_formatter("{x:g}")
     spectrum.invert_xaxis()
-    spectrum.set(title=f"Spectrum, slope {slope(power):.2f}", xlabel="wavelength in pixels", ylabel="variance of a coefficient")
+    spectrum.set(
+        title=f"Spectrum, slope {slope(power):.2f}",
+        xlabel="wavelength in pixels",
+        ylabel="variance of a coefficient",
+    )
     total = bin_sums(power, torch.where(radii_of(H, W) > 0, 1, 0))[1]
     for name, sigma_B in schedules.items():
         k = np.arange(1, len(sigma_B))
         levels.semilogy(k, sigma_B[1:], label=name)
         steps.semilogy(k[1:], removed_variance(sigma_B, power)[1:] / total, label=name)
     levels.set(title="Blur levels", xlabel="level $k$", ylabel=r"$\sigma_B$ in pixels")
-    steps.set(title="Variance removed by each step", xlabel="level $k$", ylabel="share of all but brightness")
+    steps.set(
+        title="Variance removed by each step",
+        xlabel="level $k$",
+        ylabel="share of all but brightness",
+    )
     for axes in (spectrum, levels, steps):
         axes.grid(alpha=0.3, which="both")
     levels.legend()
@@ -108,7 +141,9 @@ def main() -> int:
     check_schedule(with_schedule(config, MATCHED))
     if out is not None:
         if out.suffix != ".npy" or out.exists() or out.with_suffix(".png").exists():
-            raise UserError(f"--out={out}: must be a new file, such as schedule.npy; a picture goes beside it, schedule.png")
+            raise UserError(
+                f"--out={out}: must be a new file, such as schedule.npy; a picture goes beside it, schedule.png"
+            )
         require_outside_data(out, "--out", config.data)
         make_directory(out.parent, "--out")
     images, unreadable = load_images(config.data, "train"), UnreadableImages()
@@ -121,7 +156,9 @@ def main() -> int:
         draw(out.with_suffix(".png"), moments, schedules)
         with atomic_write(out) as temporary:
             np.save(temporary, schedules[MATCHED].numpy())
-        print(f"\nmatched schedule: --config.model.blur_schedule={out}\npicture: {out.with_suffix('.png')}")
+        print(
+            f"\nmatched schedule: --config.model.blur_schedule={out}\npicture: {out.with_suffix('.png')}"
+        )
     return 0
 
 

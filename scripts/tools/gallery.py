@@ -23,7 +23,8 @@ GREYS = 32
 
 
 def draw(config: ConfigDict, workdir: Path, out: Path, delta: str | None) -> None:
-    """Write all pictures to `out`, from the newest checkpoint and the configuration's seed; delta None: the configuration's.
+    """Write all pictures to `out`, from the newest checkpoint and the configuration's seed; delta
+    None: the configuration's.
 
     Raises UserError if the checkpoint or the data set is missing.
     """
@@ -40,23 +41,41 @@ def draw(config: ConfigDict, workdir: Path, out: Path, delta: str | None) -> Non
     save_png(out / "process.png", torch.stack(rows), COLUMNS)
     clip = [
         states[k][: COLUMNS // 2]
-        for k in chain[np.linspace(0, sampler.num_steps, min(len(chain), 30)).round().astype(int)].tolist()
+        for k in chain[
+            np.linspace(0, sampler.num_steps, min(len(chain), 30)).round().astype(int)
+        ].tolist()
     ]
-    save_gif(out / "process.gif", [grid((u * (GREYS - 1)).round() / (GREYS - 1), COLUMNS // 2) for u in clip])
+    save_gif(
+        out / "process.gif",
+        [grid((u * (GREYS - 1)).round() / (GREYS - 1), COLUMNS // 2) for u in clip],
+    )
 
     for name in ("same_init", "share_noise", "interpolation"):
         if name == "interpolation":
             sampler.interpolate((0, 1), COLUMNS, keep)
         else:
             getattr(sampler, name)(range(COLUMNS), keep)
-        save_png(out / f"{name}.png", torch.cat([states[chain[0]], states[0]]), COLUMNS)  # initial states above their samples
+        save_png(
+            out / f"{name}.png", torch.cat([states[chain[0]], states[0]]), COLUMNS
+        )  # initial states above their samples
 
     # Training images at the same levels of the forward process, without its noise.
     images = load_images(config.data, "train")
-    u = torch.from_numpy(np.stack([images[len(images) * row // ROWS] for row in range(ROWS)])).float() / 255
+    u = (
+        torch.from_numpy(
+            np.stack([images[len(images) * row // ROWS] for row in range(ROWS)])
+        ).float()
+        / 255
+    )
     u, k = u.repeat_interleave(COLUMNS, 0), torch.tensor(levels).repeat(ROWS)
-    corrupted, _ = sampler.process.to(torch.device("cpu")).corrupt(u, k.clamp(min=1), torch.zeros_like(u))
-    save_png(out / "forward.png", torch.where((k == 0)[:, None, None, None], u, sampler.process.to_images(corrupted)), COLUMNS)
+    corrupted, _ = sampler.process.to(torch.device("cpu")).corrupt(
+        u, k.clamp(min=1), torch.zeros_like(u)
+    )
+    save_png(
+        out / "forward.png",
+        torch.where((k == 0)[:, None, None, None], u, sampler.process.to_images(corrupted)),
+        COLUMNS,
+    )
 
 
 def main() -> int:

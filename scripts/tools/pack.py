@@ -2,8 +2,8 @@
 
 python -m scripts.tools.pack --config C --out DIR [--config.data.path=... ...]
 
-Afterwards `--config.data.path=DIR` is the same data set: order, split, batches, weights. The same command continues what was
-interrupted.
+Afterwards `--config.data.path=DIR` is the same data set: order, split, batches, weights. The same
+command continues what was interrupted.
 """
 
 from absl.flags import FLAGS
@@ -21,7 +21,9 @@ def main() -> int:
     validate(config)
     sources = load_whole(config.data)
     write_pack(FLAGS.out, config.data, sources)
-    print(f"packed: {sum(map(len, sources.values())):,} images; --config.data.path={FLAGS.out} reads them")
+    print(
+        f"packed: {sum(map(len, sources.values())):,} images; --config.data.path={FLAGS.out} reads them"
+    )
     return 0
 
 

@@ -1,9 +1,11 @@
-"""Make a small copy of a run to give away: averaged weights, configuration, prior, sampling noise and metrics.
+"""Make a small copy of a run to give away: averaged weights, configuration, prior, sampling noise
+and metrics.
 
 python -m scripts.tools.publish --workdir RUN --out DIR
 
-sample.py, evaluate.py and the report read DIR as any other run directory; train.py refuses to continue from it.
-Of paths, which may be private, only the last part is published; of training images, what the prior holds.
+sample.py, evaluate.py and the report read DIR as any other run directory; train.py refuses to
+continue from it. Of paths, which may be private, only the last part is published; of training
+images, what the prior holds.
 """
 
 import json
@@ -26,7 +28,8 @@ NO_PATHS = {"group_pattern", "device"}
 
 
 def publish(workdir: Path, out: Path) -> Path:
-    """Write `checkpoints/checkpoint_1.pth` (its path is returned), `config.json` and `metrics.jsonl` of a run to `out`.
+    """Write `checkpoints/checkpoint_1.pth` (its path is returned), `config.json` and
+    `metrics.jsonl` of a run to `out`.
 
     Raises UserError if there is nothing to publish or `out` is itself a run that can go on.
     """
@@ -34,11 +37,16 @@ def publish(workdir: Path, out: Path) -> Path:
     if path is None or contents is None or checkpoint.is_release(contents):
         raise UserError(f"--workdir={workdir}: there is no checkpoint of this program in it")
     if checkpoint.meta_path(out).exists():
-        raise UserError(f"--out={out}: there is a run in it that can be trained further; choose another directory")
+        raise UserError(
+            f"--out={out}: there is a run in it that can be trained further; choose another directory"
+        )
     crc32 = checkpoint.weights_checksum(checkpoint.averages(contents))
     measured = checkpoint.read_measured(path, contents.get("noise"), contents["step"], crc32)
     path = checkpoint.numbered_path(make_directory(out, "--out"), 1)
-    if path.exists() and checkpoint.weights_checksum(checkpoint.averages(checkpoint.read(path))) != crc32:
+    if (
+        path.exists()
+        and checkpoint.weights_checksum(checkpoint.averages(checkpoint.read(path))) != crc32
+    ):
         raise UserError(f"--out={out}: other weights are published there; choose another directory")
     published = without_folders(for_sampling(contents) | {"noise": measured})
     checkpoint.write(path, published)
@@ -69,7 +77,9 @@ def without_folders(value: Any, key: str = "") -> Any:
 
 
 def _without_folder(text: str) -> str:
-    """The last part of a path, also after "--flag="; the program's own configurations keep their folder."""
+    """The last part of a path, also after "--flag="; the program's own configurations keep their
+    folder.
+    """
     parts = text.split("=")
     for i, part in enumerate(parts):
         if not part.startswith("configs/"):

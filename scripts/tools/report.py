@@ -2,7 +2,8 @@
 
 python -m scripts.tools.report WORKDIR
 
-train.py runs this command when training ends. Run it again after sampling or evaluating to bring the page up to date.
+train.py runs this command when training ends. Run it again after sampling or evaluating to bring
+the page up to date.
 """
 
 import base64
@@ -48,20 +49,47 @@ def write_report(workdir: Path) -> Path:
     config = json.loads((workdir / "config.json").read_text())
     rows = [row for row in read_json_lines(workdir / "metrics.jsonl") if _finite(row.get("step"))]
     rows.sort(key=lambda row: row["step"])
-    final = {path.parent.name.removeprefix("iter_"): path for path in workdir.glob("samples/iter_*/final.png")}
+    final = {
+        path.parent.name.removeprefix("iter_"): path
+        for path in workdir.glob("samples/iter_*/final.png")
+    }
     drawn = sorted((int(step), path) for step, path in final.items() if step.isdecimal())
-    shown = sorted({round(i) for i in np.linspace(0, len(drawn) - 1, MAX_SAMPLING_TIMES)}) if drawn else []
-    extra = [path for name in ("final", "interpolation") for path in workdir.glob(f"additional_samples/*/*/{name}.png")]
+    shown = (
+        sorted({round(i) for i in np.linspace(0, len(drawn) - 1, MAX_SAMPLING_TIMES)})
+        if drawn
+        else []
+    )
+    extra = [
+        path
+        for name in ("final", "interpolation")
+        for path in workdir.glob(f"additional_samples/*/*/{name}.png")
+    ]
     extra.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-    measures = sorted(workdir.glob("evaluation/*.png"), key=lambda path: path.stat().st_mtime, reverse=True)
-    environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["short"] = lambda value: f"{value:.5g}" if isinstance(value, float) else value
+    measures = sorted(
+        workdir.glob("evaluation/*.png"), key=lambda path: path.stat().st_mtime, reverse=True
+    )
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["short"] = lambda value: (
+        f"{value:.5g}" if isinstance(value, float) else value
+    )
     page = environment.get_template("report.html.jinja").render(
         title=workdir.resolve().name,
         time=now(),
         step=max([0, *(step for step, _ in drawn), *(row["step"] for row in rows)]),
-        last={key: (value, row["step"]) for row in rows if "event" not in row for key, value in row.items() if key != "step"},
-        nonfinite=[row["step"] for row in rows if not all(_finite(row.get(key, 0)) for key in ("loss", "eval_loss"))],
+        last={
+            key: (value, row["step"])
+            for row in rows
+            if "event" not in row
+            for key, value in row.items()
+            if key != "step"
+        },
+        nonfinite=[
+            row["step"]
+            for row in rows
+            if not all(_finite(row.get(key, 0)) for key in ("loss", "eval_loss"))
+        ],
         start=_picture(drawn[-1][1].with_name("init.png")) if drawn else None,
         samples=[(drawn[i][0], _picture(drawn[i][1])) for i in reversed(shown)],
         extra=[(path.relative_to(workdir).parent, _picture(path)) for path in extra[:MAX_SETS]],
@@ -96,14 +124,20 @@ def _picture(path: Path) -> str | None:
 
 
 def _curves(rows: list[Row]) -> str | None:
-    """Losses, learning rate and gradient norm over training steps as SVG; None without rows that have a loss."""
+    """Losses, learning rate and gradient norm over training steps as SVG; None without rows that
+    have a loss.
+    """
     if not any(_finite(row.get(key)) for row in rows for key in ("loss", "eval_loss")):
         return None
     figure = Figure(figsize=(10, 6.5), layout="constrained")
     (losses, by_level), (rate, norm) = figure.subplots(2, 2)
     _line(losses, rows, "loss", "training")
-    _line(losses, rows, "eval_loss", "held out, with one standard error", "eval_loss_standard_error")
-    for key in dict.fromkeys(key for row in rows for key in row if re.fullmatch(r"loss_levels_\d+_to_\d+", key)):
+    _line(
+        losses, rows, "eval_loss", "held out, with one standard error", "eval_loss_standard_error"
+    )
+    for key in dict.fromkeys(
+        key for row in rows for key in row if re.fullmatch(r"loss_levels_\d+_to_\d+", key)
+    ):
         _line(by_level, rows, key, key.removeprefix("loss_levels_").replace("_to_", " to "))
     _line(rate, rows, "lr", "learning rate")
     _line(norm, rows, "grad_norm", "gradient norm before clipping")
@@ -123,8 +157,14 @@ def _curves(rows: list[Row]) -> str | None:
 
 
 def _line(axes: Axes, rows: list[Row], key: str, label: str, error_key: str = "") -> None:
-    """Draw the finite values of `key` over the steps, with a band of plus and minus `error_key` where rows have it."""
-    points = [(row["step"], row[key], row.get(error_key, math.nan)) for row in rows if _finite(row.get(key))]
+    """Draw the finite values of `key` over the steps, with a band of plus and minus `error_key`
+    where rows have it.
+    """
+    points = [
+        (row["step"], row[key], row.get(error_key, math.nan))
+        for row in rows
+        if _finite(row.get(key))
+    ]
     if points:
         blocks = np.array_split(np.array(points, float), min(len(points), MAX_POINTS))
         step, value, error = np.array([block.mean(0) for block in blocks]).T

@@ -14,7 +14,11 @@ from scripts.config.paths import user_path
 from scripts.errors import UserError
 from scripts.storage import checkpoint
 
-NETWORK = {"data.num_channels", "model.network", *(f"model.{name}" for name in MODEL_KEYS if name != "dropout")}
+NETWORK = {
+    "data.num_channels",
+    "model.network",
+    *(f"model.{name}" for name in MODEL_KEYS if name != "dropout"),
+}
 """Keys that say what is computed with the weights; not all of them show in shapes."""
 
 
@@ -25,25 +29,35 @@ class InitialWeights:
     weights: Mapping[str, torch.Tensor]
     """By name, on the CPU."""
     changes: Mapping[str, str]
-    """Settings of model and data that were others there, as `differences` names them; none for the release's."""
+    """Settings of model and data that were others there, as `differences` names them; none for the
+    release's.
+    """
     record: Mapping[str, Any]
     """Which checkpoint it was, as plain data."""
 
     @classmethod
     def read(cls, config: ConfigDict) -> "InitialWeights":
-        """From the checkpoint, or the newest in the run directory, that config.training.init_from names.
+        """From the checkpoint, or the newest in the run directory, that config.training.init_from
+        names.
 
-        Raises UserError if there is none, or if it does not fit the network that `config` describes.
+        Raises UserError if there is none, or if it does not fit the network that `config`
+        describes.
         """
         given = f"config.training.init_from = {config.training.init_from!r}"
         place = user_path(config.training.init_from, "config.training.init_from")
-        path, contents = (place, checkpoint.read(place)) if place.is_file() else checkpoint.read_newest(place) or (None, None)
+        path, contents = (
+            (place, checkpoint.read(place))
+            if place.is_file()
+            else checkpoint.read_newest(place) or (None, None)
+        )
         if path is None or contents is None:
             raise UserError(f"{given}: must be a checkpoint, or a run directory with one")
         changes: dict[str, str] = {}
         if "config" in contents:
             changes = differences(contents["config"], config)
-            refuse_differences(contents["config"], config, changes.keys() - NETWORK, f"{given}: {path.name}")
+            refuse_differences(
+                contents["config"], config, changes.keys() - NETWORK, f"{given}: {path.name}"
+            )
         with torch.device("meta"):
             model = build_model(config)
         checkpoint.load_averages(model, path, contents, assign=True)
@@ -52,5 +66,7 @@ class InitialWeights:
             "step": contents["step"],
             "weights_crc32": checkpoint.weights_checksum(checkpoint.averages(contents)),
         }
-        kept = {key: change for key, change in changes.items() if key.startswith(("model.", "data."))}
+        kept = {
+            key: change for key, change in changes.items() if key.startswith(("model.", "data."))
+        }
         return cls(model.state_dict(), kept, record)

@@ -17,7 +17,8 @@ class Interrupted(Exception):
 
 
 class InterruptionGuard:
-    """Within the context these signals are noted instead of obeyed; a second Ctrl-C is obeyed at once.
+    """Within the context these signals are noted instead of obeyed; a second Ctrl-C is obeyed at
+    once.
 
     SIGHUP stays ignored where it is, as by nohup.
     """
@@ -42,7 +43,9 @@ class InterruptionGuard:
         self.received = number
 
     def check(self) -> None:
-        """Raise Interrupted if this process got a signal: for work without collectives, within `until_interrupted`."""
+        """Raise Interrupted if this process got a signal: for work without collectives, within
+        `until_interrupted`.
+        """
         if self.received is not None:
             raise Interrupted(self.received)
 
@@ -54,7 +57,9 @@ class InterruptionGuard:
 
     @contextmanager
     def until_interrupted(self) -> Iterator[None]:
-        """For work without collectives: a signal ends it in this process, and after it all processes stop."""
+        """For work without collectives: a signal ends it in this process, and after it all
+        processes stop.
+        """
         with suppress(Interrupted):
             yield
         self.check_all()

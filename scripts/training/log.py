@@ -1,4 +1,6 @@
-"""What a run measures: rows of metrics.jsonl, and the same with sample pictures and configuration in TensorBoard."""
+"""What a run measures: rows of metrics.jsonl, and the same with sample pictures and configuration
+in TensorBoard.
+"""
 
 import json
 from collections.abc import Callable
@@ -27,7 +29,8 @@ class MetricsWriter(AbstractContextManager["MetricsWriter"]):
     """Appends rows to `metrics.jsonl`, and to the optional `tensorboard/`, in process 0."""
 
     def __init__(self, workdir: Path, first_step: int) -> None:
-        """Rows from after `first_step`, left by a run that was killed, are dropped: those steps are done again.
+        """Rows from after `first_step`, left by a run that was killed, are dropped: those steps are
+        done again.
 
         Rows of events stay whatever their step: those steps do not repeat them.
         """
@@ -35,11 +38,17 @@ class MetricsWriter(AbstractContextManager["MetricsWriter"]):
         self._workdir, self._first_step, self._writes = workdir, first_step, distributed.is_main()
         rows = []
         if self._writes:
-            rows = [row for row in read_json_lines(path) if "event" in row or row.get("step", 0) <= first_step]
+            rows = [
+                row
+                for row in read_json_lines(path)
+                if "event" in row or row.get("step", 0) <= first_step
+            ]
             with atomic_write(path) as temporary:
                 temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
             self._file = path.open("a")
-        self.evaluated_steps = set(distributed.from_main([row.get("step") for row in rows if "eval_loss" in row]))
+        self.evaluated_steps = set(
+            distributed.from_main([row.get("step") for row in rows if "eval_loss" in row])
+        )
 
     @cached_property
     def _summaries(self) -> "SummaryWriter":
@@ -62,7 +71,9 @@ class MetricsWriter(AbstractContextManager["MetricsWriter"]):
                 self._summaries.close()
 
     def write(self, step: int, **values: float) -> None:
-        """One row: the step and named numbers, to the eight digits that a float32 has. Raises OSError."""
+        """One row: the step and named numbers, to the eight digits that a float32 has. Raises
+        OSError.
+        """
         if self._writes:
             self._append({"step": step, **{name: float(f"{v:.8g}") for name, v in values.items()}})
 
@@ -86,7 +97,11 @@ class MetricsWriter(AbstractContextManager["MetricsWriter"]):
     def image(self, step: int, name: str, path: Path) -> None:
         """The picture in a file, in TensorBoard."""
         if self._writes:
-            self._summarize(lambda board: board.add_image(name, np.asarray(Image.open(path)), step, dataformats="HWC"))
+            self._summarize(
+                lambda board: board.add_image(
+                    name, np.asarray(Image.open(path)), step, dataformats="HWC"
+                )
+            )
 
     def _append(self, row: dict[str, Any]) -> None:
         try:
@@ -112,12 +127,19 @@ class LossWindow:
         self.seconds += seconds
 
     def summary(self) -> dict[str, float]:
-        """Images per second and means over the finite steps of the window by name; then the next window begins."""
-        row = {"images_per_second": sum(len(result.losses) for result in self.results) / self.seconds}
+        """Images per second and means over the finite steps of the window by name; then the next
+        window begins.
+        """
+        row = {
+            "images_per_second": sum(len(result.losses) for result in self.results) / self.seconds
+        }
         finite = [result for result in self.results if result.finite]
         self.results, self.seconds = [], 0.0
         if finite:
-            losses, levels = torch.cat([r.losses.cpu() for r in finite]), torch.cat([r.levels for r in finite])
+            losses, levels = (
+                torch.cat([r.losses.cpu() for r in finite]),
+                torch.cat([r.levels for r in finite]),
+            )
             row["loss"] = losses.mean().item()
             row["grad_norm"] = sum(result.grad_norm for result in finite) / len(finite)
             for low, high in pairwise(self.edges):

@@ -31,17 +31,24 @@ from scripts.training.step import held_out_losses
 
 
 def train(config: ConfigDict, workdir: Path) -> int:
-    """Train as `config` says, in `workdir`, from its newest checkpoint if it has one. Returns the exit code.
+    """Train as `config` says, in `workdir`, from its newest checkpoint if it has one. Returns the
+    exit code.
 
-    Raises UserError, before anything is written, for a configuration or data that cannot be trained on.
+    Raises UserError, before anything is written, for a configuration or data that cannot be trained
+    on.
     """
     validate(config)
     for line in doubts(config):
         warn(line)
-    size, microbatches = config.training.batch_size, distributed.world_size() * config.training.accumulation_steps
+    size, microbatches = (
+        config.training.batch_size,
+        distributed.world_size() * config.training.accumulation_steps,
+    )
     if size % microbatches:
         split = f"{distributed.world_size()} processes and config.training.accumulation_steps"
-        raise UserError(f"config.training.batch_size = {size}: must be a multiple of {microbatches}, for {split}")
+        raise UserError(
+            f"config.training.batch_size = {size}: must be a multiple of {microbatches}, for {split}"
+        )
     if not checkpoint.existing(workdir):
         settled(config)  # reads levels from a file, which a run that goes on can do without
     device = distributed.device(config.device)
@@ -65,7 +72,9 @@ def train(config: ConfigDict, workdir: Path) -> int:
             loop(run)
         except Interrupted as interruption:
             run.save()
-            print(f"{interruption}: saved at step {trainer.step}; the same command goes on from there")
+            print(
+                f"{interruption}: saved at step {trainer.step}; the same command goes on from there"
+            )
             return interruption.exit_code
         except (ReadingFailed, MemoryError, RuntimeError, OSError) as error:
             reason = expected(error)
@@ -73,12 +82,20 @@ def train(config: ConfigDict, workdir: Path) -> int:
                 raise
             if not trainer.moving:
                 run.save()
-            saved = "Not saved, as it happened within an update" if trainer.moving else f"Saved at step {trainer.step}"
-            raise UserError(f"{reason}. {saved}; the same command goes on from the last save") from None
+            saved = (
+                "Not saved, as it happened within an update"
+                if trainer.moving
+                else f"Saved at step {trainer.step}"
+            )
+            raise UserError(
+                f"{reason}. {saved}; the same command goes on from the last save"
+            ) from None
     if trainer.step > first_step:
         print(f"finished at step {trainer.step}: {workdir}")
     else:
-        print(f"already finished at step {first_step}; a larger --config.training.n_iters would go on: {workdir}")
+        print(
+            f"already finished at step {first_step}; a larger --config.training.n_iters would go on: {workdir}"
+        )
     return 0
 
 
@@ -94,12 +111,20 @@ def loop(run: Run) -> None:
         MetricsWriter(run.workdir, trainer.step) as metrics,
         TrainingProgress(trainer.step, training.n_iters) as progress,
         closing(
-            train_loader(batches, trainer.step, training.n_iters, data.num_workers, trainer.device.type == "cuda")
+            train_loader(
+                batches,
+                trainer.step,
+                training.n_iters,
+                data.num_workers,
+                trainer.device.type == "cuda",
+            )
         ) as loader,
     ):
         metrics.event(trainer.step, **run.start, **run.provenance)
         metrics.text(trainer.step, "config", to_json(config))
-        if trainer.step > 0:  # a signal may have come between the save at this step and what else was due
+        if (
+            trainer.step > 0
+        ):  # a signal may have come between the save at this step and what else was due
             saved = distributed.from_main(run.numbered_path().exists())
             if run.due(training.snapshot_freq) and not saved:
                 run.snapshot()
@@ -133,8 +158,12 @@ def log(run: Run, metrics: MetricsWriter, progress: TrainingProgress, window: Lo
     progress.report(trainer.step, row.get("loss", math.nan))
 
 
-def show(run: Run, metrics: MetricsWriter, progress: TrainingProgress, only_missing: bool = False) -> None:
-    """Evaluate and sample if that is due; with `only_missing` unless it was done before the run was interrupted."""
+def show(
+    run: Run, metrics: MetricsWriter, progress: TrainingProgress, only_missing: bool = False
+) -> None:
+    """Evaluate and sample if that is due; with `only_missing` unless it was done before the run was
+    interrupted.
+    """
     step, training = run.trainer.step, run.config.training
     if run.due(training.eval_freq) and not (only_missing and step in metrics.evaluated_steps):
         metrics.write(step, **held_out_loss(run))
@@ -147,7 +176,10 @@ def show(run: Run, metrics: MetricsWriter, progress: TrainingProgress, only_miss
 
 
 def held_out_loss(run: Run) -> dict[str, float]:
-    """The loss of the averaged weights over held-out images, with its standard error. A collective function."""
+    """The loss of the averaged weights over held-out images, with its standard error.
+
+    A collective function.
+    """
     losses = [torch.empty(0)]
     with run.guard.until_interrupted(), run.trainer.ema.swapped_in(run.trainer.model):
         for batch in run.held_out:
@@ -167,12 +199,22 @@ def held_out_loss(run: Run) -> dict[str, float]:
 
 
 def draw_samples(run: Run, directory: Path) -> None:
-    """Pictures of samples from the averaged weights, drawn by process 0, in `directory`. A collective function."""
+    """Pictures of samples from the averaged weights, drawn by process 0, in `directory`.
+
+    A collective function.
+    """
     config, trainer = run.config, run.trainer
     if config.model.sampling_noise != "isotropic":
         run.calibrate()
     with run.guard.until_interrupted(), trainer.ema.swapped_in(trainer.model):
         if distributed.is_main():
             model = trainer.model.eval()
-            sampler = make_sampler(config, model, trainer.process, run.prior, trainer.precision, run.measured)
-            sample_set(directory, sampler, range(config.training.num_samples), on_step=lambda k, u_k: run.guard.check())
+            sampler = make_sampler(
+                config, model, trainer.process, run.prior, trainer.precision, run.measured
+            )
+            sample_set(
+                directory,
+                sampler,
+                range(config.training.num_samples),
+                on_step=lambda k, u_k: run.guard.check(),
+            )

@@ -11,11 +11,17 @@ from scripts.training.step import StepResult
 
 
 def note_nonfinite(run: Run, metrics: MetricsWriter, batch: Batch, result: StepResult) -> None:
-    """Say that a step was skipped. Raises UserError after too many in a row, with the batch's facts in metrics.jsonl."""
+    """Say that a step was skipped.
+
+    Raises UserError after too many in a row, with the batch's facts in metrics.jsonl.
+    """
     trainer, most = run.trainer, run.config.training.max_nonfinite_steps
     if result.finite or trainer.nonfinite_in_a_row == 0:  # float16 has not found its loss scale yet
         return
-    count, what = trainer.nonfinite_in_a_row, f"loss {result.losses.mean().item():g}, gradient {result.grad_norm:g}"
+    count, what = (
+        trainer.nonfinite_in_a_row,
+        f"loss {result.losses.mean().item():g}, gradient {result.grad_norm:g}",
+    )
     if count < most:
         warn(f"step {trainer.step}: {what}: skipped ({count} in a row)")
         return
@@ -27,9 +33,15 @@ def note_nonfinite(run: Run, metrics: MetricsWriter, batch: Batch, result: StepR
         images=[name for part in names for name in part],
         levels=result.levels.tolist(),
         losses=[str(loss) for loss in result.losses.tolist()],  # as text: JSON has no NaN
-        weights_not_finite=[key for key, weight in trainer.model.named_parameters() if not weight.isfinite().all()],
+        weights_not_finite=[
+            key for key, weight in trainer.model.named_parameters() if not weight.isfinite().all()
+        ],
     )
-    saved = "the last checkpoint is from before them" if meta_path(run.workdir).exists() else "nothing was saved before them"
+    saved = (
+        "the last checkpoint is from before them"
+        if meta_path(run.workdir).exists()
+        else "nothing was saved before them"
+    )
     raise UserError(
         diverged(
             run,

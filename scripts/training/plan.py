@@ -19,7 +19,9 @@ H100_TFLOPS = {"float32": 67, "bfloat16": 989, "float16": 989}
 
 @dataclass(frozen=True)
 class Work:
-    """The size of a network, and operations per image of a forward pass and of training, recomputed activations included."""
+    """The size of a network, and operations per image of a forward pass and of training, recomputed
+    activations included.
+    """
 
     parameters: int
     forward: int
@@ -31,20 +33,31 @@ class Work:
         data = config.data
         with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
             model = build_model(config)
-            model(torch.empty(1, data.num_channels, data.image_size, data.image_size), torch.ones(1, dtype=torch.long))
+            model(
+                torch.empty(1, data.num_channels, data.image_size, data.image_size),
+                torch.ones(1, dtype=torch.long),
+            )
         forward = counter.get_total_flops()
-        passes = 4 if config.training.recompute else 3  # backward takes two, for the gradients of inputs and weights
+        passes = (
+            4 if config.training.recompute else 3
+        )  # backward takes two, for the gradients of inputs and weights
         return cls(sum(weight.numel() for weight in model.parameters()), forward, passes * forward)
 
     def __str__(self) -> str:
         return f"{self.parameters / 1e6:.2f}M parameters, {self.forward / 1e9:.2f} GFLOP forward per image"
 
 
-def describe(config: ConfigDict, precision: Precision, train: Images, held_out: Images, first_step: int) -> str:
-    """A few lines for a person: network, data, work per step, device and precision, and how often things happen."""
+def describe(
+    config: ConfigDict, precision: Precision, train: Images, held_out: Images, first_step: int
+) -> str:
+    """A few lines for a person: network, data, work per step, device and precision, and how often
+    things happen.
+    """
     training, data, work = config.training, config.data, Work.of(config)
     processes, gpus, size = distributed.world_size(), torch.cuda.device_count(), data.image_size
-    micro = f" in {training.accumulation_steps} microbatches" if training.accumulation_steps > 1 else ""
+    micro = (
+        f" in {training.accumulation_steps} microbatches" if training.accumulation_steps > 1 else ""
+    )
     gflop = f"{work.training * training.batch_size / 1e9:.0f} GFLOP"
     compiled = f", torch.compile {config.compile}" if config.compile != "none" else ""
     counts = f"{len(train)} training images, {len(held_out)} held out"
@@ -62,23 +75,37 @@ def describe(config: ConfigDict, precision: Precision, train: Images, held_out: 
         f"{training.snapshot_freq} a numbered checkpoint",
     ]
     if processes > 1:
-        lines.append(f"processes    {processes}, with {training.batch_size // processes} images of a batch each")
+        lines.append(
+            f"processes    {processes}, with {training.batch_size // processes} images of a batch each"
+        )
     elif precision.device.type == "cuda" and config.device in ("auto", "cuda") and gpus > 1:
-        lines.append(f"GPUs         1 of {gpus}; to train on all: torchrun --nproc_per_node={gpus} train.py ...")
+        lines.append(
+            f"GPUs         1 of {gpus}; to train on all: torchrun --nproc_per_node={gpus} train.py ..."
+        )
     return "\n".join(lines)
 
 
 def plan(config: ConfigDict, tflops: float | None, utilization: float) -> str:
-    """Time and device-hours of training with `config` and of sampling, as a table: operations are counted, speed is assumed.
+    """Time and device-hours of training with `config` and of sampling, as a table: operations are
+    counted, speed is assumed.
 
-    tflops: 10^12 operations a second of one device, by default an H100's in the configured precision; utilization: the part of
-    that which is reached. Raises UserError for an invalid configuration.
+    tflops: 10^12 operations a second of one device, by default an H100's in the configured
+    precision; utilization: the part of that which is reached. Raises UserError for an invalid
+    configuration.
     """
     validate(config)
-    precision, work, training = Precision.of(config, torch.device("cuda")), Work.of(config), config.training
+    precision, work, training = (
+        Precision.of(config, torch.device("cuda")),
+        Work.of(config),
+        config.training,
+    )
     calls = len(configured_chain(config)) - 1
     tflops = tflops or H100_TFLOPS[precision.name]
-    batch_work, sample_work, speed = training.batch_size * work.training, calls * work.forward, tflops * 1e12 * utilization
+    batch_work, sample_work, speed = (
+        training.batch_size * work.training,
+        calls * work.forward,
+        tflops * 1e12 * utilization,
+    )
     table = f"""\
 An estimate, not a measurement: operations are counted, speeds are assumed.
 
@@ -93,8 +120,11 @@ devices  images each      step     training  device-hours   50,000 samples  devi
         if training.batch_size % devices:
             table += f"\n{devices:>7}  a batch of {training.batch_size} cannot be shared out evenly"
             continue
-        # Every device sends and receives the float32 gradients about twice (a ring), while the backward pass goes on.
-        exchange = 2 * (devices - 1) / devices * 4 * work.parameters / (300e9 if devices <= 8 else 50e9)
+        # Every device sends and receives the float32 gradients about twice (a ring), while the
+        # backward pass goes on.
+        exchange = (
+            2 * (devices - 1) / devices * 4 * work.parameters / (300e9 if devices <= 8 else 50e9)
+        )
         step = max(batch_work / devices / speed, exchange)
         whole, sampling = training.n_iters * step, 50_000 * sample_work / devices / speed
         table += (

@@ -1,4 +1,6 @@
-"""A training in one run directory: how it starts, with a new prior or from its newest checkpoint, and how it is saved."""
+"""A training in one run directory: how it starts, with a new prior or from its newest checkpoint,
+and how it is saved.
+"""
 
 import json
 import math
@@ -16,7 +18,13 @@ from scripts.config.comparison import FREE_ON_RESUME, differences, with_levels
 from scripts.config.load import RUN_CONFIG, to_json
 from scripts.config.schedule import LOG, MATCHED, settled, with_schedule
 from scripts.data.images import ImageSource, fingerprint
-from scripts.data.loader import HeldOutBatches, ReadingFailed, UnreadableImages, first_readable, none_readable
+from scripts.data.loader import (
+    HeldOutBatches,
+    ReadingFailed,
+    UnreadableImages,
+    first_readable,
+    none_readable,
+)
 from scripts.data.training_set import matched_to, share_moments, training_images
 from scripts.errors import UserError, one_line
 from scripts.runtime import distributed
@@ -48,39 +56,57 @@ class Run:
         held_out: ImageSource,
         initial: InitialWeights | None,
     ) -> None:
-        """images: to train on; initial: for a new run. Raises Interrupted, and UserError if the checkpoint does not fit."""
+        """images: to train on; initial: for a new run. Raises Interrupted, and UserError if the
+        checkpoint does not fit.
+        """
         self.config, self.workdir, self.guard, self.images = config, workdir, guard, images
         self.unreadable = UnreadableImages()
         data, evaluation = config.data, config.eval
         self.held_out = HeldOutBatches(
-            held_out, config.seed, evaluation.batch_size, evaluation.num_images, data.uniform_dequantization, data.num_workers
+            held_out,
+            config.seed,
+            evaluation.batch_size,
+            evaluation.num_images,
+            data.uniform_dequantization,
+            data.num_workers,
         )
         try:
             first_readable(held_out, 0, [])
         except ReadingFailed as error:  # here rather than at the first evaluation
             raise UserError(f"held-out images: {error}") from None
-        self.data = fingerprint(images) | {f"held_out_{key}": value for key, value in fingerprint(held_out).items()}
-        self.provenance = provenance(config, device=device_name(device), world_size=distributed.world_size())
+        self.data = fingerprint(images) | {
+            f"held_out_{key}": value for key, value in fingerprint(held_out).items()
+        }
+        self.provenance = provenance(
+            config, device=device_name(device), world_size=distributed.world_size()
+        )
         saved = checkpoint.read_to_resume(workdir)
         if saved is None:
             known, self.prior = read_training_set(config, images, guard, self.unreadable)
             self.trainer = Trainer(known, device)
             if initial is not None:
                 self.trainer.start_from(initial.weights)
-                print(f"weights of {initial.record['file']} at step {initial.record['step']}, from {config.training.init_from}")
+                print(
+                    f"weights of {initial.record['file']} at step {initial.record['step']}, from {config.training.init_from}"
+                )
             origin, changes = (initial.record, initial.changes) if initial else (None, {})
         else:
             known = with_levels(config, saved, FREE_ON_RESUME, f"the checkpoint in {workdir}")
             self.trainer = Trainer(known, device)
             self.prior, changes = resume(config, self.trainer, saved, self.data, workdir)
             origin = saved.get("provenance", {}).get("init_from")
-        self.start: dict[str, Any] = {"event": "started" if saved is None else "resumed", "changed_config": changes}
+        self.start: dict[str, Any] = {
+            "event": "started" if saved is None else "resumed",
+            "changed_config": changes,
+        }
         self.provenance |= {} if origin is None else {"init_from": origin}
         for key, change in changes.items():
             print(f"config.{key} was {change}")
         if distributed.is_main():
             with atomic_write(workdir / RUN_CONFIG) as temporary:
-                temporary.write_text(json.dumps({**config.to_dict(), "provenance": self.provenance}, indent=2) + "\n")
+                temporary.write_text(
+                    json.dumps({**config.to_dict(), "provenance": self.provenance}, indent=2) + "\n"
+                )
 
     def due(self, freq: int) -> bool:
         """Whether something that happens every `freq` steps, and at the end, happens now."""
@@ -98,7 +124,9 @@ class Run:
         assert isinstance(process, GaussianProcess)
         self.guard.check_all()
         data, batch_size = config.data, config.eval.batch_size
-        images = images_to_measure(self.images, config.training.noise_images, data.uniform_dequantization)
+        images = images_to_measure(
+            self.images, config.training.noise_images, data.uniform_dequantization
+        )
         with trainer.ema.swapped_in(trainer.model):
             self.measured = calibrate(
                 process,
@@ -114,7 +142,8 @@ class Run:
 
     def numbered_path(self) -> Path:
         """Where the numbered checkpoint of this step is, or would be."""
-        # Rounded up: a last step between two snapshots has a number of its own, and never 0, which means "newest".
+        # Rounded up: a last step between two snapshots has a number of its own, and never 0, which
+        # means "newest".
         number = math.ceil(self.trainer.step / self.config.training.snapshot_freq)
         return snapshots.free_number(self.workdir, number, self.trainer.step)
 
@@ -135,19 +164,29 @@ class Run:
             snapshots.delete_all_but(self.workdir, training.keep_snapshots)
 
     def save(self) -> None:
-        """Write the checkpoint to resume from. Raises UserError if that fails, or if the weights are not finite."""
+        """Write the checkpoint to resume from.
+
+        Raises UserError if that fails, or if the weights are not finite.
+        """
         if distributed.is_main():
             checkpoint.write_meta(self.workdir, self._contents())
 
     def _contents(self) -> Contents:
         """All that is in a checkpoint, as plain data."""
         if not self.trainer.all_finite():
-            raise UserError(diverged(self, "weights or averages are not finite, and not saved; earlier checkpoints are intact"))
+            raise UserError(
+                diverged(
+                    self,
+                    "weights or averages are not finite, and not saved; earlier checkpoints are intact",
+                )
+            )
         schedule = self.trainer.config.model.blur_schedule
         return {
             **self.trainer.state_dict(),
             "config": to_json(self.config),
-            "sigma_B": None if isinstance(schedule, str) else torch.tensor(schedule, dtype=torch.float64),
+            "sigma_B": None
+            if isinstance(schedule, str)
+            else torch.tensor(schedule, dtype=torch.float64),
             "data": self.data,
             "prior": self.prior.state_dict(),
             "noise": self.measured if self.measured_step == self.trainer.step else None,
@@ -164,9 +203,11 @@ def diverged(run: Run, what: str) -> str:
 def read_training_set(
     config: ConfigDict, images: ImageSource, guard: InterruptionGuard, unreadable: UnreadableImages
 ) -> tuple[ConfigDict, Prior]:
-    """The configuration with its blur levels, matched to the training images if it says so, and the prior, from one pass.
+    """The configuration with its blur levels, matched to the training images if it says so, and the
+    prior, from one pass.
 
-    Raises Interrupted, ReadingFailed if no image can be read, and UserError if no levels can be matched.
+    Raises Interrupted, ReadingFailed if no image can be read, and UserError if no levels can be
+    matched.
     """
     known, moments = settled(config), DCTMoments(*images.shape)
     matched = known.model.blur_schedule == MATCHED
@@ -176,7 +217,9 @@ def read_training_set(
         if matched:
             moments.add(batch)
 
-    process = build_process(with_schedule(known, LOG) if matched else known)  # the prior depends on the last level alone
+    process = build_process(
+        with_schedule(known, LOG) if matched else known
+    )  # the prior depends on the last level alone
     with guard.until_interrupted():
         prior = process.build_prior(training_images(images, config, unreadable, "the prior", each))
     unreadable.report(len(images), "training images")
@@ -189,9 +232,11 @@ def read_training_set(
 def resume(
     config: ConfigDict, trainer: Trainer, saved: Contents, data: dict[str, int], workdir: Path
 ) -> tuple[Prior, dict[str, str]]:
-    """Load a checkpoint into `trainer`. Returns its prior, and what has changed in the configuration since.
+    """Load a checkpoint into `trainer`. Returns its prior, and what has changed in the
+    configuration since.
 
-    data: the fingerprint of the training images. Raises UserError if the checkpoint is one of other images or another model.
+    data: the fingerprint of the training images. Raises UserError if the checkpoint is one of other
+    images or another model.
     """
     where = f"the checkpoint in {workdir}"
     # Earlier versions had fewer keys.
@@ -210,12 +255,19 @@ def resume(
         )
     changes = differences(saved["config"], config)
     if config.training.init_from and (change := changes.get("training.init_from")) is not None:
-        raise UserError(f"config.training.init_from was {change}: {where} did not start from that; choose another --workdir")
+        raise UserError(
+            f"config.training.init_from was {change}: {where} did not start from that; choose another --workdir"
+        )
     precision = saved.get("precision", trainer.precision.name)
     # What "auto" chose when the run began stays, on whatever processor it goes on.
-    asked_for = config.optim.amp_dtype != "auto" or changes.keys() & {"optim.automatic_mp", "optim.amp_dtype"}
+    asked_for = config.optim.amp_dtype != "auto" or changes.keys() & {
+        "optim.automatic_mp",
+        "optim.amp_dtype",
+    }
     if precision != trainer.precision.name and not asked_for:
-        reason = f"as before; config.optim.amp_dtype = 'auto' would choose {trainer.precision.name} here"
+        reason = (
+            f"as before; config.optim.amp_dtype = 'auto' would choose {trainer.precision.name} here"
+        )
         trainer.compute_in(Precision.named(trainer.device, precision, reason))
     try:
         trainer.load_state_dict(saved)

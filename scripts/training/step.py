@@ -19,7 +19,9 @@ from scripts.runtime.randomness import Purpose, normal_batch, normal_by_index, s
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimizer step measured, of all processes' examples; it was skipped if the gradient's norm is not finite."""
+    """What one optimizer step measured, of all processes' examples; it was skipped if the
+    gradient's norm is not finite.
+    """
 
     losses: torch.Tensor  # float32 (B,)
     levels: torch.Tensor  # int64 (B,)
@@ -31,8 +33,11 @@ class StepResult:
         return math.isfinite(self.grad_norm)
 
 
-def learning_rate(step: int, *, lr: float, warmup: int, schedule: str, n_iters: int, protocol: str = "paper") -> float:
-    """The rate of 0-based step `step`: a linear rise over `warmup` steps, then constant or a half cosine down to 0.
+def learning_rate(
+    step: int, *, lr: float, warmup: int, schedule: str, n_iters: int, protocol: str = "paper"
+) -> float:
+    """The rate of 0-based step `step`: a linear rise over `warmup` steps, then constant or a half
+    cosine down to 0.
 
     The rise ends with step warmup - 1; in the release it starts at 0 and ends one step later.
     """
@@ -44,8 +49,11 @@ def learning_rate(step: int, *, lr: float, warmup: int, schedule: str, n_iters: 
     return lr * rise * (1 + math.cos(math.pi * progress)) / 2
 
 
-def process_loss(process: Process, model: Denoiser, u0: torch.Tensor, k: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
-    """|| target - prediction ||^2 for each example, summed over pixels (paper, Algorithm 1): float32 (B,).
+def process_loss(
+    process: Process, model: Denoiser, u0: torch.Tensor, k: torch.Tensor, eps: torch.Tensor
+) -> torch.Tensor:
+    """|| target - prediction ||^2 for each example, summed over pixels (paper, Algorithm 1):
+    float32 (B,).
 
     u0 in [0, 1] and standard normal eps are (B, C, H, W); levels k int64 (B,) in 1..K.
     """
@@ -54,7 +62,8 @@ def process_loss(process: Process, model: Denoiser, u0: torch.Tensor, k: torch.T
 
 
 class Trainer:
-    """Model, average, optimizer and loss scale, and the step that updates them, from the images and (seed, step) alone.
+    """Model, average, optimizer and loss scale, and the step that updates them, from the images and
+    (seed, step) alone.
 
     Of several processes each takes its part of the batch; all end with the same weights.
     """
@@ -66,13 +75,22 @@ class Trainer:
         chosen = Precision.of(config, device)
         # Measured in every process, decided by process 0.
         self.compute_in(Precision.named(device, distributed.from_main(chosen.name), chosen.reason))
-        self.model = to_device(build_model(config), device, config.compile, autocast=self.precision.enabled)
+        self.model = to_device(
+            build_model(config), device, config.compile, autocast=self.precision.enabled
+        )
         self.ddp_model = distributed.averaging_gradients(self.model, device)
         self.level_weights = self.process.level_weights(config.training.level_weighting).to(device)
         self.ema = EMA(self.model, config.model.ema_rate)
         optim = config.optim
-        settings = {"betas": (optim.beta1, optim.beta2), "eps": optim.eps, "weight_decay": optim.weight_decay, "fused": True}
-        self.optimizer = getattr(torch.optim, optim.optimizer)(self.model.parameters(), lr=optim.lr, **settings)
+        settings = {
+            "betas": (optim.beta1, optim.beta2),
+            "eps": optim.eps,
+            "weight_decay": optim.weight_decay,
+            "fused": True,
+        }
+        self.optimizer = getattr(torch.optim, optim.optimizer)(
+            self.model.parameters(), lr=optim.lr, **settings
+        )
         self.step = 0  # steps done, skipped ones included
         self.nonfinite_steps = 0  # skipped ones
         self.nonfinite_in_a_row = 0
@@ -83,29 +101,39 @@ class Trainer:
         self.precision, self.scaler = precision, precision.grad_scaler()
 
     def train_step(self, images: torch.Tensor) -> StepResult:
-        """One optimizer step on images u_0 (B, C, H, W) in [0, 1], on any device; of several processes each has B of its own.
+        """One optimizer step on images u_0 (B, C, H, W) in [0, 1], on any device; of several
+        processes each has B of its own.
 
-        A step whose gradient is not finite is skipped: weights, averages and moments stay as they were. In float16 that also
-        lowers the loss scale, which is the usual reason there.
+        A step whose gradient is not finite is skipped: weights, averages and moments stay as they
+        were. In float16 that also lowers the loss scale, which is the usual reason there.
         """
         config, size = self.config, len(images)
         u0 = images.to(self.device, non_blocking=True)
         levels, k, eps = self._draw(size, tuple(images.shape[1:]))
         self.model.train()
-        torch.manual_seed(int(stream(config.seed, Purpose.DROPOUT, self.step, distributed.rank()).integers(2**63)))
+        torch.manual_seed(
+            int(stream(config.seed, Purpose.DROPOUT, self.step, distributed.rank()).integers(2**63))
+        )
         self._set_learning_rate()
         losses: list[torch.Tensor] = []
-        microbatches = torch.arange(size, device=self.device).chunk(config.training.accumulation_steps)
+        microbatches = torch.arange(size, device=self.device).chunk(
+            config.training.accumulation_steps
+        )
         for rows in microbatches:
-            with distributed.averaging_after(self.ddp_model, last=len(losses) == len(microbatches) - 1):
+            with distributed.averaging_after(
+                self.ddp_model, last=len(losses) == len(microbatches) - 1
+            ):
                 with self.precision.autocast():
                     loss = process_loss(self.process, self.ddp_model, u0[rows], k[rows], eps[rows])
-                # The mean over this process's examples: averaged over processes, the mean over the whole batch.
+                # The mean over this process's examples: averaged over processes, the mean over the
+                # whole batch.
                 self.scaler.scale((self.level_weights[k[rows]] * loss).sum() / size).backward()
             losses.append(loss.detach())
 
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.optim.grad_clip or math.inf).item()
+        norm = nn.utils.clip_grad_norm_(
+            self.model.parameters(), config.optim.grad_clip or math.inf
+        ).item()
         result = StepResult(distributed.gather_rows(torch.cat(losses)), levels, norm)
         if result.finite:
             self.moving = True
@@ -115,33 +143,50 @@ class Trainer:
             self.nonfinite_in_a_row = 0
         else:
             self.nonfinite_steps += 1
-            self.nonfinite_in_a_row += self.scaler.get_scale() <= 1  # float16 may overflow often before its scale is found
+            self.nonfinite_in_a_row += (
+                self.scaler.get_scale() <= 1
+            )  # float16 may overflow often before its scale is found
         self.scaler.update()
         self.optimizer.zero_grad()
         self.step += 1
         return result
 
-    def _draw(self, size: int, shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Levels of the whole batch, then levels k (size,) and noise eps (size, *shape) of this process's part of it.
+    def _draw(
+        self, size: int, shape: tuple[int, ...]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Levels of the whole batch, then levels k (size,) and noise eps (size, *shape) of this
+        process's part of it.
 
-        They are drawn for the whole batch, so that they do not depend on the number of processes (paper, Algorithm 1).
+        They are drawn for the whole batch, so that they do not depend on the number of processes
+        (paper, Algorithm 1).
         """
         seed, allowed = self.config.seed, self.process.training_levels
         total, rank = size * distributed.world_size(), distributed.rank()
         rows = range(rank * size, (rank + 1) * size)
-        levels = torch.tensor(allowed)[stream(seed, Purpose.LEVEL, self.step).integers(len(allowed), size=total)]
+        levels = torch.tensor(allowed)[
+            stream(seed, Purpose.LEVEL, self.step).integers(len(allowed), size=total)
+        ]
         eps = normal_batch(self.device, seed, Purpose.TRAIN_NOISE, self.step, rows, total, shape)
         return levels, levels[rows.start : rows.stop].to(self.device, non_blocking=True), eps
 
     def _set_learning_rate(self) -> None:
         optim, n_iters = self.config.optim, self.config.training.n_iters
-        settings = {"lr": optim.lr, "warmup": optim.warmup, "schedule": optim.schedule, "n_iters": n_iters}
+        settings = {
+            "lr": optim.lr,
+            "warmup": optim.warmup,
+            "schedule": optim.schedule,
+            "n_iters": n_iters,
+        }
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, **settings, protocol=self.process.protocol)
 
     def all_finite(self) -> bool:
-        """Whether all weights and averages are finite: a finite gradient times an absurd learning rate may be too large."""
-        return all(bool(x.isfinite().all()) for x in [*self.model.parameters(), *self.ema.shadow.values()])
+        """Whether all weights and averages are finite: a finite gradient times an absurd learning
+        rate may be too large.
+        """
+        return all(
+            bool(x.isfinite().all()) for x in [*self.model.parameters(), *self.ema.shadow.values()]
+        )
 
     def start_from(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Take over weights, by name, for the network and its average."""
@@ -162,27 +207,49 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a `state_dict` of the same architecture. Raises ValueError or RuntimeError if it is another's."""
+        """Continue from a `state_dict` of the same architecture.
+
+        Raises ValueError or RuntimeError if it is another's.
+        """
         self.model.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
         # Moments are the checkpoint's, settings the configuration's.
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state["optimizer"]["state"]})
+        self.optimizer.load_state_dict(
+            {**self.optimizer.state_dict(), "state": state["optimizer"]["state"]}
+        )
         if state["scaler"]:  # empty unless the run was in float16 when it was saved
             self.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
-        self.nonfinite_steps, self.nonfinite_in_a_row = state["nonfinite_steps"], state["nonfinite_in_a_row"]
+        self.nonfinite_steps, self.nonfinite_in_a_row = (
+            state["nonfinite_steps"],
+            state["nonfinite_in_a_row"],
+        )
 
 
 @torch.no_grad()
 def held_out_losses(trainer: Trainer, images: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     """Losses on held-out images (B, C, H, W) with data set indices (B,): float32 (B,), on the CPU.
 
-    Levels and noise belong to the image, so that evaluations at different steps differ by the weights alone.
+    Levels and noise belong to the image, so that evaluations at different steps differ by the
+    weights alone.
     """
     trainer.model.eval()
-    seed, allowed, positions = trainer.config.seed, trainer.process.training_levels, indices.tolist()
-    levels = [allowed[int(stream(seed, Purpose.EVAL_LEVEL, position=i).integers(len(allowed)))] for i in positions]
+    seed, allowed, positions = (
+        trainer.config.seed,
+        trainer.process.training_levels,
+        indices.tolist(),
+    )
+    levels = [
+        allowed[int(stream(seed, Purpose.EVAL_LEVEL, position=i).integers(len(allowed)))]
+        for i in positions
+    ]
     k, u0 = torch.tensor(levels).to(trainer.device), images.to(trainer.device)
-    eps = normal_by_index(trainer.device, seed, Purpose.EVAL_NOISE, [(0, i) for i in positions], tuple(images.shape[1:]))
+    eps = normal_by_index(
+        trainer.device,
+        seed,
+        Purpose.EVAL_NOISE,
+        [(0, i) for i in positions],
+        tuple(images.shape[1:]),
+    )
     with trainer.precision.autocast():
         return process_loss(trainer.process, trainer.model, u0, k, eps).cpu()

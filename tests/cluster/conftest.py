@@ -47,14 +47,18 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Job]]:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+def undisturbed(
+    network: Network, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[int], Path]:
     """The run directory of a training by so many processes on one machine."""
     place = tmp_path_factory.mktemp("undisturbed")
 
     def run_directory(size: int) -> Path:
         workdir = place / str(size)
         if not workdir.exists():
-            command = network.machines[0].command("torchrun", f"--nproc_per_node={size}", *TRAIN, workdir)
+            command = network.machines[0].command(
+                "torchrun", f"--nproc_per_node={size}", *TRAIN, workdir
+            )
             job = Job(command, place / f"log{size}")
             try:
                 job.succeeds()

@@ -14,17 +14,27 @@ from tests.training.runs import differing, final_state
 
 TRAIN = ["train.py", "--config", "tests/cluster/tiny.py", "--workdir"]
 ENVIRONMENT = {
-    **{name: value for name, value in os.environ.items() if not name.startswith(("MPI4PY_", "SLURM_", "OMPI_", "PMI"))},
+    **{
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("MPI4PY_", "SLURM_", "OMPI_", "PMI"))
+    },
     "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     "OMP_NUM_THREADS": "1",
     "PYTHONUNBUFFERED": "1",
 }
 PATIENCE = 300.0
-"""Seconds after which something that usually takes ten is taken to hang: the machine may be busy with other things."""
+"""Seconds after which something that usually takes ten is taken to hang: the machine may be busy
+with other things.
+"""
 
 
-def wait_until(happens: Callable[[], object], what: Callable[[], str], seconds: float = PATIENCE) -> float:
-    """Wait for something, and return for how long that was; an AssertionError with `what` was found if it does not happen."""
+def wait_until(
+    happens: Callable[[], object], what: Callable[[], str], seconds: float = PATIENCE
+) -> float:
+    """Wait for something, and return for how long that was; an AssertionError with `what` was found
+    if it does not happen.
+    """
     started = time.monotonic()
     while not happens():
         assert time.monotonic() - started < seconds, f"nothing within {seconds:g} s: {what()}"
@@ -51,7 +61,9 @@ class Job:
 
     def prints(self, text: str) -> None:
         """Wait until it has printed `text`."""
-        wait_until(lambda: text in self.output or self.process.poll() is not None, lambda: self.output)
+        wait_until(
+            lambda: text in self.output or self.process.poll() is not None, lambda: self.output
+        )
         assert text in self.output, self.output
 
     def ends(self, seconds: float = PATIENCE) -> float:

@@ -1,7 +1,9 @@
-"""Several machines on one, by Linux namespaces: each has its own processes, network, host name and /etc/hosts.
+"""Several machines on one, by Linux namespaces: each has its own processes, network, host name and
+/etc/hosts.
 
-Nothing of the real machine's network is touched: the bridge that joins them lives in a namespace, too, and everything ends with
-the process that made it, whatever happens to that. Needs root and iproute2.
+Nothing of the real machine's network is touched: the bridge that joins them lives in a namespace,
+too, and everything ends with the process that made it, whatever happens to that. Needs root and
+iproute2.
 """
 
 import os
@@ -13,7 +15,9 @@ from pathlib import Path
 from scripts.config.paths import ROOT
 
 INIT = "import signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); print(flush=True); sys.stdin.read()"
-"""What runs as a machine's first process: it reaps orphans, and ends when the process that started it has ended."""
+"""What runs as a machine's first process: it reaps orphans, and ends when the process that started
+it has ended.
+"""
 
 
 class Machine:
@@ -27,7 +31,18 @@ class Machine:
             'ip link set lo up && exec "$3" -c "$4"'
         )
         flags = ("--net", "--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
-        command = ("unshare", *flags, "bash", "-c", boot, "boot", str(hosts), name, sys.executable, INIT)
+        command = (
+            "unshare",
+            *flags,
+            "bash",
+            "-c",
+            boot,
+            "boot",
+            str(hosts),
+            name,
+            sys.executable,
+            INIT,
+        )
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self.process.stdout is not None
         assert self.process.stdout.readline() == b"\n", f"{name} did not start"
@@ -35,7 +50,16 @@ class Machine:
 
     def command(self, *arguments: object) -> list[str]:
         """The command line that runs `arguments` on this machine."""
-        inside = ("nsenter", f"--target={self.init}", "--net", "--uts", "--mount", "--pid", f"--wd={ROOT}", "--")
+        inside = (
+            "nsenter",
+            f"--target={self.init}",
+            "--net",
+            "--uts",
+            "--mount",
+            "--pid",
+            f"--wd={ROOT}",
+            "--",
+        )
         return [*inside, *map(str, arguments)]
 
     def run(self, *arguments: object) -> None:
@@ -43,12 +67,18 @@ class Machine:
         subprocess.run(self.command(*arguments), check=True)
 
     def pids(self, *start: str) -> list[int]:
-        """Processes of this machine (numbers outside of it) whose command lines start like this, paths aside; oldest first."""
+        """Processes of this machine (numbers outside of it) whose command lines start like this,
+        paths aside; oldest first.
+        """
         namespace, found = Path(f"/proc/{self.init}/ns/pid").readlink(), []
         for entry in Path("/proc").iterdir():
             try:
                 if entry.name.isdecimal() and (entry / "ns/pid").readlink() == namespace:
-                    words = [word.rpartition("/")[2] for word in (entry / "cmdline").read_text().split("\0") if word != "-u"]
+                    words = [
+                        word.rpartition("/")[2]
+                        for word in (entry / "cmdline").read_text().split("\0")
+                        if word != "-u"
+                    ]
                     found += [int(entry.name)] * (tuple(words[: len(start)]) == start)
             except OSError:  # it has just ended
                 continue
@@ -56,10 +86,16 @@ class Machine:
 
     def training(self) -> list[int]:
         """Its processes that train."""
-        return sorted(pid for name in ("python", "python3", "python3.11", "python3.12") for pid in self.pids(name, "train.py"))
+        return sorted(
+            pid
+            for name in ("python", "python3", "python3.11", "python3.12")
+            for pid in self.pids(name, "train.py")
+        )
 
     def kill_all(self) -> None:
-        """SIGKILL to every process; the kernel still tells the others that their connections are gone."""
+        """SIGKILL to every process; the kernel still tells the others that their connections are
+        gone.
+        """
         os.kill(self.init, signal.SIGKILL)
         self.process.wait()
 
@@ -70,7 +106,9 @@ class Network:
     def __init__(self, count: int, directory: Path) -> None:
         """directory: for a file of host names."""
         hosts = directory / "hosts"
-        hosts.write_text("127.0.0.1 localhost\n" + "".join(f"10.77.0.1{i} node{i}\n" for i in range(count)))
+        hosts.write_text(
+            "127.0.0.1 localhost\n" + "".join(f"10.77.0.1{i} node{i}\n" for i in range(count))
+        )
         self.switch = Machine("switch", hosts)
         self.machines: list[Machine] = []
         self.hosts = hosts
@@ -82,12 +120,27 @@ class Network:
 
     def _switch(self, *arguments: object) -> None:
         """Run a command in the switch's network, but among the processes of the real machine."""
-        subprocess.run(["nsenter", "--target", str(self.switch.init), "--net", *map(str, arguments)], check=True)
+        subprocess.run(
+            ["nsenter", "--target", str(self.switch.init), "--net", *map(str, arguments)],
+            check=True,
+        )
 
     def connect(self, i: int) -> None:
         """Give machine `i` its cable."""
         machine = self.machines[i]
-        self._switch("ip", "link", "add", f"port{i}", "type", "veth", "peer", "name", "eth0", "netns", machine.init)
+        self._switch(
+            "ip",
+            "link",
+            "add",
+            f"port{i}",
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            machine.init,
+        )
         self._switch("ip", "link", "set", f"port{i}", "master", "bridge", "up")
         machine.run("ip", "address", "add", f"10.77.0.1{i}/24", "dev", "eth0")
         machine.run("ip", "link", "set", "eth0", "up")

@@ -1,4 +1,6 @@
-"""The torchrun lines of docs/cluster.md on several machines: the results of one, and what happens when one fails."""
+"""The torchrun lines of docs/cluster.md on several machines: the results of one, and what happens
+when one fails.
+"""
 
 import os
 import re
@@ -18,19 +20,31 @@ Start = Callable[..., Job]
 Measured = Callable[[str, float], None]
 
 
-def torchrun(size: int, i: int, *script: object, address: str = "node0", restarts: int = 0) -> list[str]:
+def torchrun(
+    size: int, i: int, *script: object, address: str = "node0", restarts: int = 0
+) -> list[str]:
     """The line for machine `i` of `size`."""
     where = [f"--node_rank={i}", f"--master_addr={address}", "--master_port=29500"]
     if restarts:
-        where = [f"--max-restarts={restarts}", "--rdzv_backend=c10d", f"--rdzv_endpoint={address}:29500", "--rdzv_id=1"]
+        where = [
+            f"--max-restarts={restarts}",
+            "--rdzv_backend=c10d",
+            f"--rdzv_endpoint={address}:29500",
+            "--rdzv_id=1",
+        ]
     return ["torchrun", f"--nnodes={size}", "--nproc_per_node=1", *where, *map(str, script)]
 
 
-def everywhere(network: Network, start: Start, size: int, *script: object, restarts: int = 0) -> list[Job]:
+def everywhere(
+    network: Network, start: Start, size: int, *script: object, restarts: int = 0
+) -> list[Job]:
     """The same command on each of `size` machines."""
     lines = (torchrun(size, i, *script, restarts=restarts) for i in range(size))
     environment = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"} if restarts else {}
-    return [start(machine.command(*line), **environment) for machine, line in zip(network.machines, lines, strict=False)]
+    return [
+        start(machine.command(*line), **environment)
+        for machine, line in zip(network.machines, lines, strict=False)
+    ]
 
 
 @pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.by_hand)])
@@ -40,7 +54,9 @@ def test_weights_are_those_of_one_machine(
     for job in everywhere(network, start, size, *TRAIN, tmp_path / "run"):
         job.succeeds()
     assert_same(tmp_path / "run", undisturbed(size))
-    (started,) = (row for row in read_json_lines(tmp_path / "run" / "metrics.jsonl") if "event" in row)
+    (started,) = (
+        row for row in read_json_lines(tmp_path / "run" / "metrics.jsonl") if "event" in row
+    )
     assert started["world_size"] == size
 
 
@@ -63,12 +79,16 @@ def test_samples_and_scores_are_those_of_one_machine(
         for job in everywhere(network, start, size, *command, tmp_path / f"several-{name}"):
             job.succeeds()
         start(
-            network.machines[0].command("torchrun", f"--nproc_per_node={size}", *command, tmp_path / f"one-{name}")
+            network.machines[0].command(
+                "torchrun", f"--nproc_per_node={size}", *command, tmp_path / f"one-{name}"
+            )
         ).succeeds()
     images = sorted(path.name for path in (tmp_path / "one-images").glob("*.png"))
     assert len(images) == 13
     for name in images:
-        assert (tmp_path / "several-images" / name).read_bytes() == (tmp_path / "one-images" / name).read_bytes()
+        assert (tmp_path / "several-images" / name).read_bytes() == (
+            tmp_path / "one-images" / name
+        ).read_bytes()
     rows = read_json_lines(workdir / "evaluation" / "results.jsonl")
     for score in ("ELBO", "BPD", "FID"):
         several, one = (row for row in rows if row["score"] == score)
@@ -77,12 +97,23 @@ def test_samples_and_scores_are_those_of_one_machine(
 
 
 @pytest.mark.parametrize(
-    "how", ["process", *(pytest.param(how, marks=pytest.mark.by_hand) for how in ("machine 1", "machine 0"))]
+    "how",
+    [
+        "process",
+        *(pytest.param(how, marks=pytest.mark.by_hand) for how in ("machine 1", "machine 0")),
+    ],
 )
 def test_kill(
-    how: str, network: Network, start: Start, undisturbed: Callable[[int], Path], tmp_path: Path, measured: Measured
+    how: str,
+    network: Network,
+    start: Start,
+    undisturbed: Callable[[int], Path],
+    tmp_path: Path,
+    measured: Measured,
 ) -> None:
-    """kill -9 of machine 1's training process, or of everything on a machine; the same command then goes on."""
+    """kill -9 of machine 1's training process, or of everything on a machine; the same command then
+    goes on.
+    """
     jobs = everywhere(network, start, 2, *TRAIN, tmp_path / "run")
     jobs[0].prints("step 25/")
     if how == "process":
@@ -94,7 +125,9 @@ def test_kill(
     assert all(job.process.returncode != 0 for job in jobs)
     survivor = jobs[how == "machine 0"]
     assert re.search(
-        r"^error: process . on node. lost another one: .*\[10\.77\.0\.1.\].* the same command", survivor.output, re.M
+        r"^error: process . on node. lost another one: .*\[10\.77\.0\.1.\].* the same command",
+        survivor.output,
+        re.M,
     )
     assert 'File "' not in survivor.output.partition("error: process")[0], "no traceback of ours"
     if how != "process":
@@ -106,23 +139,41 @@ def test_kill(
 
 @pytest.mark.parametrize("which", [0, pytest.param(1, marks=pytest.mark.by_hand)])
 def test_restarts(
-    which: int, network: Network, start: Start, undisturbed: Callable[[int], Path], tmp_path: Path, measured: Measured
+    which: int,
+    network: Network,
+    start: Start,
+    undisturbed: Callable[[int], Path],
+    tmp_path: Path,
+    measured: Measured,
 ) -> None:
     """--max-restarts: a killed process comes back by itself, and all go on from the last save.
 
-    When process 0 is killed, the other launcher is told so before its own process fails, and does not count that as a restart.
+    When process 0 is killed, the other launcher is told so before its own process fails, and does
+    not count that as a restart.
     """
     jobs = everywhere(network, start, 2, *TRAIN, tmp_path / "run", restarts=2)
 
     def outputs() -> list[str]:
         return [job.output for job in jobs]
 
-    wait_until(lambda: any("step 25/" in output for output in outputs()), lambda: "".join(outputs()))
-    process_0 = ["step 25/" in output for output in outputs()].index(True)  # the c10d rendezvous chooses its machine
-    os.kill(network.machines[process_0 if which == 0 else 1 - process_0].training()[-1], signal.SIGKILL)
+    wait_until(
+        lambda: any("step 25/" in output for output in outputs()), lambda: "".join(outputs())
+    )
+    process_0 = ["step 25/" in output for output in outputs()].index(
+        True
+    )  # the c10d rendezvous chooses its machine
+    os.kill(
+        network.machines[process_0 if which == 0 else 1 - process_0].training()[-1], signal.SIGKILL
+    )
     killed = time.monotonic()
-    wait_until(lambda: any("continuing from step 20" in output for output in outputs()), lambda: "".join(outputs()))
-    measured(f"kill -9 of process {which} with --max-restarts=2: training goes on", time.monotonic() - killed)
+    wait_until(
+        lambda: any("continuing from step 20" in output for output in outputs()),
+        lambda: "".join(outputs()),
+    )
+    measured(
+        f"kill -9 of process {which} with --max-restarts=2: training goes on",
+        time.monotonic() - killed,
+    )
     for job in jobs:
         job.succeeds()
     assert_same(tmp_path / "run", undisturbed(2))
@@ -130,7 +181,11 @@ def test_restarts(
 
 @pytest.mark.by_hand
 def test_a_link_that_is_cut_for_20_seconds(
-    network: Network, start: Start, undisturbed: Callable[[int], Path], tmp_path: Path, measured: Measured
+    network: Network,
+    start: Start,
+    undisturbed: Callable[[int], Path],
+    tmp_path: Path,
+    measured: Measured,
 ) -> None:
     jobs = everywhere(network, start, 2, *TRAIN, tmp_path / "run")
     jobs[0].prints("step 25/")
@@ -149,7 +204,12 @@ def test_a_link_that_is_cut_for_20_seconds(
 @pytest.mark.by_hand
 @pytest.mark.parametrize("retries", [15, 8])
 def test_a_link_that_is_cut_for_good(
-    retries: int, network: Network, start: Start, undisturbed: Callable[[int], Path], tmp_path: Path, measured: Measured
+    retries: int,
+    network: Network,
+    start: Start,
+    undisturbed: Callable[[int], Path],
+    tmp_path: Path,
+    measured: Measured,
 ) -> None:
     """retries: the kernel's net.ipv4.tcp_retries2, whose default is 15."""
     for machine in network.machines:
@@ -163,10 +223,16 @@ def test_a_link_that_is_cut_for_good(
         for i, job in enumerate(jobs):
             if i not in lost and "lost another one" in job.output:
                 lost[i] = time.monotonic() - cut
-                measured(f"link cut for good, tcp_retries2={retries}: machine {i}'s training has ended", lost[i])
+                measured(
+                    f"link cut for good, tcp_retries2={retries}: machine {i}'s training has ended",
+                    lost[i],
+                )
         assert time.monotonic() - cut < 3000
         time.sleep(0.1)
-    measured(f"link cut for good, tcp_retries2={retries}: both launchers have ended", time.monotonic() - cut)
+    measured(
+        f"link cut for good, tcp_retries2={retries}: both launchers have ended",
+        time.monotonic() - cut,
+    )
     assert len(lost) == 2
     network.mend(1)
     for job in everywhere(network, start, 2, *TRAIN, tmp_path / "run"):
@@ -175,7 +241,9 @@ def test_a_link_that_is_cut_for_good(
 
 
 @pytest.mark.by_hand
-def test_a_machine_that_comes_late(network: Network, start: Start, undisturbed: Callable[[int], Path], tmp_path: Path) -> None:
+def test_a_machine_that_comes_late(
+    network: Network, start: Start, undisturbed: Callable[[int], Path], tmp_path: Path
+) -> None:
     jobs = [start(network.machines[0].command(*torchrun(2, 0, *TRAIN, tmp_path / "run")))]
     time.sleep(20)
     jobs.append(start(network.machines[1].command(*torchrun(2, 1, *TRAIN, tmp_path / "run"))))
@@ -186,15 +254,24 @@ def test_a_machine_that_comes_late(network: Network, start: Start, undisturbed: 
 
 @pytest.mark.by_hand
 @pytest.mark.parametrize("fault", ["machine 1 never comes", "wrong address", "port in use"])
-def test_machines_that_do_not_meet(fault: str, network: Network, start: Start, tmp_path: Path, measured: Measured) -> None:
+def test_machines_that_do_not_meet(
+    fault: str, network: Network, start: Start, tmp_path: Path, measured: Measured
+) -> None:
     """torchrun's own errors: the last line says which address, port or number of machines."""
     if fault == "port in use":
-        first = everywhere(network, start, 2, *TRAIN, tmp_path / "first", "--config.training.n_iters=400")
+        first = everywhere(
+            network, start, 2, *TRAIN, tmp_path / "first", "--config.training.n_iters=400"
+        )
         first[0].prints("step 5/")
     address = "node2" if fault == "wrong address" else "node0"
     size = 1 if fault == "machine 1 never comes" else 2
     started = time.monotonic()
-    jobs = [start(network.machines[i].command(*torchrun(2, i, *TRAIN, tmp_path / "run", address=address))) for i in range(size)]
+    jobs = [
+        start(
+            network.machines[i].command(*torchrun(2, i, *TRAIN, tmp_path / "run", address=address))
+        )
+        for i in range(size)
+    ]
     for i, job in enumerate(jobs):
         job.ends(2000)
         said = [line for line in job.output.splitlines() if "Error: " in line][-1][-150:]

@@ -1,4 +1,6 @@
-"""Two processes under Open MPI's mpirun: the weights of torchrun's, and how they end. (MPICH's: tests/runtime.)"""
+"""Two processes under Open MPI's mpirun: the weights of torchrun's, and how they end. (MPICH's:
+tests/runtime.)
+"""
 
 import os
 import signal
@@ -31,25 +33,47 @@ def interrupt(network: Network, number: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "grace", [(), pytest.param(("--mca", "odls_base_sigkill_timeout", "5"), marks=pytest.mark.by_hand)], ids=["", "grace"]
+    "grace",
+    [(), pytest.param(("--mca", "odls_base_sigkill_timeout", "5"), marks=pytest.mark.by_hand)],
+    ids=["", "grace"],
 )
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.by_hand)])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.by_hand)]
+)
 def test_signal_to_mpirun(
-    number: signal.Signals, grace: tuple[str, ...], network: Network, start: Start, tmp_path: Path, measured: Measured
+    number: signal.Signals,
+    grace: tuple[str, ...],
+    network: Network,
+    start: Start,
+    tmp_path: Path,
+    measured: Measured,
 ) -> None:
-    job = start(mpirun(network, *grace, "python", *TRAIN, tmp_path, "--config.training.n_iters=4000"))
+    job = start(
+        mpirun(network, *grace, "python", *TRAIN, tmp_path, "--config.training.n_iters=4000")
+    )
     job.prints("step 25/")
     interrupt(network, number)
     seconds = job.ends()
     saved = "SIGTERM: saved at step" in job.output
-    measured(f"Open MPI {' '.join(grace)}, {number.name} to mpirun: ended, {saved=}, code {job.process.returncode}", seconds)
+    measured(
+        f"Open MPI {' '.join(grace)}, {number.name} to mpirun: ended, {saved=}, code {job.process.returncode}",
+        seconds,
+    )
     step = read(meta_path(tmp_path))["step"]
     assert step >= 25 if saved else step == 20
     assert saved or not grace
 
 
-def test_kill(network: Network, start: Start, undisturbed: Callable[[int], Path], tmp_path: Path, measured: Measured) -> None:
-    """kill -9 of a process ends the other; the same command then goes on, to the weights of torchrun's processes."""
+def test_kill(
+    network: Network,
+    start: Start,
+    undisturbed: Callable[[int], Path],
+    tmp_path: Path,
+    measured: Measured,
+) -> None:
+    """kill -9 of a process ends the other; the same command then goes on, to the weights of
+    torchrun's processes.
+    """
     job = start(mpirun(network, "python", *TRAIN, tmp_path))
     job.prints("step 25/")
     os.kill(network.machines[0].training()[-1], signal.SIGKILL)
@@ -62,17 +86,27 @@ def test_kill(network: Network, start: Start, undisturbed: Callable[[int], Path]
 @pytest.mark.by_hand
 def test_exception(network: Network, start: Start, tmp_path: Path, measured: Measured) -> None:
     save_images(tmp_path / "folder", [f"{i}.png" for i in range(60)])
-    job = start(mpirun(network, "python", "-m", "tests.runtime.together", tmp_path, "run", "exception"))
+    job = start(
+        mpirun(network, "python", "-m", "tests.runtime.together", tmp_path, "run", "exception")
+    )
     job.prints("RuntimeError: a deliberate exception")
     measured("Open MPI, an exception in a process: mpirun has ended", job.ends())
     assert job.process.returncode != 0
 
 
 @pytest.mark.parametrize(("launcher", "theirs"), [(OPEN_MPI, "mpich"), (MPICH, "openmpi")])
-def test_mpi4py_of_another_mpi(launcher: list[str], theirs: str, network: Network, start: Start, tmp_path: Path) -> None:
+def test_mpi4py_of_another_mpi(
+    launcher: list[str], theirs: str, network: Network, start: Start, tmp_path: Path
+) -> None:
     """One line that names both."""
-    libraries = {"mpich": str(Path(sys.executable).parents[1] / "lib/libmpi.so.12"), "openmpi": "libmpi.so.40"}
-    job = start(network.machines[0].command(*launcher, "python", *TRAIN, tmp_path / "run"), MPI4PY_LIBMPI=libraries[theirs])
+    libraries = {
+        "mpich": str(Path(sys.executable).parents[1] / "lib/libmpi.so.12"),
+        "openmpi": "libmpi.so.40",
+    }
+    job = start(
+        network.machines[0].command(*launcher, "python", *TRAIN, tmp_path / "run"),
+        MPI4PY_LIBMPI=libraries[theirs],
+    )
     job.ends()
     names = ["Open MPI", "MPICH"][:: 1 if launcher is OPEN_MPI else -1]
     (line,) = (line for line in job.output.splitlines() if "error: " in line)

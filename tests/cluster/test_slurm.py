@@ -39,14 +39,21 @@ class Slurm:
         key.write_bytes(os.urandom(128))
         key.chmod(0o600)
         self.environment = {"SLURM_CONF": str(config)}
-        files = [f"--{name}={directory}/munge.{name[:3]}" for name in ("key-file", "pid-file", "log-file", "seed-file")]
+        files = [
+            f"--{name}={directory}/munge.{name[:3]}"
+            for name in ("key-file", "pid-file", "log-file", "seed-file")
+        ]
         self._start(0, "munged", "--foreground", "--force", f"--socket={directory}/munge", *files)
         wait_until((directory / "munge").exists, lambda: "munged")
         self._start(0, "slurmctld", "-D")
         for i in range(2):
             self._start(i, "slurmd", "-D", "-N", f"node{i}")
         idle = ("sinfo", "--noheader", "--partition=main", "--states=idle", "--format=%D")
-        wait_until(lambda: self.command(*idle, check=False) == "2", lambda: "\n".join(job.output for job in self.jobs), 60)
+        wait_until(
+            lambda: self.command(*idle, check=False) == "2",
+            lambda: "\n".join(job.output for job in self.jobs),
+            60,
+        )
 
     def _start(self, i: int, *command: str) -> None:
         log = self.directory / f"{command[0]}{i}.log"
@@ -56,17 +63,26 @@ class Slurm:
         """What a command of SLURM prints on node0."""
         line = self.network.machines[0].command(*command)
         environment = {**ENVIRONMENT, **self.environment}
-        result = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
+        result = subprocess.run(
+            line, capture_output=True, text=True, cwd=ROOT, env=environment, check=False
+        )
         assert result.returncode == 0 or not check, result.stderr
         return result.stdout.strip()
 
     def submit(self, *arguments: object) -> "SlurmJob":
         """Submit a job script."""
-        return SlurmJob(self, self.command("sbatch", "--parsable", f"--output={self.directory}/%A_%a.out", *arguments))
+        return SlurmJob(
+            self,
+            self.command(
+                "sbatch", "--parsable", f"--output={self.directory}/%A_%a.out", *arguments
+            ),
+        )
 
     @contextmanager
     def paused(self, seconds: float = 2.0) -> Iterator[None]:
-        """All training stands still while the context lasts, or SLURM wants it to go on, and `seconds` longer."""
+        """All training stands still while the context lasts, or SLURM wants it to go on, and
+        `seconds` longer.
+        """
         pids = [pid for machine in self.network.machines for pid in machine.training()]
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
@@ -96,17 +112,25 @@ class SlurmJob:
 
     def value(self, name: str) -> str:
         """One of its properties, as scontrol shows them."""
-        found = re.search(rf"\b{name}=(\S*)", self.slurm.command("scontrol", "show", "job", self.number))
+        found = re.search(
+            rf"\b{name}=(\S*)", self.slurm.command("scontrol", "show", "job", self.number)
+        )
         assert found is not None
         return found[1]
 
     def prints(self, text: str, times: int = 1) -> float:
         """Wait until it has printed `text`."""
-        return wait_until(lambda: self.output.count(text) >= times, lambda: f"{self.value('JobState')} {self.output}")
+        return wait_until(
+            lambda: self.output.count(text) >= times,
+            lambda: f"{self.value('JobState')} {self.output}",
+        )
 
     def becomes(self, state: str) -> float:
         """Wait until it is in that state: COMPLETED, FAILED, CANCELLED, PENDING."""
-        return wait_until(lambda: self.value("JobState") == state, lambda: f"{self.value('JobState')} {self.output}")
+        return wait_until(
+            lambda: self.value("JobState") == state,
+            lambda: f"{self.value('JobState')} {self.output}",
+        )
 
 
 @pytest.fixture(scope="module")
@@ -122,17 +146,27 @@ def saved_step(workdir: Path) -> int:
 
 def resumed_at(workdir: Path) -> list[int]:
     """The steps at which a run has gone on."""
-    return [row["step"] for row in read_json_lines(workdir / "metrics.jsonl") if row.get("event") == "resumed"]
+    return [
+        row["step"]
+        for row in read_json_lines(workdir / "metrics.jsonl")
+        if row.get("event") == "resumed"
+    ]
 
 
-def test_requeue(slurm: Slurm, undisturbed: Callable[[int], Path], tmp_path: Path, measured: Measured) -> None:
-    """Time is nearly up: saved, back in the queue, and on to the weights of a run that nobody disturbed."""
+def test_requeue(
+    slurm: Slurm, undisturbed: Callable[[int], Path], tmp_path: Path, measured: Measured
+) -> None:
+    """Time is nearly up: saved, back in the queue, and on to the weights of a run that nobody
+    disturbed.
+    """
     job = slurm.submit(*SMALL, "docs/train.sbatch", tmp_path, *TINY)
     job.prints("step 25/")
     with slurm.paused():
         slurm.command("scancel", "--batch", "--signal=USR1", job.number)
     measured("SLURM, USR1: saved", job.prints("SIGTERM: saved at step"))
-    measured("SLURM: goes on after its requeue (credentials of 5 s)", job.prints("continuing from step"))
+    measured(
+        "SLURM: goes on after its requeue (credentials of 5 s)", job.prints("continuing from step")
+    )
     job.becomes("COMPLETED")
     assert job.value("Restarts") == "1"
     assert_same(tmp_path, undisturbed(2))
@@ -140,7 +174,9 @@ def test_requeue(slurm: Slurm, undisturbed: Callable[[int], Path], tmp_path: Pat
     assert step >= 25
 
 
-def test_preemption(slurm: Slurm, undisturbed: Callable[[int], Path], tmp_path: Path, measured: Measured) -> None:
+def test_preemption(
+    slurm: Slurm, undisturbed: Callable[[int], Path], tmp_path: Path, measured: Measured
+) -> None:
     """A more urgent job takes the nodes: saved within GraceTime, requeued, and finished afterwards."""
     job = slurm.submit(*SMALL, "docs/train.sbatch", tmp_path, *TINY)
     job.prints("step 25/")
@@ -154,7 +190,9 @@ def test_preemption(slurm: Slurm, undisturbed: Callable[[int], Path], tmp_path: 
     assert len(resumed_at(tmp_path)) == 1
 
 
-@pytest.mark.parametrize("how", ["scancel", pytest.param("scontrol requeue", marks=pytest.mark.by_hand)])
+@pytest.mark.parametrize(
+    "how", ["scancel", pytest.param("scontrol requeue", marks=pytest.mark.by_hand)]
+)
 def test_told_to_stop(how: str, slurm: Slurm, tmp_path: Path, measured: Measured) -> None:
     """Both save what was learnt; a cancelled job stays cancelled, the other goes on."""
     job = slurm.submit(*SMALL, "docs/train.sbatch", tmp_path, *TINY)
@@ -189,7 +227,10 @@ def test_signal_before_anything_is_saved(slurm: Slurm, tmp_path: Path) -> None:
     wait_until(slurm.network.machines[0].training, lambda: job.output)
     slurm.command("scancel", "--batch", "--signal=USR1", job.number)
     job.becomes("FAILED")
-    assert "error: stopped before anything was saved, so not requeued: is --time too short?" in job.output
+    assert (
+        "error: stopped before anything was saved, so not requeued: is --time too short?"
+        in job.output
+    )
     assert job.value("Restarts") == "0"
 
 
@@ -208,16 +249,24 @@ def test_study(slurm: Slurm, tmp_path: Path) -> None:
     for seed in (1, 2):
         workdir = tmp_path / f"seed_{seed}"
         assert saved_step(workdir) == 60
-        (row,) = (row for row in read_json_lines(workdir / "evaluation" / "results.jsonl") if row["score"] == "BPD")
+        (row,) = (
+            row
+            for row in read_json_lines(workdir / "evaluation" / "results.jsonl")
+            if row["score"] == "BPD"
+        )
         scores.append((row["value"], row["num_images"]))
         assert len(resumed_at(workdir)) == seed - 1
     assert scores[0][0] != scores[1][0]
 
 
 @pytest.mark.by_hand
-def test_srun_in_an_allocation(slurm: Slurm, undisturbed: Callable[[int], Path], tmp_path: Path) -> None:
+def test_srun_in_an_allocation(
+    slurm: Slurm, undisturbed: Callable[[int], Path], tmp_path: Path
+) -> None:
     """As typed in a shell that salloc gave."""
     line = ["salloc", "--nodes=2", "--ntasks-per-node=1", "bash", "-c"]
-    output = slurm.command(*line, f"MASTER_ADDR=node0 srun --kill-on-bad-exit=1 python {' '.join(TRAIN)} {tmp_path}")
+    output = slurm.command(
+        *line, f"MASTER_ADDR=node0 srun --kill-on-bad-exit=1 python {' '.join(TRAIN)} {tmp_path}"
+    )
     assert "processes    2" in output
     assert_same(tmp_path, undisturbed(2))

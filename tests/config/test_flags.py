@@ -93,9 +93,17 @@ def test_a_flag_means_something_or_is_refused(command: str, words: str, meaningf
 @pytest.mark.parametrize(
     ("command", "words", "line"),
     [
-        ("evaluate", "mode=spectrum k=7", "--k has no meaning with --mode=spectrum, only with --mode=prdc or"),
+        (
+            "evaluate",
+            "mode=spectrum k=7",
+            "--k has no meaning with --mode=spectrum, only with --mode=prdc or",
+        ),
         ("evaluate", "mode=elbo num_gen=7", "--num_gen has no meaning with --mode=elbo"),
-        ("evaluate", "mode=copying exact", "--exact has no meaning with --mode=copying, only with --mode=elbo"),
+        (
+            "evaluate",
+            "mode=copying exact",
+            "--exact has no meaning with --mode=copying, only with --mode=elbo",
+        ),
         ("evaluate", "save_stats mode=kid", "--mode has no meaning with --save_stats"),
         ("evaluate", "save_stats custom_name", "--dataset_path is needed with --save_stats"),
         ("evaluate", "samples config= workdir=", "--config is needed with --samples"),
@@ -143,7 +151,9 @@ def test_every_flag_is_read() -> None:
     for flag in FLAGS:
         for command in flag.commands.split():
             (script,) = (
-                place / f"{command}.py" for place in (ROOT, ROOT / "scripts" / "tools") if (place / f"{command}.py").exists()
+                place / f"{command}.py"
+                for place in (ROOT, ROOT / "scripts" / "tools")
+                if (place / f"{command}.py").exists()
             )
             text = script.read_text()
             read = rf"FLAGS\.{flag.name}\b|values\.{flag.name}\b|\"{flag.name}\""

@@ -51,7 +51,12 @@ def test_a_table_of_any_shape_in_a_release_file(table: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("table", ["np.array([0, 1, 2, 3])", "(0, 1.0, 2, 3)", "[0, 1, 2, 3]"])
 def test_a_table_may_be_set_on_our_defaults(table: str, tmp_path: Path) -> None:
-    lines = ["import numpy as np", "from configs import default", "def get_config():", "    config = default.get_config()"]
+    lines = [
+        "import numpy as np",
+        "from configs import default",
+        "def get_config():",
+        "    config = default.get_config()",
+    ]
     lines += [f"    config.model.K, config.model.blur_schedule = 3, {table}", "    return config"]
     (tmp_path / "own.py").write_text("\n".join(lines))
     assert levels_of(load(str(tmp_path / "own.py"))) == [0, 1, 2, 3]
@@ -61,7 +66,10 @@ def test_a_table_may_be_set_on_our_defaults(table: str, tmp_path: Path) -> None:
     ("schedule", "message"),
     [
         ("linear", "'linear': must be 'log', 'matched', a .npy file or the K"),
-        (0.5, r"0\.5: must be sigma_B\[0\.\.K\], with model\.K = 3 these are 4 numbers, 0 first, strictly increasing"),
+        (
+            0.5,
+            r"0\.5: must be sigma_B\[0\.\.K\], with model\.K = 3 these are 4 numbers, 0 first, strictly increasing",
+        ),
         ((0, 1, 2), "these are 4 numbers"),
         ((0, 1, 2, 2), "strictly increasing"),
         ((1, 2, 3, 4), "0 first"),
@@ -91,7 +99,10 @@ def test_files_that_are_no_schedule(tmp_path: Path) -> None:
 
 def test_matched_needs_two_ends_and_a_process_that_reads_it() -> None:
     validate(given("matched"))
-    with pytest.raises(UserError, match=r"blur_sigma_max = 0\.5: must be greater than config\.model\.blur_sigma_min = 0\.5"):
+    with pytest.raises(
+        UserError,
+        match=r"blur_sigma_max = 0\.5: must be greater than config\.model\.blur_sigma_min = 0\.5",
+    ):
         validate(given("matched", model__blur_sigma_max=0.5))
     with pytest.raises(ValueError, match="its levels are not known here"):
         build_process(given("matched"))
@@ -99,7 +110,8 @@ def test_matched_needs_two_ends_and_a_process_that_reads_it() -> None:
         config = given("matched", model__process=name, model__blur_sigma_max=blur)
         if blur > 0.5:
             with pytest.raises(
-                UserError, match=r"'matched': process 'blurring_diffusion' has .* of its own; must be left at 'log'"
+                UserError,
+                match=r"'matched': process 'blurring_diffusion' has .* of its own; must be left at 'log'",
             ):
                 validate(config)
         with pytest.raises(UserError, match=r"must be left at 'log'"):
@@ -109,7 +121,9 @@ def test_matched_needs_two_ends_and_a_process_that_reads_it() -> None:
 
 
 def test_a_checkpoint_decides(tmp_path: Path) -> None:
-    """The levels that were trained are used without file or images; others are refused in a line that says which differ."""
+    """The levels that were trained are used without file or images; others are refused in a line
+    that says which differ.
+    """
     path = tmp_path / "levels.npy"
     np.save(path, np.array(LEVELS))
     other = (0.0, 0.5, 1.0, 4.0)
@@ -118,7 +132,8 @@ def test_a_checkpoint_decides(tmp_path: Path) -> None:
             assert levels_of(as_saved(asked, to_json(trained), LEVELS, "it")) == list(LEVELS)
         for refused in ("log", other):
             with pytest.raises(
-                UserError, match=r"^it was made with another .*blur_schedule was .*, now .*sigma_B\[2\] was 0\.9, now"
+                UserError,
+                match=r"^it was made with another .*blur_schedule was .*, now .*sigma_B\[2\] was 0\.9, now",
             ):
                 as_saved(given(refused), to_json(trained), LEVELS, "it")
     with pytest.raises(UserError, match=r"blur_schedule was 4 numbers, now 'matched'$"):
@@ -127,7 +142,10 @@ def test_a_checkpoint_decides(tmp_path: Path) -> None:
     path.unlink()
     assert levels_of(as_saved(given(str(path)), saved, LEVELS, "it")) == list(LEVELS)
     np.save(path, np.array(other))
-    with pytest.raises(UserError, match=r"was '.*levels\.npy', now '.*levels\.npy' \(sigma_B\[2\] was 0\.9, now 1\)"):
+    with pytest.raises(
+        UserError,
+        match=r"was '.*levels\.npy', now '.*levels\.npy' \(sigma_B\[2\] was 0\.9, now 1\)",
+    ):
         as_saved(given(str(path)), saved, LEVELS, "it")
 
 
@@ -136,6 +154,8 @@ def test_a_checkpoint_of_an_earlier_version_is_log() -> None:
     saved = to_json(config).replace('"blur_schedule": "log",', "")
     assert "blur_schedule" not in saved
     assert as_saved(config, saved, None, "it") is config
-    assert levels_of(as_saved(given(log_levels(3, 0.5, 4.0)), saved, None, "it"))[1:3] == pytest.approx([0.5, 2**0.5])
+    assert levels_of(as_saved(given(log_levels(3, 0.5, 4.0)), saved, None, "it"))[
+        1:3
+    ] == pytest.approx([0.5, 2**0.5])
     with pytest.raises(UserError, match="blur_schedule was 'log', now 'matched'"):
         as_saved(given("matched"), saved, None, "it")

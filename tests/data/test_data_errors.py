@@ -25,7 +25,10 @@ def check_message(data: ConfigDict, *parts: str, split: datasets.Split = "train"
 
 
 def test_which_data_sets_there_are_and_which_need_a_path() -> None:
-    check_message(data_config("celeba"), "mnist5k, emoji32, mnist, cifar10, lsun_church, ffhq, afhq, folder, npy")
+    check_message(
+        data_config("celeba"),
+        "mnist5k, emoji32, mnist, cifar10, lsun_church, ffhq, afhq, folder, npy",
+    )
     for name in ("folder", "npy"):
         check_message(data_config(name), "config.data.path is empty")
 
@@ -60,7 +63,9 @@ def test_folder_with_too_few_images(tmp_path: Path) -> None:
     check_message(data_config("folder", tmp_path), "has 1 image files, where at least 2 are needed")
 
 
-def test_unlistable_subfolder_is_an_error_not_a_smaller_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unlistable_subfolder_is_an_error_not_a_smaller_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save_images(tmp_path, ["a.png", "b.png", "locked/c.png"])
     iterdir = Path.iterdir
 

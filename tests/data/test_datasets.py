@@ -32,7 +32,10 @@ from tests.images import data_config, names_of, save_images
 
 
 def test_embedded_digits_are_4500_and_500_with_50_of_each_class_held_out() -> None:
-    train, held_out = (load_images(data_config("mnist5k", size=28, channels=1), split) for split in ("train", "held_out"))
+    train, held_out = (
+        load_images(data_config("mnist5k", size=28, channels=1), split)
+        for split in ("train", "held_out")
+    )
     assert (len(train), len(held_out)) == (4500, 500)
     assert not set(names_of(train)) & set(names_of(held_out))
     with np.load(datasets.DATA / "mnist5k.npz") as file:
@@ -62,7 +65,9 @@ def mnist_files() -> dict[str, bytes]:
 
 @pytest.fixture
 def mnist_archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with tiny MNIST archives as a person might have put them there, which torchvision takes for the real ones."""
+    """A folder with tiny MNIST archives as a person might have put them there, which torchvision
+    takes for the real ones.
+    """
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
     resources = []
@@ -75,7 +80,9 @@ def mnist_archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_an_interrupted_download_continues(mnist_archives: Path) -> None:
-    """Archives with the right checksum are used, whoever put them there; a half-written one is downloaded again."""
+    """Archives with the right checksum are used, whoever put them there; a half-written one is
+    downloaded again.
+    """
     data = data_config("mnist", mnist_archives, size=28, channels=1)
     archive = mnist_archives / "MNIST" / "raw" / "t10k-labels-idx1-ubyte.gz"
     complete = archive.read_bytes()
@@ -108,9 +115,13 @@ def test_processes_that_start_together_do_not_disturb_each_others_download(
 
 
 def test_damaged_mnist_is_not_taken_for_complete(mnist_archives: Path) -> None:
-    """All four files are there, which is all that torchvision asks, but unpacking one was interrupted."""
+    """All four files are there, which is all that torchvision asks, but unpacking one was
+    interrupted.
+    """
     for name, contents in mnist_files().items():
-        (mnist_archives / "MNIST" / "raw" / name).write_bytes(contents[:-1] if "train-images" in name else contents)
+        (mnist_archives / "MNIST" / "raw" / name).write_bytes(
+            contents[:-1] if "train-images" in name else contents
+        )
     with pytest.raises(UserError, match="cannot be used"):
         load_images(data_config("mnist", mnist_archives, size=28, channels=1), "train")
 
@@ -119,24 +130,37 @@ def test_cifar10_is_read_in_rgb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     folder = tmp_path / CIFAR10.base_folder
     folder.mkdir()
     checksums = {}
-    red_green_blue = np.array([[10, 20, 30]] * 3, np.uint8).repeat(1024, axis=1)  # each row a plane after the other
+    red_green_blue = np.array([[10, 20, 30]] * 3, np.uint8).repeat(
+        1024, axis=1
+    )  # each row a plane after the other
     for name, n in (("data_batch_1", 3), ("test_batch", 2), ("batches.meta", 0)):
-        contents = pickle.dumps({"data": red_green_blue[:n], "labels": list(range(n)), "label_names": ["a"]})
+        contents = pickle.dumps(
+            {"data": red_green_blue[:n], "labels": list(range(n)), "label_names": ["a"]}
+        )
         (folder / name).write_bytes(contents)
         checksums[name] = hashlib.md5(contents).hexdigest()
     monkeypatch.setattr(CIFAR10, "train_list", [["data_batch_1", checksums["data_batch_1"]]])
     monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", checksums["test_batch"]]])
     monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": checksums["batches.meta"]})
-    sources = [load_images(data_config("CIFAR10", tmp_path, size=32), split) for split in ("train", "held_out")]
+    sources = [
+        load_images(data_config("CIFAR10", tmp_path, size=32), split)
+        for split in ("train", "held_out")
+    ]
     assert [len(source) for source in sources] == [3, 2]
-    assert load_labelled(data_config("cifar10", tmp_path, size=32), "train")[1].tolist() == [0, 1, 2]
+    assert load_labelled(data_config("cifar10", tmp_path, size=32), "train")[1].tolist() == [
+        0,
+        1,
+        2,
+    ]
     for source in sources:
         assert source[1][:, 5, 5].tolist() == [10, 20, 30]
 
 
 @pytest.fixture
 def lsun(tmp_path: Path) -> Path:
-    """LSUN with 5 training images, filled with 0, 10, ..., the last one damaged, and 1 + 1 in the other split."""
+    """LSUN with 5 training images, filled with 0, 10, ..., the last one damaged, and 1 + 1 in the
+    other split.
+    """
     for split, n in (("train", 5), ("val", 2)):
         env = lmdb.open(str(tmp_path / f"church_outdoor_{split}_lmdb"), map_size=1 << 20)
         with env.begin(write=True) as transaction:
@@ -151,16 +175,23 @@ def lsun(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_lsun_is_read_by_several_sources_and_threads(lsun: Path, num_workers: int) -> None:
     data = data_config("lsun_church", lsun)
-    sources = [load_images(data, "train"), load_images(data, "train")]  # LMDB itself refuses to open a file twice
+    sources = [
+        load_images(data, "train"),
+        load_images(data, "train"),
+    ]  # LMDB itself refuses to open a file twice
     assert (len(sources[0]), len(load_images(data, "held_out"))) == (5, 2)
     for source in sources:
         batches = list(clean_batches(source, 2, num_workers, False))
-        assert torch.cat([batch.images for batch in batches])[:, 0, 0, 0].mul(255).round().tolist() == [0, 10, 20, 30]
+        assert torch.cat([batch.images for batch in batches])[:, 0, 0, 0].mul(
+            255
+        ).round().tolist() == [0, 10, 20, 30]
         assert batches[-1].unreadable[0].startswith("key4: ")
 
 
 def test_damage_in_a_database_is_an_unreadable_image_or_an_error_of_one_line(lsun: Path) -> None:
-    """Not a traceback, nor, where a copy was interrupted, a process that dies on reading beyond the file's end."""
+    """Not a traceback, nor, where a copy was interrupted, a process that dies on reading beyond the
+    file's end.
+    """
     data, file = data_config("lsun_church", lsun), lsun / "church_outdoor_train_lmdb" / "data.mdb"
     source = load_images(data, "train")
     with file.open("r+b") as pages:
@@ -193,20 +224,35 @@ def test_lsun_neither_reads_nor_writes_pickles(lsun: Path, monkeypatch: pytest.M
 
 
 def test_afhq_takes_its_own_split_from_class_folders(tmp_path: Path) -> None:
-    save_images(tmp_path, ["train/cat/a.png", "train/dog/b.png", "train/wild/c.png", "val/cat/d.png", "val/dog/e.png"])
+    save_images(
+        tmp_path,
+        [
+            "train/cat/a.png",
+            "train/dog/b.png",
+            "train/wild/c.png",
+            "val/cat/d.png",
+            "val/dog/e.png",
+        ],
+    )
     data = data_config("afhq", tmp_path)
     assert names_of(load_images(data, "train")) == ["cat/a.png", "dog/b.png", "wild/c.png"]
     assert names_of(load_images(data, "held_out")) == ["cat/d.png", "dog/e.png"]
 
 
-def test_folder_finds_images_of_any_suffix_in_subfolders_and_leaves_out_the_rest(tmp_path: Path) -> None:
+def test_folder_finds_images_of_any_suffix_in_subfolders_and_leaves_out_the_rest(
+    tmp_path: Path,
+) -> None:
     wanted = ["a.PNG", "b.JPeG", "deep/er/c.webp", "d.tiff"]
     save_images(tmp_path, [*wanted, "notes.txt", "._a.png", ".trash/e.png", "png"])
     data = data_config("folder", tmp_path)
-    assert sorted(names_of(load_images(data, "train")) + names_of(load_images(data, "held_out"))) == sorted(wanted)
+    assert sorted(
+        names_of(load_images(data, "train")) + names_of(load_images(data, "held_out"))
+    ) == sorted(wanted)
 
 
-def test_split_of_a_folder_depends_on_names_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_split_of_a_folder_depends_on_names_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Not on the order in which the file system lists them, nor on where the folder is."""
     names = [f"{chr(97 + i % 3)}/{i}.png" for i in range(40)]
     save_images(tmp_path / "one", names)
@@ -219,7 +265,10 @@ def test_split_of_a_folder_depends_on_names_only(tmp_path: Path, monkeypatch: py
             yield folder, subfolders, files[::-1]
 
     def listed(root: Path) -> list[list[str]]:
-        return [names_of(load_images(data_config("folder", root), split)) for split in ("train", "held_out")]
+        return [
+            names_of(load_images(data_config("folder", root), split))
+            for split in ("train", "held_out")
+        ]
 
     expected = listed(tmp_path / "one")
     monkeypatch.setattr(os, "walk", backwards)
@@ -229,7 +278,9 @@ def test_split_of_a_folder_depends_on_names_only(tmp_path: Path, monkeypatch: py
 
 @pytest.mark.parametrize("num_images", [1000, 10000])
 def test_held_out_rows_are_as_good_as_random(num_images: int) -> None:
-    """Balanced modulo 2 to 10, and neighbours are held out together as often as by chance: ranks by CRC-32 fail both."""
+    """Balanced modulo 2 to 10, and neighbours are held out together as often as by chance: ranks by
+    CRC-32 fail both.
+    """
     held_out = split_indices([str(i).encode() for i in range(num_images)], "held_out")
     assert len(held_out) == num_images // 10
     for modulus in range(2, 11):
@@ -241,23 +292,35 @@ def test_held_out_rows_are_as_good_as_random(num_images: int) -> None:
 
 
 def test_the_split_never_changes() -> None:
-    """Another split would move training images into the held-out set of runs that continue. At most 1000 are held out."""
+    """Another split would move training images into the held-out set of runs that continue.
+
+    At most 1000 are held out.
+    """
     assert len(split_indices([str(i).encode() for i in range(20000)], "held_out")) == 1000
     assert len(split_indices([b"0", b"1"], "held_out")) == 1
-    assert split_indices([f"{i}.png".encode() for i in range(30)], "held_out").tolist() == [19, 22, 25]
+    assert split_indices([f"{i}.png".encode() for i in range(30)], "held_out").tolist() == [
+        19,
+        22,
+        25,
+    ]
 
 
 @pytest.mark.parametrize("shape", [(20, 8, 8), (20, 8, 8, 1), (20, 8, 8, 3), (20, 10, 9, 3)])
 def test_npy_is_memory_mapped_and_split(tmp_path: Path, shape: tuple[int, ...]) -> None:
     array = np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
     np.save(tmp_path / "a.npy", array)
-    train, held_out = (load_images(data_config("npy", tmp_path / "a.npy"), split) for split in ("train", "held_out"))
+    train, held_out = (
+        load_images(data_config("npy", tmp_path / "a.npy"), split)
+        for split in ("train", "held_out")
+    )
     assert (len(train), len(held_out)) == (18, 2)
     assert len({*names_of(train), *names_of(held_out)}) == 20
     assert isinstance(train._array, np.memmap) or isinstance(train._array.base, np.memmap)  # type: ignore[attr-defined]
     assert held_out[1].shape == (3, 8, 8)
     if shape == (20, 8, 8, 3):
-        np.testing.assert_array_equal(held_out[1], array[int(held_out.name(1).split()[1])].transpose(2, 0, 1))
+        np.testing.assert_array_equal(
+            held_out[1], array[int(held_out.name(1).split()[1])].transpose(2, 0, 1)
+        )
 
 
 @pytest.mark.parametrize(
@@ -274,7 +337,9 @@ def test_npy_is_memory_mapped_and_split(tmp_path: Path, shape: tuple[int, ...]) 
         (".", "folder", None),
     ],
 )
-def test_pictures_never_become_data(place: str, dataset: str, refused: str | None, tmp_path: Path) -> None:
+def test_pictures_never_become_data(
+    place: str, dataset: str, refused: str | None, tmp_path: Path
+) -> None:
     """Wherever links lead; data sets that are not folders may have anything beside them."""
     (tmp_path / "images").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "images")
@@ -283,5 +348,7 @@ def test_pictures_never_become_data(place: str, dataset: str, refused: str | Non
     if refused is None:
         require_outside_data(tmp_path / place, "--out", data, init=f"{tmp_path}/given")
         return
-    with pytest.raises(UserError, match=rf"--out=.*: pictures there would become images of {refused} = "):
+    with pytest.raises(
+        UserError, match=rf"--out=.*: pictures there would become images of {refused} = "
+    ):
         require_outside_data(tmp_path / place, "--out", data, init=f"{tmp_path}/given")

@@ -15,13 +15,23 @@ from torchvision import transforms
 
 from scripts.data import images
 from scripts.data.datasets import load_images, open_images
-from scripts.data.images import ArrayImages, FolderImages, UnreadableImage, bilinear, box_bicubic, fingerprint, list_images
+from scripts.data.images import (
+    ArrayImages,
+    FolderImages,
+    UnreadableImage,
+    bilinear,
+    box_bicubic,
+    fingerprint,
+    list_images,
+)
 from tests.images import data_config, decoded
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA"])
-def test_every_kind_of_png_becomes_uint8_of_the_configured_shape(tmp_path: Path, mode: str, channels: int) -> None:
+def test_every_kind_of_png_becomes_uint8_of_the_configured_shape(
+    tmp_path: Path, mode: str, channels: int
+) -> None:
     white = Image.new("RGBA", (7, 5), (255, 255, 255, 255)).convert(mode)
     pixels = decoded(tmp_path, white, channels=channels)
     assert pixels.dtype == np.uint8
@@ -47,11 +57,17 @@ def test_transparency_is_laid_over_white(tmp_path: Path, channels: int) -> None:
 
 def test_sixteen_bit_grey_is_scaled_not_cut(tmp_path: Path) -> None:
     for suffix in (".png", ".tif"):
-        assert (decoded(tmp_path, Image.fromarray(np.full((4, 4), 128 * 257, np.uint16)), suffix) == 128).all()
-    assert (decoded(tmp_path, b"P5 4 4 65535\n" + struct.pack(">H", 128 * 257) * 16, ".pgm") == 128).all()
+        assert (
+            decoded(tmp_path, Image.fromarray(np.full((4, 4), 128 * 257, np.uint16)), suffix) == 128
+        ).all()
+    assert (
+        decoded(tmp_path, b"P5 4 4 65535\n" + struct.pack(">H", 128 * 257) * 16, ".pgm") == 128
+    ).all()
 
 
-@pytest.mark.parametrize("values", [np.full((4, 4), 0.5, np.float32), np.full((4, 4), 1 << 20, np.int32)])
+@pytest.mark.parametrize(
+    "values", [np.full((4, 4), 0.5, np.float32), np.full((4, 4), 1 << 20, np.int32)]
+)
 def test_pixels_without_a_known_range_are_unreadable(tmp_path: Path, values: np.ndarray) -> None:
     with pytest.raises(UnreadableImage, match="pixels"):
         decoded(tmp_path, Image.fromarray(values), ".tif")
@@ -67,14 +83,18 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     assert pixels[:, 5:].max() < 50
 
 
-def test_a_decompression_bomb_is_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decompression_bomb_is_unreadable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(UnreadableImage, match="decompression bomb"):
         decoded(tmp_path, Image.new("L", (100, 100)))
 
 
 @pytest.mark.parametrize("kind", ["text", "compressed", "international", "profile", "many"])
-def test_a_png_whose_text_or_profile_alone_is_too_large_is_readable(tmp_path: Path, kind: str) -> None:
+def test_a_png_whose_text_or_profile_alone_is_too_large_is_readable(
+    tmp_path: Path, kind: str
+) -> None:
     """As generators of images write their workflows; what comes after it is read, too."""
     info, large, options = PngInfo(), "x" * (3 << 20), dict[str, Any]()
     if kind == "international":
@@ -107,32 +127,53 @@ def test_damaged_and_foreign_files_are_unreadable_by_name(tmp_path: Path) -> Non
 
 # --- resizing ---
 
-SIZES = [(64, 96), (65, 99), (16, 16), (19, 16), (9, 12), (100, 33)]  # 19: an odd margin, which the two crops round differently
+SIZES = [
+    (64, 96),
+    (65, 99),
+    (16, 16),
+    (19, 16),
+    (9, 12),
+    (100, 33),
+]  # 19: an odd margin, which the two crops round differently
 
 
 def picture(width: int, height: int) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(0).integers(256, size=(height, width, 3), dtype=np.uint8))
+    return Image.fromarray(
+        np.random.default_rng(0).integers(256, size=(height, width, 3), dtype=np.uint8)
+    )
 
 
 @pytest.mark.parametrize(("width", "height"), SIZES)
-def test_folders_and_arrays_are_resized_as_in_the_release(tmp_path: Path, width: int, height: int) -> None:
+def test_folders_and_arrays_are_resized_as_in_the_release(
+    tmp_path: Path, width: int, height: int
+) -> None:
     """Box halvings, bicubic, centre crop, written out with Pillow's calls."""
     size, expected = 16, picture(width, height)
     while expected.width >= 32 and expected.height >= 32:
-        expected = expected.resize((expected.width // 2, expected.height // 2), Image.Resampling.BOX)
+        expected = expected.resize(
+            (expected.width // 2, expected.height // 2), Image.Resampling.BOX
+        )
     ratio = size / min(expected.width, expected.height)
-    expected = expected.resize((round(expected.width * ratio), round(expected.height * ratio)), Image.Resampling.BICUBIC)
+    expected = expected.resize(
+        (round(expected.width * ratio), round(expected.height * ratio)), Image.Resampling.BICUBIC
+    )
     pixels = np.array(expected)
     y, x = (pixels.shape[0] - size) // 2, (pixels.shape[1] - size) // 2
     pixels = pixels[y : y + size, x : x + size].transpose(2, 0, 1)
     np.testing.assert_array_equal(decoded(tmp_path, picture(width, height), size=size), pixels)
-    np.testing.assert_array_equal(ArrayImages(np.array(picture(width, height))[None], size, 3)[0], pixels)
+    np.testing.assert_array_equal(
+        ArrayImages(np.array(picture(width, height))[None], size, 3)[0], pixels
+    )
 
 
 @pytest.mark.parametrize(("width", "height"), SIZES)
-def test_lsun_and_torchvisions_data_sets_are_resized_by_torchvisions_transforms(width: int, height: int) -> None:
+def test_lsun_and_torchvisions_data_sets_are_resized_by_torchvisions_transforms(
+    width: int, height: int
+) -> None:
     expected = transforms.CenterCrop(16)(transforms.Resize(16)(picture(width, height)))
-    np.testing.assert_array_equal(np.array(bilinear(picture(width, height), 16)), np.array(expected))
+    np.testing.assert_array_equal(
+        np.array(bilinear(picture(width, height), 16)), np.array(expected)
+    )
 
 
 # --- fingerprints ---
@@ -148,7 +189,9 @@ def test_a_fingerprint_tells_number_names_and_pixels_apart() -> None:
             ArrayImages(array, 4, 1),
             ArrayImages(other_pixels, 4, 1),
             ArrayImages(array[:99], 4, 1),
-            ArrayImages(np.roll(array, 1, 0), 4, 1, np.roll(np.arange(100), -1)),  # the same pixels by other names
+            ArrayImages(
+                np.roll(array, 1, 0), 4, 1, np.roll(np.arange(100), -1)
+            ),  # the same pixels by other names
         )
     ]
     assert prints[0] == fingerprint(ArrayImages(array.copy(), 4, 1))
@@ -179,7 +222,9 @@ def test_array_images_are_converted_when_size_or_channels_differ() -> None:
 
 
 def test_of_a_thin_image_the_middle_is_taken() -> None:
-    """A ramp of 4 x 400 pixels, for both ways of resizing: as of its middle, wherever that is cut out."""
+    """A ramp of 4 x 400 pixels, for both ways of resizing: as of its middle, wherever that is cut
+    out.
+    """
     ramp = np.repeat((np.arange(400) // 2).astype(np.uint8)[None], 4, 0)
     for resize in (box_bicubic, bilinear):
         for pixels in (ramp, ramp.T):
@@ -204,7 +249,9 @@ def test_absurdly_large_images_are_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_every_folder_is_read_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Links to a parent, to a sibling twice, and to a folder elsewhere; one line says what is left out."""
+    """Links to a parent, to a sibling twice, and to a folder elsewhere; one line says what is left
+    out.
+    """
     root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
     for file in (root / "a" / "1.png", root / "b" / "2.jfif", elsewhere / "3.PNG"):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -217,7 +264,9 @@ def test_every_folder_is_read_once(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "3 links lead to folders that are read anyway" in capsys.readouterr().err
 
 
-def test_files_that_are_left_out_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_that_are_left_out_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("1.png", "2.HEIC", "3.heic", "labels.txt", ".hidden"):
         (tmp_path / name).touch()
     assert list_images(tmp_path) == ["1.png"]
@@ -226,11 +275,17 @@ def test_files_that_are_left_out_are_counted(tmp_path: Path, capsys: pytest.Capt
 
 
 def png_of_16_bits(colour: int, pixels: np.ndarray) -> bytes:
-    """Pillow writes 16 bits of grey only. colour: 2 for RGB, 4 for grey and opacity; pixels: (H, W, C)."""
+    """Pillow writes 16 bits of grey only.
+
+    colour: 2 for RGB, 4 for grey and opacity; pixels: (H, W, C).
+    """
     header = struct.pack(">IIBBBBB", *pixels.shape[1::-1], 16, colour, 0, 0, 0)
     rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in pixels.astype(">u2")))
     chunks = [(b"IHDR", header), (b"IDAT", rows), (b"IEND", b"")]
-    packed = (struct.pack(">I", len(x)) + name + x + struct.pack(">I", zlib.crc32(name + x)) for name, x in chunks)
+    packed = (
+        struct.pack(">I", len(x)) + name + x + struct.pack(">I", zlib.crc32(name + x))
+        for name, x in chunks
+    )
     return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
 
 
@@ -238,9 +293,15 @@ RAMP = np.linspace(0, 1, 64).reshape(8, 8, 1)
 
 
 @pytest.mark.parametrize("bits", [12, 14, 16])
-@pytest.mark.parametrize("kind", ["grey.png", "grey.tif", "big-endian.tif", "colour.png", "opaque.png"])
-def test_few_levels_of_16_bits_are_said(kind: str, bits: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """In one line with counts, whichever command opens the folder; 8 bits beside it are nobody's concern."""
+@pytest.mark.parametrize(
+    "kind", ["grey.png", "grey.tif", "big-endian.tif", "colour.png", "opaque.png"]
+)
+def test_few_levels_of_16_bits_are_said(
+    kind: str, bits: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one line with counts, whichever command opens the folder; 8 bits beside it are nobody's
+    concern.
+    """
     pixels, folder = (RAMP * (2**bits - 1)).astype(np.uint16), tmp_path / "images"
     folder.mkdir()
     for i in range(3):
@@ -262,7 +323,9 @@ def test_few_levels_of_16_bits_are_said(kind: str, bits: int, tmp_path: Path, ca
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".gif", ".webp", ".png"])
-def test_pages_and_frames_that_are_not_read_are_said(suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pages_and_frames_that_are_not_read_are_said(
+    suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     frames = [Image.new("RGB", (8, 8), (60 * i, 0, 0)) for i in range(3)]
     frames[0].save(tmp_path / f"several{suffix}", save_all=True, append_images=frames[1:])
     frames[0].save(tmp_path / f"one{suffix}")
@@ -273,7 +336,9 @@ def test_pages_and_frames_that_are_not_read_are_said(suffix: str, tmp_path: Path
     assert "of 1 files that were looked at 1 have several pages" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("suffix", "name"), [(".avif", "AVIF"), (".jfif", "JPEG"), (".webp", "WEBP")])
+@pytest.mark.parametrize(
+    ("suffix", "name"), [(".avif", "AVIF"), (".jfif", "JPEG"), (".webp", "WEBP")]
+)
 def test_further_formats(suffix: str, name: str, tmp_path: Path) -> None:
     if name not in images.IMAGE_FORMATS:
         pytest.skip(f"Pillow without {name}")

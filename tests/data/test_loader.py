@@ -51,7 +51,9 @@ def assert_same(a: list[Batch], b: list[Batch]) -> None:
 
 
 def random_source(n: int = 13) -> ArrayImages:
-    return ArrayImages(np.random.default_rng(3).integers(256, size=(n, 6, 6, 3), dtype=np.uint8), 6, 3)
+    return ArrayImages(
+        np.random.default_rng(3).integers(256, size=(n, 6, 6, 3), dtype=np.uint8), 6, 3
+    )
 
 
 def make_train_batches(batch_size: int = 5) -> TrainBatches:
@@ -62,7 +64,9 @@ def test_a_batch_is_a_function_of_seed_and_step_whatever_was_asked_before() -> N
     in_order = make_train_batches()
     expected = [in_order[step] for step in range(9)]
     jumping = make_train_batches()
-    assert_same([jumping[step] for step in (8, 0, 5, 8, 3)], [expected[step] for step in (8, 0, 5, 8, 3)])
+    assert_same(
+        [jumping[step] for step in (8, 0, 5, 8, 3)], [expected[step] for step in (8, 0, 5, 8, 3)]
+    )
 
 
 def test_loader_gives_the_same_batches_with_workers_and_from_the_middle() -> None:
@@ -74,7 +78,9 @@ def test_loader_gives_the_same_batches_with_workers_and_from_the_middle() -> Non
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 7])
-def test_batches_are_read_ahead_in_other_threads_and_no_further_than_needed(num_workers: int) -> None:
+def test_batches_are_read_ahead_in_other_threads_and_no_further_than_needed(
+    num_workers: int,
+) -> None:
     """A long run must not fill the memory with batches, nor go on reading once it is closed."""
     threads = []
 
@@ -116,7 +122,9 @@ def test_flips_mirror_about_half_of_the_training_images_left_to_right() -> None:
     assert ((images[:, 0, 0, 0] == 1) ^ (images[:, 0, 0, 3] == 1)).all()
     mirrored = (images[:, 0, 0, 3] == 1).float().mean().item()
     assert 0.43 < mirrored < 0.57  # five standard deviations of 1280 throws
-    assert (TrainBatches(ArrayImages(array, 4, 1), 0, 64, False, False)[0].images[:, 0, 0, 0] == 1).all()
+    assert (
+        TrainBatches(ArrayImages(array, 4, 1), 0, 64, False, False)[0].images[:, 0, 0, 0] == 1
+    ).all()
 
 
 def test_values_are_v_over_255_or_dequantised_stay_within_their_level_and_fill_it() -> None:
@@ -125,7 +133,9 @@ def test_values_are_v_over_255_or_dequantised_stay_within_their_level_and_fill_i
     assert torch.equal(plain[0].flatten(), torch.arange(256) / 255)
     batches = TrainBatches(source, 0, 64, False, True)
     images = torch.cat([batches[step].images for step in range(20)])
-    assert torch.equal((images * 256).floor(), torch.arange(256.0).reshape(1, 16, 16).expand_as(images))
+    assert torch.equal(
+        (images * 256).floor(), torch.arange(256.0).reshape(1, 16, 16).expand_as(images)
+    )
     noise = images * 256 % 1
     assert 0 <= noise.min() < 1e-3
     assert 1 - 1e-3 < noise.max() < 1
@@ -135,7 +145,10 @@ def test_values_are_v_over_255_or_dequantised_stay_within_their_level_and_fill_i
 def test_noise_differs_between_images_steps_and_epochs() -> None:
     source = ArrayImages(np.zeros((4, 4, 4), np.uint8), 4, 1)
     training = TrainBatches(source, 0, 4, False, True)
-    for batches in ([training[step] for step in range(3)], list(HeldOutBatches(source, 0, 4, 0, True))):
+    for batches in (
+        [training[step] for step in range(3)],
+        list(HeldOutBatches(source, 0, 4, 0, True)),
+    ):
         images = torch.cat([batch.images for batch in batches])
         assert len({tuple(image.flatten().tolist()) for image in images}) == len(images)
 
@@ -154,7 +167,9 @@ def test_unreadable_training_image_is_replaced_by_the_next_readable_one_and_name
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_nothing_readable_is_a_user_error_of_one_line_even_from_a_thread(num_workers: int) -> None:
     batches = TrainBatches(WithDamage(numbered(4), {0, 1, 2, 3}), 0, 2, False, False)
-    with pytest.raises(UserError, match="none of the 4 images can be read, such as image") as caught:
+    with pytest.raises(
+        UserError, match="none of the 4 images can be read, such as image"
+    ) as caught:
         list(train_loader(batches, 0, 3, num_workers))
     assert "\n" not in str(caught.value)
 
@@ -163,15 +178,21 @@ def test_nothing_readable_is_a_user_error_of_one_line_even_from_a_thread(num_wor
 
 
 @pytest.mark.parametrize(
-    ("num_images", "expected"), [(0, list(range(10))), (4, [0, 2, 5, 7]), (7, [0, 1, 2, 4, 5, 7, 8]), (99, list(range(10)))]
+    ("num_images", "expected"),
+    [(0, list(range(10))), (4, [0, 2, 5, 7]), (7, [0, 1, 2, 4, 5, 7, 8]), (99, list(range(10)))],
 )
-def test_held_out_batches_are_spread_evenly_over_the_images(num_images: int, expected: list[int]) -> None:
+def test_held_out_batches_are_spread_evenly_over_the_images(
+    num_images: int, expected: list[int]
+) -> None:
     """Not the first ones: a data set sorted by class would be judged by its first class."""
     batches = HeldOutBatches(numbered(10), 0, 4, num_images, False)
     seen = list(batches)
     assert len(seen) == math.ceil(len(expected) / 4)
     assert torch.cat([batch.indices for batch in seen]).tolist() == expected
-    assert torch.cat([batch.images for batch in seen])[:, 0, 0, 0].mul(255).round().tolist() == expected
+    assert (
+        torch.cat([batch.images for batch in seen])[:, 0, 0, 0].mul(255).round().tolist()
+        == expected
+    )
     assert seen[0].indices.dtype == torch.int64
 
 
@@ -186,7 +207,9 @@ def test_held_out_noise_is_fixed_and_independent_of_batch_size_and_workers() -> 
     assert torch.equal(images(3, num_workers=2), expected)
     assert not torch.equal(images(4, seed=6), expected)
     source = random_source()
-    assert torch.equal((expected * 256).floor(), torch.from_numpy(np.stack([source[i] for i in range(13)])).float())
+    assert torch.equal(
+        (expected * 256).floor(), torch.from_numpy(np.stack([source[i] for i in range(13)])).float()
+    )
 
 
 def test_held_out_noise_does_not_move_to_other_images_when_one_becomes_unreadable() -> None:
@@ -212,7 +235,9 @@ def test_clean_batches_may_have_the_mirror_image_after_each_image(batch_size: in
     images = torch.cat([batch.images for batch in batches])
     assert torch.equal(images[0::2], plain)
     assert torch.equal(images[1::2], plain.flip(3))  # left and right
-    assert torch.cat([batch.indices for batch in batches]).tolist() == [i for i in range(13) if i != 4 for _ in range(2)]
+    assert torch.cat([batch.indices for batch in batches]).tolist() == [
+        i for i in range(13) if i != 4 for _ in range(2)
+    ]
 
 
 def test_ordered_batches_name_every_unreadable_image() -> None:

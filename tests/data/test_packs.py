@@ -42,23 +42,43 @@ def packed(data: ConfigDict, directory: Path) -> ConfigDict:
 
 
 def photographs(folder: Path, n: int = 40, size: int = 20) -> ConfigDict:
-    """Grey images in two subfolders, one of them damaged, and one with a name that cannot be printed."""
+    """Grey images in two subfolders, one of them damaged, and one with a name that cannot be
+    printed.
+    """
     save_images(folder, [f"{'ab'[i % 2]}/{i}.png" for i in range(n)], size)
     (folder / "a" / "20.png").write_bytes(b"damaged")
     (folder / "a" / "22.png").rename(folder / "a" / os.fsdecode(b"\xff\x1b.png"))
     return data_config("folder", folder)
 
 
-@pytest.fixture(params=["folder", "ffhq", "afhq", "npy", "npy, other size", "mnist5k", "emoji32", "mnist", "lsun_church"])
+@pytest.fixture(
+    params=[
+        "folder",
+        "ffhq",
+        "afhq",
+        "npy",
+        "npy, other size",
+        "mnist5k",
+        "emoji32",
+        "mnist",
+        "lsun_church",
+    ]
+)
 def data(request: pytest.FixtureRequest, tmp_path: Path) -> ConfigDict:
     """The data section of a configuration for each kind of data set."""
     name: str = request.param
     if name in ("folder", "ffhq"):
         photographs(tmp_path / "images")
     elif name == "afhq":
-        save_images(tmp_path / "images", ["train/cat/a.png", "train/dog/b.png", "train/c.png", "val/cat/d.png", "val/e.png"])
+        save_images(
+            tmp_path / "images",
+            ["train/cat/a.png", "train/dog/b.png", "train/c.png", "val/cat/d.png", "val/e.png"],
+        )
     elif name.startswith("npy"):
-        np.save(tmp_path / "images", np.random.default_rng(0).integers(256, size=(30, 9, 9, 3), dtype=np.uint8))
+        np.save(
+            tmp_path / "images",
+            np.random.default_rng(0).integers(256, size=(30, 9, 9, 3), dtype=np.uint8),
+        )
         return data_config("npy", tmp_path / "images.npy", size=9 if name == "npy" else 6)
     elif name in ("mnist5k", "emoji32"):
         return data_config(name, channels=1 if name == "mnist5k" else 3)
@@ -75,7 +95,11 @@ def test_the_same_data_set(data: ConfigDict, tmp_path: Path) -> None:
     for split in SPLITS:
         one, other = load_images(data, split), load_images(there, split)
         assert isinstance(other, PackedImages)
-        assert (len(one), one.shape, fingerprint(one)) == (len(other), other.shape, fingerprint(other))
+        assert (len(one), one.shape, fingerprint(one)) == (
+            len(other),
+            other.shape,
+            fingerprint(other),
+        )
         assert [one.name(i) for i in range(len(one))] == [other.name(i) for i in range(len(one))]
         for of in (
             lambda source: list(clean_batches(source, 7, 0, True, mirrored=True)),
@@ -103,7 +127,9 @@ class Killed(BaseException):
 
 
 def killed_at(patch: pytest.MonkeyPatch, sync: int) -> None:
-    """Die at the `sync`-th time that something has to reach the disk, when it is written and not yet recorded."""
+    """Die at the `sync`-th time that something has to reach the disk, when it is written and not
+    yet recorded.
+    """
     calls = iter(range(100))
 
     def fsync(descriptor: int) -> None:
@@ -122,9 +148,11 @@ def at_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("sync", [*range(1, 7), 24, 25])
-def test_killed_and_continued(sync: int, at_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While it is described, in the first blocks and at the end: half a pack is refused, and completed without reading again
-    what is there.
+def test_killed_and_continued(
+    sync: int, at_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it is described, in the first blocks and at the end: half a pack is refused, and
+    completed without reading again what is there.
     """
     monkeypatch.setattr(packs, "BLOCK", 5 * 8 * 8 * 3)  # 40 images are 8 blocks
     data = data_config("folder", at_once / "images")
@@ -137,7 +165,9 @@ def test_killed_and_continued(sync: int, at_once: Path, tmp_path: Path, monkeypa
         if thread.name.startswith("reader"):
             thread.join()
     for split in SPLITS:
-        with pytest.raises(UserError, match="half a pack: the command that began it, given again, completes it"):
+        with pytest.raises(
+            UserError, match="half a pack: the command that began it, given again, completes it"
+        ):
             load_images(half, split)
     readable = tmp_path / "pack" / "all.readable.npy"
     there = len(np.load(readable)) if readable.exists() else 0
@@ -156,11 +186,20 @@ def test_killed_and_continued(sync: int, at_once: Path, tmp_path: Path, monkeypa
     assert sorted(read[40:]) == list(range(there, 40)), "the first 40 were for the fingerprint"
     for name in (WHOLE, "all.npy", "all.readable.npy"):
         assert (tmp_path / "pack" / name).read_bytes() == (at_once / "pack" / name).read_bytes()
-    assert {path.name for path in (tmp_path / "pack").iterdir()} == {WHOLE, "all.npy", "all.readable.npy", ".lock"}
+    assert {path.name for path in (tmp_path / "pack").iterdir()} == {
+        WHOLE,
+        "all.npy",
+        "all.readable.npy",
+        ".lock",
+    }
 
 
 def files(directory: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in directory.rglob("*")
+        if path.is_file()
+    }
 
 
 def refused(directory: Path, data: ConfigDict, match: str) -> None:
@@ -174,7 +213,9 @@ def refused(directory: Path, data: ConfigDict, match: str) -> None:
 
 
 def test_nothing_else_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A whole pack or half a one, of other images, names or sizes; other files. The same again changes nothing."""
+    """A whole pack or half a one, of other images, names or sizes; other files. The same again
+    changes nothing.
+    """
     data = photographs(tmp_path / "images")
     pack(data, tmp_path / "pack")
     before = files(tmp_path / "pack")
@@ -186,7 +227,9 @@ def test_nothing_else_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         with pytest.raises(Killed):
             pack(data, tmp_path / "half")
     for directory in (tmp_path / "pack", tmp_path / "half"):
-        refused(directory, data_config("folder", data.path, size=7), "a pack of other images or sizes")
+        refused(
+            directory, data_config("folder", data.path, size=7), "a pack of other images or sizes"
+        )
         refused(directory, data_config("ffhq", data.path), "a pack of other images or sizes")
     save_images(tmp_path / "images", ["b/3.png"])
     for directory in (tmp_path / "pack", tmp_path / "half"):
@@ -206,7 +249,10 @@ def test_a_disk_that_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_two_at_once(tmp_path: Path) -> None:
     data = photographs(tmp_path / "images")
     pack(data, tmp_path / "pack")
-    with exclusive(tmp_path / "pack", "taken"), ProcessPoolExecutor(1, get_context("fork")) as other:
+    with (
+        exclusive(tmp_path / "pack", "taken"),
+        ProcessPoolExecutor(1, get_context("fork")) as other,
+    ):
         error = other.submit(pack, data, tmp_path / "pack").exception()
     assert "is being packed already" in str(error)
 
@@ -227,7 +273,9 @@ def test_images_that_change_meanwhile(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_packs_that_cannot_be_used(tmp_path: Path) -> None:
-    """Each in a line that names key and value: of another size, of another kind, as the source of a pack, damaged."""
+    """Each in a line that names key and value: of another size, of another kind, as the source of a
+    pack, damaged.
+    """
     data = pack(photographs(tmp_path / "images"), tmp_path / "pack")
 
     def line(data: ConfigDict) -> str:
@@ -237,8 +285,12 @@ def test_packs_that_cannot_be_used(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
-    assert "a pack with data.image_size = 8, not 7" in line(data_config("folder", data.path, size=7))
-    assert "a pack with data.num_channels = 3, not 1" in line(data_config("folder", data.path, channels=1))
+    assert "a pack with data.image_size = 8, not 7" in line(
+        data_config("folder", data.path, size=7)
+    )
+    assert "a pack with data.num_channels = 3, not 1" in line(
+        data_config("folder", data.path, channels=1)
+    )
     assert "a pack with data.dataset = 'folder', not 'npy'" in line(data_config("npy", data.path))
     with pytest.raises(UserError, match=r"config\.data\.path = .*: is a pack already"):
         pack(data, tmp_path / "again")
@@ -273,7 +325,9 @@ def test_memory_does_not_hold_the_images(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_how_many_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """-1: this process's share of the cores for files, one for what is on a disk, none for what is in memory."""
+    """-1: this process's share of the cores for files, one for what is on a disk, none for what is
+    in memory.
+    """
     data = photographs(tmp_path / "images")
     files, there = load_images(data, "train"), load_images(pack(data, tmp_path / "pack"), "train")
     array = load_images(data_config("mnist5k", channels=1), "train")
@@ -285,6 +339,11 @@ def test_how_many_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "0")  # not known
     assert num_threads(-1, files) == 12
     monkeypatch.setattr(distributed, "CPU_MAX", tmp_path / "cpu.max")
-    for quota, cores in (("max 100000", 12), ("400000 100000", 4), ("150000 100000", 2), ("1000 100000", 1)):
+    for quota, cores in (
+        ("max 100000", 12),
+        ("400000 100000", 4),
+        ("150000 100000", 2),
+        ("1000 100000", 1),
+    ):
         (tmp_path / "cpu.max").write_text(f"{quota}\n")
         assert num_threads(-1, files) == cores, "of a container"

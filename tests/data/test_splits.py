@@ -30,7 +30,10 @@ def both(data: ConfigDict) -> tuple[list[str], list[str]]:
 @pytest.fixture
 def subjects(tmp_path: Path) -> ConfigDict:
     """Thirty subjects with 1 to 7 images each."""
-    save_images(tmp_path / "images", [f"sub-{i:02}/scan-{j}.png" for i in range(30) for j in range(1 + i % 7)])
+    save_images(
+        tmp_path / "images",
+        [f"sub-{i:02}/scan-{j}.png" for i in range(30) for j in range(1 + i % 7)],
+    )
     data = data_config("folder", tmp_path / "images", channels=1)
     data.group_pattern = PATTERN
     return data
@@ -46,11 +49,16 @@ def test_all_images_of_a_subject_are_on_one_side(subjects: ConfigDict, tmp_path:
     whole = names_of(load_whole(subjects)["all"])
     assert sorted(train_names + held_out) == whole
     tenth = len(whole) // 10
-    assert tenth - 1 <= len(held_out) <= tenth + 1, "as near to a tenth of the images as whole subjects come"
+    assert tenth - 1 <= len(held_out) <= tenth + 1, (
+        "as near to a tenth of the images as whole subjects come"
+    )
     sides = load_images(subjects, "train"), load_images(subjects, "held_out")
     text = describe(tiny_config(data__group_pattern=PATTERN), CPU, *sides, 0)
     groups = [len(set(map(subject_of, names))) for names in (train_names, held_out)]
-    assert f"{len(train_names)} training images, {len(held_out)} held out; {groups[0]} groups for tr" in text
+    assert (
+        f"{len(train_names)} training images, {len(held_out)} held out; {groups[0]} groups for tr"
+        in text
+    )
     assert f" for training, {groups[1]} held out" in text
     write_pack(tmp_path / "pack", subjects, load_whole(subjects))
     subjects.path = str(tmp_path / "pack")
@@ -70,8 +78,13 @@ def test_all_images_of_a_subject_are_on_one_side(subjects: ConfigDict, tmp_path:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("naming", range(6))
-def test_a_large_group_is_held_out_only_if_there_is_nothing_else(sizes: list[int], held_out: int, naming: int) -> None:
-    """Whatever the groups are called. Before, one subject with 900 of 1,000 images was held out in 5 of 6 namings."""
+def test_a_large_group_is_held_out_only_if_there_is_nothing_else(
+    sizes: list[int], held_out: int, naming: int
+) -> None:
+    """Whatever the groups are called.
+
+    Before, one subject with 900 of 1,000 images was held out in 5 of 6 namings.
+    """
     keys = [f"{naming}-{group}".encode() for group, size in enumerate(sizes) for _ in range(size)]
     train, held = ({*split_indices(keys, split).tolist()} for split in ("train", "held_out"))
     assert (len(held), train | held, train & held) == (held_out, set(range(len(keys))), set())
@@ -79,12 +92,17 @@ def test_a_large_group_is_held_out_only_if_there_is_nothing_else(sizes: list[int
 
 
 def test_held_out_images_of_their_own(tmp_path: Path) -> None:
-    """Nothing is held out of the others; a data set with a split of its own keeps its training part."""
+    """Nothing is held out of the others; a data set with a split of its own keeps its training
+    part.
+    """
     save_images(tmp_path / "images", [f"{i}.png" for i in range(30)])
     save_images(tmp_path / "other", ["a.png", "b.png"])
     np.save(tmp_path / "array.npy", np.zeros((20, 8, 8), np.uint8))
     data = data_config("folder", tmp_path / "images", channels=1)
-    for path, names in ((tmp_path / "other", ["a.png", "b.png"]), (tmp_path / "array.npy", [f"image {i}" for i in range(20)])):
+    for path, names in (
+        (tmp_path / "other", ["a.png", "b.png"]),
+        (tmp_path / "array.npy", [f"image {i}" for i in range(20)]),
+    ):
         data.held_out_path = str(path)
         assert (len(both(data)[0]), both(data)[1]) == (30, names)
         write_pack(tmp_path / f"pack of {path.stem}", data, load_whole(data))
@@ -96,7 +114,9 @@ def test_held_out_images_of_their_own(tmp_path: Path) -> None:
     data.held_out_path = str(tmp_path / "pack")
     assert both(data)[1] == ["a.png", "b.png"]
     data.image_size = 4
-    with pytest.raises(UserError, match=r"data\.held_out_path=.*is a pack with data\.image_size = 8, not 4"):
+    with pytest.raises(
+        UserError, match=r"data\.held_out_path=.*is a pack with data\.image_size = 8, not 4"
+    ):
         both(data)
     array = data_config("npy", tmp_path / "array.npy", channels=1)
     array.held_out_path = str(tmp_path / "other")
@@ -104,7 +124,10 @@ def test_held_out_images_of_their_own(tmp_path: Path) -> None:
     digits = data_config("mnist5k", size=28, channels=1)
     digits.held_out_path = str(tmp_path / "other")
     assert (len(both(digits)[0]), len(both(digits)[1])) == (4500, 2)
-    assert {part: len(images) for part, images in load_whole(digits).items()} == {"train": 4500, "held_out": 500}
+    assert {part: len(images) for part, images in load_whole(digits).items()} == {
+        "train": 4500,
+        "held_out": 500,
+    }
     with pytest.raises(UserError, match=r"held_out_path = .*: has no labels"):
         load_labelled(digits, "held_out")
 
@@ -112,8 +135,16 @@ def test_held_out_images_of_their_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("group_pattern", r"(sub-0\d)/", "must match every file, but does not match sub-10/scan-0.png"),
-        ("group_pattern", "(sub)-", "must tell at least 2 subjects apart, but all files are of 'sub'"),
+        (
+            "group_pattern",
+            r"(sub-0\d)/",
+            "must match every file, but does not match sub-10/scan-0.png",
+        ),
+        (
+            "group_pattern",
+            "(sub)-",
+            "must tell at least 2 subjects apart, but all files are of 'sub'",
+        ),
         ("group_pattern", "(x)?sub", "must match every file, but does not match sub-00/scan-0.png"),
         ("held_out_path", "not/there", "not/there: cannot be used"),
         ("held_out_path", "{images}", "must be apart from config.data.path"),
@@ -131,11 +162,17 @@ def test_bad_splits(key: str, value: str, message: str, subjects: ConfigDict) ->
 
 def test_settings_that_do_not_go_together() -> None:
     for pattern in ("(", "sub"):
-        with pytest.raises(UserError, match=r"group_pattern = .*: must be a regular expression with a group"):
+        with pytest.raises(
+            UserError, match=r"group_pattern = .*: must be a regular expression with a group"
+        ):
             validate(tiny_config(data__group_pattern=pattern))
-    with pytest.raises(UserError, match=r"group_pattern = .*: must be empty with config\.data\.held_out_path = 'x'"):
+    with pytest.raises(
+        UserError, match=r"group_pattern = .*: must be empty with config\.data\.held_out_path = 'x'"
+    ):
         validate(tiny_config(data__group_pattern=PATTERN, data__held_out_path="x"))
-    with pytest.raises(UserError, match=r"group_pattern = .*'mnist5k' is split otherwise; must be empty"):
+    with pytest.raises(
+        UserError, match=r"group_pattern = .*'mnist5k' is split otherwise; must be empty"
+    ):
         load_images(tiny_config(data__group_pattern=PATTERN).data, "train")
 
 
@@ -148,10 +185,15 @@ def test_a_checkpoint_knows_its_split(tmp_path: Path) -> None:
             with pytest.raises(UserError, match=r"config\.data\.held_out_path was 'a', now ''"):
                 refuse_differences(to_json(saved), other, free, "it")
         with pytest.raises(UserError, match=r"config\.data\.group_pattern was '', now"):
-            refuse_differences(to_json(tiny_config()), tiny_config(data__group_pattern=PATTERN), free, "it")
+            refuse_differences(
+                to_json(tiny_config()), tiny_config(data__group_pattern=PATTERN), free, "it"
+            )
     save_images(tmp_path / "other", ["a.png", "b.png"])
     config = tiny_config(data__held_out_path=str(tmp_path / "other"))
     assert train(config, tmp_path / "run") == 0
     save_images(tmp_path / "other", ["c.png"])
-    with pytest.raises(UserError, match=r"on other held-out images than 'mnist5k' now has \(2 then, 3 now, other names"):
+    with pytest.raises(
+        UserError,
+        match=r"on other held-out images than 'mnist5k' now has \(2 then, 3 now, other names",
+    ):
         train(config, tmp_path / "run")

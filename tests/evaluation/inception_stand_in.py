@@ -1,4 +1,6 @@
-"""A small TorchScript module in the place of `inception-2015-12-05.pt`, with that file's calling convention."""
+"""A small TorchScript module in the place of `inception-2015-12-05.pt`, with that file's calling
+convention.
+"""
 
 from pathlib import Path
 
@@ -8,7 +10,9 @@ from torch import nn
 
 
 class _Layers(nn.Module):
-    """Normalised images (B, 3, 299, 299) to features (B, 2048): rectified random sums of means over patches."""
+    """Normalised images (B, 3, 299, 299) to features (B, 2048): rectified random sums of means over
+    patches.
+    """
 
     weights: torch.Tensor
 
@@ -22,7 +26,9 @@ class _Layers(nn.Module):
 
 
 class StandIn(nn.Module):
-    """Images (B, 3, H, W) of values 0..255, which it resizes itself, to features; `layers` alone takes resized ones."""
+    """Images (B, 3, H, W) of values 0..255, which it resizes itself, to features; `layers` alone
+    takes resized ones.
+    """
 
     def __init__(self) -> None:
         super().__init__()

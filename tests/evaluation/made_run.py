@@ -27,6 +27,9 @@ def make_run(config: ConfigDict, workdir: Path) -> None:
         "prior": build_process(config).build_prior([images]).state_dict(),
         "config": to_json(config),
         "data": fingerprint(source)
-        | {f"held_out_{key}": value for key, value in fingerprint(load_images(config.data, "held_out")).items()},
+        | {
+            f"held_out_{key}": value
+            for key, value in fingerprint(load_images(config.data, "held_out")).items()
+        },
     }
     checkpoint.write_meta(workdir, contents)

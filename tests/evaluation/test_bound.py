@@ -1,4 +1,6 @@
-"""The bound on the likelihood: its terms, a case whose answer is known, and the levels that estimates of it look at."""
+"""The bound on the likelihood: its terms, a case whose answer is known, and the levels that
+estimates of it look at.
+"""
 
 import functools
 import math
@@ -23,11 +25,22 @@ from scripts.estimate import Estimate
 from scripts.evaluation.bound import Measurement, draw_strata, level_table, measure
 from scripts.runtime.device import Precision
 from scripts.sampling.sampler import Sampler
-from tests.gaussian import MEAN, SIGMA, SIZE, VARIANCES, gaussian_images, posterior_mean, posterior_variance
+from tests.gaussian import (
+    MEAN,
+    SIGMA,
+    SIZE,
+    VARIANCES,
+    gaussian_images,
+    posterior_mean,
+    posterior_variance,
+)
 
 DELTA, K = 0.0125, 12
 BLUR = DCTBlur(blur_schedule(K, 0.5, 5.0), SIZE, SIZE)
-PAPER, RELEASED = (heat_dissipation(BLUR, SIGMA, num_channels=1, protocol=protocol) for protocol in ("paper", "released"))
+PAPER, RELEASED = (
+    heat_dissipation(BLUR, SIGMA, num_channels=1, protocol=protocol)
+    for protocol in ("paper", "released")
+)
 KERNEL = isotropic(PAPER, DELTA)
 
 
@@ -47,14 +60,23 @@ def batches(u: torch.Tensor, size: int = 64) -> Iterator[Batch]:
 
 
 def sampler(
-    seed: int, process: GaussianProcess = PAPER, model: Denoiser = best_denoiser, kernel: GaussianKernel | None = None
+    seed: int,
+    process: GaussianProcess = PAPER,
+    model: Denoiser = best_denoiser,
+    kernel: GaussianKernel | None = None,
 ) -> Sampler:
     precision = Precision.named(torch.device("cpu"), "float32")
-    return Sampler(model, process, BANK, kernel or KERNEL, "", DELTA, seed, precision, (1, SIZE, SIZE))
+    return Sampler(
+        model, process, BANK, kernel or KERNEL, "", DELTA, seed, precision, (1, SIZE, SIZE)
+    )
 
 
-def measured(images: torch.Tensor, seed: int = 3, num_levels: int = K, batch_size: int = 256, **options: Any) -> Measurement:
-    return measure(sampler(seed, **options), batches(images, max(1, batch_size // 4)), batch_size, num_levels)
+def measured(
+    images: torch.Tensor, seed: int = 3, num_levels: int = K, batch_size: int = 256, **options: Any
+) -> Measurement:
+    return measure(
+        sampler(seed, **options), batches(images, max(1, batch_size // 4)), batch_size, num_levels
+    )
 
 
 def idle(u: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
@@ -75,14 +97,18 @@ def exact_bound() -> dict[str, torch.Tensor]:
 
 
 def closed_form(protocol: str) -> dict[str, float]:
-    """Expectations of the bound's parts over such images, for a prior of one component at their mean."""
+    """Expectations of the bound's parts over such images, for a prior of one component at their
+    mean.
+    """
     N = SIZE**2
     constant = 0.5 * (SIGMA**2 / DELTA**2 * N - N + 2 * N * math.log(DELTA / SIGMA))
     kept = BLUR.alpha(torch.tensor([K]))[0, 0]
     prior = constant + 0.5 * float((kept**2 * VARIANCES).sum()) / DELTA**2
     levels = range(2, K + 1) if protocol == "paper" else range(1, K)
     intermediate = sum(constant + 0.5 * expected_squared_error(k) / DELTA**2 for k in levels)
-    reconstruction = 0.5 * expected_squared_error(1) / DELTA**2 + N * math.log(DELTA * math.sqrt(2 * math.pi))
+    reconstruction = 0.5 * expected_squared_error(1) / DELTA**2 + N * math.log(
+        DELTA * math.sqrt(2 * math.pi)
+    )
     return {
         "prior": prior,
         "intermediate": intermediate,
@@ -94,7 +120,9 @@ def closed_form(protocol: str) -> dict[str, float]:
 @pytest.mark.parametrize("num_levels", [K, 4])
 @pytest.mark.parametrize("protocol", ["paper", "released"])
 def test_known_answer(protocol: str, num_levels: int) -> None:
-    """Every part of the bound of the best model on Gaussian data is its expectation, within the standard error."""
+    """Every part of the bound of the best model on Gaussian data is its expectation, within the
+    standard error.
+    """
     process = PAPER if protocol == "paper" else RELEASED
     bound = measured(IMAGES, 0, num_levels, process=process).bound(process, BANK, KERNEL)
     for name, expected in closed_form(protocol).items():
@@ -109,14 +137,20 @@ def test_squared_errors_by_level() -> None:
     for row in rows:
         assert row.error.num_images == len(IMAGES)
         assert abs(row.error.value - expected_squared_error(row.k)) < 4 * row.error.standard_error
-        assert row.term.value - row.without_errors == pytest.approx(row.error.value / (2 * DELTA**2), rel=1e-4)
+        assert row.term.value - row.without_errors == pytest.approx(
+            row.error.value / (2 * DELTA**2), rel=1e-4
+        )
     bound = exact_bound()
-    assert sum(row.term.value for row in rows[1:]) == pytest.approx(bound["intermediate"].mean().item())
+    assert sum(row.term.value for row in rows[1:]) == pytest.approx(
+        bound["intermediate"].mean().item()
+    )
     assert rows[0].term.value == pytest.approx(bound["reconstruction"].mean().item())
 
 
 def test_bits_per_dim() -> None:
-    """A model that spreads its mass evenly over [0, 1]^N has a density of 1 and needs 8 bits for each of 256 values."""
+    """A model that spreads its mass evenly over [0, 1]^N has a density of 1 and needs 8 bits for
+    each of 256 values.
+    """
     nats = torch.tensor([0.0, -10 * math.log(2)])
     assert bits_per_dim(nats, 10, discrete=False).tolist() == pytest.approx([8.0, 7.0])
     assert bits_per_dim(-nats, 10, discrete=True).tolist() == pytest.approx([0.0, 1.0])
@@ -126,7 +160,9 @@ def test_sums_of_both_protocols() -> None:
     """The release has level 1 in place of level K."""
     assert list(PAPER.bound_levels(KERNEL)) == list(range(2, K + 1))
     assert list(RELEASED.bound_levels(KERNEL)) == list(range(1, K))
-    assert list(RELEASED.bound_levels(isotropic(RELEASED, DELTA, (5, 3, 2, 0)))) == [3, 5], "of a part of the levels"
+    assert list(RELEASED.bound_levels(isotropic(RELEASED, DELTA, (5, 3, 2, 0)))) == [3, 5], (
+        "of a part of the levels"
+    )
     last = PAPER.terms(exact().errors[:, -1], exact().levels[:, -1], KERNEL)
     released = measured(IMAGES, process=RELEASED)
     torch.testing.assert_close(released.errors[:, 1:], exact().errors[:, :-1])
@@ -137,9 +173,13 @@ def test_sums_of_both_protocols() -> None:
 
 
 def test_one_level_has_no_intermediate_terms() -> None:
-    process = heat_dissipation(DCTBlur(blur_schedule(1, 0.5, 5.0), SIZE, SIZE), SIGMA, num_channels=1)
+    process = heat_dissipation(
+        DCTBlur(blur_schedule(1, 0.5, 5.0), SIZE, SIZE), SIGMA, num_channels=1
+    )
     kernel = isotropic(process, DELTA)
-    bound = measured(IMAGES[:5], num_levels=3, process=process, model=idle, kernel=kernel).bound(process, BANK, kernel)
+    bound = measured(IMAGES[:5], num_levels=3, process=process, model=idle, kernel=kernel).bound(
+        process, BANK, kernel
+    )
     torch.testing.assert_close(bound["total"], bound["prior"] + bound["reconstruction"])
     assert not bound["intermediate"].any()
 
@@ -153,7 +193,11 @@ def test_one_level_from_each_stratum(num_levels: int, num_draws: int, seed: int)
         assert drawn == list(levels)
     else:
         for stratum, level in enumerate(drawn):
-            assert stratum * num_levels / num_draws - 1 < level - 2 < (stratum + 1) * num_levels / num_draws
+            assert (
+                stratum * num_levels / num_draws - 1
+                < level - 2
+                < (stratum + 1) * num_levels / num_draws
+            )
 
 
 def test_levels_are_equally_likely() -> None:
@@ -163,15 +207,21 @@ def test_levels_are_equally_likely() -> None:
 
 
 def subset(levels: torch.Tensor) -> Measurement:
-    """What measuring at these levels (B, n) would have given: the noise belongs to the level, so it is part of `exact`."""
-    errors = exact().errors.gather(1, (levels - 2)[:, :, None].expand(-1, -1, exact().errors.shape[2]))
+    """What measuring at these levels (B, n) would have given: the noise belongs to the level, so it
+    is part of `exact`.
+    """
+    errors = exact().errors.gather(
+        1, (levels - 2)[:, :, None].expand(-1, -1, exact().errors.shape[2])
+    )
     return Measurement(levels, errors, exact().first_errors, exact().summary, exact().num_levels)
 
 
 def test_estimates_agree_with_all_levels() -> None:
     """Network calls at drawn levels are those that looking at all levels makes."""
     estimate = measured(IMAGES, num_levels=4)
-    torch.testing.assert_close(estimate.errors, subset(estimate.levels).errors, rtol=1e-4, atol=1e-8)
+    torch.testing.assert_close(
+        estimate.errors, subset(estimate.levels).errors, rtol=1e-4, atol=1e-8
+    )
     assert (estimate.levels.shape[1], exact().levels.shape[1]) == (4, K - 1)
     difference = Estimate.of(estimate.bound(PAPER, BANK, KERNEL)["total"] - exact_bound()["total"])
     assert abs(difference.value) < 3 * difference.standard_error

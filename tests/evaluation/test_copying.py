@@ -8,7 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model_code.spectrum import octaves
-from scripts.evaluation.copying import nearer_than_held_out, nearest_training_images, ratio_of_medians
+from scripts.evaluation.copying import (
+    nearer_than_held_out,
+    nearest_training_images,
+    ratio_of_medians,
+)
 from scripts.evaluation.pixels import interval
 from scripts.evaluation.spectrum import low_pass
 
@@ -17,9 +21,16 @@ CPU = torch.device("cpu")
 
 def brute_force(images: np.ndarray, training: np.ndarray, space: str) -> np.ndarray:
     """All distances (Q, M) by SciPy's DCT."""
-    low = low_pass(octaves(*images.shape[2:])).numpy() if space == "low_pass" else np.ones(images.shape[2:], bool)
+    low = (
+        low_pass(octaves(*images.shape[2:])).numpy()
+        if space == "low_pass"
+        else np.ones(images.shape[2:], bool)
+    )
     low[0, 0] = False
-    x, y = (scipy.fft.dctn(each / 255, axes=(2, 3), norm="ortho")[..., low] for each in (images, training))
+    x, y = (
+        scipy.fft.dctn(each / 255, axes=(2, 3), norm="ortho")[..., low]
+        for each in (images, training)
+    )
     x, y = x.reshape(len(x), -1), y.reshape(len(y), -1)
     return np.sqrt(((x[:, None] - y) ** 2).sum(2))
 
@@ -33,7 +44,10 @@ def test_brute_force(block: int, seed: int) -> None:
     images[3] = training[11]
     images[4] = training[2]
     images[4, 1] = images[4, 1] // 2 + 9
-    parts = ((np.arange(100 + i, 100 + min(i + block, 13)), training[i : i + block]) for i in range(0, 13, block))
+    parts = (
+        (np.arange(100 + i, 100 + min(i + block, 13)), training[i : i + block])
+        for i in range(0, 13, block)
+    )
     found = nearest_training_images(images, parts, CPU)
     assert set(found) == {"pixels", "low_pass"}
     for space, (distances, nearest) in found.items():
@@ -43,7 +57,9 @@ def test_brute_force(block: int, seed: int) -> None:
 
 
 def test_planted_copies() -> None:
-    """Copies are found by both distances if they are brighter as a whole, by the low-pass alone if they are grainy."""
+    """Copies are found by both distances if they are brighter as a whole, by the low-pass alone if
+    they are grainy.
+    """
     rng = np.random.default_rng(0)
     training = rng.integers(60, 190, (300, 1, 16, 16), dtype=np.uint8)
     new, held_out = (rng.integers(60, 190, (100, 1, 16, 16), dtype=np.uint8) for _ in range(2))
@@ -65,7 +81,9 @@ def test_planted_copies() -> None:
 
 
 def test_one_grey_level_is_told_from_none() -> None:
-    """A distance of one grey level in one pixel, where a product in float32 would round 100 times as much away."""
+    """A distance of one grey level in one pixel, where a product in float32 would round 100 times
+    as much away.
+    """
     training = np.full((2, 1, 64, 64), 255, np.uint8)
     training[:, :, ::2] = 0
     training[0, 0, 5, 5] = 254
@@ -78,7 +96,9 @@ def test_one_grey_level_is_told_from_none() -> None:
 
 @pytest.mark.parametrize("scale", [1.0, 0.5])
 def test_intervals_hold_the_truth(scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the share nearer than 99% and of the ratio of medians, for uniform distances, where both are known."""
+    """Of the share nearer than 99% and of the ratio of medians, for uniform distances, where both
+    are known.
+    """
     monkeypatch.setattr("scripts.evaluation.pixels.REPLICATES", 200)
     rng = np.random.default_rng(0)
     held, spread = [], []

@@ -1,4 +1,6 @@
-"""Distances between features: against clean-fid, written-out sums, known answers and repeated draws."""
+"""Distances between features: against clean-fid, written-out sums, known answers and repeated
+draws.
+"""
 
 import numpy as np
 import pytest
@@ -21,7 +23,9 @@ CPU = torch.device("cpu")
 def features(seed: int, count: int, d: int = 6) -> np.ndarray:
     """Correlated, not centred, float32 (count, d); the same distribution for every seed."""
     mixing = np.random.default_rng(99).standard_normal((d, d)) / d**0.5
-    return (np.random.default_rng(seed).standard_normal((count, d)) @ mixing + 0.3).astype(np.float32)
+    return (np.random.default_rng(seed).standard_normal((count, d)) @ mixing + 0.3).astype(
+        np.float32
+    )
 
 
 def test_frechet_distance_is_clean_fids() -> None:
@@ -42,9 +46,13 @@ def test_frechet_distance_of_singular_covariances() -> None:
 
 
 def test_kernel_distance_is_clean_fids() -> None:
-    """With as many images on either side as in a subset, all subsets are the same, whatever their order."""
+    """With as many images on either side as in a subset, all subsets are the same, whatever their
+    order.
+    """
     x, y = features(0, 40), 1.1 * features(1, 40)
-    assert kernel_estimate(x, y, 0).value == pytest.approx(cleanfid_fid.kernel_distance(y, x), rel=1e-5)
+    assert kernel_estimate(x, y, 0).value == pytest.approx(
+        cleanfid_fid.kernel_distance(y, x), rel=1e-5
+    )
 
 
 def test_kernel_distance_is_a_function_of_the_seed() -> None:
@@ -54,7 +62,9 @@ def test_kernel_distance_is_a_function_of_the_seed() -> None:
 
 
 def spread_ratio(found: list[Estimate]) -> float:
-    """Stated standard errors over the standard deviation of the values, for estimates from fresh sets of samples."""
+    """Stated standard errors over the standard deviation of the values, for estimates from fresh
+    sets of samples.
+    """
     stated = np.mean([one.standard_error**2 for one in found])
     return float(np.sqrt(stated / np.var([one.value for one in found], ddof=1)))
 
@@ -67,7 +77,10 @@ def test_frechet_standard_error_is_that_of_repeated_draws() -> None:
     assert 0.83 < spread_ratio(found) < 1.2
 
 
-@pytest.mark.parametrize(("d", "scale", "reference_images", "subsets"), [(60, 1.0, 600, 8), (6, 1.3, 60, 2), (6, 1.3, 150, 8)])
+@pytest.mark.parametrize(
+    ("d", "scale", "reference_images", "subsets"),
+    [(60, 1.0, 600, 8), (6, 1.3, 60, 2), (6, 1.3, 150, 8)],
+)
 def test_kernel_standard_error_is_that_of_repeated_draws(
     d: int, scale: float, reference_images: int, subsets: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,19 +94,26 @@ def test_kernel_standard_error_is_that_of_repeated_draws(
 def test_frechet_distance_of_draws_from_the_reference() -> None:
     moments = Gaussian(np.zeros(6), np.diag([4.0, 2, 1, 1, 0.5, 0]))
     rng = np.random.default_rng(0)
-    found = [frechet_estimate(rng.standard_normal((300, 6)) @ moments.sigma**0.5, moments)[0].value for _ in range(200)]
+    found = [
+        frechet_estimate(rng.standard_normal((300, 6)) @ moments.sigma**0.5, moments)[0].value
+        for _ in range(200)
+    ]
     assert frechet_of_reference(moments, 300) == pytest.approx(np.mean(found), rel=0.08)
 
 
 def test_differences_are_paired_by_influence() -> None:
-    """Samples of the same seeds at two settings: the error of their FID's difference, far below those of the values."""
+    """Samples of the same seeds at two settings: the error of their FID's difference, far below
+    those of the values.
+    """
     moments = Gaussian.of(features(1000, 300))
     differences, errors, alone = [], [], []
     for seed in range(100):
         x = 1.3 * features(seed, 200)
         y = 1.02 * x + 0.05 * features(10_000 + seed, 200)
         found = [frechet_estimate(points, moments) for points in (x, y)]
-        one, other = (Result("FID", estimate, {}, per_image=influence) for estimate, influence in found)
+        one, other = (
+            Result("FID", estimate, {}, per_image=influence) for estimate, influence in found
+        )
         paired = difference(other, one)
         assert paired is not None
         differences.append(paired.value)

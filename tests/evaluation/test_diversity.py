@@ -17,14 +17,20 @@ SIZE = 8
 BINS = octaves(SIZE, SIZE)
 
 
-def drawn(rng: np.random.Generator, S: int, M: int, between: np.ndarray, within: np.ndarray) -> np.ndarray:
-    """Images uint8 (S * M, 1, 8, 8) of standard deviations (8, 8) by DCT coefficient between and within seeds."""
+def drawn(
+    rng: np.random.Generator, S: int, M: int, between: np.ndarray, within: np.ndarray
+) -> np.ndarray:
+    """Images uint8 (S * M, 1, 8, 8) of standard deviations (8, 8) by DCT coefficient between and
+    within seeds.
+    """
     seeds = field(rng, S, between).repeat(M, axis=0)
     return to_uint8(seeds + field(rng, S * M, within) - 0.5)
 
 
 def test_known_variances_are_found() -> None:
-    """Low frequencies differ between seeds, high ones within; means are unbiased, intervals hold the truth."""
+    """Low frequencies differ between seeds, high ones within; means are unbiased, intervals hold
+    the truth.
+    """
     between = np.where(BINS.numpy() >= 2, 0.1, 0.0)
     within = np.where(BINS.numpy() < 2, 0.05, 0.02)
     truth_within = np.bincount(BINS.flatten(), (within**2 + 1 / 12 / 255**2).ravel())
@@ -52,7 +58,9 @@ def test_sums_are_plain_analysis_of_variance() -> None:
 
 
 def test_predictions_for_heat() -> None:
-    """What the prior hands over is exp(-2 lambda t_K) of each coefficient; an ideal reverse process is Wiener's filter."""
+    """What the prior hands over is exp(-2 lambda t_K) of each coefficient; an ideal reverse process
+    is Wiener's filter.
+    """
     config = tiny_config()
     process, source = build_process(config), load_images(config.data, "train")
     images = torch.from_numpy(np.stack([source[i] for i in range(200)])) / 255
@@ -63,10 +71,14 @@ def test_predictions_for_heat() -> None:
     exact = torch.arange(SIZE * SIZE).view(SIZE, SIZE)
     given, ideal = predicted_within(data.variance, handed.variance, 0.5, exact)
     n, m = np.mgrid[:SIZE, :SIZE]
-    decay = np.exp(-2 * np.pi**2 * (n**2 + m**2) / SIZE**2 * config.model.blur_sigma_max**2 / 2).ravel()
+    decay = np.exp(
+        -2 * np.pi**2 * (n**2 + m**2) / SIZE**2 * config.model.blur_sigma_max**2 / 2
+    ).ravel()
     np.testing.assert_allclose(given, 1 - decay, atol=1e-4)
     # Wiener: of y = a x + noise, x keeps var(x) - (a var(x))^2 / (a^2 var(x) + noise^2).
     x = data.variance.numpy().ravel()
     left = x - decay * x**2 / (decay * x + 0.5**2)
     np.testing.assert_allclose(ideal, left / x, rtol=1e-3)
-    assert predicted_within(data.variance, 0 * data.variance, 0.0, BINS)[1].tolist() == [1.0] * (int(BINS.max()) + 1)
+    assert predicted_within(data.variance, 0 * data.variance, 0.0, BINS)[1].tolist() == [1.0] * (
+        int(BINS.max()) + 1
+    )

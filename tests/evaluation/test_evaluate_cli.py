@@ -1,4 +1,6 @@
-"""evaluate.py as a user types it, and the bound of a trained model from the checkpoint to the files."""
+"""evaluate.py as a user types it, and the bound of a trained model from the checkpoint to the
+files.
+"""
 
 import csv
 import subprocess
@@ -40,27 +42,52 @@ def evaluate(place: Path, *args: object) -> subprocess.CompletedProcess[str]:
 
 
 def bound_evaluation(config: ConfigDict, place: Path, **changes: Any) -> BoundEvaluation:
-    options: dict[str, Any] = {"split": "test", "num_images": 12, "num_levels_per_image": 2, "exact": False, "batch_size": 16}
+    options: dict[str, Any] = {
+        "split": "test",
+        "num_images": 12,
+        "num_levels_per_image": 2,
+        "exact": False,
+        "batch_size": 16,
+    }
     return BoundEvaluation(config, place / "runs" / "tiny", place / "results", **options | changes)
 
 
-def bound(config: ConfigDict, place: Path, *, delta: float = 0.0125, **changes: Any) -> list[Result]:
+def bound(
+    config: ConfigDict, place: Path, *, delta: float = 0.0125, **changes: Any
+) -> list[Result]:
     evaluation = bound_evaluation(config, place, **changes)
     return evaluation(checkpoint=0, choice=Choice(delta), seed=1)
 
 
 def test_bound_from_the_command_line(trained: Path) -> None:
-    args = ["--mode=elbo", "--delta=0.013", "--num_images=20", "--num_levels_per_image=2", "--experiment_name=E"]
+    args = [
+        "--mode=elbo",
+        "--delta=0.013",
+        "--num_images=20",
+        "--num_levels_per_image=2",
+        "--experiment_name=E",
+    ]
     result = evaluate(trained, *args, "--param_name=mine")
     assert result.returncode == 0, result.stderr
-    for part in ("20 images (test), 2 of 4 levels", "prior", "intermediate", "reconstruction", "total"):
+    for part in (
+        "20 images (test), 2 of 4 levels",
+        "prior",
+        "intermediate",
+        "reconstruction",
+        "total",
+    ):
         assert part in result.stdout
     directory = trained / "runs" / "mnist5k" / "evaluation_results" / "E"
     assert (directory / "ELBO_log.txt").read_text().startswith("mine, ELBO: ")
     kept = read_json_lines(trained / "runs" / "tiny" / "evaluation" / "results.jsonl")
     elbo, row = (row for row in kept if row["param_name"] == "mine")
     assert (elbo["score"], row["score"]) == ("ELBO", "BPD")
-    assert (float(row["delta"]), row["seed"], row["checkpoint_step"], row["num_images"]) == (0.013, 42, 7, 20)
+    assert (float(row["delta"]), row["seed"], row["checkpoint_step"], row["num_images"]) == (
+        0.013,
+        42,
+        7,
+        20,
+    )
     assert row["precision"] == "float32"
     folder = directory / f"bound_step_7_delta_0.013_{row['key'][:8]}"
     with Image.open(folder / "bound_by_level.png") as picture:
@@ -68,7 +95,9 @@ def test_bound_from_the_command_line(trained: Path) -> None:
     with (folder / "bound_by_level.csv").open() as file:
         assert [int(line["k"]) for line in csv.DictReader(file)] == [1, 2, 3, 4, 5]
     values = {name: part["value"] for name, part in row["nats"].items()}
-    assert values["prior"] + values["intermediate"] + values["reconstruction"] == pytest.approx(values["total"])
+    assert values["prior"] + values["intermediate"] + values["reconstruction"] == pytest.approx(
+        values["total"]
+    )
 
 
 def test_sweep_from_the_command_line(trained: Path) -> None:
@@ -92,7 +121,9 @@ def test_delta_needs_no_new_network_calls(trained: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("scripts.evaluation.bound.measure", None)
     results = evaluation(checkpoint=0, choice=Choice(0.0125), seed=1)
     monkeypatch.undo()
-    assert [result.estimate for result in results] == [result.estimate for result in bound(small_config(), trained)]
+    assert [result.estimate for result in results] == [
+        result.estimate for result in bound(small_config(), trained)
+    ]
 
 
 def test_bits_for_every_model_unless_the_images_are_left_as_they_are(trained: Path) -> None:
@@ -112,7 +143,9 @@ def test_images_that_the_bound_leaves_out_are_said(
     trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = data_set_images(small_config().data, "test")
-    monkeypatch.setattr("scripts.evaluation.bound.data_set_images", lambda *_: WithDamage(found, {0, 41}))
+    monkeypatch.setattr(
+        "scripts.evaluation.bound.data_set_images", lambda *_: WithDamage(found, {0, 41})
+    )
     assert bound(small_config(), trained)[0].estimate.num_images == 10
     expected = "2 of 12 images to evaluate cannot be read: image 0: damaged for the test; image 41: damaged for the test"
     assert expected in capsys.readouterr().err
@@ -124,16 +157,34 @@ def test_no_bound_without_noise(trained: Path) -> None:
 
 
 BAD: dict[str, tuple[list[str], str]] = {
-    "two deltas": (["--mode=elbo", "--delta=0.01", "--sweep=delta=0.01,0.02"], "--delta and --sweep=delta=...: choose one"),
-    "seeds of a bound": (["--mode=elbo", "--init=held_out"], "--init has no meaning with --mode=elbo"),
-    "level of no seeds": (["--mode=fid", "--from_level=2"], "--from_level has no meaning without --init"),
-    "samples that were drawn": (["--mode=fid", "--samples=x", "--delta=0.1"], "--delta has no meaning with --samples"),
-    "statistics of a run": (["--save_stats", "--custom_name=x"], "--config has no meaning with --save_stats"),
+    "two deltas": (
+        ["--mode=elbo", "--delta=0.01", "--sweep=delta=0.01,0.02"],
+        "--delta and --sweep=delta=...: choose one",
+    ),
+    "seeds of a bound": (
+        ["--mode=elbo", "--init=held_out"],
+        "--init has no meaning with --mode=elbo",
+    ),
+    "level of no seeds": (
+        ["--mode=fid", "--from_level=2"],
+        "--from_level has no meaning without --init",
+    ),
+    "samples that were drawn": (
+        ["--mode=fid", "--samples=x", "--delta=0.1"],
+        "--delta has no meaning with --samples",
+    ),
+    "statistics of a run": (
+        ["--save_stats", "--custom_name=x"],
+        "--config has no meaning with --save_stats",
+    ),
     "pictures among images": (
         ["--mode=spectrum", "--config.data.held_out_path=/no", "--out=/no/x"],
         "--out=/no/x: pictures there would become images of config.data.held_out_path = '/no'",
     ),
-    "missing checkpoint in a sweep": (["--mode=elbo", "--sweep=checkpoint=0,7"], "has no checkpoints/checkpoint_7.pth"),
+    "missing checkpoint in a sweep": (
+        ["--mode=elbo", "--sweep=checkpoint=0,7"],
+        "has no checkpoints/checkpoint_7.pth",
+    ),
 }
 
 

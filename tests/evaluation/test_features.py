@@ -1,4 +1,6 @@
-"""Features are kept and continued; the classifier is good enough to measure with, and the same every time."""
+"""Features are kept and continued; the classifier is good enough to measure with, and the same
+every time.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,9 @@ class Counting:
 EXPECTED = np.array([[i, -i] for i in range(30)], np.float32)
 
 
-def test_an_interrupted_computation_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_computation_continues(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Files come as the work goes on; another batch size and more images go on from them."""
     monkeypatch.setattr("scripts.evaluation.features.SECONDS_BETWEEN_FILES", -1)
     first, second, third = Counting(stop_at=12), Counting(), Counting()
@@ -53,7 +57,9 @@ def test_finished_features_are_read(tmp_path: Path) -> None:
     cached_features(tmp_path, "a", 10, 4, Counting(), "")
     for key, expected in (("a", []), ("b", [(0, 4), (4, 6)])):
         compute = Counting()
-        np.testing.assert_array_equal(cached_features(tmp_path, key, 6, 4, compute, ""), EXPECTED[:6])
+        np.testing.assert_array_equal(
+            cached_features(tmp_path, key, 6, 4, compute, ""), EXPECTED[:6]
+        )
         assert compute.asked == expected
 
 
@@ -71,7 +77,9 @@ class Means:
 
 def test_folders_are_read_at_native_size_and_without_what_is_unreadable(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    pixels = [rng.integers(0, 256, shape, dtype=np.uint8) for shape in ((5, 7, 3), (6, 6), (5, 7, 3))]
+    pixels = [
+        rng.integers(0, 256, shape, dtype=np.uint8) for shape in ((5, 7, 3), (6, 6), (5, 7, 3))
+    ]
     for i, image in enumerate(pixels):
         Image.fromarray(image).save(tmp_path / f"{i}.png")
     (tmp_path / "1a.png").write_bytes(b"no image")
@@ -80,27 +88,43 @@ def test_folders_are_read_at_native_size_and_without_what_is_unreadable(tmp_path
     found = rows["features"]
     np.testing.assert_allclose(found[[0, 1, 3], 0], [image.mean() for image in pixels], rtol=1e-5)
     assert np.isnan(found[2]).all()
-    assert rows["crc32"].tolist() == [*checksums([images[0], images[1]]), 0, *checksums([images[3]])]
+    assert rows["crc32"].tolist() == [
+        *checksums([images[0], images[1]]),
+        0,
+        *checksums([images[3]]),
+    ]
 
 
 def test_labels_belong_to_their_images() -> None:
     data = tiny_config(data__image_size=28).data
     source, labels = load_labelled(data, "held_out")
-    assert (len(source), len(labels), labels.dtype, labels.min(), labels.max()) == (500, 500, np.int64, 0, 9)
-    ink = {digit: np.mean([source[int(i)].mean() for i in np.flatnonzero(labels == digit)]) for digit in (0, 1)}
+    assert (len(source), len(labels), labels.dtype, labels.min(), labels.max()) == (
+        500,
+        500,
+        np.int64,
+        0,
+        9,
+    )
+    ink = {
+        digit: np.mean([source[int(i)].mean() for i in np.flatnonzero(labels == digit)])
+        for digit in (0, 1)
+    }
     assert ink[0] > 1.5 * ink[1]
 
 
 def test_a_data_set_without_labels() -> None:
     data = tiny_config(data__dataset="npy").data
     with pytest.raises(
-        UserError, match="'npy' has no labels, mnist5k, emoji32, mnist, cifar10 have; use --feature_extractor=inception"
+        UserError,
+        match="'npy' has no labels, mnist5k, emoji32, mnist, cifar10 have; use --feature_extractor=inception",
     ):
         load_labelled(data, "train")
 
 
 def test_the_included_classifier(tmp_path: Path) -> None:
-    """The same weights on every machine, so that scores compare: nothing is trained, nothing written."""
+    """The same weights on every machine, so that scores compare: nothing is trained, nothing
+    written.
+    """
     classifier = classifier_features(tmp_path, tiny_config(data__image_size=28).data, CPU)
     assert classifier.settings == {"extractor": "classifier", "weights_crc32": 1323292831}
     assert classifier.accuracy == pytest.approx(0.976, abs=0.003)
@@ -119,7 +143,9 @@ def test_a_classifier_of_other_data_is_accurate_reproducible_and_kept(tmp_path: 
     again = classifier_features(tmp_path / "a", data, CPU, steps=60)
     assert file.stat().st_mtime_ns == written
     assert (again.settings, again.accuracy) == (classifier.settings, classifier.accuracy)
-    short = [classifier_features(tmp_path / name, data, CPU, steps=3).settings for name in ("b", "c")]
+    short = [
+        classifier_features(tmp_path / name, data, CPU, steps=3).settings for name in ("b", "c")
+    ]
     assert short[0] == short[1]
     pixels = torch.randint(0, 256, (2, 1, 14, 14), dtype=torch.uint8)
     assert again(pixels).shape == (2, 64)

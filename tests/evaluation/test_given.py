@@ -36,14 +36,18 @@ def scores(run: Path, **changes: Any) -> list[Result]:
         "batch_size": 8, "num_gen": 11, "reference": "", "dataset_split": "held_out", "cleanfid_mode": "clean",
         "feature_extractor": "inception", "inception_path": "", "metrics": MODES["fid"], "cache": run / "cache",
     } | changes  # fmt: skip
-    return SampleEvaluation(tiny_config(), run, **options)(checkpoint=0, choice=Choice(0.05), seed=5)
+    return SampleEvaluation(tiny_config(), run, **options)(
+        checkpoint=0, choice=Choice(0.05), seed=5
+    )
 
 
 @pytest.mark.parametrize("per_init", [None, 3])
 def test_exported_samples_have_the_scores_of_drawn_ones(
     per_init: int | None, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As PNG files and as an array; and a model's samples as a reference are at no distance from themselves."""
+    """As PNG files and as an array; and a model's samples as a reference are at no distance from
+    themselves.
+    """
     monkeypatch.setitem(EXTRACTORS, "inception", lambda _: Recorder())
     choice = Choice(0.05, init="held_out" if per_init else None, per_init=per_init)
     sampler, trained = load_sampler(tiny_config(), run, 0, choice=choice, seed=5, scoring=True)
@@ -92,20 +96,30 @@ def test_a_set_has_no_distance_from_itself(
         Image.fromarray(image).save(folder / f"{i:02d}.png")
     np.savez(tmp_path / "imgs.npz", pixels)
     save_statistics("x", folder, Recorder(), "clean", 8)
-    given = GivenSamples.read(str(tmp_path / f"imgs{suffix if suffix == '.npz' else ''}"), tiny_config(), 5)
-    name = {"reference": "x", "dataset_split": "custom"} if suffix == "custom" else {"reference": str(folder) + suffix}
+    given = GivenSamples.read(
+        str(tmp_path / f"imgs{suffix if suffix == '.npz' else ''}"), tiny_config(), 5
+    )
+    name = (
+        {"reference": "x", "dataset_split": "custom"}
+        if suffix == "custom"
+        else {"reference": str(folder) + suffix}
+    )
     capsys.readouterr()
     (same,) = scores(run, given=given, num_gen=12, **name)
     assert same.estimate.value == pytest.approx(0, abs=1e-3)
     assert "x 20" not in "".join(capsys.readouterr())
     scores(run, given=given)
-    assert "samples are 24 x 20 pixels, and made 8 x 8 as the data set's images are" in "".join(capsys.readouterr())
+    assert "samples are 24 x 20 pixels, and made 8 x 8 as the data set's images are" in "".join(
+        capsys.readouterr()
+    )
     scores(run, reference=str(folder))
     line = "samples are 8 x 8 pixels, reference images 24 x 20; each is taken at its own size"
     assert line in "".join(capsys.readouterr())
 
 
-def test_arrays_of_a_reference_are_taken_as_they_are(tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arrays_of_a_reference_are_taken_as_they_are(
+    tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Neither resized nor cropped, whatever the configuration's size."""
     recorder = Recorder()
     monkeypatch.setitem(EXTRACTORS, "inception", lambda _: recorder)
@@ -114,11 +128,15 @@ def test_arrays_of_a_reference_are_taken_as_they_are(tmp_path: Path, run: Path, 
     scores(run, reference=str(tmp_path / "others.npz"))
     np.testing.assert_array_equal(recorder.batches[0], pixels[:8].transpose(0, 3, 1, 2))
     np.savez(tmp_path / "wrong.npz", pixels / 255)
-    with pytest.raises(UserError, match=r"wrong\.npz: cannot be used .*holds float64 \(9, 10, 14, 3\)"):
+    with pytest.raises(
+        UserError, match=r"wrong\.npz: cannot be used .*holds float64 \(9, 10, 14, 3\)"
+    ):
         scores(run, reference=str(tmp_path / "wrong.npz"))
 
 
-def test_samples_that_cannot_be_scored(tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_that_cannot_be_scored(
+    tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A sample that cannot be read is no sample that can be left out."""
     monkeypatch.setitem(EXTRACTORS, "inception", lambda _: Recorder())
     folder = tmp_path / "made"

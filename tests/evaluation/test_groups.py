@@ -56,7 +56,9 @@ TRAINING = powers(pixels(draw(np.random.default_rng(1000), np.arange(2000), 16))
 def spectra(seed: int, groups: Groups) -> Measured:
     samples = pixels(1.2 * draw(np.random.default_rng(seed), GROUPS, 16))
     found = compare(powers(samples, BINS, CPU, groups), TRAINING, RADIAL, 0, groups)[:, 0]
-    return {f"spectrum {i}": (float(value), float(error)) for i, (value, error) in enumerate(found.T)}
+    return {
+        f"spectrum {i}": (float(value), float(error)) for i, (value, error) in enumerate(found.T)
+    }
 
 
 def distances(seed: int, groups: Groups) -> Measured:
@@ -65,7 +67,9 @@ def distances(seed: int, groups: Groups) -> Measured:
     found = {"ratio": ratio_of_medians, "nearer": nearer_than_held_out}
     drawn = {name: measure(ours, held_out, seed, groups) for name, measure in found.items()}
     own = Estimate.of(torch.from_numpy(ours < 0.2), groups)
-    return {name: (value, float(each.std())) for name, (value, each) in drawn.items()} | pairs({"own": own})
+    return {name: (value, float(each.std())) for name, (value, each) in drawn.items()} | pairs(
+        {"own": own}
+    )
 
 
 @pytest.mark.parametrize("measure", [features, spectra, distances])
@@ -107,7 +111,9 @@ def test_point_estimates_of_groups() -> None:
         patch.setattr("scripts.evaluation.distances.SUBSETS", 2)
         for given, biased in ((GROUPS, False), (None, True)):
             found = [kernel_estimate(*pair, 0, given).value for pair in drawn]
-            assert (np.mean(found) > 3 * np.std(found) / len(found) ** 0.5) == biased, "they have one distribution"
+            assert (np.mean(found) > 3 * np.std(found) / len(found) ** 0.5) == biased, (
+                "they have one distribution"
+            )
 
 
 def test_one_initial_image_has_no_error() -> None:

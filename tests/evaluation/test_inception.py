@@ -37,7 +37,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         folder = tmp_path_factory.mktemp(f"images{number}")
         for i in range(40):
             shape = [(20, 20, 3), (31, 24, 3), (28, 28)][i % 3]
-            Image.fromarray(rng.integers(0, contrast, shape, dtype=np.uint8)).save(folder / f"{i}.png")
+            Image.fromarray(rng.integers(0, contrast, shape, dtype=np.uint8)).save(
+                folder / f"{i}.png"
+            )
         made.append(folder)
     return made[0], made[1]
 
@@ -50,11 +52,19 @@ def clean_fid(weights: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return InceptionV3W(str(weights.parent), download=False, resize_inside=resize_inside)
 
     monkeypatch.setattr(cleanfid.features, "InceptionV3W", load)
-    return {"device": CPU, "num_workers": 0, "verbose": False, "use_dataparallel": False, "batch_size": 1}
+    return {
+        "device": CPU,
+        "num_workers": 0,
+        "verbose": False,
+        "use_dataparallel": False,
+        "batch_size": 1,
+    }
 
 
 @pytest.mark.parametrize("mode", ["clean", "legacy_tensorflow"])
-def test_fid_and_kid_are_clean_fids(mode: str, weights: Path, folders: tuple[Path, Path], clean_fid: dict[str, Any]) -> None:
+def test_fid_and_kid_are_clean_fids(
+    mode: str, weights: Path, folders: tuple[Path, Path], clean_fid: dict[str, Any]
+) -> None:
     """On two folders, through clean-fid's `compute_fid` and `compute_kid`.
 
     Its root of a 2048 x 2048 matrix takes 15 s, so that FID is of the first 30 features.
@@ -66,7 +76,11 @@ def test_fid_and_kid_are_clean_fids(mode: str, weights: Path, folders: tuple[Pat
     )
     whole = cleanfid.features.build_feature_extractor(mode, CPU, use_dataparallel=False)
     expected = cleanfid_fid.compute_fid(
-        str(folders[1]), str(folders[0]), mode=mode, custom_feat_extractor=lambda x: whole(x)[:, :30], **clean_fid
+        str(folders[1]),
+        str(folders[0]),
+        mode=mode,
+        custom_feat_extractor=lambda x: whole(x)[:, :30],
+        **clean_fid,
     )
     found, _ = frechet_estimate(generated[:, :30], Gaussian.of(reference[:, :30]))
     assert found.value == pytest.approx(expected, rel=1e-4)
@@ -77,7 +91,9 @@ def test_fid_and_kid_are_clean_fids(mode: str, weights: Path, folders: tuple[Pat
 def test_legacy_pytorch_features_are_clean_fids(
     folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The whole network, from PyTorch's folder of downloads, with weights that are its initial ones."""
+    """The whole network, from PyTorch's folder of downloads, with weights that are its initial
+    ones.
+    """
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     file = tmp_path / "checkpoints" / inception_pytorch.FID_WEIGHTS_URL.rsplit("/", 1)[-1]
     file.parent.mkdir()
@@ -87,7 +103,9 @@ def test_legacy_pytorch_features_are_clean_fids(
         torch.save(inception_pytorch.fid_inception_v3().state_dict(), file)
     model = cleanfid.features.build_feature_extractor("legacy_pytorch", CPU, use_dataparallel=False)
     files = [str(folders[0] / name) for name in ("0.png", "3.png")]
-    expected = cleanfid_fid.get_files_features(files, model, 0, 2, CPU, "legacy_pytorch", verbose=False)
+    expected = cleanfid_fid.get_files_features(
+        files, model, 0, 2, CPU, "legacy_pytorch", verbose=False
+    )
     pixels = np.stack([np.asarray(Image.open(name)).transpose(2, 0, 1) for name in files])
     found = InceptionFeatures("legacy_pytorch", "", CPU)(torch.from_numpy(pixels))
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
@@ -105,7 +123,9 @@ def test_where_weights_are_looked_for(weights: Path, monkeypatch: pytest.MonkeyP
     assert weights_file() == weights
 
 
-def test_weights_that_are_not_there_or_damaged(tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_are_not_there_or_damaged(
+    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One line: which file, from where, and how to say where it is. Nothing half-written."""
 
     def offline(*_: object, **__: object) -> None:
@@ -114,9 +134,16 @@ def test_weights_that_are_not_there_or_damaged(tmp_path: Path, weights: Path, mo
     monkeypatch.setattr("torch.hub.urlopen", offline)
     with pytest.raises(UserError) as error:
         weights_file(str(tmp_path))
-    for part in (str(tmp_path / weights.name), "https://nvlabs-fi-cdn", "Network is unreachable", "--inception_path"):
+    for part in (
+        str(tmp_path / weights.name),
+        "https://nvlabs-fi-cdn",
+        "Network is unreachable",
+        "--inception_path",
+    ):
         assert part in str(error.value)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / weights.name).write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(UserError, match=f"{weights.name}: cannot be loaded for --cleanfid_mode=clean"):
+    with pytest.raises(
+        UserError, match=f"{weights.name}: cannot be loaded for --cleanfid_mode=clean"
+    ):
         InceptionFeatures("clean", str(tmp_path), CPU)

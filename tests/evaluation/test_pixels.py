@@ -33,7 +33,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return workdir
 
 
-def evaluate(run: Path, mode: str, config: ConfigDict | None = None, num_gen: int = 12, **choice: Any) -> list[Result]:
+def evaluate(
+    run: Path, mode: str, config: ConfigDict | None = None, num_gen: int = 12, **choice: Any
+) -> list[Result]:
     evaluation = SampleEvaluation(
         config or tiny_config(), run, cache=run / "evaluation", metrics=MODES[mode], batch_size=8, num_gen=num_gen,
         reference="", dataset_split="train", cleanfid_mode="clean", feature_extractor="inception", inception_path="",
@@ -47,7 +49,11 @@ def test_spectrum_of_a_run(run: Path) -> None:
     assert [result.score for result in found] == ["LogSpectralDistance", "VarianceRatio"]
     assert found == evaluate(run, "spectrum")
     settings = distance.settings
-    assert (settings["training_images"], settings["held_out_images"], settings["checkpoint_step"]) == (4500, 12, 7)
+    assert (
+        settings["training_images"],
+        settings["held_out_images"],
+        settings["checkpoint_step"],
+    ) == (4500, 12, 7)
     assert list(settings["by_octave"]) == ["2-4 px", "4-8 px", "8-16 px", "16-32 px", "constant"]
     assert settings["held_out"] < distance.estimate.value == settings["value_at_held_out_images"]
     assert ratio.per_image is not None
@@ -58,18 +64,27 @@ def test_spectrum_of_a_run(run: Path) -> None:
 
 
 @pytest.mark.parametrize("random_flip", [False, True])
-def test_copies_of_ones_own_seed(run: Path, random_flip: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that gives back the image that it starts from, or its mirror image, copies its own seed, every time."""
+def test_copies_of_ones_own_seed(
+    run: Path, random_flip: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that gives back the image that it starts from, or its mirror image, copies its own
+    seed, every time.
+    """
     config = tiny_config(data__random_flip=random_flip)
     source = load_images(config.data, "train")
     flip = slice(None, None, -1 if random_flip else 1)
 
     def give_back(self: Any, indices: range) -> torch.Tensor:
         assert self.seeds is not None
-        return torch.from_numpy(np.stack([source[i][..., flip] for i in self.origins(indices)]) / 255)
+        return torch.from_numpy(
+            np.stack([source[i][..., flip] for i in self.origins(indices)]) / 255
+        )
 
     monkeypatch.setattr("scripts.sampling.sampler.Sampler.independent", give_back)
-    monkeypatch.setattr("scripts.evaluation.scores.cached_features", lambda _, __, count, *rest: rest[1](range(count)))
+    monkeypatch.setattr(
+        "scripts.evaluation.scores.cached_features",
+        lambda _, __, count, *rest: rest[1](range(count)),
+    )
     found = {result.score: result for result in evaluate(run, "copying", config, init="train")}
     assert len(found) == 6
     for suffix in ("", "LowPass"):
@@ -79,10 +94,14 @@ def test_copies_of_ones_own_seed(run: Path, random_flip: bool, monkeypatch: pyte
 
 
 def test_where_samples_start(run: Path) -> None:
-    """At the row of the prior that was drawn, if the prior has one for each training image or mirror image."""
+    """At the row of the prior that was drawn, if the prior has one for each training image or
+    mirror image.
+    """
     samples = np.zeros((5, 1, 8, 8), np.uint8)
     sampler, _ = load_sampler(tiny_config(), run, 0)
-    assert starting_positions(PixelInputs(samples, sampler, tiny_config().data)) is None, "the prior is of 100 images"
+    assert starting_positions(PixelInputs(samples, sampler, tiny_config().data)) is None, (
+        "the prior is of 100 images"
+    )
     sampler, _ = load_sampler(tiny_config(), run, 0, from_data=True)
     rows = sampler.origins(range(5))
     assert max(rows) > 4500
@@ -96,29 +115,43 @@ def test_where_samples_start(run: Path) -> None:
 
 
 def test_diversity_of_a_run(run: Path) -> None:
-    found = {result.score: result.estimate.value for result in evaluate(run, "diversity", num_gen=20)}
+    found = {
+        result.score: result.estimate.value for result in evaluate(run, "diversity", num_gen=20)
+    }
     assert len(found) == 6
     for suffix in ("", "LowPass"):
         parts = found[f"WithinSeeds{suffix}"] + found[f"BetweenSeeds{suffix}"]
         assert found[f"WithinAndBetween{suffix}"] == pytest.approx(parts)
     by_octave = evaluate(run, "diversity", num_gen=20)[0].settings["within_by_octave"]
-    assert by_octave["constant"]["not_handed_over"] == pytest.approx(0, abs=1e-6), "no blur changes the mean"
+    assert by_octave["constant"]["not_handed_over"] == pytest.approx(0, abs=1e-6), (
+        "no blur changes the mean"
+    )
     assert by_octave["2-4 px"]["not_handed_over"] == pytest.approx(1, abs=1e-4)
     for count, per_init in ((12, None), (10, None), (20, 1), (20, 20)):
-        with pytest.raises(UserError, match=rf"--num_gen={count} --per_init={per_init or 10}: --per_init must be"):
+        with pytest.raises(
+            UserError, match=rf"--num_gen={count} --per_init={per_init or 10}: --per_init must be"
+        ):
             evaluate(run, "diversity", num_gen=count, per_init=per_init)
 
 
-def test_what_cannot_be_measured_is_refused_before_sampling(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_measured_is_refused_before_sampling(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An image twice would count as two seeds; of a single held-out image there is no variance."""
     monkeypatch.setattr("scripts.sampling.sampler.Sampler.independent", None)
-    with pytest.raises(UserError, match="--num_gen=1002: must be at most 1000, all samples of the images of held_out"):
+    with pytest.raises(
+        UserError,
+        match="--num_gen=1002: must be at most 1000, all samples of the images of held_out",
+    ):
         evaluate(run, "diversity", num_gen=1002, init="held_out", per_init=2)
     save_images(tmp_path / "one", ["a.png"])
     config = tiny_config(data__held_out_path=str(tmp_path / "one"))
     make_run(config, tmp_path / "run")
     for mode in ("spectrum", "diversity"):
-        with pytest.raises(UserError, match="mnist5k: there is one held_out image, where this mode needs at least 2"):
+        with pytest.raises(
+            UserError,
+            match="mnist5k: there is one held_out image, where this mode needs at least 2",
+        ):
             evaluate(tmp_path / "run", mode, config, num_gen=20)
 
 
@@ -142,16 +175,29 @@ def test_images_that_measures_leave_out_are_said(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sampler, _ = load_sampler(tiny_config(), run, 0)
-    monkeypatch.setattr("scripts.evaluation.pixels.load_images", lambda *_: WithDamage(numbered(9), {2, 4}))
+    monkeypatch.setattr(
+        "scripts.evaluation.pixels.load_images", lambda *_: WithDamage(numbered(9), {2, 4})
+    )
     inputs = PixelInputs(np.zeros((5, 1, 8, 8), np.uint8), sampler, tiny_config().data)
     for split in ("train", "held_out"):
         assert len(inputs.in_memory(split)) == 7
-    assert sum(len(positions) for positions, _ in inputs.training_blocks()) == 14, "and mirror images"
+    assert sum(len(positions) for positions, _ in inputs.training_blocks()) == 14, (
+        "and mirror images"
+    )
     of = "cannot be read: image 2: damaged for the test; image 4: damaged for the test"
-    lines = [line.partition("warning: ")[2] for line in capsys.readouterr().err.splitlines() if "cannot" in line]
+    lines = [
+        line.partition("warning: ")[2]
+        for line in capsys.readouterr().err.splitlines()
+        if "cannot" in line
+    ]
     assert lines == [f"2 of 9 {what} images {of}" for what in ("train", "held_out", "training")]
 
 
 def test_what_is_best() -> None:
-    for score, values in {"FID": (1, 2), "Recall": (0.9, 0.1), "VarianceRatio": (1.1, 0.8), "NearestRatio": (0.9, 2.0)}.items():
+    for score, values in {
+        "FID": (1, 2),
+        "Recall": (0.9, 0.1),
+        "VarianceRatio": (1.1, 0.8),
+        "NearestRatio": (0.9, 2.0),
+    }.items():
         assert distance_from_best(score, values[0]) < distance_from_best(score, values[1])

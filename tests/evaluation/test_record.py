@@ -1,4 +1,6 @@
-"""Numbers know their images: caches notice every one, records name them, and other images than the run's are said."""
+"""Numbers know their images: caches notice every one, records name them, and other images than the
+run's are said.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,7 +13,14 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from scripts.data.datasets import load_images, load_whole
-from scripts.data.images import ArrayImages, FolderImages, ImageSource, checksum, checksums, list_images
+from scripts.data.images import (
+    ArrayImages,
+    FolderImages,
+    ImageSource,
+    checksum,
+    checksums,
+    list_images,
+)
 from scripts.data.packs import PackedImages, read_pack, write_pack
 from scripts.evaluation.bound import BoundEvaluation
 from scripts.evaluation.extractors import EXTRACTORS
@@ -60,7 +69,13 @@ def sample_scores(run: Path, config: ConfigDict, **changes: Any) -> SampleEvalua
 
 
 def bound(run: Path, config: ConfigDict, **changes: Any) -> BoundEvaluation:
-    options: dict[str, Any] = {"split": "test", "num_images": 0, "num_levels_per_image": 1, "exact": False, "batch_size": 16}
+    options: dict[str, Any] = {
+        "split": "test",
+        "num_images": 0,
+        "num_levels_per_image": 1,
+        "exact": False,
+        "batch_size": 16,
+    }
     return BoundEvaluation(config, run, run / "bound", **options | changes)
 
 
@@ -69,7 +84,9 @@ def opened_folder(path: Path) -> ImageSource:
 
 
 def opened_array(path: Path) -> ArrayImages:
-    return ArrayImages(np.stack([np.asarray(Image.open(path / name)) for name in list_images(path)]), 8)
+    return ArrayImages(
+        np.stack([np.asarray(Image.open(path / name)) for name in list_images(path)]), 8
+    )
 
 
 def opened_memory_map(path: Path) -> ArrayImages:
@@ -91,7 +108,9 @@ def opened_pack(path: Path) -> ImageSource:
     return PackedImages(place, "all", parts["all"])
 
 
-@pytest.mark.parametrize("opened", [opened_folder, folder_images, opened_array, opened_memory_map, opened_pack])
+@pytest.mark.parametrize(
+    "opened", [opened_folder, folder_images, opened_array, opened_memory_map, opened_pack]
+)
 def test_a_version_is_of_all_images(opened: Callable[[Path], Any], tmp_path: Path) -> None:
     folder = noise(tmp_path / "images", 0)
     before = opened(folder).version()
@@ -101,16 +120,25 @@ def test_a_version_is_of_all_images(opened: Callable[[Path], Any], tmp_path: Pat
 
 
 def test_caches_and_finished_points_notice_every_image(run: Path, tmp_path: Path) -> None:
-    """Of a reference folder, of the data set, of given initial images; the same images are not computed again."""
+    """Of a reference folder, of the data set, of given initial images; the same images are not
+    computed again.
+    """
     config, others = folder_config(tmp_path / "images"), noise(tmp_path / "others", 2)
     evaluations: dict[str, tuple[Any, Choice]] = {
         "reference": (sample_scores(run, config, reference=str(others)), Choice()),
-        "initial images": (sample_scores(run, config, reference=str(tmp_path / "images")), Choice(init=str(others))),
+        "initial images": (
+            sample_scores(run, config, reference=str(tmp_path / "images")),
+            Choice(init=str(others)),
+        ),
         "data set": (bound(run, folder_config(others), split="train"), Choice(0.0125)),
-        "training images": (sample_scores(run, folder_config(others), metrics=MODES["spectrum"]), Choice()),
+        "training images": (
+            sample_scores(run, folder_config(others), metrics=MODES["spectrum"]),
+            Choice(),
+        ),
     }
     keys = {
-        name: evaluation.record(checkpoint=0, choice=choice, seed=1).key for name, (evaluation, choice) in evaluations.items()
+        name: evaluation.record(checkpoint=0, choice=choice, seed=1).key
+        for name, (evaluation, choice) in evaluations.items()
     }
     (before,) = evaluations["reference"][0](checkpoint=0, choice=Choice(), seed=1)
     for name, (evaluation, choice) in evaluations.items():
@@ -131,7 +159,9 @@ def of_images(source: ImageSource) -> int:
 
 
 def test_records_have_checksums_of_what_was_scored(run: Path, tmp_path: Path) -> None:
-    """The same images have the same number in every kind of score; files and machines do not matter."""
+    """The same images have the same number in every kind of score; files and machines do not
+    matter.
+    """
     data = folder_config(tmp_path / "images").data
     held_out, training = (of_images(load_images(data, split)) for split in ("held_out", "train"))
 
@@ -146,8 +176,15 @@ def test_records_have_checksums_of_what_was_scored(run: Path, tmp_path: Path) ->
         row(sample_scores(run, config, metrics=MODES["copying"])),
         row(sample_scores(run, config, metrics=MODES["spectrum"])),
     ]
-    assert rows[0]["images_crc32"] == rows[2]["reference_crc32"] == rows[3]["held_out_crc32"] == held_out
-    assert rows[1]["reference_crc32"] == rows[3]["train_crc32"] == rows[4]["train_crc32"] == training
+    assert (
+        rows[0]["images_crc32"]
+        == rows[2]["reference_crc32"]
+        == rows[3]["held_out_crc32"]
+        == held_out
+    )
+    assert (
+        rows[1]["reference_crc32"] == rows[3]["train_crc32"] == rows[4]["train_crc32"] == training
+    )
     assert len({row["samples_crc32"] for row in rows[1:]}) == 1
     assert all({"kernel_crc32", "precision", "key"} <= row.keys() for row in rows)
     assert not any("files" in row or "other_images" in row for row in rows)
@@ -156,17 +193,19 @@ def test_records_have_checksums_of_what_was_scored(run: Path, tmp_path: Path) ->
     assert row(bound(run, config))["key"] == rows[0]["key"]
 
 
-def test_other_images_than_the_runs_are_said(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_images_than_the_runs_are_said(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     others = folder_config(noise(tmp_path / "others", 4, range(100)))
     (result, _) = bound(run, others)(checkpoint=0, choice=Choice(0.0125), seed=1)
     assert result.settings["other_images"] == ["held_out"]
-    line = (
-        "the held_out images of 'folder' are not those of the checkpoint's run: 10 images, 13 then, other names, other pixels"
-    )
+    line = "the held_out images of 'folder' are not those of the checkpoint's run: 10 images, 13 then, other names, other pixels"
     assert capsys.readouterr().err.count(line) == 1
     (result,) = sample_scores(run, others)(checkpoint=0, choice=Choice(init="train"), seed=1)
     assert result.settings["other_images"] == ["held_out", "train"]
-    (result,) = sample_scores(run, others, reference=str(tmp_path / "images"))(checkpoint=0, choice=Choice(), seed=1)
+    (result,) = sample_scores(run, others, reference=str(tmp_path / "images"))(
+        checkpoint=0, choice=Choice(), seed=1
+    )
     assert "other_images" not in result.settings, "only the run's own reference and samples count"
     assert load_trained(others, run, 0).data["num_images"] == 117
 
@@ -192,7 +231,9 @@ def test_two_runs_of_one_name_have_their_own_results(tmp_path: Path) -> None:
     place.mkdir(parents=True)
     (place / OWNER).write_text(str(first.resolve()))
     assert results_directory(tmp_path, "mnist", "run", first) == place
-    assert results_directory(tmp_path, "mnist", "run") == place, "a name that was given may be shared"
+    assert results_directory(tmp_path, "mnist", "run") == place, (
+        "a name that was given may be shared"
+    )
     other = results_directory(tmp_path, "mnist", "run", second)
     assert other.parent == place.parent
     assert other != place

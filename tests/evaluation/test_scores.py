@@ -1,4 +1,6 @@
-"""Scores of samples: exactly those asked for, as uint8, kept and continued, against every kind of reference."""
+"""Scores of samples: exactly those asked for, as uint8, kept and continued, against every kind of
+reference.
+"""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -54,7 +56,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No network, clean-fid's statistics in a folder of their own, and a classifier that is trained in a moment."""
+    """No network, clean-fid's statistics in a folder of their own, and a classifier that is trained
+    in a moment.
+    """
 
     def refuse(*_: object, **__: object) -> None:
         raise OSError("Network is unreachable")
@@ -62,7 +66,10 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("urllib.request.urlopen", refuse)
     monkeypatch.setattr("torch.hub.urlopen", refuse)
     monkeypatch.setattr(cleanfid, "__file__", str(tmp_path / "cleanfid" / "__init__.py"))
-    monkeypatch.setattr("scripts.evaluation.classifier.classifier_features", functools.partial(classifier_features, steps=40))
+    monkeypatch.setattr(
+        "scripts.evaluation.classifier.classifier_features",
+        functools.partial(classifier_features, steps=40),
+    )
 
 
 @pytest.fixture
@@ -76,8 +83,12 @@ def evaluate(run: Path, folder: Path) -> Evaluate:
         } | changes  # fmt: skip
         choice, seed = Choice(options.pop("delta", None)), options.pop("seed", None)
         metrics = MODES[options.pop("mode")]
-        evaluation = SampleEvaluation(config or tiny_config(), run, cache=run / "evaluation", metrics=metrics, **options)
-        return {result.score: result for result in evaluation(checkpoint=0, choice=choice, seed=seed)}
+        evaluation = SampleEvaluation(
+            config or tiny_config(), run, cache=run / "evaluation", metrics=metrics, **options
+        )
+        return {
+            result.score: result for result in evaluation(checkpoint=0, choice=choice, seed=seed)
+        }
 
     return call
 
@@ -98,14 +109,24 @@ class Recorder:
         return torch.stack([x.mean(1), x.std(1)], 1).numpy()
 
 
-def test_exactly_the_first_samples_rounded(evaluate: Evaluate, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exactly_the_first_samples_rounded(
+    evaluate: Evaluate, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What the extractor sees last are samples 0..num_gen-1 to the nearest of 0..255."""
     recorder = Recorder()
     monkeypatch.setitem(EXTRACTORS, "inception", lambda _: recorder)
-    result = evaluate(num_gen=11, batch_size=4, reference="", dataset_split="held_out", seed=5, delta=0.03)["KID"]
-    assert (result.estimate.num_images, result.settings["seed"], result.settings["delta"]) == (11, 5, "0.03")
+    result = evaluate(
+        num_gen=11, batch_size=4, reference="", dataset_split="held_out", seed=5, delta=0.03
+    )["KID"]
+    assert (result.estimate.num_images, result.settings["seed"], result.settings["delta"]) == (
+        11,
+        5,
+        "0.03",
+    )
     assert (result.settings["checkpoint_step"], result.settings["reference_images"]) == (7, 500)
-    assert [len(batch) for batch in recorder.batches[-4:]] == [4, 4, 4, 3], "500 reference images end with a batch of 4"
+    assert [len(batch) for batch in recorder.batches[-4:]] == [4, 4, 4, 3], (
+        "500 reference images end with a batch of 4"
+    )
     drawn = torch.cat(recorder.batches[-3:])
     sampler, _ = load_sampler(tiny_config(), run, 0, seed=5, choice=Choice(0.03), scoring=True)
     exact = sampler.independent(range(11)).clamp(0, 1) * 255
@@ -113,7 +134,9 @@ def test_exactly_the_first_samples_rounded(evaluate: Evaluate, run: Path, monkey
     assert (drawn.float() - exact).abs().max() <= 0.5 + 1e-2, "rounded, not cut off"
 
 
-def test_another_metric_and_more_samples_reuse_features(evaluate: Evaluate, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_metric_and_more_samples_reuse_features(
+    evaluate: Evaluate, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     drawn: list[int] = []
     original = Sampler.independent
 
@@ -139,8 +162,12 @@ def test_another_metric_and_more_samples_reuse_features(evaluate: Evaluate, run:
     assert drawn == [*range(11)] * 4, "samples do not depend on dropout"
 
 
-def test_scores_come_with_those_of_held_out_images(evaluate: Evaluate, capsys: pytest.CaptureFixture[str]) -> None:
-    results = evaluate(feature_extractor="classifier", reference="", mode="all", num_gen=200, batch_size=100)
+def test_scores_come_with_those_of_held_out_images(
+    evaluate: Evaluate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = evaluate(
+        feature_extractor="classifier", reference="", mode="all", num_gen=200, batch_size=100
+    )
     assert list(results) == ["FID", "KID", "Precision", "Recall", "Density", "Coverage"]
     printed = capsys.readouterr().out
     assert "% of held-out images right" in printed
@@ -148,14 +175,24 @@ def test_scores_come_with_those_of_held_out_images(evaluate: Evaluate, capsys: p
     for result in results.values():
         settings, estimate = result.settings, result.estimate
         assert np.isfinite(estimate.standard_error)
-        assert (estimate.num_images, settings["held_out_images"], settings["reference_images"]) == (200, 200, 4500)
+        assert (estimate.num_images, settings["held_out_images"], settings["reference_images"]) == (
+            200,
+            200,
+            4500,
+        )
         assert settings["value_at_held_out_images"] == pytest.approx(estimate.value, rel=1e-6)
     for score in ("FID", "KID"):
-        assert results[score].estimate.value > 3 * results[score].settings["held_out"], "golden weights are not a good model"
+        assert results[score].estimate.value > 3 * results[score].settings["held_out"], (
+            "golden weights are not a good model"
+        )
     assert results["Precision"].settings["held_out"] > 0.5
     assert results["Precision"].settings["k"] == 5
     assert results["FID"].per_image is not None
-    assert [score for score, result in results.items() if result.interval] == ["Precision", "Recall", "Coverage"]
+    assert [score for score, result in results.items() if result.interval] == [
+        "Precision",
+        "Recall",
+        "Coverage",
+    ]
 
 
 def test_fid_near_that_of_the_reference_itself_says_that_its_error_is_rough() -> None:
@@ -170,14 +207,23 @@ def test_fid_near_that_of_the_reference_itself_says_that_its_error_is_rough() ->
 
 
 @pytest.mark.filterwarnings("ignore:FID of 11 samples")
-def test_custom_statistics_are_clean_fids(evaluate: Evaluate, run: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Made here, found by clean-fid and by us in any letter case; the same scores as from the folder itself."""
+def test_custom_statistics_are_clean_fids(
+    evaluate: Evaluate, run: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Made here, found by clean-fid and by us in any letter case; the same scores as from the
+    folder itself.
+    """
     extractor = InceptionFeatures("clean", str(run), CPU)
     path = save_statistics("My_Images", folder, extractor, "clean", 8)
     assert path.name == "my_images_clean_custom_na.npz"
-    assert sorted(file.name for file in path.parent.iterdir()) == [path.name, "my_images_clean_custom_na_kid.npz"]
+    assert sorted(file.name for file in path.parent.iterdir()) == [
+        path.name,
+        "my_images_clean_custom_na_kid.npz",
+    ]
     mu, sigma = cleanfid.features.get_reference_statistics("My_Images", "na", split="custom")
-    feats = cleanfid.features.get_reference_statistics("my_IMAGES", "na", split="custom", metric="KID")
+    feats = cleanfid.features.get_reference_statistics(
+        "my_IMAGES", "na", split="custom", metric="KID"
+    )
     np.testing.assert_allclose(mu, feats.mean(0), rtol=1e-4, atol=1e-6)
     assert sigma.shape == (2048, 2048)
     assert feats.shape == (20, 2048)
@@ -188,15 +234,22 @@ def test_custom_statistics_are_clean_fids(evaluate: Evaluate, run: Path, folder:
     for changes in (named, {"reference": str(path.with_name("my_images_clean_custom_na_kid.npz"))}):
         found = evaluate(mode="all", **changes)
         for score in ("FID", "KID"):
-            assert found[score].estimate.value == pytest.approx(from_folder[score].estimate.value, rel=1e-4)
+            assert found[score].estimate.value == pytest.approx(
+                from_folder[score].estimate.value, rel=1e-4
+            )
     only_moments = evaluate(mode="fid", reference=str(path))["FID"]
     assert only_moments.estimate.value == pytest.approx(from_folder["FID"].estimate.value, rel=1e-4)
     assert only_moments.settings["reference_images"] is None
 
-    for name, expected in (("my_images", "there are statistics of that name"), ("../x", "must be a plain name")):
+    for name, expected in (
+        ("my_images", "there are statistics of that name"),
+        ("../x", "must be a plain name"),
+    ):
         with pytest.raises(UserError, match=f"--custom_name={name}: {expected}"):
             save_statistics(name, folder, extractor, "clean", 8)
-    with pytest.raises(UserError, match=r"must hold feats .*; it has {'mu': \(2048,\), 'sigma': \(2048, 2048\)}"):
+    with pytest.raises(
+        UserError, match=r"must hold feats .*; it has {'mu': \(2048,\), 'sigma': \(2048, 2048\)}"
+    ):
         evaluate(reference=str(path))
     path.rename(path.with_name("my_images_clean_custom_8.npz"))  # made for a resolution
     assert evaluate(mode="fid", **named)["FID"].estimate.value == only_moments.estimate.value
@@ -205,25 +258,41 @@ def test_custom_statistics_are_clean_fids(evaluate: Evaluate, run: Path, folder:
 def use_short_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
     """The Frechet distance of the first features only: roots of 2048 x 2048 matrices take seconds."""
 
-    def short_estimate(generated: np.ndarray, reference: Gaussian, groups: Any) -> tuple[Estimate, np.ndarray]:
-        return frechet_estimate(generated[:, :8], Gaussian(reference.mu[:8], reference.sigma[:8, :8]), groups)
+    def short_estimate(
+        generated: np.ndarray, reference: Gaussian, groups: Any
+    ) -> tuple[Estimate, np.ndarray]:
+        return frechet_estimate(
+            generated[:, :8], Gaussian(reference.mu[:8], reference.sigma[:8, :8]), groups
+        )
 
     monkeypatch.setattr("scripts.evaluation.distances.frechet_estimate", short_estimate)
     monkeypatch.setattr("scripts.evaluation.distances.frechet_of_reference", lambda *_: 0.0)
 
 
-def test_published_statistics_by_name(evaluate: Evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_published_statistics_by_name(
+    evaluate: Evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Under clean-fid's own file name, with the resolution of the configuration."""
     use_short_estimate(monkeypatch)
     stats = tmp_path / "cleanfid" / "stats"
     stats.mkdir(parents=True)
     np.savez(stats / "digits_legacy_tensorflow_test_8.npz", mu=np.zeros(2048), sigma=np.eye(2048))
-    with pytest.warns(UserWarning, match="FID of 11 samples in 2048 dimensions is far too high; raise --num_gen"):
-        found = evaluate(mode="fid", reference="Digits", dataset_split="test", cleanfid_mode="legacy_tensorflow")
+    with pytest.warns(
+        UserWarning, match="FID of 11 samples in 2048 dimensions is far too high; raise --num_gen"
+    ):
+        found = evaluate(
+            mode="fid", reference="Digits", dataset_split="test", cleanfid_mode="legacy_tensorflow"
+        )
     assert found["FID"].settings["reference"] == "Digits test, clean-fid's statistics"
     with pytest.raises(UserError) as error:
-        evaluate(mode="kid", reference="Digits", dataset_split="test", cleanfid_mode="legacy_tensorflow")
-    for part in ("--dataset_name_cleanfid=Digits --dataset_split=test", "8 pixels", "Network is unreachable"):
+        evaluate(
+            mode="kid", reference="Digits", dataset_split="test", cleanfid_mode="legacy_tensorflow"
+        )
+    for part in (
+        "--dataset_name_cleanfid=Digits --dataset_split=test",
+        "8 pixels",
+        "Network is unreachable",
+    ):
         assert part in str(error.value)
 
 
@@ -243,7 +312,9 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("case", ERRORS)
 def test_one_line_for_what_is_wrong(case: str, evaluate: Evaluate, tmp_path: Path) -> None:
     changes, expected = ERRORS[case]
-    changes = {key: str(tmp_path) if value == "{folder}" else value for key, value in changes.items()}
+    changes = {
+        key: str(tmp_path) if value == "{folder}" else value for key, value in changes.items()
+    }
     with pytest.raises(UserError) as error:
         evaluate(**changes)
     assert expected in str(error.value)
@@ -258,15 +329,21 @@ def test_too_few_and_foreign_reference_images(evaluate: Evaluate, tmp_path: Path
     np.savez(tmp_path / "other.npz", feats=np.zeros((9, 5)))
     np.savez(tmp_path / "odd.npz", mu=np.zeros(2048), sigma=np.zeros((4, 4)))
     for name in ("other", "odd"):
-        with pytest.raises(UserError, match=r"must hold feats \(M, 2048\) or, .*; it has {'(feats': \(9, 5\)|mu')"):
+        with pytest.raises(
+            UserError, match=r"must hold feats \(M, 2048\) or, .*; it has {'(feats': \(9, 5\)|mu')"
+        ):
             evaluate(mode="fid", reference=str(tmp_path / f"{name}.npz"))
 
 
-def test_a_folder_with_a_name_of_clean_fids(evaluate: Evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_with_a_name_of_clean_fids(
+    evaluate: Evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Which of the two is meant is for the user to say."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "cifar10").mkdir()
-    with pytest.raises(UserError, match=r"write \./cifar10 for the folder, or cleanfid:cifar10 for clean-fid's"):
+    with pytest.raises(
+        UserError, match=r"write \./cifar10 for the folder, or cleanfid:cifar10 for clean-fid's"
+    ):
         evaluate(reference="cifar10", dataset_split="train")
     with pytest.raises(UserError, match="no image files in it"):
         evaluate(reference="./cifar10", dataset_split="train")
@@ -277,10 +354,15 @@ def test_a_folder_with_a_name_of_clean_fids(evaluate: Evaluate, tmp_path: Path, 
     [
         (lambda mu, sigma: (mu * np.nan, sigma), "mu must be finite"),
         (lambda mu, sigma: (mu, -sigma), "not symmetric and positive semi-definite"),
-        (lambda mu, sigma: (mu, sigma + np.triu(sigma, 1) + 1), "not symmetric and positive semi-definite"),
+        (
+            lambda mu, sigma: (mu, sigma + np.triu(sigma, 1) + 1),
+            "not symmetric and positive semi-definite",
+        ),
     ],
 )
-def test_statistics_that_cannot_be(change: Any, says: str, evaluate: Evaluate, tmp_path: Path) -> None:
+def test_statistics_that_cannot_be(
+    change: Any, says: str, evaluate: Evaluate, tmp_path: Path
+) -> None:
     mu, sigma = change(np.zeros(3), np.eye(3) + 0.1)
     np.savez(tmp_path / "stats.npz", mu=mu, sigma=sigma)
     with pytest.raises(UserError, match=rf"stats\.npz: .*{says}"):

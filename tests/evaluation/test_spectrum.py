@@ -1,4 +1,6 @@
-"""Spectra of samples: against SciPy, closed forms of white and 1/f^2 fields, and the spread over repetitions."""
+"""Spectra of samples: against SciPy, closed forms of white and 1/f^2 fields, and the spread over
+repetitions.
+"""
 
 import numpy as np
 import pytest
@@ -14,7 +16,9 @@ RADIAL = int(BINS[0].max()) + 1
 
 
 def field(rng: np.random.Generator, count: int, std: np.ndarray, channels: int = 1) -> np.ndarray:
-    """Images (N, C, H, W) whose DCT coefficients are independent, of standard deviations (H, W), about a grey 0.5."""
+    """Images (N, C, H, W) whose DCT coefficients are independent, of standard deviations (H, W),
+    about a grey 0.5.
+    """
     coefficients = rng.standard_normal((count, channels, *std.shape)) * std
     return 0.5 + scipy.fft.idctn(coefficients, axes=(2, 3), norm="ortho")
 
@@ -37,18 +41,24 @@ def test_powers_are_scipys(channels: int) -> None:
         mixed = np.einsum("pc,bchw->bphw", Y_CB_CR, coefficients).var(0, ddof=1)
         planes += [*variance, mixed[0], mixed[1] + mixed[2]]
     for plane, expected in zip(found, planes, strict=True):
-        sums = [expected[each.numpy() == i].sum() for each in bins for i in range(int(each.max()) + 1)]
+        sums = [
+            expected[each.numpy() == i].sum() for each in bins for i in range(int(each.max()) + 1)
+        ]
         np.testing.assert_allclose(plane, sums, rtol=1e-5)
 
 
 def test_white_and_pink_fields() -> None:
-    """The log ratio of 1/f^2 to white is known in each octave, so is the distance; errors are as large as what is off."""
+    """The log ratio of 1/f^2 to white is known in each octave, so is the distance; errors are as
+    large as what is off.
+    """
     size, scale = 16, 0.05
     radii = radii_of(size, size).numpy()
     white, pink = np.full((size, size), scale), 2 * scale / np.maximum(radii, 1)
     fine, coarse = radial_bins(size, size), octaves(size, size)
     rng = np.random.default_rng(1)
-    ours, theirs = (powers(to_uint8(field(rng, 1500, std)), [fine, coarse], CPU) for std in (pink, white))
+    ours, theirs = (
+        powers(to_uint8(field(rng, 1500, std)), [fine, coarse], CPU) for std in (pink, white)
+    )
     found = compare(ours, theirs, int(fine.max()) + 1, seed=0)
 
     def mean(std: np.ndarray, bins: torch.Tensor) -> np.ndarray:
@@ -66,14 +76,24 @@ def test_white_and_pink_fields() -> None:
 
 
 def test_errors_are_the_spread_over_repetitions() -> None:
-    """Of total ratio and octaves, for images that vary together in all coefficients, where counting pixels would be wrong."""
+    """Of total ratio and octaves, for images that vary together in all coefficients, where counting
+    pixels would be wrong.
+    """
     rng, size = np.random.default_rng(2), 8
     values, errors = [], []
     for _ in range(60):
         sets = []
         for count in (120, 50):
             contrast = np.exp(0.4 * rng.standard_normal((count, 1, 1, 1)))
-            sets.append(powers(to_uint8(0.5 + contrast * (field(rng, count, np.full((size, size), 0.06)) - 0.5)), BINS, CPU))
+            sets.append(
+                powers(
+                    to_uint8(
+                        0.5 + contrast * (field(rng, count, np.full((size, size), 0.06)) - 0.5)
+                    ),
+                    BINS,
+                    CPU,
+                )
+            )
         found = compare(sets[0], sets[1], RADIAL, seed=0)
         values.append(found[0, 0, 1:])
         errors.append(found[1, 0, 1:])
@@ -93,5 +113,7 @@ def test_a_function_of_the_seed_and_of_no_block(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("scripts.evaluation.pixels.BLOCK_BYTES", 1)
     np.testing.assert_allclose(powers(images[:20], BINS, CPU), ours, rtol=1e-6)
     constant = np.full((5, 1, 8, 8), 9, np.uint8)
-    assert np.isfinite(compare(powers(constant, BINS, CPU), ours[:, :1], RADIAL, 0)).all(), "no variance, no NaN"
+    assert np.isfinite(compare(powers(constant, BINS, CPU), ours[:, :1], RADIAL, 0)).all(), (
+        "no variance, no NaN"
+    )
     assert deviation_powers(torch.ones(1, 1, 8, 8), BINS)[0, 0, 0] == pytest.approx(64)

@@ -18,7 +18,13 @@ from scripts.storage.files import read_json_lines
 from scripts.storage.record import Record
 
 BASE = Point(delta=0.0125, checkpoint=0, seed=42)
-SETTINGS = {"delta": 0.013, "checkpoint": 2, "seed": 1, "checkpoint_step": 600, "config_hash": "abc"}
+SETTINGS = {
+    "delta": 0.013,
+    "checkpoint": 2,
+    "seed": 1,
+    "checkpoint_step": 600,
+    "config_hash": "abc",
+}
 
 
 @pytest.mark.parametrize(
@@ -53,12 +59,18 @@ def test_what_is_no_sweep(text: str) -> None:
 def test_all_combinations() -> None:
     """Delta changes fastest, whatever order it is given in; what is not swept stays."""
     points = sweep_points(BASE, parse_sweeps(["delta=1,2", "checkpoint=4,3"]))
-    assert [(p.checkpoint, p.delta, p.seed) for p in points] == [(4, 1, 42), (4, 2, 42), (3, 1, 42), (3, 2, 42)]
+    assert [(p.checkpoint, p.delta, p.seed) for p in points] == [
+        (4, 1, 42),
+        (4, 2, 42),
+        (3, 1, 42),
+        (3, 2, 42),
+    ]
     assert sweep_points(BASE, {}) == [BASE]
 
 
 class Evaluation:
-    """Stands in for one that takes hours: FID smallest at delta 2, Recall largest at delta 3; may be interrupted.
+    """Stands in for one that takes hours: FID smallest at delta 2, Recall largest at delta 3; may
+    be interrupted.
 
     The values of images vary by 1, all by the same amount from one delta to another.
     """
@@ -68,7 +80,11 @@ class Evaluation:
         self.left, self.weights = calls_until_interruption, weights
 
     def record(self, *, checkpoint: int, choice: Choice, seed: int) -> Record:
-        return Record(weights={"weights_crc32": self.weights}, kernel={"delta": choice.delta}, options={"seed": seed})
+        return Record(
+            weights={"weights_crc32": self.weights},
+            kernel={"delta": choice.delta},
+            options={"seed": seed},
+        )
 
     def __call__(self, *, checkpoint: int, choice: Choice, seed: int) -> list[Result]:
         if self.left == len(self.asked):
@@ -121,19 +137,27 @@ def test_report(tmp_path: Path) -> None:
     for score in ("FID", "Recall"):
         with Image.open(tmp_path / f"sweep_delta_seed_{score}.png") as picture:
             assert picture.width > 500
-    assert (tmp_path / "FID_log.txt").read_text().splitlines()[0] == "delta: 1.0, seed: 1, FID: 1.01"
+    assert (tmp_path / "FID_log.txt").read_text().splitlines()[
+        0
+    ] == "delta: 1.0, seed: 1, FID: 1.01"
 
 
 def test_differences_from_the_best_are_paired(tmp_path: Path) -> None:
     """The scatter that all points have in common does not count."""
-    (row,) = (line for line in sweep(tmp_path, Evaluation(), ["delta=1:3:1"]).splitlines() if line.split()[0] == "3.0")
+    (row,) = (
+        line
+        for line in sweep(tmp_path, Evaluation(), ["delta=1:3:1"]).splitlines()
+        if line.split()[0] == "3.0"
+    )
     error = 0.1 * np.random.default_rng(0).standard_normal((2, 10))[1].std(ddof=1) / 10**0.5
     assert f"1 +- {error:.2g}" in row
     assert error < 0.1, "0.5 is the error of either value"
 
 
 def test_numbers_and_rules_in_one_sweep(tmp_path: Path) -> None:
-    assert "best FID: 0.67 +- 0.5 at delta = spectral" in sweep(tmp_path, Evaluation(), ["delta=0.01,spectral"])
+    assert "best FID: 0.67 +- 0.5 at delta = spectral" in sweep(
+        tmp_path, Evaluation(), ["delta=0.01,spectral"]
+    )
 
 
 def test_log_files(tmp_path: Path) -> None:
@@ -142,7 +166,12 @@ def test_log_files(tmp_path: Path) -> None:
     assert directory == tmp_path / "cifar10" / "evaluation_results" / "mine"
     result = Result("FID", Estimate(18.9612, 0.04, 50000), {**SETTINGS, "reference": "cifar10"})
     append_result(directory, result, param_name="delta", seconds=12.345)
-    append_result(directory, Result("FID", Estimate(20.0, math.inf, 1), SETTINGS), param_name="try 2", seconds=1)
+    append_result(
+        directory,
+        Result("FID", Estimate(20.0, math.inf, 1), SETTINGS),
+        param_name="try 2",
+        seconds=1,
+    )
     assert (directory / "FID_log.txt").read_text() == "delta: 0.013, FID: 18.9612\ntry 2, FID: 20\n"
     first, second = read_json_lines(directory / "results.jsonl")
     expected: dict[str, Any] = {
@@ -154,7 +183,9 @@ def test_log_files(tmp_path: Path) -> None:
     assert second["standard_error"] is None
 
 
-def test_single_evaluation_is_printed_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_single_evaluation_is_printed_and_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     Runner(Evaluation(), tmp_path, "delta").run_point(BASE)
     printed = capsys.readouterr().out
     assert "FID: 4.37016 +- 0.5 (N = 10)" in printed

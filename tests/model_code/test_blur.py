@@ -22,7 +22,9 @@ def random_images(seed: int, *shape: int) -> torch.Tensor:
 def test_dct_is_scipys(height: int, width: int, seed: int) -> None:
     u = random_images(seed, 2, 3, height, width)
     u_hat = dct2(u)
-    np.testing.assert_allclose(u_hat, scipy.fft.dctn(u.numpy(), axes=(2, 3), norm="ortho"), atol=1e-10)
+    np.testing.assert_allclose(
+        u_hat, scipy.fft.dctn(u.numpy(), axes=(2, 3), norm="ortho"), atol=1e-10
+    )
     np.testing.assert_allclose(idct2(u_hat), u, atol=1e-10)
 
 
@@ -32,7 +34,9 @@ def scipy_blur(u: np.ndarray, sigma_B: float) -> np.ndarray:
     n, m = np.arange(height)[:, None], np.arange(width)
     eigenvalues = np.pi**2 * (n**2 / height**2 + m**2 / width**2)
     u_hat = scipy.fft.dctn(u, axes=(-2, -1), norm="ortho")
-    return scipy.fft.idctn(np.exp(-eigenvalues * sigma_B**2 / 2) * u_hat, axes=(-2, -1), norm="ortho")
+    return scipy.fft.idctn(
+        np.exp(-eigenvalues * sigma_B**2 / 2) * u_hat, axes=(-2, -1), norm="ortho"
+    )
 
 
 @given(sizes, sizes, st.integers(2, 20), st.floats(0.1, 2), st.floats(1, 100), st.data(), seeds)
@@ -45,7 +49,9 @@ def test_blur_is_scipys(
     u = random_images(seed, len(k), 2, height, width)
     blurred = blur(u.float(), torch.tensor(k))
     for image, level, result in zip(u, k, blurred, strict=True):
-        np.testing.assert_allclose(result, scipy_blur(image.numpy(), float(blur.schedule[level])), atol=2e-6)
+        np.testing.assert_allclose(
+            result, scipy_blur(image.numpy(), float(blur.schedule[level])), atol=2e-6
+        )
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +76,9 @@ def test_blur_ignores_autocast(blur: DCTBlur) -> None:
 
 def test_several_levels_from_one_dct(blur: DCTBlur) -> None:
     u, k = random_images(0, 2, 1, 16, 12).float(), torch.tensor([1, 7])
-    for together, alone in zip(blur.at_levels(u, k - 1, k), (blur(u, k - 1), blur(u, k)), strict=True):
+    for together, alone in zip(
+        blur.at_levels(u, k - 1, k), (blur(u, k - 1), blur(u, k)), strict=True
+    ):
         assert torch.equal(together, alone)
 
 

@@ -1,4 +1,6 @@
-"""Reverse kernels: the paper's is a special case; on Gaussian data the calibrated ones are the best, in closed form."""
+"""Reverse kernels: the paper's is a special case; on Gaussian data the calibrated ones are the
+best, in closed form.
+"""
 
 import functools
 import itertools
@@ -24,7 +26,15 @@ from model_code.spectrum import bin_sums
 from scripts.runtime.device import Precision
 from scripts.sampling.measurement import calibrate
 from scripts.sampling.reverse import reverse_process
-from tests.gaussian import MEAN, SIGMA, SIZE, VARIANCES, gaussian_images, posterior_mean, posterior_variance
+from tests.gaussian import (
+    MEAN,
+    SIGMA,
+    SIZE,
+    VARIANCES,
+    gaussian_images,
+    posterior_mean,
+    posterior_variance,
+)
 from tests.golden import Golden
 
 CPU = torch.device("cpu")
@@ -43,7 +53,9 @@ def best_denoiser(u: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
 
 
 def blind_denoiser(u: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-    """It does not see the mean, as networks of the paper's kind, and leaves its noise; it is off by a factor and an offset."""
+    """It does not see the mean, as networks of the paper's kind, and leaves its noise; it is off by
+    a factor and an offset.
+    """
     f = best_denoiser(u, k)
     return 0.8 * (f - f.mean((2, 3), keepdim=True)) + 0.003
 
@@ -53,7 +65,9 @@ def by_bin(coefficients: torch.Tensor) -> torch.Tensor:
     return bin_sums(coefficients, BINS) / bin_sums(torch.ones(SIZE, SIZE), BINS)
 
 
-def calibrated(model: Denoiser, count: int, process: GaussianProcess = PROCESS) -> dict[str, torch.Tensor]:
+def calibrated(
+    model: Denoiser, count: int, process: GaussianProcess = PROCESS
+) -> dict[str, torch.Tensor]:
     precision = Precision.named(CPU, "float32")
     state = calibrate(process, model, precision, gaussian_images(count), 0, 200)
     assert state is not None
@@ -73,7 +87,9 @@ def kernel(kind: str | float = "calibrated", chain: Chain | None = None) -> Gaus
 
 
 def test_bins_are_radii_and_blind_frequencies() -> None:
-    """Distances from the constant, rounded; the constant alone, and with patches of p x p pixels p^2 frequencies alone."""
+    """Distances from the constant, rounded; the constant alone, and with patches of p x p pixels
+    p^2 frequencies alone.
+    """
     assert frequency_bins(3, 3, 2).tolist() == [[3, 0, 1], [0, 0, 1], [1, 1, 2]]
     assert frequency_bins(3, 3, 400).tolist() == [[5, 0, 2], [0, 1, 3], [2, 3, 4]]
     for patch_size, alone in ((1, {0}), (2, {0, 7}), (4, {0, 4, 7})):
@@ -84,7 +100,9 @@ def test_bins_are_radii_and_blind_frequencies() -> None:
             assert sizes[bins[n, m]] == 1
     u = torch.rand(4, 3, SIZE, SIZE)
     squares = dct2(u).square()
-    torch.testing.assert_close(bin_sums(squares, BINS).sum((1, 2)), u.double().square().sum((1, 2, 3)), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        bin_sums(squares, BINS).sum((1, 2)), u.double().square().sum((1, 2, 3)), rtol=1e-5, atol=0
+    )
 
 
 def test_the_papers_noise_is_a_special_case(golden: Golden) -> None:
@@ -95,13 +113,17 @@ def test_the_papers_noise_is_a_special_case(golden: Golden) -> None:
     c = torch.zeros(process.K, golden.settings["num_channels"], 4, 4)
     errors = (delta**2 - process.sigma[1].item() ** 2) * ones
     fit = (0 * ones, ones, c, errors)
-    affine = GaussianKernel(process, "calibrated", process.chain, fit=fit, bins=bins.expand(process.shape))
+    affine = GaussianKernel(
+        process, "calibrated", process.chain, fit=fit, bins=bins.expand(process.shape)
+    )
     sample = reverse_process(process, golden.model, golden["init"], affine, lambda k: noise[k - 1])
     assert (sample - golden["sample"]).norm() < 1e-3 * golden["sample"].norm()
 
 
 def test_terms_against_torch() -> None:
-    """A term is a divergence of Gaussians, the reconstruction minus a log density, also where variances differ."""
+    """A term is a divergence of Gaussians, the reconstruction minus a log density, also where
+    variances differ.
+    """
     generator = torch.Generator().manual_seed(0)
     a, b, w = (torch.rand(6, generator=generator, dtype=torch.float64) + 0.1 for _ in range(3))
     p, q = torch.distributions.Normal(a, SIGMA), torch.distributions.Normal(b, w.sqrt())
@@ -116,20 +138,28 @@ def test_terms_against_torch() -> None:
 
 @pytest.mark.parametrize("model", [best_denoiser, blind_denoiser])
 def test_mean_and_variance_of_every_pair_are_the_known_ones(model: Denoiser) -> None:
-    """Of A_j u_0 given u_k, also for a network that leaves out the mean and is off by a factor and an offset.
+    """Of A_j u_0 given u_k, also for a network that leaves out the mean and is off by a factor and
+    an offset.
 
     Of n coefficients of 3,000 images a variance has a relative error of sqrt(2 / (3000 n)).
     """
     state = best_state() if model is best_denoiser else calibrated(model, 3000)
     tolerance = 5 * (2 / (3000 * bin_sums(torch.ones(SIZE, SIZE), BINS))).sqrt()
     calibration = Calibration(PROCESS, state)
-    u0, eps = gaussian_images(200, 1), torch.randn(200, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+    u0, eps = (
+        gaussian_images(200, 1),
+        torch.randn(200, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(1)),
+    )
     for k, j in itertools.combinations(range(K, -1, -1), 2):
         if k != K and j and (k + j) % 7:
             continue  # a seventh of the pairs, and all that begin or end the chain
         errors = calibration.fit(torch.tensor([k]), torch.tensor([j]))[3]
         expected = by_bin(posterior_variance(BLUR, k, j))
-        assert ((errors[0] - expected).abs() <= tolerance * expected + 3e-9).all(), (k, j, errors[0] / expected)
+        assert ((errors[0] - expected).abs() <= tolerance * expected + 3e-9).all(), (
+            k,
+            j,
+            errors[0] / expected,
+        )
         affine = PROCESS.reverse_kernel("calibrated", state, (k, j) if j == 0 else (k, j, 0))
         level = torch.full((200,), k)
         u_k, _ = PROCESS.corrupt(u0, level, eps)
@@ -138,7 +168,9 @@ def test_mean_and_variance_of_every_pair_are_the_known_ones(model: Denoiser) -> 
         assert (by_bin(off) <= 0.1 * expected + 1e-9).all(), (k, j, by_bin(off) / expected)
 
 
-def power_of_samples(kernel: GaussianKernel, model: Denoiser = best_denoiser, count: int = 4000) -> torch.Tensor:
+def power_of_samples(
+    kernel: GaussianKernel, model: Denoiser = best_denoiser, count: int = 4000
+) -> torch.Tensor:
     """Mean squares of the DCT coefficients of samples about the data's mean, by bin: (R,)."""
     generator = torch.Generator().manual_seed(1)
     draw = lambda k: torch.randn(count, 1, SIZE, SIZE, generator=generator)  # noqa: E731
@@ -151,7 +183,8 @@ def power_of_samples(kernel: GaussianKernel, model: Denoiser = best_denoiser, co
 def test_samples_have_the_power_spectrum_of_the_data(chain: Chain) -> None:
     """With the calibrated kernel within the error of 4,000 samples; no single delta does that.
 
-    A sample is the last mean: its variance is that of the data less what nobody can know of u_0 from the last state.
+    A sample is the last mean: its variance is that of the data less what nobody can know of u_0
+    from the last state.
     """
     data = by_bin(VARIANCES.double() - posterior_variance(BLUR, chain[-2], 0))
     ratio = power_of_samples(kernel(chain=chain)) / data
@@ -163,11 +196,18 @@ def test_samples_have_the_power_spectrum_of_the_data(chain: Chain) -> None:
 
 
 def test_a_blind_coefficient_is_corrected() -> None:
-    """Without calibration the mean's noise adds up from step to step; with it samples have the data's power there."""
+    """Without calibration the mean's noise adds up from step to step; with it samples have the
+    data's power there.
+    """
     state, constant = calibrated(blind_denoiser, 3000), BINS[0, 0]
     data = VARIANCES[0, 0].double() - posterior_variance(BLUR, 1, 0)[0, 0]
     off = {
-        kind: (power_of_samples(PROCESS.reverse_kernel(kind, state), blind_denoiser)[constant] / data - 1).abs().item()
+        kind: (
+            power_of_samples(PROCESS.reverse_kernel(kind, state), blind_denoiser)[constant] / data
+            - 1
+        )
+        .abs()
+        .item()
         for kind in ("spectral", "calibrated")
     }
     assert off["calibrated"] < 0.06 < off["spectral"], off
@@ -175,9 +215,13 @@ def test_a_blind_coefficient_is_corrected() -> None:
 
 @pytest.mark.parametrize("chain", [ALL, SKIPPING, (K, 0)])
 def test_bound_of_any_chain_is_the_closed_form(chain: Chain) -> None:
-    """1/2 sum log(1 + E / sigma^2) for each step, 1/2 sum [log(2 pi E) + 1] for the last: expected and on new images."""
+    """1/2 sum log(1 + E / sigma^2) for each step, 1/2 sum [log(2 pi E) + 1] for the last: expected
+    and on new images.
+    """
     pairs = list(itertools.pairwise(chain))
-    expected = sum(0.5 * (1 + posterior_variance(BLUR, k, j) / SIGMA**2).log().sum() for k, j in pairs[:-1])
+    expected = sum(
+        0.5 * (1 + posterior_variance(BLUR, k, j) / SIGMA**2).log().sum() for k, j in pairs[:-1]
+    )
     expected += 0.5 * ((2 * math.pi * posterior_variance(BLUR, chain[-2], 0)).log() + 1).sum()
     costs = Calibration(PROCESS, best_state()).costs(ALL)
     assert sum(costs[k, j].item() for k, j in pairs) == pytest.approx(
@@ -190,15 +234,22 @@ def test_bound_of_any_chain_is_the_closed_form(chain: Chain) -> None:
         level = torch.full((400,), k)
         eps = torch.randn(400, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(k))
         errors = PROCESS.errors(best_denoiser, u0, level, eps, affine)
-        total += PROCESS.terms(errors, level, affine) if j else PROCESS.terms(errors, level, affine, last=True)
+        total += (
+            PROCESS.terms(errors, level, affine)
+            if j
+            else PROCESS.terms(errors, level, affine, last=True)
+        )
     assert abs(total.mean() - expected) < 4 * total.std() / 20
 
 
 def test_colour_is_luminance_and_chrominance() -> None:
-    """Images whose chrominance varies a hundredth as much as their luminance: variances are the known
-    ones of each plane.
+    """Images whose chrominance varies a hundredth as much as their luminance: variances are the
+    known ones of each plane.
     """
-    process, power = heat_dissipation(BLUR, SIGMA, num_channels=3), VARIANCES * torch.tensor([1, 0.01, 0.01])[:, None, None]
+    process, power = (
+        heat_dissipation(BLUR, SIGMA, num_channels=3),
+        VARIANCES * torch.tensor([1, 0.01, 0.01])[:, None, None],
+    )
     torch.testing.assert_close(LUMINANCE_CHROMINANCE @ LUMINANCE_CHROMINANCE.T, torch.eye(3))
 
     def colour_images(count: int) -> torch.Tensor:
@@ -211,7 +262,9 @@ def test_colour_is_luminance_and_chrominance() -> None:
         u_hat = dct2(u, LUMINANCE_CHROMINANCE)
         return idct2(gain * u_hat, LUMINANCE_CHROMINANCE) - u
 
-    measured = calibrate(process, denoiser, Precision.named(CPU, "float32"), colour_images(1000), 0, 200)
+    measured = calibrate(
+        process, denoiser, Precision.named(CPU, "float32"), colour_images(1000), 0, 200
+    )
     sizes = bin_sums(torch.ones(SIZE, SIZE), BINS).repeat(3)
     kernel = process.reverse_kernel("calibrated", measured)
     for k in (2, 12, K):
@@ -223,21 +276,29 @@ def test_colour_is_luminance_and_chrominance() -> None:
 
 
 def test_no_other_kernel_has_a_lower_bound() -> None:
-    """The calibrated one is the best affine one, the spectral one the best with the network's mean, then single deltas."""
+    """The calibrated one is the best affine one, the spectral one the best with the network's mean,
+    then single deltas.
+    """
     u0, k = gaussian_images(400, 3), torch.full((400,), 12)
     eps = torch.randn(400, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     state = calibrated(blind_denoiser, 1000)
 
     def term(kind: str | float) -> float:
         kernel = PROCESS.reverse_kernel(kind, state)
-        return PROCESS.terms(PROCESS.errors(blind_denoiser, u0, k, eps, kernel), k, kernel).mean().item()
+        return (
+            PROCESS.terms(PROCESS.errors(blind_denoiser, u0, k, eps, kernel), k, kernel)
+            .mean()
+            .item()
+        )
 
     best_delta = min(term(ratio * SIGMA) for ratio in np.linspace(0.9, 2, 12))
     assert term("calibrated") < term("spectral") < best_delta
 
 
 def test_few_images_do_no_harm() -> None:
-    """From twelve images the bound of new ones is still no worse than with isotropic noise; with one it is finite."""
+    """From twelve images the bound of new ones is still no worse than with isotropic noise; with
+    one it is finite.
+    """
     u0 = gaussian_images(400, 4)
     for count in (1, 12):
         state, total = calibrated(best_denoiser, count), {}
@@ -257,7 +318,9 @@ def test_dynamic_programming_finds_the_best_chain() -> None:
     costs[torch.arange(9)[:, None] <= torch.arange(9)] = math.inf
     for steps in range(1, 9):
         chains = [(8, *middle, 0) for middle in itertools.combinations(range(7, 0, -1), steps - 1)]
-        best = min(chains, key=lambda chain: sum(costs[k, j].item() for k, j in itertools.pairwise(chain)))
+        best = min(
+            chains, key=lambda chain: sum(costs[k, j].item() for k, j in itertools.pairwise(chain))
+        )
         assert shortest_path(costs, 8, steps) == best
     chain = PROCESS.best_chain(best_state(), 6, None)
     assert (len(chain), chain[0], chain[-1]) == (7, K, 0)

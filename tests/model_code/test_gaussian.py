@@ -111,8 +111,8 @@ def within_errors(values: torch.Tensor, expected: torch.Tensor, sigmas: float = 
 
 @pytest.mark.parametrize("k", [1, 7, 20, 40])
 def test_tables_are_the_papers(k: int) -> None:
-    """Blurring diffusion: log SNR -2 log tan(...) from 10 to -10; d = 0.999 exp(-lambda tau) + 0.001
-    with sigma_B = max sin^2(pi t / 2). Flow matching: (1 - t) exp(-lambda (b t)^2 / 2), t.
+    """Blurring diffusion: log SNR -2 log tan(...) from 10 to -10; d = 0.999 exp(-lambda tau) +
+    0.001 with sigma_B = max sin^2(pi t / 2). Flow matching: (1 - t) exp(-lambda (b t)^2 / 2), t.
     """
     t = k / K
     first, last = math.atan(math.exp(-5)), math.atan(math.exp(5))
@@ -142,8 +142,8 @@ def test_tables_are_the_papers(k: int) -> None:
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("name", ALL)
 def test_a_step_has_the_right_marginal(name: str, eta: float) -> None:
-    """p alpha_k + r = alpha_j and p^2 sigma_k^2 + s^2 = sigma_j^2, also where alpha underflows; with
-    eta = 1 p and s are those of the posterior, of z_k = (alpha_k / alpha_j) z_j + noise.
+    """p alpha_k + r = alpha_j and p^2 sigma_k^2 + s^2 = sigma_j^2, also where alpha underflows;
+    with eta = 1 p and s are those of the posterior, of z_k = (alpha_k / alpha_j) z_j + noise.
     """
     for process in (make(name), make(name, 1000)):
         for k, j in ((process.K, process.K - 1), (process.K, 3), (20, 19), (5, 1), (3, 0)):

@@ -30,26 +30,39 @@ def test_level_embedding() -> None:
     """Cosines first, then sines, frequencies exp(-ln(10000) i / half)."""
     embedding = level_embedding(torch.tensor([0, 7]), 6)
     angles = [7 * math.exp(-math.log(10000) * i / 3) for i in range(3)]
-    expected = np.array([[1.0] * 3 + [0.0] * 3, [math.cos(a) for a in angles] + [math.sin(a) for a in angles]])
+    expected = np.array(
+        [[1.0] * 3 + [0.0] * 3, [math.cos(a) for a in angles] + [math.sin(a) for a in angles]]
+    )
     np.testing.assert_allclose(embedding, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("new_order", [True, False])
 def test_attention_against_plain_softmax(new_order: bool) -> None:
-    """Two heads: where q, k and v of each head lie among the channels of `qkv` is what the two orders differ in."""
+    """Two heads: where q, k and v of each head lie among the channels of `qkv` is what the two
+    orders differ in.
+    """
     heads, dim, pixels = 2, 16, 9
     channels = heads * dim
     block = AttentionBlock(channels, num_heads=heads, new_order=new_order)
     fill_golden(block)
-    x = torch.from_numpy(np.random.default_rng(0).standard_normal((2, channels, 3, 3)).astype(np.float32))
+    x = torch.from_numpy(
+        np.random.default_rng(0).standard_normal((2, channels, 3, 3)).astype(np.float32)
+    )
     flat = x.reshape(2, channels, pixels)
-    qkv = F.conv1d(F.group_norm(flat, 32, block.norm.weight, block.norm.bias), block.qkv.weight, block.qkv.bias)
+    qkv = F.conv1d(
+        F.group_norm(flat, 32, block.norm.weight, block.norm.bias), block.qkv.weight, block.qkv.bias
+    )
     result = torch.empty_like(flat)
     for head in range(heads):
         if new_order:
-            q, k, v = (qkv[:, part * channels + head * dim : part * channels + (head + 1) * dim] for part in range(3))
+            q, k, v = (
+                qkv[:, part * channels + head * dim : part * channels + (head + 1) * dim]
+                for part in range(3)
+            )
         else:
-            q, k, v = (qkv[:, (3 * head + part) * dim : (3 * head + part + 1) * dim] for part in range(3))
+            q, k, v = (
+                qkv[:, (3 * head + part) * dim : (3 * head + part + 1) * dim] for part in range(3)
+            )
         attention = torch.softmax(torch.einsum("bct,bcs->bts", q, k) / math.sqrt(dim), dim=-1)
         result[:, head * dim : (head + 1) * dim] = torch.einsum("bts,bcs->bct", attention, v)
     expected = flat + F.conv1d(result, block.proj_out.weight, block.proj_out.bias)
@@ -62,21 +75,29 @@ def test_a_fresh_model_predicts_no_change() -> None:
     assert torch.equal(model(torch.rand(2, 3, 8, 8), torch.tensor([1, 5])), torch.zeros(2, 3, 8, 8))
 
 
-@pytest.mark.parametrize("option", [{"use_scale_shift_norm": True}, {"resblock_updown": True}, {"conv_resample": False}])
+@pytest.mark.parametrize(
+    "option", [{"use_scale_shift_norm": True}, {"resblock_updown": True}, {"conv_resample": False}]
+)
 def test_options_change_the_network_and_train(option: dict[str, bool]) -> None:
     plain, other = UNet(**SMALL), UNet(**{**SMALL, **option})
-    shapes = [{name: tuple(w.shape) for name, w in model.named_parameters()} for model in (plain, other)]
+    shapes = [
+        {name: tuple(w.shape) for name, w in model.named_parameters()} for model in (plain, other)
+    ]
     assert shapes[0] != shapes[1]
     fill_golden(other)
     u = torch.rand(2, 3, 8, 8)
     output = other(u, torch.tensor([1, 5]))
     assert output.shape == u.shape
     output.sum().backward()
-    assert all(w.grad is not None and w.grad.isfinite().all() and w.grad.any() for w in other.parameters())
+    assert all(
+        w.grad is not None and w.grad.isfinite().all() and w.grad.any() for w in other.parameters()
+    )
 
 
 def test_names_with_resblock_updown() -> None:
-    """guided-diffusion's names: a residual block in the place of the convolution, no parameters for the resampling."""
+    """guided-diffusion's names: a residual block in the place of the convolution, no parameters for
+    the resampling.
+    """
     names = {name for name, _ in UNet(**SMALL, resblock_updown=True).named_parameters()}
     assert "input_blocks.2.0.in_layers.2.weight" in names
     assert "output_blocks.1.2.out_layers.3.weight" in names
@@ -84,9 +105,13 @@ def test_names_with_resblock_updown() -> None:
 
 
 def test_resampling_without_convolutions() -> None:
-    """The release's conv_resample=False: averages of 2x2 pixels on the way down, repeated pixels on the way up."""
+    """The release's conv_resample=False: averages of 2x2 pixels on the way down, repeated pixels on
+    the way up.
+    """
     model = UNet(**SMALL, conv_resample=False)
-    assert not any(".op." in name or name.endswith("conv.weight") for name, _ in model.named_parameters())
+    assert not any(
+        ".op." in name or name.endswith("conv.weight") for name, _ in model.named_parameters()
+    )
     x = torch.arange(16.0).view(1, 1, 4, 4)
     down, up = model.get_submodule("input_blocks.2.0"), model.get_submodule("output_blocks.1.2")
     assert torch.equal(down(x), torch.tensor([[[[2.5, 4.5], [10.5, 12.5]]]]))
@@ -94,25 +119,37 @@ def test_resampling_without_convolutions() -> None:
 
 
 def test_heads_by_their_channels() -> None:
-    """The release's num_head_channels: as many heads as fit, at each level; num_heads then has no say."""
+    """The release's num_head_channels: as many heads as fit, at each level; num_heads then has no
+    say.
+    """
     model = UNet(**{**SMALL, "attention_levels": (0, 1)}, num_heads=5, num_head_channels=16)
-    heads = {module.norm.num_channels: module.num_heads for module in model.modules() if isinstance(module, AttentionBlock)}
+    heads = {
+        module.norm.num_channels: module.num_heads
+        for module in model.modules()
+        if isinstance(module, AttentionBlock)
+    }
     assert heads == {32: 2, 64: 4}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_layers_for_processors_agree_with_pytorch(dtype: torch.dtype) -> None:
     """Products for 1x1 convolutions, attention that is not fused, dropout with masks of 16 bits."""
-    tolerance: dict[str, Any] = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 0.05, "rtol": 0.02}
+    tolerance: dict[str, Any] = (
+        {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 0.05, "rtol": 0.02}
+    )
     x = torch.randn(2, 32, 5, 7, generator=torch.Generator().manual_seed(0)).to(dtype)
     for layer, inputs, plain in (
         (PointwiseConv2d(32, 48, 1), x, F.conv2d),
         (PointwiseConv1d(32, 48, 1), x.flatten(2), F.conv1d),
     ):
         layer = layer.to(dtype)
-        torch.testing.assert_close(layer(inputs), plain(inputs, layer.weight, layer.bias), **tolerance)
+        torch.testing.assert_close(
+            layer(inputs), plain(inputs, layer.weight, layer.bias), **tolerance
+        )
     q = x.flatten(2).mT[:, None].requires_grad_()
-    torch.testing.assert_close(attention(q, q, q), F.scaled_dot_product_attention(q, q, q), **tolerance)
+    torch.testing.assert_close(
+        attention(q, q, q), F.scaled_dot_product_attention(q, q, q), **tolerance
+    )
     dropped = Dropout(0.25)(torch.ones(100_001, dtype=dtype))
     assert set(dropped.unique().tolist()) == {0, torch.tensor(4 / 3).to(dtype).item()}
     assert (dropped == 0).float().mean().item() == pytest.approx(0.25, abs=0.01)
@@ -131,7 +168,9 @@ def test_scale_shift_norm_by_hand() -> None:
 
 
 def test_image_size_that_cannot_be_halved() -> None:
-    with pytest.raises(ValueError, match=r"^config\.data\.image_size = 6: must be divisible by 4, for 3 levels"):
+    with pytest.raises(
+        ValueError, match=r"^config\.data\.image_size = 6: must be divisible by 4, for 3 levels"
+    ):
         build_model(tiny_config(data__image_size=6, model__channel_mult=(1, 1, 1)))
 
 
@@ -155,10 +194,15 @@ def test_dropout_only_in_training() -> None:
 
 
 def test_sees_means() -> None:
-    """At first the same network; once trained, an offset of the input, which GroupNorm would remove, reaches the embedding."""
+    """At first the same network; once trained, an offset of the input, which GroupNorm would
+    remove, reaches the embedding.
+    """
     plain, seeing = (UNet(**SMALL, patch_size=2, sees_means=sees).eval() for sees in (False, True))
     assert list(seeing.state_dict())[:-2] == list(plain.state_dict()), "after all of the release's"
-    seeing.load_state_dict(plain.state_dict() | {n: w for n, w in seeing.state_dict().items() if n.startswith("mean_embed")})
+    seeing.load_state_dict(
+        plain.state_dict()
+        | {n: w for n, w in seeing.state_dict().items() if n.startswith("mean_embed")}
+    )
     torch.nn.init.normal_(plain.get_parameter("out.2.weight"))
     seeing.out[-1].load_state_dict(plain.out[-1].state_dict())
     u, k = torch.randn(3, 3, 8, 8), torch.tensor([1, 2, 3])
@@ -170,7 +214,9 @@ def test_sees_means() -> None:
         given: list[torch.Tensor] = []
         seeing.middle_block.register_forward_pre_hook(lambda _, inputs: given.append(inputs[1]))
         seeing(u, k), seeing(u + shift, k)
-    torch.testing.assert_close(given[1] - given[0], torch.full_like(given[0], 0.5 * 4))  # times the root of 4 x 4 points
+    torch.testing.assert_close(
+        given[1] - given[0], torch.full_like(given[0], 0.5 * 4)
+    )  # times the root of 4 x 4 points
 
 
 def test_ema_by_hand() -> None:
@@ -216,17 +262,26 @@ def test_ema_of_another_architecture_is_refused() -> None:
 
 
 def test_patches() -> None:
-    """The pixels of a patch are channels inside: names stay, shapes differ at both ends only; patches of 1 change nothing."""
+    """The pixels of a patch are channels inside: names stay, shapes differ at both ends only;
+    patches of 1 change nothing.
+    """
     plain, same, patched = UNet(**SMALL), UNet(**SMALL, patch_size=1), UNet(**SMALL, patch_size=2)
     shapes, same_shapes, patched_shapes = (
-        {name: tuple(w.shape) for name, w in model.named_parameters()} for model in (plain, same, patched)
+        {name: tuple(w.shape) for name, w in model.named_parameters()}
+        for model in (plain, same, patched)
     )
     assert same_shapes == shapes
-    both_ends = {"input_blocks.0.0.weight": (32, 12, 3, 3), "out.2.weight": (12, 32, 3, 3), "out.2.bias": (12,)}
+    both_ends = {
+        "input_blocks.0.0.weight": (32, 12, 3, 3),
+        "out.2.weight": (12, 32, 3, 3),
+        "out.2.bias": (12,),
+    }
     assert patched_shapes == shapes | both_ends
     assert list(patched_shapes) == list(shapes)
     sizes: list[int] = []
-    patched.input_blocks[0].register_forward_hook(lambda module, inputs, output: sizes.append(output.shape[-1]))
+    patched.input_blocks[0].register_forward_hook(
+        lambda module, inputs, output: sizes.append(output.shape[-1])
+    )
     fill_golden(patched)
     u = torch.rand(2, 3, 8, 8)
     output = patched(u, torch.tensor([1, 5]))

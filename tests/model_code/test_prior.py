@@ -16,21 +16,27 @@ BLUR = DCTBlur(blur_schedule(4, 0.5, 6.0), 10, 12)
 
 
 def images(count: int, seed: int = 0) -> torch.Tensor:
-    return torch.from_numpy(np.random.default_rng(seed).random((count, 2, 10, 12)).astype(np.float32))
+    return torch.from_numpy(
+        np.random.default_rng(seed).random((count, 2, 10, 12)).astype(np.float32)
+    )
 
 
 def test_bank_gives_back_the_blurred_images() -> None:
     u = images(7)
     bank = PriorBank.from_images(u, BLUR)
     chosen = torch.tensor([5, 0, 5])
-    torch.testing.assert_close(bank.means(chosen), BLUR(u[chosen], torch.full((3,), 4)), atol=2e-6, rtol=0)
+    torch.testing.assert_close(
+        bank.means(chosen), BLUR(u[chosen], torch.full((3,), 4)), atol=2e-6, rtol=0
+    )
     assert len(bank) == 7
 
 
 def test_bank_is_small() -> None:
     """8 of 784 coefficients for MNIST at sigma_B 20, 6 of 1024 per channel for CIFAR-10 at 24."""
     for size, sigma_max, expected in ((28, 20.0, 8), (32, 24.0, 6)):
-        bank = PriorBank.from_images(torch.rand(3, 1, size, size), DCTBlur(blur_schedule(3, 0.5, sigma_max), size, size))
+        bank = PriorBank.from_images(
+            torch.rand(3, 1, size, size), DCTBlur(blur_schedule(3, 0.5, sigma_max), size, size)
+        )
         assert bank.coefficients.shape == (3, 1, expected)
 
 
@@ -47,9 +53,13 @@ def test_bank_survives_its_state_dict() -> None:
 
 
 def test_dequantised_bank_is_the_one_made_from_dequantised_data() -> None:
-    pixels = torch.from_numpy(np.random.default_rng(3).integers(0, 256, (6, 2, 10, 12)).astype(np.float32))
+    pixels = torch.from_numpy(
+        np.random.default_rng(3).integers(0, 256, (6, 2, 10, 12)).astype(np.float32)
+    )
     made = PriorBank.from_images((pixels + 0.5) / 256, BLUR)
-    torch.testing.assert_close(PriorBank.from_images(pixels / 255, BLUR).dequantized().coefficients, made.coefficients)
+    torch.testing.assert_close(
+        PriorBank.from_images(pixels / 255, BLUR).dequantized().coefficients, made.coefficients
+    )
 
 
 def test_bank_of_nothing() -> None:
@@ -60,12 +70,16 @@ def test_bank_of_nothing() -> None:
 def naive_bound(test: torch.Tensor, train: torch.Tensor, sigma: float, delta: float) -> np.ndarray:
     """log M - logsumexp_i(-KL_i) with KL_i between two full Gaussians in pixel space, float64."""
     level = torch.tensor([4])
-    x, y = (BLUR(u, level.expand(len(u))).double().numpy().reshape(len(u), -1) for u in (test, train))
+    x, y = (
+        BLUR(u, level.expand(len(u))).double().numpy().reshape(len(u), -1) for u in (test, train)
+    )
     N = x.shape[1]
     bounds = []
     for row in x:
         distances = ((row - y) ** 2).sum(1)
-        KL = 0.5 * (sigma**2 / delta**2 * N - N + distances / delta**2 + 2 * N * np.log(delta / sigma))
+        KL = 0.5 * (
+            sigma**2 / delta**2 * N - N + distances / delta**2 + 2 * N * np.log(delta / sigma)
+        )
         bounds.append(np.log(len(y)) - np.logaddexp.reduce(-KL))
     return np.array(bounds)
 
@@ -74,20 +88,28 @@ def naive_bound(test: torch.Tensor, train: torch.Tensor, sigma: float, delta: fl
 def test_bound_against_pixel_space(sigma: float, ratio: float, num_train: int, seed: int) -> None:
     train, test = images(num_train, seed), images(3, seed + 1)
     bound = prior_kl_bound(test, PriorBank.from_images(train, BLUR), sigma, ratio * sigma)
-    np.testing.assert_allclose(bound, naive_bound(test, train, sigma, ratio * sigma), rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(
+        bound, naive_bound(test, train, sigma, ratio * sigma), rtol=1e-4, atol=1e-3
+    )
 
 
 def test_bound_over_several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Streaming over the bank and the test set changes nothing, also where the largest term comes last."""
+    """Streaming over the bank and the test set changes nothing, also where the largest term comes
+    last.
+    """
     train, test = images(50), images(9, seed=1)
     bank = PriorBank.from_images(train, BLUR)
     whole = prior_kl_bound(test, bank, 0.01, 0.0125)
     monkeypatch.setattr("model_code.elbo.BANK_CHUNK", 7)
-    torch.testing.assert_close(prior_kl_bound(test, bank, 0.01, 0.0125), whole, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        prior_kl_bound(test, bank, 0.01, 0.0125), whole, rtol=1e-6, atol=1e-6
+    )
 
 
 def test_a_training_image_is_at_most_log_m_away() -> None:
-    """With delta = sigma the nearest component is the image's own: KL 0, so the bound is at most log M."""
+    """With delta = sigma the nearest component is the image's own: KL 0, so the bound is at most
+    log M.
+    """
     train = images(20)
     bound = prior_kl_bound(train, PriorBank.from_images(train, BLUR), 0.01, 0.01)
     assert (bound <= math.log(20) + 1e-5).all()

@@ -1,4 +1,6 @@
-"""Moments of DCT coefficients against NumPy and SciPy; averages over radii and octaves of fields whose spectra are known."""
+"""Moments of DCT coefficients against NumPy and SciPy; averages over radii and octaves of fields
+whose spectra are known.
+"""
 
 import numpy as np
 import pytest
@@ -9,7 +11,9 @@ from model_code.spectrum import DCTMoments, bin_means, octaves, radial_bins, rad
 
 
 def field(exponent: float, count: int, size: int) -> torch.Tensor:
-    """Gaussian images (count, 1, size, size) whose power falls as radius^exponent, and is 0 for the constant."""
+    """Gaussian images (count, 1, size, size) whose power falls as radius^exponent, and is 0 for the
+    constant.
+    """
     radii = radii_of(size, size).numpy()
     amplitude = np.where(radii > 0, np.maximum(radii, 1) ** (exponent / 2), 0)
     noise = np.random.default_rng(0).standard_normal((count, 1, size, size))
@@ -41,7 +45,10 @@ def test_radial_bins_are_even_in_log_or_one_a_radius() -> None:
     bins, radii = radial_bins(256, 256), radii_of(256, 256)
     assert 30 < bins.max() <= 48
     assert (bins == 0).sum() == 1
-    widths = [float(radii[bins == i].max() / radii[bins == i].min()) for i in range(1, int(bins.max()) + 1)]
+    widths = [
+        float(radii[bins == i].max() / radii[bins == i].min())
+        for i in range(1, int(bins.max()) + 1)
+    ]
     assert max(widths) <= radii.max() ** (1 / 48) * (1 + 1e-9)
     assert bin_means(radii, bins).diff().min() > 0
 

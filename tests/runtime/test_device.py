@@ -50,7 +50,9 @@ def set_speed(monkeypatch: pytest.MonkeyPatch, ratio: float) -> list[torch.dtype
         (31.4, "float32 (bfloat16 took 31 times as long as float32 here)"),
     ],
 )
-def test_the_faster_type_is_taken_and_measured_once(ratio: float, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_faster_type_is_taken_and_measured_once(
+    ratio: float, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     timed = set_speed(monkeypatch, ratio)
     for _ in range(2):
         assert str(Precision.of(tiny_config(optim__automatic_mp=True), CPU)) == expected
@@ -87,7 +89,9 @@ def test_what_is_told_is_not_measured(
 
 @pytest.mark.parametrize("name", ["float32", "bfloat16", "float16"])
 def test_precision_by_name(name: str) -> None:
-    """As a checkpoint has it: products have that type within autocast, and only float16 scales the loss."""
+    """As a checkpoint has it: products have that type within autocast, and only float16 scales the
+    loss.
+    """
     precision = Precision.named(CPU, name)
     with precision.autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == getattr(torch, name)
@@ -105,14 +109,22 @@ def test_precision_by_name(name: str) -> None:
         ("cpu", 4, 1, "cpu"),
     ],
 )
-def test_device_by_name(name: str, gpus: int, local_rank: int, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_device_by_name(
+    name: str, gpus: int, local_rank: int, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The i-th process of a machine gets its i-th GPU, or the only one that it sees."""
     pretend_gpus(monkeypatch, gpus)
     assert str(device.resolve_device(name, local_rank)) == expected
 
 
-@pytest.mark.parametrize(("name", "local_rank"), [("cuda", 4), ("cuda:4", 0), ("tpu", 0), ("cuda:x", 0), ("meta", 0)])
-def test_devices_that_are_not_there(name: str, local_rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "local_rank"), [("cuda", 4), ("cuda:4", 0), ("tpu", 0), ("cuda:x", 0), ("meta", 0)]
+)
+def test_devices_that_are_not_there(
+    name: str, local_rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pretend_gpus(monkeypatch, 4)
-    with pytest.raises(UserError, match=rf"config\.device = '{name}': (must be|there is no GPU number 4)"):
+    with pytest.raises(
+        UserError, match=rf"config\.device = '{name}': (must be|there is no GPU number 4)"
+    ):
         device.resolve_device(name, local_rank)

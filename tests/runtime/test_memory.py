@@ -19,10 +19,16 @@ def fill_memory() -> None:
 
 
 def test_what_memory_errors_look_like() -> None:
-    """On a processor as PyTorch really says it, on a GPU as it is documented; other errors stay what they are."""
+    """On a processor as PyTorch really says it, on a GPU as it is documented; other errors stay
+    what they are.
+    """
     with pytest.raises(RuntimeError) as caught:
         fill_memory()
-    for error in (caught.value, MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")):
+    for error in (
+        caught.value,
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+    ):
         line = expected(error) or ""
         for name in ("training.accumulation_steps", "training.recompute", "--batch_size"):
             assert name in line
@@ -36,12 +42,16 @@ def test_training_saves_what_was_learnt(
     """Out of memory within a step: saved before it, and the run ends as an undisturbed one."""
     with monkeypatch.context() as patch:
         before_step(patch, 3, fill_memory)
-        with pytest.raises(UserError, match=r"out of memory .*Saved at step 3; the same command goes on"):
+        with pytest.raises(
+            UserError, match=r"out of memory .*Saved at step 3; the same command goes on"
+        ):
             train(array_config(tiny_array), tmp_path / "run")
     assert read(meta_path(tmp_path / "run"))["step"] == 3
     with monkeypatch.context() as patch:
         patch.setattr(EMA, "update", lambda *_: fill_memory())
-        with pytest.raises(UserError, match=r"out of memory .*Not saved, as it happened within an update"):
+        with pytest.raises(
+            UserError, match=r"out of memory .*Not saved, as it happened within an update"
+        ):
             train(array_config(tiny_array), tmp_path / "run")
     assert read(meta_path(tmp_path / "run"))["step"] == 3, "half a step is not kept"
     assert train(array_config(tiny_array), tmp_path / "run") == 0

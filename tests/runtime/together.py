@@ -2,7 +2,8 @@
 
 torchrun --nproc_per_node=2 -m tests.together PLACE NAME [kill | exception | error]
 
-Trains in PLACE/NAME and evaluates PLACE/alone. With a third argument process 1 ends in that way during the third step.
+Trains in PLACE/NAME and evaluates PLACE/alone. With a third argument process 1 ends in that way
+during the third step.
 """
 
 import os
@@ -49,7 +50,9 @@ def training_config(place: Path, **overrides: object) -> ConfigDict:
 
 
 def compute_features(place: Path, directory: Path, count: int) -> np.ndarray:
-    """Pixels of `count` samples of the run in place/alone, as "features", through the cache in `directory`."""
+    """Pixels of `count` samples of the run in place/alone, as "features", through the cache in
+    `directory`.
+    """
     sampler, _ = load_sampler(training_config(place), place / "alone", 0)
 
     def features(indices: Sequence[int]) -> np.ndarray:
@@ -59,7 +62,9 @@ def compute_features(place: Path, directory: Path, count: int) -> np.ndarray:
 
 
 def evaluate(place: Path, name: str) -> None:
-    """Samples, features, bound and measures of the run in place/alone, in place/NAME-...; odd numbers: shares differ."""
+    """Samples, features, bound and measures of the run in place/alone, in place/NAME-...; odd
+    numbers: shares differ.
+    """
     config = training_config(place)
     sampler, trained = load_sampler(config, place / "alone", 0)
     export(place / f"{name}-images", sampler, sampler.record(config, trained).settings(), 7, 2)
@@ -67,7 +72,14 @@ def evaluate(place: Path, name: str) -> None:
     for run in ("alone", WITHOUT_PRIOR):
         scores = place / f"{name}-scores-{run}"
         bound = BoundEvaluation(
-            config, place / run, scores, split="test", num_images=0, num_levels_per_image=2, exact=False, batch_size=4
+            config,
+            place / run,
+            scores,
+            split="test",
+            num_images=0,
+            num_levels_per_image=2,
+            exact=False,
+            batch_size=4,
         )
         for result in bound(checkpoint=0, choice=Choice(0.0125), seed=0):
             append_result(scores, result, param_name="delta", seconds=0)
@@ -82,20 +94,30 @@ def evaluate(place: Path, name: str) -> None:
 
 def check_keep_alive() -> None:
     """The kernel asks after silent machines on every connection of this process."""
-    rows = [line.split() for name in ("tcp", "tcp6") for line in Path("/proc/net", name).read_text().splitlines()[1:]]
-    mine = {str(path.readlink()) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()}  # the listing is gone
+    rows = [
+        line.split()
+        for name in ("tcp", "tcp6")
+        for line in Path("/proc/net", name).read_text().splitlines()[1:]
+    ]
+    mine = {
+        str(path.readlink()) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()
+    }  # the listing is gone
     timers = [row[5][:2] for row in rows if f"socket:[{row[9]}]" in mine and row[3] == "01"]
     assert timers
     assert set(timers) <= {"01", "02"}, timers  # 01: something was just sent
 
 
 def check_collectives() -> None:
-    """Rows and values arrive in the order of ranks, also where processes have different numbers of rows or none."""
+    """Rows and values arrive in the order of ranks, also where processes have different numbers of
+    rows or none.
+    """
     rank, size = distributed.rank(), distributed.world_size()
     rows = distributed.gather_rows(torch.full((rank, 2), float(rank)))
     assert rows.tolist() == [[float(r)] * 2 for r in range(size) for _ in range(r)]
     for count in (1, 2, 7):
-        rows = distributed.compute_rows(range(count), lambda mine: torch.tensor([i**2 for i in mine]))
+        rows = distributed.compute_rows(
+            range(count), lambda mine: torch.tensor([i**2 for i in mine])
+        )
         assert rows.tolist() == [i**2 for i in range(count)]
     assert distributed.gather({"rank": rank}) == [{"rank": r} for r in range(size)]
     assert distributed.from_main(f"of {rank}") == "of 0"
@@ -109,15 +131,24 @@ def train_with(config: ConfigDict, workdir: Path, step: int, what: Callable[[], 
 
 
 def check_interruption(place: Path, name: str) -> None:
-    """A signal to process 1 alone stops all after the same step; the run then continues to the very same state."""
+    """A signal to process 1 alone stops all after the same step; the run then continues to the very
+    same state.
+    """
     workdir = place / f"{name}-parts"
-    assert train_with(training_config(place), workdir, 5, lambda: os.kill(os.getpid(), signal.SIGTERM)) == 143
+    assert (
+        train_with(training_config(place), workdir, 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        == 143
+    )
     distributed.barrier()
     assert read(meta_path(workdir))["step"] == 6
     assert train(training_config(place), workdir) == 0
     distributed.barrier()
     whole, parts = (read(meta_path(path)) for path in (place / name, workdir))
-    assert not [part for key in ("model", "ema", "optimizer") for part in differing(whole[key], parts[key], key)]
+    assert not [
+        part
+        for key in ("model", "ema", "optimizer")
+        for part in differing(whole[key], parts[key], key)
+    ]
 
 
 def fail(how: str, place: Path) -> None:
@@ -125,7 +156,11 @@ def fail(how: str, place: Path) -> None:
     (place / "failed_at").write_text(str(time.time()))
     if how == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
-    raise UserError("a deliberate error") if how == "error" else RuntimeError("a deliberate exception")
+    raise (
+        UserError("a deliberate error")
+        if how == "error"
+        else RuntimeError("a deliberate exception")
+    )
 
 
 def main() -> None:
@@ -133,7 +168,12 @@ def main() -> None:
     place, name, *how = sys.argv[1:]
     with distributed.processes():
         if how:
-            train_with(training_config(Path(place)), Path(place) / name, 2, lambda: fail(how[0], Path(place)))
+            train_with(
+                training_config(Path(place)),
+                Path(place) / name,
+                2,
+                lambda: fail(how[0], Path(place)),
+            )
         check_keep_alive()
         check_collectives()
         assert train(training_config(Path(place)), Path(place) / name) == 0

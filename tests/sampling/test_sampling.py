@@ -30,7 +30,13 @@ from scripts.sampling.output import (
     sample_set,
     save_mp4,
 )
-from scripts.sampling.reverse import BLOCK, IndependentNoise, SphericalNoise, linear_path, reverse_process
+from scripts.sampling.reverse import (
+    BLOCK,
+    IndependentNoise,
+    SphericalNoise,
+    linear_path,
+    reverse_process,
+)
 from scripts.sampling.sampler import Sampler, data_prior, make_sampler
 from tests.golden import fill_golden
 from tests.tiny import tiny_config
@@ -74,7 +80,9 @@ def test_reverse_process_with_an_exact_model() -> None:
 def test_a_sample_does_not_depend_on_its_batch(sampler: Sampler) -> None:
     together = sampler.independent(range(6))
     for index in (0, 3, 5):
-        torch.testing.assert_close(sampler.independent([index])[0], together[index], atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            sampler.independent([index])[0], together[index], atol=1e-4, rtol=0
+        )
     torch.testing.assert_close(sampler.independent([5, 2]), together[[5, 2]], atol=1e-4, rtol=0)
     assert not torch.allclose(replace(sampler, seed=2).independent([0]), together[:1], atol=0.01)
 
@@ -87,7 +95,9 @@ def states(sampler: Sampler, kind: str, count: int) -> dict[int, torch.Tensor]:
 
 
 def test_same_init(sampler: Sampler) -> None:
-    """One initial state, noise included; then each sample its own noise. The first is an ordinary sample."""
+    """One initial state, noise included; then each sample its own noise. The first is an ordinary
+    sample.
+    """
     seen = states(sampler, "same_init", 3)
     assert torch.equal(seen[3][0], seen[3][2])
     assert not torch.allclose(seen[2][0], seen[2][2], atol=1e-3)
@@ -95,12 +105,16 @@ def test_same_init(sampler: Sampler) -> None:
 
 
 def test_share_noise(sampler: Sampler) -> None:
-    """Different prior means; without the model's doing, all states of the process differ by just that."""
+    """Different prior means; without the model's doing, all states of the process differ by just
+    that.
+    """
     still = replace(sampler, model=lambda u, k: torch.zeros_like(u))
     seen = states(still, "share_noise", 3)
     assert not torch.allclose(seen[3][0], seen[3][1], atol=1e-3)
     for k in (2, 1, 0):
-        torch.testing.assert_close(seen[k][0] - seen[k][1], seen[3][0] - seen[3][1], atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            seen[k][0] - seen[k][1], seen[3][0] - seen[3][1], atol=1e-5, rtol=0
+        )
 
 
 def test_interpolation_ends_at_ordinary_samples(sampler: Sampler) -> None:
@@ -109,12 +123,19 @@ def test_interpolation_ends_at_ordinary_samples(sampler: Sampler) -> None:
     path = SphericalNoise(0, (0, 1), (1, 100, 100), 5, CPU)
     np.testing.assert_allclose(path(1).std((1, 2, 3)), 1, atol=0.03)  # standard normal everywhere
     assert torch.equal(path(1)[[0, -1]], path.ends(1))
-    np.testing.assert_allclose(linear_path(torch.tensor([[[[0.0]]], [[[1.0]]]]), 3).flatten(), [0, 0.5, 1])
+    np.testing.assert_allclose(
+        linear_path(torch.tensor([[[[0.0]]], [[[1.0]]]]), 3).flatten(), [0, 0.5, 1]
+    )
 
 
 def test_noise_of_a_sample_is_a_function_of_seed_index_and_level() -> None:
-    """Whatever the batch, the order of levels and the blocks in which it is drawn; no two of them alike."""
-    together, alone = IndependentNoise(3, [4, 9], (1, 5, 5), CPU), IndependentNoise(3, [9], (1, 5, 5), CPU)
+    """Whatever the batch, the order of levels and the blocks in which it is drawn; no two of them
+    alike.
+    """
+    together, alone = (
+        IndependentNoise(3, [4, 9], (1, 5, 5), CPU),
+        IndependentNoise(3, [9], (1, 5, 5), CPU),
+    )
     levels = (2 * BLOCK, BLOCK, BLOCK - 1, 1)
     down = [together(k)[1] for k in levels]
     up = [alone(k)[0] for k in reversed(levels)]
@@ -130,26 +151,45 @@ def test_noise_on_prior_states(sampler: Sampler) -> None:
         seen: list[torch.Tensor] = []
         config = tiny_config(model__protocol=protocol)
         process = build_process(config)
-        other = make_sampler(config, sampler.model, process, sampler.prior, FLOAT32, None, choice=Choice(0.05), scoring=scoring)
+        other = make_sampler(
+            config,
+            sampler.model,
+            process,
+            sampler.prior,
+            FLOAT32,
+            None,
+            choice=Choice(0.05),
+            scoring=scoring,
+        )
         other.independent(range(20), lambda k, u: seen.append(u.clone()))
         differences = seen[0].flatten(1)[:, None] - blurred.flatten(1)
         return float(differences.norm(dim=2).amin(1).mean())
 
     assert distance_of_initial_states("released", scoring=False) < 1e-5
     for protocol, scoring in (("paper", False), ("paper", True), ("released", True)):
-        assert distance_of_initial_states(protocol, scoring) == pytest.approx(0.05 * 8, rel=0.1)  # of 64 pixels
+        assert distance_of_initial_states(protocol, scoring) == pytest.approx(
+            0.05 * 8, rel=0.1
+        )  # of 64 pixels
 
 
-@pytest.mark.parametrize(("dequantized", "mirrored"), [(False, False), (True, False), (False, True)])
-def test_stored_prior_and_data_give_the_same_states(dequantized: bool, mirrored: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("dequantized", "mirrored"), [(False, False), (True, False), (False, True)]
+)
+def test_stored_prior_and_data_give_the_same_states(
+    dequantized: bool, mirrored: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = tiny_config(data__uniform_dequantization=dequantized, data__random_flip=mirrored)
     monkeypatch.setattr("scripts.sampling.sampler.load_images", lambda data, split: SOURCE)
     process = build_process(config)
-    stored = process.build_prior(batch.images for batch in clean_batches(SOURCE, 4, 0, dequantized, mirrored))
+    stored = process.build_prior(
+        batch.images for batch in clean_batches(SOURCE, 4, 0, dequantized, mirrored)
+    )
     data, chosen = data_prior(config, process), torch.tensor([6, 7, 29, 6])
     assert len(stored) == len(data) == (60 if mirrored else 30)
     torch.testing.assert_close(stored.means(chosen), data.means(chosen), atol=2e-6, rtol=0)
-    is_mirror_image = torch.allclose(data.means(chosen)[1], data.means(chosen)[0].flip(-1), atol=2e-6)
+    is_mirror_image = torch.allclose(
+        data.means(chosen)[1], data.means(chosen)[0].flip(-1), atol=2e-6
+    )
     assert is_mirror_image == mirrored
 
 
@@ -177,7 +217,11 @@ def test_files_of_a_sample_set(sampler: Sampler, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("encoder", ["/nowhere/ffmpeg", "/bin/false"])
 def test_an_encoder_that_is_missing_or_fails(
-    encoder: str, sampler: Sampler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    encoder: str,
+    sampler: Sampler,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """One warning in all, and everything else is there."""
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", encoder)
@@ -186,7 +230,9 @@ def test_an_encoder_that_is_missing_or_fails(
         sample_set(tmp_path, sampler, range(2))
     interpolation_set(tmp_path / "path", sampler, (0, 1), 3)
     files = {path.name for path in tmp_path.rglob("*.*")}
-    assert files == {*("final.npy", "final.png", "init.png", "process.gif"), *INTERPOLATION} - {"process.mp4"}
+    assert files == {*("final.npy", "final.png", "init.png", "process.gif"), *INTERPOLATION} - {
+        "process.mp4"
+    }
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: process.mp4: ")
     assert line.endswith("; going on without")
@@ -232,22 +278,31 @@ def quiet() -> Iterator[None]:
 
 
 def test_what_is_sampled_with_by_default(sampler: Sampler) -> None:
-    """The calibrated kernel where it was measured, the paper's noise otherwise, the release's with its protocol."""
+    """The calibrated kernel where it was measured, the paper's noise otherwise, the release's with
+    its protocol.
+    """
     config = tiny_config(model__sigma=0.02)
     process, measured = build_process(config), measured_kernels(sampler)
     assert Choice().kernel(process, config, None).label == "0.025"
     assert Choice().kernel(process, config, measured).label == "calibrated"
     assert Choice("spectral").kernel(process, config, measured).label == "spectral"
     assert Choice("0").kernel(process, config, measured).prior_std == 0
-    assert Choice().kernel(process, tiny_config(model__sampling_noise="spectral"), measured).label == "spectral"
+    assert (
+        Choice().kernel(process, tiny_config(model__sampling_noise="spectral"), measured).label
+        == "spectral"
+    )
     released = tiny_config(model__protocol="released")
     assert Choice().kernel(build_process(released), released, measured).label == "0.01"
     for wrong in ("-1", "nan"):
         with pytest.raises(UserError, match=f"--delta={wrong}: must be a number of at least 0"):
             parse_delta(wrong)
-    with pytest.raises(UserError, match=r"--delta=0.o1: must be a number of at least 0, or one of auto"):
+    with pytest.raises(
+        UserError, match=r"--delta=0.o1: must be a number of at least 0, or one of auto"
+    ):
         Choice("0.o1").kernel(process, config, measured)
-    with pytest.raises(UserError, match=r"--delta=spectral: nothing was measured .* scripts\.tools\.calibrate"):
+    with pytest.raises(
+        UserError, match=r"--delta=spectral: nothing was measured .* scripts\.tools\.calibrate"
+    ):
         Choice("spectral").kernel(process, config, None)
 
 
@@ -259,16 +314,24 @@ def measured_kernels(sampler: Sampler) -> dict[str, torch.Tensor]:
     return state
 
 
-@pytest.mark.parametrize("choice", [Choice("spectral"), Choice("calibrated"), Choice(steps="2"), Choice(steps="2:bound")])
+@pytest.mark.parametrize(
+    "choice", [Choice("spectral"), Choice("calibrated"), Choice(steps="2"), Choice(steps="2:bound")]
+)
 def test_measured_kernels_through_all_kinds(choice: Choice, sampler: Sampler) -> None:
-    """They change the samples, and neither their independence of the batch nor the ends of an interpolation."""
+    """They change the samples, and neither their independence of the batch nor the ends of an
+    interpolation.
+    """
     config = tiny_config()
     prior, measured = sampler.prior, measured_kernels(sampler)
-    other = make_sampler(config, sampler.model, sampler.process, prior, FLOAT32, measured, choice=choice, seed=1)
+    other = make_sampler(
+        config, sampler.model, sampler.process, prior, FLOAT32, measured, choice=choice, seed=1
+    )
     together = other.independent(range(4))
     assert not torch.allclose(together, sampler.independent(range(4)), atol=1e-2)
     torch.testing.assert_close(other.independent([2])[0], together[2], atol=1e-4, rtol=0)
-    torch.testing.assert_close(other.interpolate((2, 3), 5)[[0, -1]], together[[2, 3]], atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        other.interpolate((2, 3), 5)[[0, -1]], together[[2, 3]], atol=1e-4, rtol=0
+    )
     torch.testing.assert_close(other.same_init(range(2))[:1], together[:1], atol=1e-4, rtol=0)
     assert other.prior_std == config.model.sigma
     assert other.num_steps == (3 if choice.steps is None else 2)
@@ -280,13 +343,27 @@ def test_levels_to_visit(sampler: Sampler) -> None:
     assert parse_steps("4", process, measured) == (10, 8, 5, 2, 0)
     assert parse_steps("10", process, measured) == process.chain
     assert parse_steps("10,7,3,0", process, measured) == (10, 7, 3, 0)
-    for wrong in ("0", "11", "x", "4:fid", "4:", "9,3,0", "10,3", "10,3,5,0", "10,3,3,0", "11,10,0"):
+    for wrong in (
+        "0",
+        "11",
+        "x",
+        "4:fid",
+        "4:",
+        "9,3,0",
+        "10,3",
+        "10,3,5,0",
+        "10,3,3,0",
+        "11,10,0",
+    ):
         with pytest.raises(ValueError, match=r"must (be N from 1 to 10|go down from 10 to 0)"):
             parse_steps(wrong, process, measured)
     config, measured = tiny_config(), measured_kernels(sampler)
     with pytest.raises(UserError, match=r"--delta=0.01 --steps=2: skipping levels"):
         Choice("0.01", "2").kernel(sampler.process, config, measured)
-    labels = {Choice(steps=steps).label(sampler.kernel) for steps in (None, "2", "2:bound", "3,2,0", "3,1,0")}
+    labels = {
+        Choice(steps=steps).label(sampler.kernel)
+        for steps in (None, "2", "2:bound", "3,2,0", "3,1,0")
+    }
     assert len(labels) == 4, "explicit levels are told apart by the kernel's own chain"
     for steps in ("3,2,0", "3,1,0"):
         choice = Choice(steps=steps)
@@ -295,7 +372,10 @@ def test_levels_to_visit(sampler: Sampler) -> None:
 
 
 def exported(directory: Path) -> dict[str, np.ndarray]:
-    return {path.name: np.asarray(Image.open(path)).astype(int) for path in sorted(directory.glob("*.png"))}
+    return {
+        path.name: np.asarray(Image.open(path)).astype(int)
+        for path in sorted(directory.glob("*.png"))
+    }
 
 
 DAMAGED = {
@@ -328,7 +408,9 @@ def test_a_damaged_image_of_an_export_is_drawn_again(
         assert (arrays["arr_0"][..., 0] == [*exported(tmp_path).values()]).all()
 
 
-def test_two_exports_into_one_directory(sampler: Sampler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_exports_into_one_directory(
+    sampler: Sampler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No image is drawn twice, and none renames what the other is writing."""
 
     def taken(*_: object) -> None:
@@ -346,4 +428,6 @@ def test_two_commands_want_one_directory_for_other_pictures(tmp_path: Path) -> N
     settings = {"checkpoint_step": 2}
     assert own_directory(tmp_path / "delta", settings).name == "delta_step_2"
     assert own_directory(tmp_path / "delta", settings).name == "delta_step_2", "drawn again"
-    assert own_directory(tmp_path / "delta", settings | {"seed": 1}).name.startswith("delta_step_2_")
+    assert own_directory(tmp_path / "delta", settings | {"seed": 1}).name.startswith(
+        "delta_step_2_"
+    )

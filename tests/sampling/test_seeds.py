@@ -38,14 +38,18 @@ def test_from_the_last_level_they_are_samples_of_these_images() -> None:
     """As from a prior bank of them."""
     sampler = made_sampler()
     seeded = sampler.starting_from(SEEDS)
-    torch.testing.assert_close(seeded.prior.means(torch.arange(5)), sampler.prior.means(torch.arange(5)), atol=2e-6, rtol=0)
+    torch.testing.assert_close(
+        seeded.prior.means(torch.arange(5)), sampler.prior.means(torch.arange(5)), atol=2e-6, rtol=0
+    )
     assert seeded.kernel.chain == sampler.kernel.chain
     assert seeded.prior_std == sampler.prior_std
 
 
 @pytest.mark.parametrize("level", [1, 4, 6])
 def test_a_model_that_knows_the_images_gives_them_back(level: int) -> None:
-    """mu(u_k, k) = A_{k-1} u_0: the process passes through the blurred images below the level, and ends at the images."""
+    """mu(u_k, k) = A_{k-1} u_0: the process passes through the blurred images below the level, and
+    ends at the images.
+    """
     sampler = made_sampler(delta=0.0)
     assert isinstance(sampler.process, GaussianProcess)
     blur = sampler.process.blur
@@ -77,7 +81,9 @@ def test_which_image_a_sample_starts_from() -> None:
 
 
 def test_noise_of_the_first_state_is_that_of_the_level() -> None:
-    """Heat dissipation has delta everywhere; of blurring diffusion z_k is what training shows the network."""
+    """Heat dissipation has delta everywhere; of blurring diffusion z_k is what training shows the
+    network.
+    """
     many = torch.zeros(2000, 1, 8, 8) + 0.5
     for name, expected in (("heat", 0.05), ("blurring_diffusion", None)):
         sampler = made_sampler(name, None if expected is None else 0.05)
@@ -85,20 +91,25 @@ def test_noise_of_the_first_state_is_that_of_the_level() -> None:
         still = replace(sampler, model=lambda u, k: torch.zeros_like(u))
         still.from_images(many, 1, 3, lambda k, u, seen=seen: seen.append(u.clone()))  # type: ignore[misc]
         process, k = sampler.process, torch.full((2000,), 3)
-        std = expected or float(process.to_images(process.corrupt(many, k, torch.ones_like(many))[0]).mean() - 0.5)
+        std = expected or float(
+            process.to_images(process.corrupt(many, k, torch.ones_like(many))[0]).mean() - 0.5
+        )
         assert float(seen[0].std()) == pytest.approx(std, rel=0.02)
         assert float(seen[0].mean()) == pytest.approx(0.5, abs=0.02)
 
 
 def test_a_level_that_is_not_visited_names_its_neighbours() -> None:
     for level, near in ((7, "5 and 6"), (0, "1 and 2")):
-        with pytest.raises(UserError, match=rf"--from_level={level}: must be a level that is visited; near it {near}"):
+        with pytest.raises(
+            UserError,
+            match=rf"--from_level={level}: must be a level that is visited; near it {near}",
+        ):
             made_sampler().from_images(IMAGES, 1, level)
 
 
 def test_images_are_read_as_training_images_are(tmp_path: Path) -> None:
-    """Transparency over white, grey or colours as the network has them, resized and cropped; rows of arrays, with one channel
-    or three; all of a folder.
+    """Transparency over white, grey or colours as the network has them, resized and cropped; rows
+    of arrays, with one channel or three; all of a folder.
     """
     picture = Image.new("RGBA", (24, 16), (255, 0, 0, 255))
     picture.paste((0, 0, 0, 0), (0, 0, 12, 16))
@@ -123,7 +134,9 @@ def test_images_are_read_as_training_images_are(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"empty: cannot be used \(no image files in it"):
         open_seeds(str(tmp_path / "empty"), data, 1)
     for wrong in ("text.png", "other.npz", "nothing.npy"):
-        with pytest.raises(UserError, match=rf"--init=.*{wrong}: cannot be used .* expected: a folder of images"):
+        with pytest.raises(
+            UserError, match=rf"--init=.*{wrong}: cannot be used .* expected: a folder of images"
+        ):
             open_seeds(str(tmp_path / wrong), data, 1)
 
 
@@ -142,7 +155,12 @@ def test_settings_know_images_and_level(tmp_path: Path) -> None:
     config = tiny_config()
     make_run(config, tmp_path)
     found = []
-    for choice in (Choice(), Choice(init="held_out"), Choice(init="train"), Choice(init="train", from_level=2, per_init=4)):
+    for choice in (
+        Choice(),
+        Choice(init="held_out"),
+        Choice(init="train"),
+        Choice(init="train", from_level=2, per_init=4),
+    ):
         sampler, trained = load_sampler(config, tmp_path, 0, choice=choice)
         found.append(sampler.record(config, trained).settings())
     assert not found[0].keys() & {"init", "from_level", "per_init"}

@@ -15,7 +15,14 @@ from model_code.ema import EMA
 from scripts.config.load import to_json
 from scripts.errors import UserError
 from scripts.storage import checkpoint
-from scripts.storage.checkpoint import load_trained, meta_path, numbered_path, read, write, write_meta
+from scripts.storage.checkpoint import (
+    load_trained,
+    meta_path,
+    numbered_path,
+    read,
+    write,
+    write_meta,
+)
 from tests.golden import fill_golden, load_golden
 from tests.tiny import tiny_config
 
@@ -35,12 +42,17 @@ def contents(config: ConfigDict, step: int = 1) -> dict[str, Any]:
 
 
 def release_contents(model: torch.nn.Module) -> dict[str, Any]:
-    """A file as the original release writes it: DataParallel's names, averages as a list, a NumPy learning rate."""
+    """A file as the original release writes it: DataParallel's names, averages as a list, a NumPy
+    learning rate.
+    """
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
     optimizer.param_groups[0]["lr"] = np.float64(2e-4) * np.minimum(7 / 5000, 1.0)
     return {
         "optimizer": optimizer.state_dict(),
-        "model": {f"module.{name}": torch.full_like(weight, 9.0) for name, weight in model.state_dict().items()},
+        "model": {
+            f"module.{name}": torch.full_like(weight, 9.0)
+            for name, weight in model.state_dict().items()
+        },
         "ema": {
             "decay": 0.999,
             "num_updates": 7,
@@ -67,7 +79,9 @@ def test_zero_is_the_newest(tmp_path: Path) -> None:
     config = tiny_config()
     write(numbered_path(tmp_path, 2), contents(config, step=2))
     write(numbered_path(tmp_path, 10), contents(config, step=10))
-    assert load_trained(config, tmp_path, 0).step == 10, "the highest number, not the last in the alphabet"
+    assert load_trained(config, tmp_path, 0).step == 10, (
+        "the highest number, not the last in the alphabet"
+    )
     write_meta(tmp_path, contents(config, step=11))
     assert load_trained(config, tmp_path, 0).step == 11
 
@@ -75,12 +89,22 @@ def test_zero_is_the_newest(tmp_path: Path) -> None:
 def test_the_previous_one_is_kept(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         write_meta(tmp_path, contents(tiny_config(), step))
-    assert (read(meta_path(tmp_path))["step"], read(checkpoint.previous_path(tmp_path))["step"]) == (3, 2)
-    assert sorted(path.name for path in meta_path(tmp_path).parent.iterdir()) == ["checkpoint.pth", "checkpoint_previous.pth"]
+    assert (
+        read(meta_path(tmp_path))["step"],
+        read(checkpoint.previous_path(tmp_path))["step"],
+    ) == (3, 2)
+    assert sorted(path.name for path in meta_path(tmp_path).parent.iterdir()) == [
+        "checkpoint.pth",
+        "checkpoint_previous.pth",
+    ]
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed")])
-def test_a_failed_write_leaves_the_old_one(error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed")]
+)
+def test_a_failed_write_leaves_the_old_one(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_meta(tmp_path, contents(tiny_config(), 1))
 
     def half_written(data: object, path: Path) -> None:
@@ -96,7 +120,9 @@ def test_a_failed_write_leaves_the_old_one(error: Exception, tmp_path: Path, mon
 
 @pytest.mark.parametrize("name", ["gray28", "rgb16"])
 def test_the_releases_own_files(name: str, tmp_path: Path) -> None:
-    """Averages, a list in registration order, become the weights; the U-Net's golden output comes out of them."""
+    """Averages, a list in registration order, become the weights; the U-Net's golden output comes
+    out of them.
+    """
     golden = load_golden(name)
     path = meta_path(tmp_path)
     path.parent.mkdir()
@@ -112,11 +138,15 @@ def test_the_releases_own_files(name: str, tmp_path: Path) -> None:
         warnings.simplefilter("error")
         model = load_trained(config, tmp_path, 0).model
     with torch.no_grad():
-        torch.testing.assert_close(model(golden["u0"], golden["k"]), golden["unet_out"], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            model(golden["u0"], golden["k"]), golden["unet_out"], atol=1e-4, rtol=1e-4
+        )
     assert load_trained(config, tmp_path, 0).prior is None
 
 
-def test_numpy_1_names_of_the_releases_learning_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numpy_1_names_of_the_releases_learning_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Files from the release's time name NumPy's scalars by a module that has since been renamed."""
     path = tmp_path / "old.pth"
     torch.save(release_contents(torch.nn.Linear(1, 1)), path, _use_new_zipfile_serialization=False)
@@ -141,7 +171,12 @@ def test_damaged_files_are_one_clear_line(kind: str, tmp_path: Path) -> None:
     whole = path.read_bytes()
     middle = len(whole) // 2
     flipped = whole[:middle] + bytes([whole[middle] ^ 0x10]) + whole[middle + 1 :]
-    damaged = {"truncated": whole[:middle], "bit flipped": flipped, "empty": b"", "text": b"not a checkpoint at all"}
+    damaged = {
+        "truncated": whole[:middle],
+        "bit flipped": flipped,
+        "empty": b"",
+        "text": b"not a checkpoint at all",
+    }
     path.write_bytes(damaged[kind])
     with pytest.raises(UserError, match=rf"{kind}\.pth: damaged, or not a checkpoint") as error:
         read(path)
@@ -149,7 +184,11 @@ def test_damaged_files_are_one_clear_line(kind: str, tmp_path: Path) -> None:
 
 
 def test_foreign_and_incomplete_files(tmp_path: Path) -> None:
-    for file in ({"state_dict": {"weight": torch.ones(1)}}, torch.ones(1), {"format": checkpoint.FORMAT, "step": 1}):
+    for file in (
+        {"state_dict": {"weight": torch.ones(1)}},
+        torch.ones(1),
+        {"format": checkpoint.FORMAT, "step": 1},
+    ):
         torch.save(file, tmp_path / "a.pth")
         with pytest.raises(UserError, match=r"a\.pth: not a checkpoint of this program"):
             read(tmp_path / "a.pth")
@@ -157,11 +196,19 @@ def test_foreign_and_incomplete_files(tmp_path: Path) -> None:
 
 def test_checkpoints_that_cannot_be_resumed(tmp_path: Path) -> None:
     """The release's, and those without what only training needs."""
-    write_meta(tmp_path, {name: value for name, value in contents(tiny_config()).items() if name != "model"})
-    with pytest.raises(UserError, match="but not trained further, as it has no data, model, optimizer, scaler"):
+    write_meta(
+        tmp_path,
+        {name: value for name, value in contents(tiny_config()).items() if name != "model"},
+    )
+    with pytest.raises(
+        UserError, match="but not trained further, as it has no data, model, optimizer, scaler"
+    ):
         checkpoint.read_to_resume(tmp_path)
     torch.save(release_contents(torch.nn.Linear(1, 1)), meta_path(tmp_path))
-    with pytest.raises(UserError, match="can be sampled from, but not trained further, as it has no data, prior, scaler"):
+    with pytest.raises(
+        UserError,
+        match="can be sampled from, but not trained further, as it has no data, prior, scaler",
+    ):
         checkpoint.read_to_resume(tmp_path)
 
 
@@ -172,7 +219,9 @@ def test_weights_that_are_not_finite_are_passed_over(tmp_path: Path) -> None:
     poisoned["ema"]["shadow"][name].view(-1)[0] = float("nan")
     for saved in (contents(config, 1), poisoned):
         write_meta(tmp_path, saved)
-    with pytest.warns(UserWarning, match=rf"checkpoint\.pth: ema\.shadow\.{name} holds NaN or infinity"):
+    with pytest.warns(
+        UserWarning, match=rf"checkpoint\.pth: ema\.shadow\.{name} holds NaN or infinity"
+    ):
         assert load_trained(config, tmp_path, 0).step == 1
 
 
@@ -180,12 +229,21 @@ def test_another_configuration_is_named_by_key(tmp_path: Path) -> None:
     write_meta(tmp_path, contents(tiny_config()))
     with pytest.raises(UserError, match=r"config\.model\.num_res_blocks was 1, now 2"):
         load_trained(tiny_config(model__num_res_blocks=2), tmp_path, 0)
-    free = {"model__dropout": 0.5, "model__delta_over_sigma": 1.0, "model__sampling_noise": "spectral", "optim__lr": 1.0}
-    load_trained(tiny_config(**free, data__uniform_dequantization=True, data__random_flip=False), tmp_path, 0)
+    free = {
+        "model__dropout": 0.5,
+        "model__delta_over_sigma": 1.0,
+        "model__sampling_noise": "spectral",
+        "optim__lr": 1.0,
+    }
+    load_trained(
+        tiny_config(**free, data__uniform_dequantization=True, data__random_flip=False), tmp_path, 0
+    )
 
 
 def test_noise_precision_and_dequantization(tmp_path: Path) -> None:
-    """What was measured later, beside the checkpoint, goes before what training measured, if it was of the same weights."""
+    """What was measured later, beside the checkpoint, goes before what training measured, if it was
+    of the same weights.
+    """
     config = tiny_config()
     write_meta(tmp_path, contents(config))
     trained = load_trained(config, tmp_path, 0)
@@ -197,7 +255,8 @@ def test_noise_precision_and_dequantization(tmp_path: Path) -> None:
         weight += 0.25
     write_meta(tmp_path, later | {"step": 9})
     with pytest.raises(
-        UserError, match=r"checkpoint\.noise\.pth: measured with the weights of step \d+, where .* step 9; run python"
+        UserError,
+        match=r"checkpoint\.noise\.pth: measured with the weights of step \d+, where .* step 9; run python",
     ):
         load_trained(config, tmp_path, 0).measured()
     kept = {"noise": {"errors": torch.zeros(2)}, "precision": "bfloat16"}
@@ -221,8 +280,14 @@ def test_a_checkpoint_of_an_earlier_version(tmp_path: Path) -> None:
 def test_another_architecture_without_a_configuration_is_named_by_parameter(tmp_path: Path) -> None:
     """The release's files have no configuration to compare."""
     meta_path(tmp_path).parent.mkdir()
-    torch.save(release_contents(build_model(tiny_config(data__num_channels=3))), meta_path(tmp_path))
-    with pytest.raises(UserError, match=r"another architecture .* input_blocks\.0\.0\.weight: .*\[32, 3, 3, 3\]"):
+    torch.save(
+        release_contents(build_model(tiny_config(data__num_channels=3))), meta_path(tmp_path)
+    )
+    with pytest.raises(
+        UserError, match=r"another architecture .* input_blocks\.0\.0\.weight: .*\[32, 3, 3, 3\]"
+    ):
         load_trained(tiny_config(), tmp_path, 0)
-    with pytest.raises(UserError, match=r"has \d+ parameters where this configuration's model has \d+"):
+    with pytest.raises(
+        UserError, match=r"has \d+ parameters where this configuration's model has \d+"
+    ):
         load_trained(tiny_config(model__num_res_blocks=2), tmp_path, 0)

@@ -16,7 +16,9 @@ from scripts.storage.files import ABANDONED_SECONDS, atomic_write, exclusive
 
 
 def write_often(path: Path, text: str) -> None:
-    """Write a file of many times the same letter, half of it at a time, with renames that take as long as on a network."""
+    """Write a file of many times the same letter, half of it at a time, with renames that take as
+    long as on a network.
+    """
     replace = Path.replace
 
     def slowly(source: Path, target: Path) -> Path:
@@ -48,7 +50,9 @@ def test_two_processes_write_the_same_file(tmp_path: Path) -> None:
 
 def test_what_a_killed_process_left_is_deleted_once_it_is_old(tmp_path: Path) -> None:
     """By the next write in the directory; what another process is writing now stays."""
-    old, new, other = (tmp_path / name for name in (".a.0123abcd.partial.pth", ".a.89efabcd.partial.pth", ".b.png"))
+    old, new, other = (
+        tmp_path / name for name in (".a.0123abcd.partial.pth", ".a.89efabcd.partial.pth", ".b.png")
+    )
     for file in (old, new, other):
         file.touch()
     for file in (old, other):
@@ -59,7 +63,9 @@ def test_what_a_killed_process_left_is_deleted_once_it_is_old(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES])
-def test_a_file_system_that_cannot_sync_directories(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_that_cannot_sync_directories(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It does what it can; that the contents are safe is still a promise."""
     fsync, refused = os.fsync, OSError(code, os.strerror(code))
 
@@ -77,7 +83,10 @@ def test_a_file_system_that_cannot_sync_directories(code: int, tmp_path: Path, m
         raise refused
 
     monkeypatch.setattr(os, "fsync", of_nothing)
-    with pytest.raises(OSError, match=r"config\.json"), atomic_write(tmp_path / "config.json") as temporary:
+    with (
+        pytest.raises(OSError, match=r"config\.json"),
+        atomic_write(tmp_path / "config.json") as temporary,
+    ):
         temporary.write_text("new")
     assert (tmp_path / "config.json").read_text() == "{}"
 

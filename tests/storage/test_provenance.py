@@ -23,11 +23,15 @@ def array_config(path: Path, **overrides: object) -> ConfigDict:
 
 def git(folder: Path, *args: str) -> str:
     identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
-    return subprocess.run(["git", "-C", str(folder), *identity, *args], capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        ["git", "-C", str(folder), *identity, *args], capture_output=True, text=True, check=True
+    ).stdout
 
 
 def test_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The commit, a mark for changed files; nothing without git, outside a repository, or of one around the program."""
+    """The commit, a mark for changed files; nothing without git, outside a repository, or of one
+    around the program.
+    """
     folder = tmp_path / "program"
     folder.mkdir()
     monkeypatch.setattr(provenance, "ROOT", folder)
@@ -49,7 +53,9 @@ def test_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_runs_files(tiny_array: Path, tmp_path: Path) -> None:
-    """config.json stays a configuration with sections at its top; checkpoints and each start of the run have the same facts."""
+    """config.json stays a configuration with sections at its top; checkpoints and each start of the
+    run have the same facts.
+    """
     assert train(array_config(tiny_array, training__n_iters=2), tmp_path) == 0
     assert train(array_config(tiny_array, training__n_iters=4, optim__lr=1e-3), tmp_path) == 0
     config = json.loads((tmp_path / "config.json").read_text())
@@ -60,15 +66,27 @@ def test_a_runs_files(tiny_array: Path, tmp_path: Path) -> None:
     assert facts["config_hash"] == provenance.config_hash(now)
     assert read(meta_path(tmp_path))["provenance"] == facts
     assert read(numbered_path(tmp_path, 2))["provenance"] == facts
-    started, resumed = [row for row in read_json_lines(tmp_path / "metrics.jsonl") if "event" in row]
-    assert (started["step"], started["event"], resumed["step"], resumed["event"]) == (0, "started", 2, "resumed")
+    started, resumed = [
+        row for row in read_json_lines(tmp_path / "metrics.jsonl") if "event" in row
+    ]
+    assert (started["step"], started["event"], resumed["step"], resumed["event"]) == (
+        0,
+        "started",
+        2,
+        "resumed",
+    )
     assert {name: resumed[name] for name in FACTS} == facts
     assert started["config_hash"] != resumed["config_hash"]
-    assert resumed["changed_config"] == {"optim.lr": "0.0002, now 0.001", "training.n_iters": "2, now 4"}
+    assert resumed["changed_config"] == {
+        "optim.lr": "0.0002, now 0.001",
+        "training.n_iters": "2, now 4",
+    }
 
 
 def test_events_outlive_the_rows_of_lost_steps(tmp_path: Path) -> None:
-    """Back at step 2, what was measured at 4 will be measured again, but that the run went on at 4 stays true."""
+    """Back at step 2, what was measured at 4 will be measured again, but that the run went on at 4
+    stays true.
+    """
     with MetricsWriter(tmp_path, 0) as metrics:
         metrics.event(0, "started")
         metrics.write(2, loss=1.0)

@@ -1,4 +1,6 @@
-"""Numbered checkpoints: small, enough to sample from, kept as long as asked for, and complete ones to resume from."""
+"""Numbered checkpoints: small, enough to sample from, kept as long as asked for, and complete ones
+to resume from.
+"""
 
 import shutil
 from pathlib import Path
@@ -9,11 +11,29 @@ from ml_collections import ConfigDict
 
 from scripts.errors import UserError
 from scripts.sampling.sampler import load_sampler
-from scripts.storage.checkpoint import meta_path, noise_path, numbered_path, numbers, previous_path, read
+from scripts.storage.checkpoint import (
+    meta_path,
+    noise_path,
+    numbered_path,
+    numbers,
+    previous_path,
+    read,
+)
 from scripts.training.loop import train
 from tests.training.runs import array_config, differing, final_state
 
-SMALL = {"step", "config", "sigma_B", "data", "prior", "noise", "precision", "provenance", "ema", "format"}
+SMALL = {
+    "step",
+    "config",
+    "sigma_B",
+    "data",
+    "prior",
+    "noise",
+    "precision",
+    "provenance",
+    "ema",
+    "format",
+}
 
 
 def matched(path: Path, **overrides: object) -> ConfigDict:
@@ -22,7 +42,9 @@ def matched(path: Path, **overrides: object) -> ConfigDict:
 
 @pytest.fixture(scope="module")
 def run(tiny_array: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run with snapshots of steps 2, 4 and 6, and blur levels that only its checkpoints know."""
+    """A finished run with snapshots of steps 2, 4 and 6, and blur levels that only its checkpoints
+    know.
+    """
     workdir = tmp_path_factory.mktemp("run")
     assert train(matched(tiny_array, training__snapshot_freq=2), workdir) == 0
     return workdir
@@ -42,7 +64,9 @@ def test_a_snapshot_holds_what_sampling_needs(run: Path) -> None:
 
 
 def test_going_on_from_a_snapshot(run: Path, tiny_array: Path, tmp_path: Path) -> None:
-    """Not from a small one, and the line says what to do; from a full one, as older versions wrote all, as undisturbed."""
+    """Not from a small one, and the line says what to do; from a full one, as older versions wrote
+    all, as undisturbed.
+    """
     shutil.copytree(run, tmp_path / "small")
     shutil.rmtree(tmp_path / "small" / "checkpoints-meta")
     message = r"checkpoint_3\.pth: can be sampled from, but not trained further, .* --config\.training\.init_from=.*_3\.pth$"
@@ -50,7 +74,10 @@ def test_going_on_from_a_snapshot(run: Path, tiny_array: Path, tmp_path: Path) -
         train(matched(tiny_array), tmp_path / "small")
     assert "\n" not in str(error.value)
     full = tmp_path / "full"
-    assert train(matched(tiny_array, training__snapshot_freq=3, training__snapshot_full=True), full) == 0
+    assert (
+        train(matched(tiny_array, training__snapshot_freq=3, training__snapshot_full=True), full)
+        == 0
+    )
     meta_path(full).unlink()
     previous_path(full).unlink()
     numbered_path(full, 2).unlink()
@@ -59,23 +86,33 @@ def test_going_on_from_a_snapshot(run: Path, tiny_array: Path, tmp_path: Path) -
 
 
 def test_so_many_snapshots_are_kept(tiny_array: Path, tmp_path: Path) -> None:
-    """The last steps', with what was measured beside them, under numbers that nothing else gets later."""
+    """The last steps', with what was measured beside them, under numbers that nothing else gets
+    later.
+    """
 
     def kept(n_iters: int, freq: int, keep: int) -> dict[int, int]:
         settings = {"n_iters": n_iters, "snapshot_freq": freq, "keep_snapshots": keep}
-        config = array_config(tiny_array, **{f"training__{key}": value for key, value in settings.items()})
+        config = array_config(
+            tiny_array, **{f"training__{key}": value for key, value in settings.items()}
+        )
         assert train(config, tmp_path) == 0
-        return {number: read(numbered_path(tmp_path, number))["step"] for number in numbers(tmp_path)}
+        return {
+            number: read(numbered_path(tmp_path, number))["step"] for number in numbers(tmp_path)
+        }
 
     assert kept(4, 1, 3) == {2: 2, 3: 3, 4: 4}
     for number in (2, 4):
         noise_path(numbered_path(tmp_path, number)).write_bytes(b"")
     assert kept(6, 3, 2) == {4: 4, 5: 6}, "number 2 would be free, but reads as older than 4"
-    assert [path.name for path in (tmp_path / "checkpoints").glob("*.noise.pth")] == ["checkpoint_4.noise.pth"]
+    assert [path.name for path in (tmp_path / "checkpoints").glob("*.noise.pth")] == [
+        "checkpoint_4.noise.pth"
+    ]
     assert kept(8, 1, 0) == {4: 4, 5: 6, 7: 7, 8: 8}
 
 
 def test_what_cannot_be_kept(tiny_array: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"config\.training\.keep_snapshots = -1: must be at least 0"):
+    with pytest.raises(
+        UserError, match=r"config\.training\.keep_snapshots = -1: must be at least 0"
+    ):
         train(array_config(tiny_array, training__keep_snapshots=-1), tmp_path / "run")
     assert not (tmp_path / "run").exists()

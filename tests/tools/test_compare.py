@@ -17,22 +17,58 @@ from tests.tiny import tiny_config
 
 
 def made_run(place: Path, name: str, scores: list[dict[str, Any]], **config: object) -> Path:
-    """A run directory with a configuration and results; a score's None stands for a key that is not there."""
+    """A run directory with a configuration and results; a score's None stands for a key that is not
+    there.
+    """
     (place / name / "evaluation").mkdir(parents=True)
     (place / name / "config.json").write_text(to_json(tiny_config(**config)))
-    common = {"score": "FID", "standard_error": 0.5, "checkpoint_step": 7, "seed": 42, "chain": [3, 2, 1, 0], "delta": "0.0125"}
-    rows = [{**common, "model": {"K": 3}, "num_images": 100, "weights_crc32": 5, "finished": "now", **row} for row in scores]
-    text = "".join(json.dumps({k: v for k, v in row.items() if v is not None}) + "\n" for row in rows)
+    common = {
+        "score": "FID",
+        "standard_error": 0.5,
+        "checkpoint_step": 7,
+        "seed": 42,
+        "chain": [3, 2, 1, 0],
+        "delta": "0.0125",
+    }
+    rows = [
+        {
+            **common,
+            "model": {"K": 3},
+            "num_images": 100,
+            "weights_crc32": 5,
+            "finished": "now",
+            **row,
+        }
+        for row in scores
+    ]
+    text = "".join(
+        json.dumps({k: v for k, v in row.items() if v is not None}) + "\n" for row in rows
+    )
     (place / name / "evaluation" / "results.jsonl").write_text(text + '{"half a li')
     return place / name
 
 
 @pytest.fixture
 def runs(tmp_path: Path) -> list[Path]:
-    """Two arms, seeds 1, 2, 3 and 2, 3, 4, whose differences are 10, 12 for seeds 2 and 3; the seeds differ by a lot."""
-    values = {("a", 1): 5.0, ("a", 2): 100.0, ("a", 3): 200.0, ("b", 2): 110.0, ("b", 3): 212.0, ("b", 4): 7.0}
+    """Two arms, seeds 1, 2, 3 and 2, 3, 4, whose differences are 10, 12 for seeds 2 and 3; the
+    seeds differ by a lot.
+    """
+    values = {
+        ("a", 1): 5.0,
+        ("a", 2): 100.0,
+        ("a", 3): 200.0,
+        ("b", 2): 110.0,
+        ("b", 3): 212.0,
+        ("b", 4): 7.0,
+    }
     return [
-        made_run(tmp_path, f"{arm}{seed}", [{"value": value}], seed=seed, model__sigma=0.01 if arm == "a" else 0.02)
+        made_run(
+            tmp_path,
+            f"{arm}{seed}",
+            [{"value": value}],
+            seed=seed,
+            model__sigma=0.01 if arm == "a" else 0.02,
+        )
         for (arm, seed), value in values.items()
     ]
 
@@ -42,7 +78,10 @@ def compared(runs: list[Path], out: Path) -> dict[str, list[str]]:
     configs, _, arms = arms_of(runs)
     rows = read_scores(runs, [config["seed"] for config in configs], arms)
     lines = write(out, rows, list(dict.fromkeys(arms))).splitlines()
-    return {line.split("  ")[0]: [cell.strip() for cell in line.split("  ") if cell][1:] for line in lines[1:]}
+    return {
+        line.split("  ")[0]: [cell.strip() for cell in line.split("  ") if cell][1:]
+        for line in lines[1:]
+    }
 
 
 def test_arms_and_pairs(runs: list[Path], tmp_path: Path) -> None:
@@ -59,12 +98,19 @@ def test_arms_and_pairs(runs: list[Path], tmp_path: Path) -> None:
 
 
 def test_files(runs: list[Path], tmp_path: Path) -> None:
-    """Every number with error, count, settings and checksum; a tabular with as many cells in each row; a picture."""
+    """Every number with error, count, settings and checksum; a tabular with as many cells in each
+    row; a picture.
+    """
     text = compared(runs, tmp_path / "out")
     with (tmp_path / "out" / "scores.csv").open() as file:
         found = list(csv.DictReader(file))
     assert [float(row["value"]) for row in found] == [5, 100, 200, 110, 212, 7]
-    for key, value in {"standard_error": "0.5", "num_images": "100", "weights_crc32": "5", "delta": "0.0125"}.items():
+    for key, value in {
+        "standard_error": "0.5",
+        "num_images": "100",
+        "weights_crc32": "5",
+        "delta": "0.0125",
+    }.items():
         assert {row[key] for row in found} == {value}
     assert [row["training_seed"] for row in found] == ["1", "2", "3", "2", "3", "4"]
     tabular = (tmp_path / "out" / "scores.tex").read_text().splitlines()
@@ -76,8 +122,8 @@ def test_files(runs: list[Path], tmp_path: Path) -> None:
 
 
 def test_settings_and_checkpoints(tmp_path: Path) -> None:
-    """Scores of other settings are other rows; the table has the newest checkpoint; of repetitions the last counts, and
-    evaluations with other seeds are averaged.
+    """Scores of other settings are other rows; the table has the newest checkpoint; of repetitions
+    the last counts, and evaluations with other seeds are averaged.
     """
     rows: list[dict[str, Any]] = [
         {"value": 9.0},
@@ -89,16 +135,24 @@ def test_settings_and_checkpoints(tmp_path: Path) -> None:
     ]
     run = made_run(tmp_path, "a", rows)
     table = compared([run], tmp_path / "out")
-    assert table == {"FID, delta 0.0125": ["2 (1)"], "FID, delta 0.02": ["70 (1)"], "FID, delta 0.0125, steps 1": ["60 (1)"]}
+    assert table == {
+        "FID, delta 0.0125": ["2 (1)"],
+        "FID, delta 0.02": ["70 (1)"],
+        "FID, delta 0.0125, steps 1": ["60 (1)"],
+    }
     found = read_scores([run], [42], ["all"])
     assert curves(found, "FID, delta 0.0125", "all") == {42: {3: 50.0, 7: 2.0}}
     other = made_run(tmp_path, "b", [{"value": 4.0, "checkpoint_step": 3}], seed=1)
-    (name,) = (name for name in compared([run, other], tmp_path / "two") if "not equally trained" in name)
+    (name,) = (
+        name for name in compared([run, other], tmp_path / "two") if "not equally trained" in name
+    )
     assert name == "FID, delta 0.0125 (at steps [3, 7]: not equally trained)"
 
 
 def test_chains_of_as_many_steps(tmp_path: Path) -> None:
-    """Even ones and the bound's best are two settings; rows of older files say nothing about steps or chain."""
+    """Even ones and the bound's best are two settings; rows of older files say nothing about steps
+    or chain.
+    """
     rows: list[dict[str, Any]] = [
         {"value": 1.0, "steps": "2", "chain": [3, 1, 0]},
         {"value": 2.0, "steps": "2:bound", "chain": [3, 2, 0]},
@@ -108,16 +162,24 @@ def test_chains_of_as_many_steps(tmp_path: Path) -> None:
     assert table == {"FID": ["3 (1)"], "FID, steps 2": ["1 (1)"], "FID, steps 2:bound": ["2 (1)"]}
 
 
-@pytest.mark.parametrize("differs", ["images_crc32", "reference_crc32", "kernel_crc32", "samples_crc32", "calibration_images"])
+@pytest.mark.parametrize(
+    "differs",
+    ["images_crc32", "reference_crc32", "kernel_crc32", "samples_crc32", "calibration_images"],
+)
 def test_what_only_looks_alike_is_no_repetition(differs: str, tmp_path: Path) -> None:
     """Of a score that was computed again the last counts, of other images or another kernel both."""
-    rows = [{"value": value, "key": f"key {number}", differs: number} for value, number in ((1.0, 5), (2.0, 5), (9.0, 6))]
+    rows = [
+        {"value": value, "key": f"key {number}", differs: number}
+        for value, number in ((1.0, 5), (2.0, 5), (9.0, 6))
+    ]
     table = compared([made_run(tmp_path, "a", rows)], tmp_path / "out")
     assert table == {f"FID, {differs} 5": ["2 (1)"], f"FID, {differs} 6": ["9 (1)"]}
 
 
 def test_bad_input(runs: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"a1: has the configuration and the seed of .*a1; leave one out"):
+    with pytest.raises(
+        UserError, match=r"a1: has the configuration and the seed of .*a1; leave one out"
+    ):
         arms_of([runs[0], runs[0]])
     with pytest.raises(UserError, match=r"not a run directory, it has no config\.json"):
         arms_of([tmp_path])

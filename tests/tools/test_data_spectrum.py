@@ -39,16 +39,24 @@ def fields(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_tables_a_schedule_and_a_picture(fields: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_a_schedule_and_a_picture(
+    fields: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Matplotlib, which cannot keep its cache, says nothing in our place."""
     out = tmp_path / "new" / "schedule.npy"
     monkeypatch.setenv("MPLCONFIGDIR", "/dev/null/no_directory")
     done = tool(f"--config.data.path={fields}", f"--out={out}", "--config.model.K=12")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "spectrum of 360 images: power ~ radius^-2.0" in done.stdout or "radius^-1.9" in done.stdout
-    rows = {line[:60].strip(): line[60:].split() for line in done.stdout.splitlines() if len(line) > 60}
+    assert (
+        "spectrum of 360 images: power ~ radius^-2.0" in done.stdout or "radius^-1.9" in done.stdout
+    )
+    rows = {
+        line[:60].strip(): line[60:].split() for line in done.stdout.splitlines() if len(line) > 60
+    }
     assert rows["schedule"] == ["log", "matched"]
-    log_spread, matched_spread = map(float, rows["variance removed by a step, k = 2..K: largest / smallest"])
+    log_spread, matched_spread = map(
+        float, rows["variance removed by a step, k = 2..K: largest / smallest"]
+    )
     assert log_spread > 1.5
     assert matched_spread < 1.01
     octaves = [list(map(int, row)) for name, row in rows.items() if name.startswith("levels with")]
@@ -57,7 +65,10 @@ def test_tables_a_schedule_and_a_picture(fields: Path, tmp_path: Path, monkeypat
     assert (schedule[0], schedule[1], schedule[-1], schedule.shape) == (0, 0.5, 20, (13,))
     validate(tiny_config(model__K=12, model__blur_schedule=str(out)))
     power = torch.where(radii_of(28, 28) > 0, radii_of(28, 28).clamp(min=1) ** -2, 0)
-    found, log = (removed_variance(s, power)[1:] for s in (torch.from_numpy(schedule), blur_schedule(12, 0.5, 20.0)))
+    found, log = (
+        removed_variance(s, power)[1:]
+        for s in (torch.from_numpy(schedule), blur_schedule(12, 0.5, 20.0))
+    )
     assert found.max() / found.min() < 1.3 < log.max() / log.min(), (
         "of the true spectrum, which 360 images show to some percent"
     )
@@ -68,18 +79,27 @@ def test_tables_a_schedule_and_a_picture(fields: Path, tmp_path: Path, monkeypat
 
 def call(monkeypatch: pytest.MonkeyPatch, config: ConfigDict, out: Path | None) -> None:
     """The command in this process."""
-    monkeypatch.setattr(data_spectrum, "flags", SimpleNamespace(FLAGS=SimpleNamespace(config=config, out=out)))
+    monkeypatch.setattr(
+        data_spectrum, "flags", SimpleNamespace(FLAGS=SimpleNamespace(config=config, out=out))
+    )
     assert data_spectrum.main() == 0
 
 
 def test_shares_of_octaves_and_of_the_last_blur(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """All variance in one frequency: its octave has it all, and blur leaves exp(-lambda sigma_B^2) of it."""
+    """All variance in one frequency: its octave has it all, and blur leaves exp(-lambda sigma_B^2)
+    of it.
+    """
     coefficients = np.zeros((100, 32, 32))
     coefficients[:, 0, 5] = np.where(np.arange(100) % 2, 700, -700)
-    np.save(tmp_path / "waves.npy", np.rint(128 + idctn(coefficients, axes=(1, 2), norm="ortho")).astype(np.uint8))
-    config = tiny_config(data__dataset="npy", data__path=str(tmp_path / "waves.npy"), data__image_size=32, model__K=2)
+    np.save(
+        tmp_path / "waves.npy",
+        np.rint(128 + idctn(coefficients, axes=(1, 2), norm="ortho")).astype(np.uint8),
+    )
+    config = tiny_config(
+        data__dataset="npy", data__path=str(tmp_path / "waves.npy"), data__image_size=32, model__K=2
+    )
     call(monkeypatch, config, None)
     printed = capsys.readouterr().out
     assert "    8 to 16              100.00%" in printed or "99.9" in printed
@@ -92,7 +112,10 @@ def test_the_configurations_own_schedule() -> None:
     moments, own = DCTMoments(1, 8, 8), [0, 0.5, 1.0, 4.0]
     moments.add(torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
     schedules = schedules_for(tiny_config(model__blur_schedule=own), moments)
-    assert (list(schedules), schedules["configured"].tolist()) == (["log", "matched", "configured"], own)
+    assert (list(schedules), schedules["configured"].tolist()) == (
+        ["log", "matched", "configured"],
+        own,
+    )
     assert list(schedules_for(tiny_config(), moments)) == ["log", "matched"]
 
 
@@ -100,12 +123,20 @@ def test_the_configurations_own_schedule() -> None:
     ("changes", "out", "message"),
     [
         ({}, "schedule.txt", r"--out=schedule\.txt: must be a new file, such as schedule\.npy"),
-        ({"model__blur_sigma_max": 0.5}, None, r"config\.model\.blur_sigma_max = 0\.5: must be greater than"),
+        (
+            {"model__blur_sigma_max": 0.5},
+            None,
+            r"config\.model\.blur_sigma_max = 0\.5: must be greater than",
+        ),
         ({"data__path": "not/there.npy"}, None, "cannot be used"),
     ],
 )
 def test_bad_input(
-    changes: dict[str, Any], out: str | None, message: str, fields: Path, monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, Any],
+    out: str | None,
+    message: str,
+    fields: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with pytest.raises(UserError, match=message):
         call(

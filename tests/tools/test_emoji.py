@@ -16,7 +16,9 @@ from tests.tiny import tiny_config
 
 
 def package(path: Path, emoji: list[dict[str, object]]) -> Path:
-    """An archive as npm's; each picture is a transparent square with an opaque middle of its own colour."""
+    """An archive as npm's; each picture is a transparent square with an opaque middle of its own
+    colour.
+    """
     with tarfile.open(path, "w:gz") as archive:
 
         def add(name: str, data: bytes) -> None:
@@ -53,7 +55,9 @@ def test_pictures_over_white_in_order_without_flags(tmp_path: Path) -> None:
     assert arrays["images"][:, 16, 16].tolist() == [[20, 0, 0], [0, 0, 0]]
     assert arrays["held_out"].sum() == 1
     (tmp_path / "emoji.txt").write_text("no archive")
-    with pytest.raises(UserError, match=r"--package=.*emoji\.txt: expected the \.tgz of emoji-datasource-google"):
+    with pytest.raises(
+        UserError, match=r"--package=.*emoji\.txt: expected the \.tgz of emoji-datasource-google"
+    ):
         read_package(tmp_path / "emoji.txt")
 
 

@@ -27,7 +27,9 @@ def tiles(path: Path) -> np.ndarray:
     sheet = np.asarray(Image.open(path).convert("RGB"))
     size = (sheet.shape[1] - GAP) // COLUMNS
     rows = sheet.shape[0] // size
-    places = [(row * size + GAP, column * size + GAP) for row in range(rows) for column in range(COLUMNS)]
+    places = [
+        (row * size + GAP, column * size + GAP) for row in range(rows) for column in range(COLUMNS)
+    ]
     parts = [sheet[top : top + size - GAP, left : left + size - GAP] for top, left in places]
     return np.stack(parts).reshape(rows, COLUMNS, size - GAP, size - GAP, 3)
 

@@ -21,11 +21,19 @@ def pack(out: Path | str, *args: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("kind", ["folder", "npy"])
 def test_the_same_training(kind: str, tmp_path: Path) -> None:
-    """Weights, averages, prior and all, bit for bit: from the images, from the pack, and going over to it."""
+    """Weights, averages, prior and all, bit for bit: from the images, from the pack, and going over
+    to it.
+    """
     save_images(tmp_path / "images", [f"{i}.png" for i in range(30)], size=20)
     (tmp_path / "images" / "20.png").write_bytes(b"damaged")
-    np.save(tmp_path / "images.npy", np.random.default_rng(0).integers(256, size=(30, 9, 9), dtype=np.uint8))
-    path, there = str(tmp_path / ("images" if kind == "folder" else "images.npy")), str(tmp_path / "pack")
+    np.save(
+        tmp_path / "images.npy",
+        np.random.default_rng(0).integers(256, size=(30, 9, 9), dtype=np.uint8),
+    )
+    path, there = (
+        str(tmp_path / ("images" if kind == "folder" else "images.npy")),
+        str(tmp_path / "pack"),
+    )
     done = pack(there, f"--config.data.dataset={kind}", f"--config.data.path={path}")
     assert done.stdout == f"packed: 30 images; --config.data.path={there} reads them\n", done.stderr
     config = tiny_config(data__dataset=kind, data__uniform_dequantization=True)
@@ -41,7 +49,10 @@ def test_the_same_training(kind: str, tmp_path: Path) -> None:
 
 
 def test_bad_input(tmp_path: Path) -> None:
-    """One line that names key and value, and nothing written. What else can be wrong is in tests/data."""
+    """One line that names key and value, and nothing written.
+
+    What else can be wrong is in tests/data.
+    """
     line = error_line(pack(tmp_path / "pack", "--config.data.num_workers=-2"))
     assert line == "error: config.data.num_workers = -2: must be at least 0, or -1"
     assert not (tmp_path / "pack").exists()

@@ -1,4 +1,6 @@
-"""A published run: small, sampled from without any data set, and not taken for a run that could go on."""
+"""A published run: small, sampled from without any data set, and not taken for a run that could go
+on.
+"""
 
 import json
 import shlex
@@ -35,7 +37,9 @@ def samples(workdir: Path, **overrides: object) -> torch.Tensor:
 
 def test_samples_are_those_of_the_run_and_need_no_data_set(run: Path, tmp_path: Path) -> None:
     path = publish(run, tmp_path)
-    assert path.stat().st_size < checkpoint.meta_path(run).stat().st_size / 2, "no optimizer, no second copy of the weights"
+    assert path.stat().st_size < checkpoint.meta_path(run).stat().st_size / 2, (
+        "no optimizer, no second copy of the weights"
+    )
     assert torch.equal(samples(tmp_path, data__path=str(tmp_path / "no such file")), samples(run))
     rows = [row for row in read_json_lines(run / "metrics.jsonl") if "event" not in row]
     assert rows
@@ -62,7 +66,9 @@ def test_a_run_is_not_published_over_another(run: Path, tmp_path: Path) -> None:
     contents = checkpoint.read(checkpoint.meta_path(run))
     next(iter(contents["ema"]["shadow"].values())).view(-1)[0] += 1
     checkpoint.write(checkpoint.meta_path(tmp_path / "other"), contents)
-    with pytest.raises(UserError, match="other weights are published there; choose another directory"):
+    with pytest.raises(
+        UserError, match="other weights are published there; choose another directory"
+    ):
         publish(tmp_path / "other", tmp_path / "out")
     assert path.read_bytes() == before
     assert publish(run, tmp_path / "out") == path, "the same again"
@@ -90,7 +96,12 @@ def test_of_private_paths_only_names_are_published(tmp_path: Path) -> None:
     saved = json.loads(contents["config"])
     saved["training"]["key_of_an_earlier_version"] = [f"{PRIVATE}/cache"]
     contents["config"] = json.dumps(saved)
-    command = [f"{PRIVATE}/env/bin/python", "train.py", "--config=configs/a/b.py", f"--workdir={run}"]
+    command = [
+        f"{PRIVATE}/env/bin/python",
+        "train.py",
+        "--config=configs/a/b.py",
+        f"--workdir={run}",
+    ]
     command += ["--config.data.path", f"{images}/", f"-X{PRIVATE}/x=1"]
     contents["provenance"]["command"] = shlex.join(command)
     contents["provenance"]["place"] = {"then": f"{PRIVATE}/place"}

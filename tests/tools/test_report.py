@@ -1,4 +1,6 @@
-"""The page about a run: complete in itself, safe against what files say, from whatever part of a run is there."""
+"""The page about a run: complete in itself, safe against what files say, from whatever part of a
+run is there.
+"""
 
 import base64
 import io
@@ -59,14 +61,31 @@ def workdir(tmp_path: Path) -> Path:
 
 
 def test_the_page_shows_the_run_and_needs_nothing_else(workdir: Path) -> None:
-    """Samples, curves, scores and what differs from the defaults; every source is a PNG inside the page."""
-    rows = [{"step": i, "loss": 1 / i, "lr": 1e-3, "loss_levels_1_to_3": 1 / i} for i in range(1, 1001)]
-    write_rows(workdir / "metrics.jsonl", *rows, {"step": 1000, "eval_loss": 0.5, "eval_loss_standard_error": 0.1})
+    """Samples, curves, scores and what differs from the defaults; every source is a PNG inside the
+    page.
+    """
+    rows = [
+        {"step": i, "loss": 1 / i, "lr": 1e-3, "loss_levels_1_to_3": 1 / i} for i in range(1, 1001)
+    ]
+    write_rows(
+        workdir / "metrics.jsonl",
+        *rows,
+        {"step": 1000, "eval_loss": 0.5, "eval_loss_standard_error": 0.1},
+    )
     for step in range(10, 400, 10):
         save_picture(workdir / "samples" / f"iter_{step}" / "final.png")
     save_picture(workdir / "samples" / "iter_390" / "init.png")
-    save_picture(workdir / "additional_samples" / "checkpoint_0" / "delta_0.01" / "final.png", size=2 * MAX_PIXELS)
-    score = {"score": "FID", "value": 21.250001, "standard_error": 0.5, "num_images": 1234, "delta": 0.0125}
+    save_picture(
+        workdir / "additional_samples" / "checkpoint_0" / "delta_0.01" / "final.png",
+        size=2 * MAX_PIXELS,
+    )
+    score = {
+        "score": "FID",
+        "value": 21.250001,
+        "standard_error": 0.5,
+        "num_images": 1234,
+        "delta": 0.0125,
+    }
     write_rows(workdir / RESULTS, score)
     page = Page(write_report(workdir))
     sizes = []
@@ -78,7 +97,16 @@ def test_the_page_shows_the_run_and_needs_nothing_else(workdir: Path) -> None:
     assert sizes == [16] * (1 + MAX_SAMPLING_TIMES) + [MAX_PIXELS]
     assert len(page.all("svg")) == 1
     assert not page.all("link") + page.all("script")
-    for shown in ("Step 1000", "step 390", "step 10", "held out", "1 to 3", "21.25 ± 0.5", "1234", "delta_0.01"):
+    for shown in (
+        "Step 1000",
+        "step 390",
+        "step 10",
+        "held out",
+        "1 to 3",
+        "21.25 ± 0.5",
+        "1234",
+        "delta_0.01",
+    ):
         assert shown in page.text, shown
     assert len([row for row in page.all("tr") if row.get("class") == "changed"]) > 10
     assert "<td>training.batch_size<td>4<td>128" in (workdir / "index.html").read_text()
@@ -111,8 +139,12 @@ def test_names_and_values_cannot_become_markup(workdir: Path) -> None:
         ([[1, 2], "text", {"loss": 1.0}, {"step": 4, "loss": 1, "lr": "high"}], 1, False),
     ],
 )
-def test_a_page_from_whatever_is_there(rows: list[object], curves: int, nonfinite: bool, workdir: Path) -> None:
-    """No rows yet, values that are no numbers, rows without a step, a damaged picture: the rest is shown."""
+def test_a_page_from_whatever_is_there(
+    rows: list[object], curves: int, nonfinite: bool, workdir: Path
+) -> None:
+    """No rows yet, values that are no numbers, rows without a step, a damaged picture: the rest is
+    shown.
+    """
     write_rows(workdir / "metrics.jsonl", *rows)
     save_picture(workdir / "samples" / "iter_7" / "final.png")
     (workdir / "samples" / "iter_7" / "init.png").write_bytes(b"half a pic")

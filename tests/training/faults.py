@@ -2,7 +2,8 @@
 
 python -m tests.training.faults --kills=100 [--seed=0]
 
-Runs `train.py` on a tiny model, ends it by SIGKILL at random moments (starting up, in a step, writing a checkpoint, evaluating,
+Runs `train.py` on a tiny model, ends it by SIGKILL at random moments (starting up, in a step,
+writing a checkpoint, evaluating,
 sampling), starts it again, and compares the result with that of an undisturbed run: weights, averages, optimizer, metrics and
 samples, bit for bit. Where a run finishes before all kills are spent, another one begins.
 """
@@ -37,10 +38,20 @@ ARGS = [
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Kill, resume, compare, report. Returns the exit code: 0 if every run ended as the undisturbed one."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Kill, resume, compare, report.
+
+    Returns the exit code: 0 if every run ended as the undisturbed one.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=100, help="how many times to kill a training")
-    parser.add_argument("--seed", type=int, default=0, help="chooses the moments, as far as a machine repeats itself")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="chooses the moments, as far as a machine repeats itself",
+    )
     parser.add_argument("--n_iters", type=int, default=24, help="steps of a run")
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="faults-") as directory:
@@ -63,7 +74,12 @@ class Faults:
 
     def __init__(self, directory: Path, seed: int, n_iters: int) -> None:
         """Trains undisturbed, to compare with and to see how long what takes."""
-        self.directory, self.n_iters, self.random, self.runs = directory, n_iters, random.Random(seed), 0
+        self.directory, self.n_iters, self.random, self.runs = (
+            directory,
+            n_iters,
+            random.Random(seed),
+            0,
+        )
         self.moments: Counter[str] = Counter()
         self.failures: list[str] = []
         started = time.monotonic()
@@ -72,12 +88,23 @@ class Faults:
             self.start_up = time.monotonic() - started
         self.seconds = time.monotonic() - started
         if process.returncode != 0:
-            raise RuntimeError(f"the undisturbed run failed: {self._log('undisturbed').read_text()[-500:]}")
+            raise RuntimeError(
+                f"the undisturbed run failed: {self._log('undisturbed').read_text()[-500:]}"
+            )
         self.expected = outcome(directory / "undisturbed")
 
     def _start(self, name: str, workers: int = 0) -> subprocess.Popen[bytes]:
-        command = [sys.executable, str(ROOT / "train.py"), "--workdir", str(self.directory / name), *ARGS]
-        command += [f"--config.training.n_iters={self.n_iters}", f"--config.data.num_workers={workers}"]
+        command = [
+            sys.executable,
+            str(ROOT / "train.py"),
+            "--workdir",
+            str(self.directory / name),
+            *ARGS,
+        ]
+        command += [
+            f"--config.training.n_iters={self.n_iters}",
+            f"--config.data.num_workers={workers}",
+        ]
         with self._log(name).open("w") as log:
             return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
 
@@ -86,7 +113,9 @@ class Faults:
         return self.directory / f"{name}.log"
 
     def run(self, most_kills: int, bar: tqdm) -> None:
-        """One run, killed until it is finished or `most_kills` are reached in all; then the comparison."""
+        """One run, killed until it is finished or `most_kills` are reached in all; then the
+        comparison.
+        """
         name = f"run {self.runs}"
         workdir = self.directory / name
         self.runs += 1
@@ -103,7 +132,9 @@ class Faults:
             for partial in workdir.rglob("*.partial*"):
                 os.utime(partial, (0, 0))  # as if the restart came hours later
             bar.update()
-        self.failures += [f"{name}: {place} differs" for place in differing(self.expected, outcome(workdir))]
+        self.failures += [
+            f"{name}: {place} differs" for place in differing(self.expected, outcome(workdir))
+        ]
         self.failures += [f"{name}: {path.name} was left" for path in workdir.rglob("*.partial*")]
         shutil.rmtree(workdir)
 
@@ -138,13 +169,21 @@ def moment(workdir: Path, output: str) -> str:
 def outcome(workdir: Path) -> dict[str, Any]:
     """What a finished run leaves, as far as it does not tell the time."""
     contents = checkpoint.read(checkpoint.meta_path(workdir))
-    rows = [{k: v for k, v in row.items() if k != "images_per_second"} for row in read_json_lines(workdir / "metrics.jsonl")]
+    rows = [
+        {k: v for k, v in row.items() if k != "images_per_second"}
+        for row in read_json_lines(workdir / "metrics.jsonl")
+    ]
     return {
         **{key: contents[key] for key in ("step", "model", "ema", "optimizer", "prior")},
-        "numbered": {path.name: checkpoint.read(path)["ema"] for path in (workdir / "checkpoints").iterdir()},
+        "numbered": {
+            path.name: checkpoint.read(path)["ema"] for path in (workdir / "checkpoints").iterdir()
+        },
         "metrics": [row for row in rows if "loss" in row],
         "evaluations": [row for row in rows if "eval_loss" in row],
-        "samples": {str(path.relative_to(workdir)): path.read_bytes() for path in workdir.glob("samples/*/*.np[yz]")},
+        "samples": {
+            str(path.relative_to(workdir)): path.read_bytes()
+            for path in workdir.glob("samples/*/*.np[yz]")
+        },
     }
 
 

@@ -1,4 +1,6 @@
-"""What tests of training share: a tiny configuration, a hook into a step, and the comparison of two runs, bit for bit."""
+"""What tests of training share: a tiny configuration, a hook into a step, and the comparison of two
+runs, bit for bit.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -47,5 +49,7 @@ def differing(one: Any, other: Any, where: str = "state") -> list[str]:
     if isinstance(one, dict) and isinstance(other, dict):
         common = one.keys() & other.keys()
         missing = [f"{where}.{key}" for key in one.keys() ^ other.keys()]
-        return missing + [place for key in common for place in differing(one[key], other[key], f"{where}.{key}")]
+        return missing + [
+            place for key in common for place in differing(one[key], other[key], f"{where}.{key}")
+        ]
     return [] if one == other else [where]

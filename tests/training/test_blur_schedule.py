@@ -1,4 +1,6 @@
-"""A run with blur levels of its own: matched to its images or from a file, kept in its checkpoints, never exchanged."""
+"""A run with blur levels of its own: matched to its images or from a file, kept in its checkpoints,
+never exchanged.
+"""
 
 import os
 import signal
@@ -23,8 +25,12 @@ def with_schedule(path: Path, schedule: object) -> ConfigDict:
     return array_config(path, model__blur_schedule=schedule, model__K=6)
 
 
-def test_matched_levels_are_those_of_the_images(tiny_array: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Equal steps on them and their mirror images; an interrupted run is the undisturbed one; sampling needs no images."""
+def test_matched_levels_are_those_of_the_images(
+    tiny_array: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Equal steps on them and their mirror images; an interrupted run is the undisturbed one;
+    sampling needs no images.
+    """
     config = with_schedule(tiny_array, "matched")
     assert train(config, tmp_path / "whole") == 0
     with monkeypatch.context() as patch:
@@ -37,7 +43,9 @@ def test_matched_levels_are_those_of_the_images(tiny_array: Path, tmp_path: Path
 
     source = load_images(config.data, "train")
     images = np.stack([source[i] for i in range(len(source))]) / 255
-    power = dctn(np.concatenate([images, images[..., ::-1]]), axes=(2, 3), norm="ortho").var(0).sum(0)
+    power = (
+        dctn(np.concatenate([images, images[..., ::-1]]), axes=(2, 3), norm="ortho").var(0).sum(0)
+    )
     steps = removed_variance(levels, levels.new_tensor(power))[1:]
     assert steps.max() / steps.min() < 1.01
     assert train(config, tmp_path / "run") == 0
@@ -75,5 +83,7 @@ def test_levels_of_a_file_outlive_it(tiny_array: Path, tmp_path: Path) -> None:
 
 def test_images_without_differences_have_no_matched_levels(tmp_path: Path) -> None:
     np.save(tmp_path / "grey.npy", np.full((20, 8, 8), 100, np.uint8))
-    with pytest.raises(UserError, match=r"blur_schedule = 'matched': blur removes nothing from these images"):
+    with pytest.raises(
+        UserError, match=r"blur_schedule = 'matched': blur removes nothing from these images"
+    ):
         train(with_schedule(tmp_path / "grey.npy", "matched"), tmp_path / "run")

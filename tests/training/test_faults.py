@@ -48,7 +48,9 @@ def file_size_limit(size: int) -> Iterator[None]:
 def test_a_full_disk_while_saving(
     undisturbed: dict[str, Any], tiny_array: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One line that names the file; the old checkpoints bit for bit, nothing half written; with space again it goes on."""
+    """One line that names the file; the old checkpoints bit for bit, nothing half written; with
+    space again it goes on.
+    """
     workdir = tmp_path / "run"
     config = array_config(tiny_array, training__n_iters=4, training__snapshot_freq_for_preemption=2)
     assert train(config, workdir) == 0
@@ -62,7 +64,10 @@ def test_a_full_disk_while_saving(
 
     with monkeypatch.context() as patch:
         patch.setattr(Run, "snapshot", on_full_disk)
-        with pytest.raises(UserError, match=r"checkpoint\.pth: the checkpoint could not be written .*earlier ones are intact"):
+        with pytest.raises(
+            UserError,
+            match=r"checkpoint\.pth: the checkpoint could not be written .*earlier ones are intact",
+        ):
             train(config, workdir)
     assert {path: path.read_bytes() for path in before} == before
     assert not list(workdir.rglob("*.partial*"))
@@ -83,9 +88,15 @@ def test_other_files_on_a_full_disk_are_named(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "tensorboard"]
 
 
-@pytest.mark.parametrize("what", ["scripts.sampling.output.save_png", "scripts.training.log.MetricsWriter._append"])
+@pytest.mark.parametrize(
+    "what", ["scripts.sampling.output.save_png", "scripts.training.log.MetricsWriter._append"]
+)
 def test_what_cannot_be_written_ends_training_after_a_save(
-    what: str, undisturbed: dict[str, Any], tiny_array: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    what: str,
+    undisturbed: dict[str, Any],
+    tiny_array: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With a line that says why; then the run goes on."""
 
@@ -95,7 +106,10 @@ def test_what_cannot_be_written_ends_training_after_a_save(
     config = array_config(tiny_array, training__log_freq=3, training__sampling_freq=3)
     with monkeypatch.context() as patch:
         before_step(patch, 2, lambda: patch.setattr(what, no_quota))
-        with pytest.raises(UserError, match=r"Disk quota exceeded: 'a file'. Saved at step 3; the same command goes on"):
+        with pytest.raises(
+            UserError,
+            match=r"Disk quota exceeded: 'a file'. Saved at step 3; the same command goes on",
+        ):
             train(config, tmp_path)
     assert train(config, tmp_path) == 0
     assert not differing(final_state(tmp_path), undisturbed)
@@ -144,15 +158,25 @@ def test_pictures_that_cannot_be_made_are_optional(
     for _ in range(2):
         assert train(array_config(tiny_array, training__sampling_freq=2), tmp_path) == 0
     captured = capsys.readouterr()
-    assert [line.split(": ")[1] for line in captured.err.splitlines()] == ["process.gif", "process.mp4"]
+    assert [line.split(": ")[1] for line in captured.err.splitlines()] == [
+        "process.gif",
+        "process.mp4",
+    ]
     assert captured.out.count("samples in") == 3
-    assert {path.name for path in (tmp_path / "samples" / "iter_6").iterdir()} == {"init.png", "final.png", "final.npy"}
+    assert {path.name for path in (tmp_path / "samples" / "iter_6").iterdir()} == {
+        "init.png",
+        "final.png",
+        "final.npy",
+    }
     assert not differing(final_state(tmp_path), undisturbed)
 
 
 def folder_config(folder: Path, **overrides: object) -> ConfigDict:
     save_images(folder, [f"{i}.png" for i in range(30)])
-    settings: dict[str, object] = {"data__num_workers": 0, "training__log_freq": 1}  # nothing is read before its step
+    settings: dict[str, object] = {
+        "data__num_workers": 0,
+        "training__log_freq": 1,
+    }  # nothing is read before its step
     return tiny_config(data__dataset="folder", data__path=str(folder), **settings, **overrides)
 
 
@@ -160,7 +184,9 @@ def test_an_image_that_becomes_unreadable_during_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Named once, skipped, counted from then on."""
-    config = folder_config(tmp_path / "images", training__batch_size=27)  # all of the training images in each step
+    config = folder_config(
+        tmp_path / "images", training__batch_size=27
+    )  # all of the training images in each step
     image = tmp_path / "images" / load_images(config.data, "train").name(5)
     before_step(monkeypatch, 1, lambda: image.write_bytes(image.read_bytes()[:30]))
     assert train(config, tmp_path / "run") == 0
@@ -193,7 +219,9 @@ def test_prior_from_data_passes_over_an_unreadable_image(monkeypatch: pytest.Mon
     torch.testing.assert_close(found, data_prior(config, process).means(torch.tensor([0, 2])))
 
 
-def test_unreadable_images_are_named_a_few_times_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unreadable_images_are_named_a_few_times_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Log files get whole lines, few of them."""
     config = folder_config(tmp_path / "images")
     for i in range(100):
@@ -220,6 +248,9 @@ def test_a_run_among_its_images(tmp_path: Path) -> None:
     """Its pictures would be trained on, and it could not go on."""
     config = folder_config(tmp_path / "images")
     for place in ("images", "images/runs/first"):
-        with pytest.raises(UserError, match=r"--workdir=.*: pictures there would become images of config\.data\.path"):
+        with pytest.raises(
+            UserError,
+            match=r"--workdir=.*: pictures there would become images of config\.data\.path",
+        ):
             train(config, tmp_path / place)
     assert all(path.suffix == ".png" for path in (tmp_path / "images").iterdir())

@@ -26,7 +26,10 @@ ARGS = [
     "--config", str(TINY), "--config.training.n_iters=100000", "--config.training.log_freq=1", "--config.data.num_workers=2",
     "--config.training.snapshot_freq=5", "--config.training.snapshot_freq_for_preemption=5",
 ]  # fmt: skip
-RARELY = ["--config.training.snapshot_freq=100000", "--config.training.snapshot_freq_for_preemption=100000"]
+RARELY = [
+    "--config.training.snapshot_freq=100000",
+    "--config.training.snapshot_freq_for_preemption=100000",
+]
 
 
 @contextmanager
@@ -57,7 +60,9 @@ def test_a_signal(number: signal.Signals, code: int, tmp_path: Path) -> None:
     assert "Traceback" not in output
     step = read(meta_path(tmp_path))["step"]
     assert f"{number.name}: saved at step {step}; the same command goes on from there" in output
-    last_logged = ["step 12/", *(line for line in output.splitlines() if line.startswith("step "))][-1]
+    last_logged = ["step 12/", *(line for line in output.splitlines() if line.startswith("step "))][
+        -1
+    ]
     assert last_logged.startswith(f"step {step}/"), "the step that was under way, and none after it"
 
 
@@ -106,7 +111,9 @@ def test_a_signal_during_calibration(
     config = array_config(tiny_array, training__snapshot_freq=3)
     levels: list[int] = []
 
-    def interrupted(process: Any, sums: torch.Tensor, k: int, count: int) -> dict[str, torch.Tensor]:
+    def interrupted(
+        process: Any, sums: torch.Tensor, k: int, count: int
+    ) -> dict[str, torch.Tensor]:
         if not levels:
             os.kill(os.getpid(), signal.SIGINT)
         levels.append(k)

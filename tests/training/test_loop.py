@@ -42,7 +42,9 @@ def test_interrupted_and_resumed_is_undisturbed(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """SIGTERM during a step: saved right after it, and the run goes on to bit-identical weights and averages."""
+    """SIGTERM during a step: saved right after it, and the run goes on to bit-identical weights and
+    averages.
+    """
     config = array_config(tiny_array, data__num_workers=workers)
     with monkeypatch.context() as patch:
         before_step(patch, step, send(signal.SIGTERM))
@@ -77,7 +79,12 @@ def test_killed_between_saves(
     undisturbed: dict[str, Any], tiny_array: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The run goes on from the last save; metrics of the lost steps are not there twice."""
-    config = array_config(tiny_array, training__snapshot_freq_for_preemption=2, training__log_freq=1, data__num_workers=2)
+    config = array_config(
+        tiny_array,
+        training__snapshot_freq_for_preemption=2,
+        training__log_freq=1,
+        data__num_workers=2,
+    )
     with monkeypatch.context() as patch:
         before_step(patch, 5, kill)
         with pytest.raises(Killed):
@@ -85,7 +92,9 @@ def test_killed_between_saves(
     assert read(meta_path(tmp_path))["step"] == 4
     assert train(config, tmp_path) == 0
     assert not differing(final_state(tmp_path), undisturbed)
-    assert [row["step"] for row in read_json_lines(tmp_path / "metrics.jsonl") if "loss" in row] == [1, 2, 3, 4, 5, 6]
+    assert [
+        row["step"] for row in read_json_lines(tmp_path / "metrics.jsonl") if "loss" in row
+    ] == [1, 2, 3, 4, 5, 6]
 
 
 def test_evaluation_and_samples_lost_to_a_signal_are_made_up_for(
@@ -97,12 +106,16 @@ def test_evaluation_and_samples_lost_to_a_signal_are_made_up_for(
         assert train(config, tmp_path) == 143
     assert not (tmp_path / "samples" / "iter_3").exists()
     assert train(config, tmp_path) == 0
-    assert [row["step"] for row in read_json_lines(tmp_path / "metrics.jsonl") if "eval_loss" in row] == [3, 6]
+    assert [
+        row["step"] for row in read_json_lines(tmp_path / "metrics.jsonl") if "eval_loss" in row
+    ] == [3, 6]
     for step in (3, 6):
         assert (tmp_path / "samples" / f"iter_{step}" / "final.png").exists()
 
 
-def test_extending_a_finished_run(tiny_array: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_extending_a_finished_run(
+    tiny_array: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for _ in range(2):
         assert train(array_config(tiny_array, training__n_iters=3), tmp_path / "extended") == 0
     assert "already finished at step 3" in capsys.readouterr().out
@@ -113,7 +126,10 @@ def test_extending_a_finished_run(tiny_array: Path, tmp_path: Path, capsys: pyte
 
 def test_the_last_step_has_a_numbered_checkpoint(tiny_array: Path, tmp_path: Path) -> None:
     """Number n is step n * snapshot_freq; a last step in between has the next number."""
-    assert train(array_config(tiny_array, training__n_iters=5, training__snapshot_freq=2), tmp_path) == 0
+    assert (
+        train(array_config(tiny_array, training__n_iters=5, training__snapshot_freq=2), tmp_path)
+        == 0
+    )
     assert [read(numbered_path(tmp_path, n))["step"] for n in (1, 2, 3)] == [2, 4, 5]
     assert not numbered_path(tmp_path, 4).exists()
 
@@ -123,7 +139,10 @@ def test_resuming_another_model_or_data_is_refused(tiny_array: Path, tmp_path: P
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     others: list[tuple[dict[str, Any], list[str]]] = [
         ({"model__K": 4}, ["config.model.K was 3, now 4"]),
-        ({"data__random_flip": False, "model__sigma": 0.02}, ["config.data.random_flip", "config.model.sigma"]),
+        (
+            {"data__random_flip": False, "model__sigma": 0.02},
+            ["config.data.random_flip", "config.model.sigma"],
+        ),
     ]
     for overrides, keys in others:
         with pytest.raises(UserError) as error:
@@ -133,12 +152,17 @@ def test_resuming_another_model_or_data_is_refused(tiny_array: Path, tmp_path: P
 
 
 def test_other_images_under_the_same_name_are_refused(tiny_array: Path, tmp_path: Path) -> None:
-    """Another number of images, and the same number with other pixels; a checkpoint without their checksum is accepted."""
+    """Another number of images, and the same number with other pixels; a checkpoint without their
+    checksum is accepted.
+    """
     path, images = tmp_path / "mine.npy", np.load(tiny_array)
     np.save(path, images)
     assert train(array_config(path, training__n_iters=1), tmp_path / "run") == 0
     for other, message in (
-        (images[:-5], r"\(36 then, 32 now, other names or another order\).*init_from=.* goes on with these images"),
+        (
+            images[:-5],
+            r"\(36 then, 32 now, other names or another order\).*init_from=.* goes on with these images",
+        ),
         (255 - images, r"\(36 then, 36 now, the same names, other pixels\)"),
     ):
         np.save(path, other)
@@ -151,11 +175,18 @@ def test_other_images_under_the_same_name_are_refused(tiny_array: Path, tmp_path
     assert train(array_config(path), tmp_path / "run") == 0
 
 
-def test_precision_of_the_checkpoint_is_kept(tiny_array: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_precision_of_the_checkpoint_is_kept(
+    tiny_array: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Where "auto" would choose another on this processor; unless the configuration asks for one."""
 
     def run(n_iters: int, amp_dtype: str) -> str:
-        config = array_config(tiny_array, training__n_iters=n_iters, optim__automatic_mp=True, optim__amp_dtype=amp_dtype)
+        config = array_config(
+            tiny_array,
+            training__n_iters=n_iters,
+            optim__automatic_mp=True,
+            optim__amp_dtype=amp_dtype,
+        )
         assert train(config, tmp_path) == 0
         return str(read(meta_path(tmp_path))["precision"])
 
@@ -163,14 +194,23 @@ def test_precision_of_the_checkpoint_is_kept(tiny_array: Path, tmp_path: Path, c
     other = "float32" if here == "bfloat16" else "bfloat16"
     write_meta(tmp_path, read(meta_path(tmp_path)) | {"precision": other})
     assert run(2, "auto") == other
-    assert f"{other if other == 'float32' else 'bfloat16 autocast'} (as before; " in capsys.readouterr().out
+    assert (
+        f"{other if other == 'float32' else 'bfloat16 autocast'} (as before; "
+        in capsys.readouterr().out
+    )
     assert run(3, "float16") == "float16"
     assert run(4, "auto") == here
 
 
 def test_optimizer_settings_may_change_on_resuming(tiny_array: Path, tmp_path: Path) -> None:
     assert train(array_config(tiny_array, training__n_iters=2), tmp_path) == 0
-    assert train(array_config(tiny_array, training__n_iters=4, optim__weight_decay=0.5, optim__eps=1e-3), tmp_path) == 0
+    assert (
+        train(
+            array_config(tiny_array, training__n_iters=4, optim__weight_decay=0.5, optim__eps=1e-3),
+            tmp_path,
+        )
+        == 0
+    )
     (group,) = read(meta_path(tmp_path))["optimizer"]["param_groups"]
     assert (group["weight_decay"], group["eps"]) == (0.5, 1e-3)
 
@@ -215,11 +255,21 @@ def test_bands_of_levels() -> None:
 
 def test_what_a_run_measures(tiny_array: Path, tmp_path: Path) -> None:
     """In metrics.jsonl and in TensorBoard, there with pictures of samples and the configuration."""
-    assert train(array_config(tiny_array, training__eval_freq=6, training__sampling_freq=6), tmp_path) == 0
+    assert (
+        train(array_config(tiny_array, training__eval_freq=6, training__sampling_freq=6), tmp_path)
+        == 0
+    )
     rows = read_json_lines(tmp_path / "metrics.jsonl")
     trained = [row for row in rows if "loss" in row]
     assert [row["step"] for row in trained] == [2, 4, 6]
-    assert {"loss", "lr", "grad_norm", "images_per_second", "loss_levels_1_to_1", "nonfinite_steps"} <= trained[0].keys()
+    assert {
+        "loss",
+        "lr",
+        "grad_norm",
+        "images_per_second",
+        "loss_levels_1_to_1",
+        "nonfinite_steps",
+    } <= trained[0].keys()
     (evaluated,) = [row for row in rows if "eval_loss" in row]
     assert evaluated["eval_num_images"] == 4  # a tenth of forty
     assert evaluated["eval_loss_standard_error"] > 0
@@ -228,22 +278,38 @@ def test_what_a_run_measures(tiny_array: Path, tmp_path: Path) -> None:
     events.Reload()
     assert [point.step for point in events.Scalars("loss")] == [2, 4, 6]
     assert [picture.step for picture in events.Images("samples")] == [6]
-    assert b'"blur_sigma_max"' in events.Tensors("config/text_summary")[0].tensor_proto.string_val[0]
+    assert (
+        b'"blur_sigma_max"' in events.Tensors("config/text_summary")[0].tensor_proto.string_val[0]
+    )
 
 
 def test_rows_without_a_step_are_kept(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text('{"note": "by hand"}\n{"step": 3, "eval_loss": 1.0}\n{"step": 7, "loss": 1.0}\n')
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"note": "by hand"}\n{"step": 3, "eval_loss": 1.0}\n{"step": 7, "loss": 1.0}\n'
+    )
     with MetricsWriter(tmp_path, 5) as metrics:
         assert metrics.evaluated_steps == {3}
-    assert read_json_lines(tmp_path / "metrics.jsonl") == [{"note": "by hand"}, {"step": 3, "eval_loss": 1.0}]
+    assert read_json_lines(tmp_path / "metrics.jsonl") == [
+        {"note": "by hand"},
+        {"step": 3, "eval_loss": 1.0},
+    ]
 
 
 def test_evaluation_does_not_depend_on_its_batches(tiny_array: Path, tmp_path: Path) -> None:
     losses = []
     for size in (1, 4):
         workdir = tmp_path / str(size)
-        assert train(array_config(tiny_array, training__n_iters=2, eval__batch_size=size), workdir) == 0
-        losses.append([row["eval_loss"] for row in read_json_lines(workdir / "metrics.jsonl") if "eval_loss" in row])
+        assert (
+            train(array_config(tiny_array, training__n_iters=2, eval__batch_size=size), workdir)
+            == 0
+        )
+        losses.append(
+            [
+                row["eval_loss"]
+                for row in read_json_lines(workdir / "metrics.jsonl")
+                if "eval_loss" in row
+            ]
+        )
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
 
 
@@ -254,25 +320,38 @@ def test_all_gpus_are_pointed_out(monkeypatch: pytest.MonkeyPatch) -> None:
     precision = Precision.named(torch.device("cuda"), "float32")
     for device, expected in (("auto", True), ("cuda:1", False)):
         assert (
-            "torchrun --nproc_per_node=4" in describe(tiny_config(device=device), precision, numbered(9), numbered(1), 0)
+            "torchrun --nproc_per_node=4"
+            in describe(tiny_config(device=device), precision, numbered(9), numbered(1), 0)
         ) == expected
 
 
 def test_nothing_is_written_for_bad_input(tmp_path: Path) -> None:
     workdir = tmp_path / "run"
     missing = {"data__dataset": "ffhq", "data__path": str(tmp_path / "nowhere")}
-    for overrides in ({"model__K": 0}, {"data__dataset": "imagenet"}, missing, {"device": "cuda:99"}, {"device": "tpu"}):
+    for overrides in (
+        {"model__K": 0},
+        {"data__dataset": "imagenet"},
+        missing,
+        {"device": "cuda:99"},
+        {"device": "tpu"},
+    ):
         with pytest.raises(UserError):
             train(tiny_config(**overrides), workdir)
     assert not workdir.exists()
 
 
-def test_a_snapshot_never_takes_the_place_of_another_steps(tiny_array: Path, tmp_path: Path) -> None:
-    """Going on with another snapshot_freq or n_iters; a step that is done again has the number that it had."""
+def test_a_snapshot_never_takes_the_place_of_another_steps(
+    tiny_array: Path, tmp_path: Path
+) -> None:
+    """Going on with another snapshot_freq or n_iters; a step that is done again has the number that
+    it had.
+    """
 
     def steps(n_iters: int, freq: int) -> dict[int, int]:
         settings = {"n_iters": n_iters, "snapshot_freq": freq, "snapshot_full": True}
-        config = array_config(tiny_array, **{f"training__{key}": value for key, value in settings.items()})
+        config = array_config(
+            tiny_array, **{f"training__{key}": value for key, value in settings.items()}
+        )
         assert train(config, tmp_path) == 0
         paths = (tmp_path / "checkpoints").glob("*.pth")
         return {int(path.stem.removeprefix("checkpoint_")): read(path)["step"] for path in paths}

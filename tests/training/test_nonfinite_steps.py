@@ -1,4 +1,6 @@
-"""A loss or gradient that is not finite: never reaches the weights, is skipped and counted, and in the end stops the run."""
+"""A loss or gradient that is not finite: never reaches the weights, is skipped and counted, and in
+the end stops the run.
+"""
 
 import copy
 import math
@@ -48,10 +50,15 @@ def state(trainer: Trainer) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(
-    ("precision", "spoilt"), [*(("float32", name) for name in SPOILT), ("bfloat16", "nan"), ("float16", "inf")]
+    ("precision", "spoilt"),
+    [*(("float32", name) for name in SPOILT), ("bfloat16", "nan"), ("float16", "inf")],
 )
-def test_a_nonfinite_step_changes_nothing(precision: str, spoilt: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights, averages and moments are those of before, and the next finite step is an ordinary one."""
+def test_a_nonfinite_step_changes_nothing(
+    precision: str, spoilt: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights, averages and moments are those of before, and the next finite step is an ordinary
+    one.
+    """
     mixed = precision != "float32"
     config = tiny_config(optim__automatic_mp=mixed, optim__amp_dtype=precision if mixed else "auto")
     trainer = Trainer(config, CPU)
@@ -63,7 +70,11 @@ def test_a_nonfinite_step_changes_nothing(precision: str, spoilt: str, monkeypat
     before = state(trainer)
     for count in (1, 2):
         assert not trainer.train_step(images).finite
-        assert (trainer.step, trainer.nonfinite_steps, trainer.nonfinite_in_a_row) == (2 + count, count, count)
+        assert (trainer.step, trainer.nonfinite_steps, trainer.nonfinite_in_a_row) == (
+            2 + count,
+            count,
+            count,
+        )
         assert not differing(state(trainer), before)
     assert trainer.train_step(images).finite
     assert (trainer.step, trainer.nonfinite_steps, trainer.nonfinite_in_a_row) == (5, 2, 0)
@@ -81,9 +92,14 @@ def config(tiny_array: Path) -> ConfigDict:
 
 
 def test_nonfinite_steps_are_skipped_counted_and_survived(
-    config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    config: ConfigDict,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Two in a row are under the limit; rows of metrics stay JSON; a run may end with a skipped step."""
+    """Two in a row are under the limit; rows of metrics stay JSON; a run may end with a skipped
+    step.
+    """
     spoil_steps(monkeypatch, {1, 2, 5})
     assert train(config, tmp_path) == 0
     saved = read(meta_path(tmp_path))
@@ -98,9 +114,14 @@ def test_nonfinite_steps_are_skipped_counted_and_survived(
 
 
 def test_finding_the_loss_scale_is_no_cause_for_warnings(
-    config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    config: ConfigDict,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """float16 begins with a scale that overflows: such steps are skipped, not reported and not limited."""
+    """float16 begins with a scale that overflows: such steps are skipped, not reported and not
+    limited.
+    """
     config.optim.automatic_mp, config.optim.amp_dtype = True, "float16"
     spoil_steps(monkeypatch, {0, 1, 2, 3}, SPOILT["inf"])
     assert train(config, tmp_path) == 0
@@ -123,8 +144,12 @@ def test_interrupted_amid_nonfinite_steps_is_undisturbed(
     assert not differing(final_state(tmp_path / "run"), final_state(tmp_path / "undisturbed"))
 
 
-def test_too_many_stop_the_run(config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One line; the checkpoint from before the first of them, bit for bit; the batch in the metrics; the command goes on."""
+def test_too_many_stop_the_run(
+    config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line; the checkpoint from before the first of them, bit for bit; the batch in the
+    metrics; the command goes on.
+    """
     config.training.n_iters = 2
     assert train(config, tmp_path) == 0
     config.training.n_iters = 8
@@ -132,14 +157,22 @@ def test_too_many_stop_the_run(config: ConfigDict, tmp_path: Path, monkeypatch: 
     with monkeypatch.context() as patch:
         spoil_steps(patch, {2, 3, 4, 5}, SPOILT["one example"])
         with pytest.raises(
-            UserError, match=r"step 5: loss nan, gradient nan, .*config\.training\.max_nonfinite_steps = 3"
+            UserError,
+            match=r"step 5: loss nan, gradient nan, .*config\.training\.max_nonfinite_steps = 3",
         ) as error:
             train(config, tmp_path)
     assert "\n" not in str(error.value)
     assert meta_path(tmp_path).read_bytes() == before
-    assert read(numbered_path(tmp_path, 2))["step"] == 4, "numbered ones replace nothing, and come on time"
+    assert read(numbered_path(tmp_path, 2))["step"] == 4, (
+        "numbered ones replace nothing, and come on time"
+    )
     facts = read_json_lines(tmp_path / "metrics.jsonl")[-1]
-    assert (facts["step"], facts["event"], facts["precision"], facts["weights_not_finite"]) == (5, "stopped", "float32", [])
+    assert (facts["step"], facts["event"], facts["precision"], facts["weights_not_finite"]) == (
+        5,
+        "stopped",
+        "float32",
+        [],
+    )
     assert [loss == "nan" for loss in facts["losses"]] == [False, False, True, False]
     assert len(facts["images"]) == len(facts["levels"]) == 4
     config.optim.lr /= 2
@@ -148,9 +181,12 @@ def test_too_many_stop_the_run(config: ConfigDict, tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    ("freq", "message"), [(1, "step 1: weights or averages are not finite"), (100, "non-finite steps in a row")]
+    ("freq", "message"),
+    [(1, "step 1: weights or averages are not finite"), (100, "non-finite steps in a row")],
 )
-def test_weights_that_are_not_finite_are_never_saved(freq: int, message: str, config: ConfigDict, tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_are_never_saved(
+    freq: int, message: str, config: ConfigDict, tmp_path: Path
+) -> None:
     """An absurd learning rate takes the weights themselves out of range, with finite gradients."""
     config.optim.lr = 1e39
     config.optim.warmup = 0

@@ -1,4 +1,6 @@
-"""What a run would cost is counted right, and what saves memory or time does not change the numbers."""
+"""What a run would cost is counted right, and what saves memory or time does not change the
+numbers.
+"""
 
 import re
 from pathlib import Path
@@ -20,11 +22,21 @@ def test_plan_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """The paper's CIFAR-10 model: 61.06M parameters, 19.15 GFLOP an image, batches of 128, K = 200."""
     work = Work(61_060_000, 19_150_000_000, 3 * 19_150_000_000)
     monkeypatch.setattr(Work, "of", lambda config: work)
-    config = tiny_config(training__batch_size=128, training__n_iters=1_300_001, model__K=200, optim__automatic_mp=True)
-    rows = {int(line.split()[0]): line.split("ms")[0].split()[-1] for line in plan(config, 1000, 0.4).splitlines()[-3:]}
+    config = tiny_config(
+        training__batch_size=128,
+        training__n_iters=1_300_001,
+        model__K=200,
+        optim__automatic_mp=True,
+    )
+    rows = {
+        int(line.split()[0]): line.split("ms")[0].split()[-1]
+        for line in plan(config, 1000, 0.4).splitlines()[-3:]
+    }
     assert float(rows[1]) == pytest.approx(1e3 * work.training * 128 / 4e14, abs=0.05)
     assert float(rows[8]) == pytest.approx(1e3 * work.training * 16 / 4e14, abs=0.05)
-    assert float(rows[64]) == pytest.approx(1e3 * 2 * 63 / 64 * 4 * 61.06e6 / 50e9, abs=0.05), "waiting for gradients"
+    assert float(rows[64]) == pytest.approx(1e3 * 2 * 63 / 64 * 4 * 61.06e6 / 50e9, abs=0.05), (
+        "waiting for gradients"
+    )
     hours = 1_300_001 * work.training * 128 / 4e14 / 3600
     samples = 50_000 * 200 * work.forward / 4e14 / 3600
     first = plan(config, 1000, 0.4).splitlines()[-3].split()
@@ -33,12 +45,19 @@ def test_plan_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_recomputing_costs_one_more_forward_pass() -> None:
-    kept, recomputed = (Work.of(tiny_config(training__recompute=recompute)) for recompute in (False, True))
+    kept, recomputed = (
+        Work.of(tiny_config(training__recompute=recompute)) for recompute in (False, True)
+    )
     assert (kept.training, recomputed.training) == (3 * kept.forward, 4 * kept.forward)
 
 
 def test_plan_needs_neither_data_nor_directory_and_leaves_nothing(tmp_path: Path) -> None:
-    options = ("--config", ROOT / "configs/mnist/small_mnist.py", "--plan", "--config.data.path=nowhere")
+    options = (
+        "--config",
+        ROOT / "configs/mnist/small_mnist.py",
+        "--plan",
+        "--config.data.path=nowhere",
+    )
     done = command(ROOT / "train.py", *options, cwd=tmp_path)
     assert "3.70M parameters" in done.stdout
     assert "67 TFLOP/s a device" in done.stdout, "an H100 in float32"
@@ -47,7 +66,9 @@ def test_plan_needs_neither_data_nor_directory_and_leaves_nothing(tmp_path: Path
 
 
 def test_plans_that_are_quoted_are_what_the_program_says() -> None:
-    quoted = re.findall(r"\$ python (train\.py .*--plan.*)\n([^`]+)", (ROOT / "docs/performance.md").read_text())
+    quoted = re.findall(
+        r"\$ python (train\.py .*--plan.*)\n([^`]+)", (ROOT / "docs/performance.md").read_text()
+    )
     assert len(quoted) == 2
     for arguments, printed in quoted:
         assert command(*arguments.split(), cwd=ROOT).stdout == printed
@@ -57,12 +78,20 @@ def test_recomputing_gives_the_same_numbers_bit_for_bit() -> None:
     """Dropout too, whose masks are drawn twice."""
     gradients = []
     for recompute in (False, True):
-        network = {"model__channel_mult": (1, 2), "model__attention_levels": (1,), "model__dropout": 0.3}
+        network = {
+            "model__channel_mult": (1, 2),
+            "model__attention_levels": (1,),
+            "model__dropout": 0.3,
+        }
         trainer = Trainer(tiny_config(**network, training__recompute=recompute), CPU)
-        nn.init.normal_(trainer.model.get_parameter("out.2.weight"), std=0.1)  # zero would hide other gradients
+        nn.init.normal_(
+            trainer.model.get_parameter("out.2.weight"), std=0.1
+        )  # zero would hide other gradients
         captured: list[torch.Tensor] = []
         trainer.optimizer.register_step_pre_hook(
-            lambda *_, trainer=trainer, captured=captured: captured.extend(w.grad.clone() for w in trainer.model.parameters())
+            lambda *_, trainer=trainer, captured=captured: captured.extend(
+                w.grad.clone() for w in trainer.model.parameters()
+            )
         )
         trainer.train_step(torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
         gradients.append(captured)
@@ -70,7 +99,9 @@ def test_recomputing_gives_the_same_numbers_bit_for_bit() -> None:
     assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
 
 
-def test_compiled_losses_and_names_are_those_of_the_network_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_losses_and_names_are_those_of_the_network_as_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """With the compiler's front end only: generating code takes minutes here."""
     modes = []
     compile_module = nn.Module.compile
