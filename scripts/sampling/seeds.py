@@ -5,14 +5,14 @@ array, or a single one.
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from ml_collections import ConfigDict
 
 from model_code.prior import Prior
-from scripts.data.datasets import load_images, open_images
+from scripts.data.datasets import Split, load_images, open_images
 from scripts.data.images import ImageSource
 from scripts.data.loader import first_readable, to_unit_range
 from scripts.runtime.randomness import Purpose, stream
@@ -73,11 +73,10 @@ def open_seeds(init: str, data: ConfigDict, per_image: int) -> Seeds:
     Raises UserError for whatever is missing or cannot be read.
     """
     own = init in ("held_out", "train")
-    source = (
-        load_images(data, init)
-        if own
-        else open_images(init, "--init", data.image_size, data.num_channels)
-    )  # type: ignore[arg-type]
+    if own:
+        source = load_images(data, cast(Split, init))
+    else:
+        source = open_images(init, "--init", data.image_size, data.num_channels)
     name = init.rstrip("/").rpartition("/")[2]
     name = f"{name}_folder" if name in ("held_out", "train") and not own else name
     files = {init if own else "init": source.version()}
