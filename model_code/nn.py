@@ -9,8 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model_code.cpu_layers import Dropout, PointwiseConv1d, PointwiseConv2d, attention
-
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
@@ -118,13 +116,11 @@ class ResBlock(nn.Module):
         self.out_layers = nn.Sequential(
             GroupNorm32(32, out_channels),
             nn.SiLU(),
-            Dropout(dropout),
+            nn.Dropout(dropout),
             zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
         )
         self.skip_connection = (
-            nn.Identity()
-            if channels == out_channels
-            else PointwiseConv2d(channels, out_channels, 1)
+            nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
         )
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
@@ -164,8 +160,8 @@ class AttentionBlock(nn.Module):
         self.num_heads = channels // head_channels
         self.new_order = new_order
         self.norm = GroupNorm32(32, channels)
-        self.qkv = PointwiseConv1d(channels, 3 * channels, 1)
-        self.proj_out = zero_init(PointwiseConv1d(channels, channels, 1))
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.proj_out = zero_init(nn.Conv1d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, H, W): (B, C, H, W)."""
@@ -178,5 +174,5 @@ class AttentionBlock(nn.Module):
             q, k, v = qkv.view(B, self.num_heads, 3, head_dim, H * W).unbind(2)
         # (B, heads, pixels, channels), contiguous as the fused kernels want it.
         q, k, v = (part.mT.contiguous() for part in (q, k, v))
-        h = attention(q, k, v).mT.reshape(B, C, H * W)
+        h = F.scaled_dot_product_attention(q, k, v).mT.reshape(B, C, H * W)
         return x + self.proj_out(h).view(B, C, H, W)

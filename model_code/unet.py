@@ -4,6 +4,7 @@ Dhariwal, 2021).
 
 from collections.abc import Iterator
 from functools import partial
+from inspect import signature
 
 import torch
 import torch.nn.functional as F
@@ -21,27 +22,6 @@ from model_code.nn import (
     level_embedding,
     zero_init,
 )
-
-MODEL_KEYS = (
-    *(
-        "model_channels",
-        "channel_mult",
-        "num_res_blocks",
-        "attention_levels",
-        "patch_size",
-        "dropout",
-        "num_heads",
-    ),
-    *(
-        "num_head_channels",
-        "conv_resample",
-        "use_new_attention_order",
-        "use_scale_shift_norm",
-        "resblock_updown",
-        "sees_means",
-    ),
-)
-"""Keys of config.model that are arguments of `UNet`."""
 
 
 class Stage(nn.Sequential):
@@ -177,6 +157,10 @@ class UNet(nn.Module):
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(stage, h, emb, use_reentrant=False)  # repeats dropout's masks
         return stage(h, emb)
+
+
+MODEL_KEYS = signature(UNet).parameters.keys() - {"num_channels", "recompute"}
+"""Keys of config.model that are arguments of `UNet`."""
 
 
 def _checks(config: ConfigDict) -> Iterator[tuple[str, str, str, bool]]:

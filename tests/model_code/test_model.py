@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 
 from model_code import build_model
-from model_code.cpu_layers import Dropout, PointwiseConv1d, PointwiseConv2d, attention
 from model_code.ema import EMA
 from model_code.nn import AttentionBlock, GroupNorm32, ResBlock, level_embedding
 from model_code.unet import UNet
@@ -129,30 +128,6 @@ def test_heads_by_their_channels() -> None:
         if isinstance(module, AttentionBlock)
     }
     assert heads == {32: 2, 64: 4}
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_layers_for_processors_agree_with_pytorch(dtype: torch.dtype) -> None:
-    """Products for 1x1 convolutions, attention that is not fused, dropout with masks of 16 bits."""
-    tolerance: dict[str, Any] = (
-        {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 0.05, "rtol": 0.02}
-    )
-    x = torch.randn(2, 32, 5, 7, generator=torch.Generator().manual_seed(0)).to(dtype)
-    for layer, inputs, plain in (
-        (PointwiseConv2d(32, 48, 1), x, F.conv2d),
-        (PointwiseConv1d(32, 48, 1), x.flatten(2), F.conv1d),
-    ):
-        layer = layer.to(dtype)
-        torch.testing.assert_close(
-            layer(inputs), plain(inputs, layer.weight, layer.bias), **tolerance
-        )
-    q = x.flatten(2).mT[:, None].requires_grad_()
-    torch.testing.assert_close(
-        attention(q, q, q), F.scaled_dot_product_attention(q, q, q), **tolerance
-    )
-    dropped = Dropout(0.25)(torch.ones(100_001, dtype=dtype))
-    assert set(dropped.unique().tolist()) == {0, torch.tensor(4 / 3).to(dtype).item()}
-    assert (dropped == 0).float().mean().item() == pytest.approx(0.25, abs=0.01)
 
 
 def test_scale_shift_norm_by_hand() -> None:
