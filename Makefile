@@ -46,8 +46,8 @@ quickstart: $(VENV)/runtime.stamp
 		runs/mnist/quickstart/additional_samples/checkpoint_0/*/interpolation.png
 
 gallery: $(VENV)/runtime.stamp
-	$(RUN) -m scripts.tools.gallery $(PRETRAINED) --out docs/gallery
-	$(RUN) -m scripts.tools.gallery --workdir runs/emoji/pretrained --out docs/gallery/emoji
+	PYTHONPATH=. $(RUN) docs/gallery/draw.py runs/mnist/pretrained docs/gallery
+	PYTHONPATH=. $(RUN) docs/gallery/draw.py runs/emoji/pretrained docs/gallery/emoji
 
 test: lint types
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal

@@ -105,7 +105,7 @@ FLAGS = (
         required="samples", unless="workdir",
     ),
     Flag(
-        "config", "train benchmark calibrate data_spectrum gallery pack", CONFIG, None,
+        "config", "train benchmark calibrate data_spectrum pack", CONFIG, None,
         "Configuration: a file of configs/ or your own, or the config.json of a run; by default "
         "that in --workdir. --config.section.key=value overrides any key of configs/default.py.",
         required=ALWAYS,
@@ -115,7 +115,7 @@ FLAGS = (
         required=ALWAYS, unless="plan",
     ),
     Flag(
-        "workdir", "sample evaluate calibrate gallery publish", PATH, None,
+        "workdir", "sample evaluate calibrate publish", PATH, None,
         "Run directory that train.py made.", required=ALWAYS, unless="samples",
     ),
     Flag(
@@ -177,10 +177,6 @@ FLAGS = (
         "delta", "sample evaluate", STRING, None,
         "Sampling noise: a standard deviation, spectral or calibrated; by default calibrated "
         "where that was measured.", never="samples",
-    ),
-    Flag(
-        "delta", "gallery", STRING, None,
-        "Sampling noise: a standard deviation, or spectral; by default the configuration's.",
     ),
     Flag(
         "steps", "sample evaluate", STRING, None,
@@ -343,7 +339,7 @@ FLAGS = (
         "dataset_path", "evaluate", PATH, None, "Folder of images to make them of.",
         only="save_stats", required="save_stats",
     ),
-    Flag("out", "compare gallery publish", PATH, None, "Directory to write to.", required=ALWAYS),
+    Flag("out", "compare publish", PATH, None, "Directory to write to.", required=ALWAYS),
     Flag(
         "out", "pack", PATH, None,
         "Directory for the pack: a new one, an empty one, or a pack that was interrupted.",
@@ -354,8 +350,6 @@ FLAGS = (
         "New .npy file for the matched schedule; a .png goes beside it. By default nothing is "
         "written.",
     ),
-    Flag("package", "emoji", PATH, None, "The .tgz that npm pack wrote.", required=ALWAYS),
-    Flag("out", "emoji", PATH, None, "The .npz to write.", required=ALWAYS),
     Flag(
         "num_images", "calibrate", INTEGER, 48, "Training images, each seen once at every level.",
         {"lower_bound": 2},
@@ -366,20 +360,7 @@ FLAGS = (
     ),
     Flag(
         "against", "benchmark", ENUM, None, "Measure this package's network of the same size, too.",
-        {"enum_values": ["diffusers"]}, never="reading",
-    ),
-    Flag(
-        "reading", "benchmark", PATH, None,
-        "Measure how fast images are read instead: a directory to make them in.",
-    ),
-    Flag(
-        "num_images", "benchmark", INTEGER, 3000, "How many images to make and read.",
-        {"lower_bound": 20}, only="reading",
-    ),
-    Flag(
-        "size", "benchmark", INTEGER, 1024,
-        "Height and width of these images in pixels, in their files.", {"lower_bound": 8},
-        only="reading",
+        {"enum_values": ["diffusers"]},
     ),
     Flag("final_noise", "sample evaluate", STRING, None, UNREAD),
     Flag("eval_folder", "sample evaluate", STRING, None, UNREAD),

@@ -1,15 +1,20 @@
 """The gallery's pictures show what their captions say."""
 
+import runpy
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from scripts.config.paths import ROOT
 from scripts.sampling.output import GAP
-from scripts.tools.gallery import COLUMNS, ROWS, draw
 from tests.evaluation.made_run import make_run
 from tests.tiny import tiny_config
+
+SCRIPT = runpy.run_path(str(ROOT / "docs/gallery/draw.py"))
+COLUMNS = SCRIPT["COLUMNS"]
+ROWS = SCRIPT["ROWS"]
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +23,7 @@ def gallery(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("gallery")
     config = tiny_config(model__K=4)
     make_run(config, place / "run")
-    draw(config, place / "run", place / "out", delta=None)
+    SCRIPT["draw"](place / "run", place / "out")
     return place / "out"
 
 
