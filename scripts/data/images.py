@@ -8,7 +8,7 @@ import io
 import os
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -82,19 +82,56 @@ class ImageSource(Images, Protocol):
 
 
 def fingerprint(images: Images) -> dict[str, int]:
-    """Tells one set of images from another: how many there are, their names, and the pixels of up
+    """Tell one set of images from another: how many there are, their names, and the pixels of up
     to 64 spread evenly.
     """
-    names = "\n".join(images.name(i) for i in range(len(images)))
-    pixels = 0
+    return identity(images)[0]
+
+
+def identity(images: Images) -> tuple[dict[str, int], dict[str, np.ndarray]]:
+    """The fingerprint, and what `describe_change` needs to say what has changed.
+
+    These are "names", the CRC32 of each name, uint32 (N,), and "pixels", the CRC32 of each image
+    that the fingerprint looks at, uint32 (up to 64,), 0 where it cannot be read.
+    """
+    names = [images.name(i).encode() for i in range(len(images))]
+    pixels, of_each = 0, list[int]()
     for i in spread_evenly(len(images)):
+        of_each.append(0)
         with contextlib.suppress(UnreadableImage):
-            pixels = zlib.crc32(images[i].tobytes(), pixels)
-    return {
+            encoded = images[i].tobytes()
+            pixels, of_each[-1] = zlib.crc32(encoded, pixels), zlib.crc32(encoded)
+    numbers = {
         "num_images": len(images),
-        "names_crc32": zlib.crc32(names.encode()),
+        "names_crc32": zlib.crc32(b"\n".join(names)),
         "pixels_crc32": pixels,
     }
+    of_names = np.array([zlib.crc32(name) for name in names], np.uint32)
+    return numbers, {"names": of_names, "pixels": np.array(of_each, np.uint32)}
+
+
+def describe_change(
+    images: Images, now: Mapping[str, np.ndarray], before: Mapping[str, np.ndarray]
+) -> str:
+    """What has changed in a set of images, such as "names: 3 gone, 1 new, such as a.png".
+
+    now: what `identity` says of `images`; before: what it said.
+    """
+    gone = np.setdiff1d(before["names"], now["names"]).size
+    new = np.flatnonzero(~np.isin(now["names"], before["names"]))
+    if gone or len(new):
+        shown = f", such as {_few_names(images, new)}" if len(new) else ""
+        return f"names: {gone} gone, {len(new)} new{shown}"
+    if not np.array_equal(now["names"], before["names"]):
+        return "the same names in another order"
+    looked_at = np.array(spread_evenly(len(images)))
+    other = looked_at[now["pixels"] != before["pixels"]]
+    return f"other pixels in {len(other)} of {len(looked_at)} images: {_few_names(images, other)}"
+
+
+def _few_names(images: Images, indices: np.ndarray) -> str:
+    names = [images.name(i) for i in indices[:3]]
+    return ", ".join(names) + (", ..." if len(indices) > 3 else "")
 
 
 def spread_evenly(num_images: int) -> list[int]:

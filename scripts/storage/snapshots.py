@@ -14,10 +14,12 @@ def for_sampling(contents: Contents) -> Contents:
     """What sampling and evaluation need of a checkpoint: a quarter of it, as weights and Adam's two
     moments go.
     """
+    kept = {name: contents[name] for name in KEPT if name in contents}
+    if "data" in kept:  # checksums of single names would let others test whose images they were
+        numbers_only = {key: n for key, n in kept["data"].items() if isinstance(n, int)}
+        kept["data"] = numbers_only
     # Without the count of updates, which only training needs.
-    return {name: contents[name] for name in KEPT if name in contents} | {
-        "ema": {"shadow": contents["ema"]["shadow"]}
-    }
+    return kept | {"ema": {"shadow": contents["ema"]["shadow"]}}
 
 
 def free_number(workdir: Path, usual: int, step: int) -> Path:

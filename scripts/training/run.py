@@ -4,6 +4,7 @@ and how it is saved.
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from model_code.spectrum import DCTMoments
 from scripts.config.comparison import FREE_ON_RESUME, differences, with_levels
 from scripts.config.load import RUN_CONFIG, to_json
 from scripts.config.schedule import LOG, MATCHED, settled, with_schedule
-from scripts.data.images import ImageSource, fingerprint
+from scripts.data.images import ImageSource, describe_change, identity
 from scripts.data.loader import (
     HeldOutBatches,
     ReadingFailed,
@@ -74,9 +75,12 @@ class Run:
             first_readable(held_out, 0, [])
         except ReadingFailed as error:  # here rather than at the first evaluation
             raise UserError(f"held-out images: {error}") from None
-        self.data = fingerprint(images) | {
-            f"held_out_{key}": value for key, value in fingerprint(held_out).items()
-        }
+        sources = {"": images, "held_out_": held_out}
+        self.data: dict[str, Any] = {}
+        for side, source in sources.items():
+            numbers, checksums = identity(source)
+            tensors = {key: torch.from_numpy(value) for key, value in checksums.items()}
+            self.data |= {side + key: value for key, value in {**numbers, **tensors}.items()}
         self.provenance = provenance(
             config, device=device_name(device), world_size=distributed.world_size()
         )
@@ -93,7 +97,7 @@ class Run:
         else:
             known = with_levels(config, saved, FREE_ON_RESUME, f"the checkpoint in {workdir}")
             self.trainer = Trainer(known, device)
-            self.prior, changes = resume(config, self.trainer, saved, self.data, workdir)
+            self.prior, changes = resume(config, self.trainer, saved, self.data, sources, workdir)
             origin = saved.get("provenance", {}).get("init_from")
         self.start: dict[str, Any] = {
             "event": "started" if saved is None else "resumed",
@@ -230,22 +234,37 @@ def read_training_set(
 
 
 def resume(
-    config: ConfigDict, trainer: Trainer, saved: Contents, data: dict[str, int], workdir: Path
+    config: ConfigDict,
+    trainer: Trainer,
+    saved: Contents,
+    data: dict[str, Any],
+    sources: Mapping[str, ImageSource],
+    workdir: Path,
 ) -> tuple[Prior, dict[str, str]]:
     """Load a checkpoint into `trainer`. Returns its prior, and what has changed in the
     configuration since.
 
-    data: the fingerprint of the training images. Raises UserError if the checkpoint is one of other
-    images or another model.
+    data: the identity of the images; sources: those to train on, "", and "held_out_". Raises
+    UserError if the checkpoint is one of other images or another model.
     """
     where = f"the checkpoint in {workdir}"
-    # Earlier versions had fewer keys.
-    other = [key for key, value in data.items() if saved["data"].get(key, value) != value]
+    before = saved["data"]  # earlier versions had fewer keys
+    other = [
+        key
+        for key, value in data.items()
+        if isinstance(value, int) and before.get(key, value) != value
+    ]
     if other:
         side = "held_out_" if other[0].startswith("held_out_") else ""
         what = "evaluated on other held-out" if side else "trained on other"
-        differs = [f"{saved['data'][f'{side}num_images']} then, {data[f'{side}num_images']} now"]
-        if f"{side}names_crc32" in other:
+        differs = [f"{before[f'{side}num_images']} then, {data[f'{side}num_images']} now"]
+        if f"{side}names" in before:
+            checksums = [
+                {key: of[side + key].numpy() for key in ("names", "pixels")}
+                for of in (data, before)
+            ]
+            differs.append(describe_change(sources[side], *checksums))
+        elif f"{side}names_crc32" in other:
             differs.append("other names or another order")
         elif f"{side}pixels_crc32" in other:
             differs.append("the same names, other pixels")

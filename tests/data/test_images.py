@@ -21,7 +21,9 @@ from scripts.data.images import (
     UnreadableImage,
     bilinear,
     box_bicubic,
+    describe_change,
     fingerprint,
+    identity,
     list_images,
 )
 from tests.images import data_config, decoded
@@ -198,6 +200,24 @@ def test_a_fingerprint_tells_number_names_and_pixels_apart() -> None:
     assert all(one != other for i, one in enumerate(prints) for other in prints[:i])
     assert prints[0]["names_crc32"] == prints[1]["names_crc32"]
     assert prints[0]["pixels_crc32"] == prints[3]["pixels_crc32"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([0, 1, 2, 3], "other pixels in 0 of 4 images: "),
+        ([1, 0, 2, 3], "the same names in another order"),
+        ([0, 1], "names: 2 gone, 0 new"),
+        ([0, 1, 2, 3, 4], "names: 0 gone, 1 new, such as image 4"),
+        ([9, 8, 7, 6, 0], "names: 3 gone, 4 new, such as image 9, image 8, image 7, ..."),
+    ],
+)
+def test_what_has_changed(rows: list[int], message: str) -> None:
+    before, now = (
+        ArrayImages(np.zeros((10, 4, 4), np.uint8), 4, 1, np.array(indices))
+        for indices in (range(4), rows)
+    )
+    assert describe_change(now, identity(now)[1], identity(before)[1]) == message
 
 
 # --- arrays ---

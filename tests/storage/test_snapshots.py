@@ -55,6 +55,8 @@ def test_a_snapshot_holds_what_sampling_needs(run: Path) -> None:
     snapshot = read(numbered_path(run, 3))
     assert snapshot.keys() == SMALL
     complete = {name: value for name, value in read(meta_path(run)).items() if name in SMALL}
+    data = complete["data"]
+    complete["data"] = {key: value for key, value in data.items() if isinstance(value, int)}
     assert not differing(snapshot | {"ema": complete["ema"]}, complete)
     assert not differing(snapshot["ema"]["shadow"], complete["ema"]["shadow"])
     assert numbered_path(run, 3).stat().st_size < 0.3 * meta_path(run).stat().st_size
