@@ -1,4 +1,6 @@
-"""The paper and its family: tensors in, tensors out. Only this file reads configurations."""
+"""The paper and its family: tensors in, tensors out. Configurations are read here and by
+`UNet.from_config` alone.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -95,7 +97,7 @@ def build_process(config: ConfigDict) -> Process:
         named = f"a file of code runs only where the command line names it: --{KEY}={name}"
         raise ValueError(f"{KEY} = {name!r}: {named}")
     if name not in PROCESSES:
-        raise ValueError(f"config.model.process = {name!r}: must be one of {', '.join(PROCESSES)}")
+        raise ValueError(f"{KEY} = {name!r}: must be one of {', '.join(PROCESSES)}")
     process = PROCESSES[name].build(config)
     noise, known = config.model.sampling_noise, process.sampling_noises
     if noise not in known:

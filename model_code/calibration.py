@@ -212,7 +212,7 @@ class Calibration:
         c = r * x - a[:, self.low_bins] * z - b[:, self.low_bins] * q
         squares = self._low_means(c.square())
         if identity:
-            return a, b, c, errors + squares
+            return Fit(a, b, c, errors + squares)
         # c is known up to errors / n: where it is not larger than that, it shrinks to 0 (James and
         # Stein, 1961).
         uncertain = errors / max(1, n - 1) * self.low_share
@@ -220,7 +220,7 @@ class Calibration:
         freedom = 2 / (n * groups.sizes)
         inflation = (1 + freedom) / (1 - freedom).clamp(min=0.5) + self.low_share / n
         errors = errors * inflation + share * uncertain
-        return a, b, c * share[:, self.low_bins], errors
+        return Fit(a, b, c * share[:, self.low_bins], errors)
 
     def costs(self, chain: Chain, eta: float = 1.0) -> Tensor:
         """The expected term of the bound in nats for every step k -> j between levels of a chain:
@@ -231,7 +231,7 @@ class Calibration:
         for place, level in enumerate(chain[:-1]):
             j = torch.tensor(chain[place + 1 :])
             k = torch.full_like(j, level)
-            errors = self.fit(k, j, eta)[3].clamp(min=SMALLEST_VARIANCE)
+            errors = self.fit(k, j, eta).error.clamp(min=SMALLEST_VARIANCE)
             _, _, s = self.process.step_coefficients(k, j, eta, self.shell_log_alpha)
             steps = groups.shell_sizes * (errors[:, groups.bin_of_shell] / s**2).log1p()
             density = groups.sizes * ((2 * math.pi * errors).log() + 1)
@@ -250,7 +250,7 @@ class Calibration:
         """
         k, j = torch.tensor(chain[:-1]), torch.tensor(chain[1:])
         fit = self.fit(k, j, eta, identity=kind == "spectral")
-        fit[3][-1].clamp_(min=SMALLEST_VARIANCE)
+        fit.error[-1].clamp_(min=SMALLEST_VARIANCE)
         bins, planes = self.groups.bins, self.state.get("planes")
         return GaussianKernel(self.process, kind, chain, eta, fit=fit, bins=bins, planes=planes)
 

@@ -22,7 +22,7 @@ from model_code.prior import Prior, PriorBank, StandardNormal
 from model_code.process import CalibrationState, Chain, Denoiser, Process, full_chain, next_levels
 from model_code.spectrum import bin_sums
 
-SMALLEST_TIME = 0.05
+SMALLEST_SIGMA = 0.05
 """The loss of x is divided by max(sigma_k, this)^2: that of a velocity (x - z) / sigma_k."""
 CALIBRATE = "run python -m scripts.tools.calibrate, or leave --delta, --eta and --steps out"
 
@@ -42,11 +42,15 @@ class GaussianProcess(Process):
     """float64 (K + 1,), 0 first."""
     num_channels: int
     predicts: Literal["next mean", "x", "eps", "v"]
-    """What the network's output stands for; u_k is added to it for the next mean."""
+    """What the network's output F stands for: u_k + F is the next mean, F is the image x, eps, or in
+    each coefficient v = (alpha eps - sigma x) / sqrt(alpha^2 + sigma^2).
+    """
     image_range: tuple[float, float] = (-1.0, 1.0)
     """Of x."""
     marginal_noise: bool = False
-    """s_1 is sigma_j, the same at all levels, rather than that of the posterior q(z_j | z_k, x)."""
+    """s_1 is sigma_j, which must be the same at all levels, rather than that of the posterior
+    q(z_j | z_k, x).
+    """
     eta: float = 1.0
     """By default: 1 is ancestral sampling, 0 deterministic."""
     delta: float = 0.0
@@ -79,26 +83,28 @@ class GaussianProcess(Process):
     # --- forward ---
 
     def corrupt(self, u0: Tensor, k: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
-        """z_k = A_k x + sigma_k eps, and the target: the next mean A_j x, eps, or x."""
+        """z_k = A_k x + sigma_k eps, and the target: the next mean A_j x, x / max(sigma_k, 0.05), or
+        eps, also for v.
+        """
         x, sigma = self.from_images(u0), self.sigma_of(k).float()
         if self.of_next_mean:
             target, mean = self.blur.at_levels(x, self.next_level[k], k)
             return mean + sigma * eps, target
         z = self.blur(x, k) + sigma * eps
-        return z, x / sigma.clamp(min=SMALLEST_TIME) if self.predicts == "x" else eps
+        return z, x / sigma.clamp(min=SMALLEST_SIGMA) if self.predicts == "x" else eps
 
     def predict(self, F: Tensor, u_k: Tensor, k: Tensor) -> Tensor:
-        """The target of `corrupt`; a network that predicts v is trained to predict eps by it."""
+        """The estimate of the target of `corrupt`."""
         F, sigma = F.float(), self.sigma_of(k)
         if self.of_next_mean:
             return u_k + F
         if self.predicts == "x":
-            return F / sigma.float().clamp(min=SMALLEST_TIME)
+            return F / sigma.float().clamp(min=SMALLEST_SIGMA)
         if self.predicts == "eps":
             return F
         alpha = self.blur.alpha(k)
-        A, B = self.estimate_coefficients(k)
-        return mix((1 - alpha * A) / sigma, u_k, -alpha * B / sigma, F)
+        of_z, of_F = self.estimate_coefficients(k)  # of x; eps is (z - alpha x) / sigma
+        return mix((1 - alpha * of_z) / sigma, u_k, -alpha * of_F / sigma, F)
 
     def sigma_of(self, k: Tensor) -> Tensor:
         """sigma_k for levels (B,): float64 (B, 1, 1, 1)."""
@@ -143,7 +149,7 @@ class GaussianProcess(Process):
         return p, log_alpha[j].exp() * (1 - p * ratio), s
 
     def estimate_coefficients(self, k: Tensor) -> tuple[Tensor, Tensor]:
-        """A and B of the network's estimate A z_k + B F, of x or of the next mean: float64."""
+        """The factors of z_k and F in the network's estimate of x, or of the next mean: float64."""
         one = torch.ones(1, dtype=torch.float64, device=k.device)
         if self.of_next_mean:
             return one, one
@@ -152,20 +158,22 @@ class GaussianProcess(Process):
         alpha, sigma = self.blur.alpha(k), self.sigma_of(k)
         if self.predicts == "eps":
             return 1 / alpha, -sigma / alpha
+        assert self.predicts == "v"
         square = alpha**2 + sigma**2
         return alpha / square, -sigma / square.sqrt()
 
     def change(self, F: Tensor, z: Tensor, at: int, k: int, j: int) -> Tensor:
         """What a deterministic step k -> j adds to z_k, by the network's output F for z at a level.
 
-        (alpha_j - alpha_k) x + (sigma_j - sigma_k) eps with the x and eps that F implies.
+        (alpha_j - alpha_k) x + (sigma_j - sigma_k) eps with the x and eps that F implies. At the
+        level k itself it is (p - 1) z + r x with eta = 0.
         """
-        A, B = self.estimate_coefficients(torch.tensor([at], device=z.device))
+        of_z, of_F = self.estimate_coefficients(torch.tensor([at], device=z.device))
         alpha_at, alpha_k, alpha_j = self.blur.log_alpha[[at, k, j]].exp()
         sigma_at, sigma_k, sigma_j = self.sigma[[at, k, j]]
-        of_z = (sigma_j - sigma_k) / sigma_at  # eps is (z - alpha x) / sigma
-        of_x = alpha_j - alpha_k - of_z * alpha_at
-        return mix(of_z + of_x * A, z, of_x * B, F.float())
+        of_eps = (sigma_j - sigma_k) / sigma_at  # eps is (z - alpha x) / sigma
+        of_x = alpha_j - alpha_k - of_eps * alpha_at
+        return mix(of_eps + of_x * of_z, z, of_x * of_F, F.float())
 
     def reverse_kernel(
         self,
@@ -247,8 +255,8 @@ class GaussianProcess(Process):
     ) -> Tensor:
         """What `terms` needs of the network at levels k (B,), for any kernel with the same mean.
 
-        The squared errors of its mean p z_k + y, in place of p z_k + r x, summed over bins where
-        the fresh noise is the same in all coefficients, float64 (B, R); else the terms, (B, 1).
+        Where the fresh noise is the same in all coefficients (heat), squared errors of its mean
+        p z_k + y, in place of p z_k + r x, summed over bins: float64 (B, R). Else the terms, (B, 1).
         """
         z, _ = self.corrupt(u0, k, eps)
         mean, x = kernel.mean(z, denoise(z, k), k), self.from_images(u0)

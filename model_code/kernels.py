@@ -8,7 +8,7 @@ the best affine function of that and z_k in each bin of frequencies (`calibratio
 from __future__ import annotations
 
 import zlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,9 +22,17 @@ if TYPE_CHECKING:
     from model_code.gaussian import GaussianProcess
 
 
-Fit = tuple[Tensor, Tensor, Tensor, Tensor]
-"""y = a z_k + b q + c with its squared error E, where q is uncalibrated, for P steps: a, b and E by
-bin, float64 (P, R); c (P, C, h, w), of the lowest frequencies, 0 at others."""
+class Fit(NamedTuple):
+    """y = a z_k + b q + c with its mean squared error, where q is uncalibrated, for P steps.
+
+    a, b and error are by bin, float64 (P, R); c (P, C, h, w) is of the lowest frequencies, 0 at
+    others. Spectral kernels use the error alone.
+    """
+
+    a: Tensor
+    b: Tensor
+    c: Tensor
+    error: Tensor
 
 
 class GaussianKernel(ReverseKernel):
@@ -38,12 +46,11 @@ class GaussianKernel(ReverseKernel):
         eta: float = 1.0,
         *,
         delta: float | None = None,
-        fit: Fit | tuple[()] = (),
+        fit: Fit | None = None,
         bins: Tensor | None = None,
         planes: Tensor | None = None,
     ) -> None:
-        """delta: the standard deviation of an isotropic kernel; fit: for the steps of the chain; a
-        "spectral" kernel takes the errors alone; bins: int64 (C, H, W), of its tables; planes: see
+        """delta: the standard deviation of an isotropic kernel; fit: for the steps of the chain; bins: int64 (C, H, W), of its tables; planes: see
         `dct2`.
         """
         self.process, self.chain, self.eta, self.delta = process, chain, eta, delta
@@ -56,9 +63,10 @@ class GaussianKernel(ReverseKernel):
         self.sizes = bin_sums(torch.ones(process.shape), bins)
         self.bins, self.planes = bins.to(device), planes
         self.next_level = next_levels(chain, process.K).to(device)
+        # The row of each level in the tables of `fit`.
         self.row = torch.zeros(process.K + 1, dtype=torch.int64, device=device)
         self.row[list(chain[:-1])] = torch.arange(len(chain) - 1, device=device)
-        self.fit = tuple(table.to(device) for table in fit)
+        self.fit = fit and Fit(*(table.to(device) for table in fit))
 
     @property
     def prior_std(self) -> float:  # type: ignore[override]
@@ -81,12 +89,12 @@ class GaussianKernel(ReverseKernel):
         of_z, of_F = process.estimate_coefficients(k)
         if not process.of_next_mean:
             of_z, of_F = r * of_z, r * of_F
-        if self.corrects_mean:
+        if self.corrects_mean and self.fit:
             a, b = (table[self.row[k]][:, self.bins] for table in self.fit[:2])
             of_z, of_F = a + b * of_z, b * of_F
         mean = mix(p + of_z, u_k, of_F, F, self.planes)
-        if self.corrects_mean:
-            c = self.fit[2][self.row[k]].float()
+        if self.corrects_mean and self.fit:
+            c = self.fit.c[self.row[k]].float()
             padding = (0, u_k.shape[-1] - c.shape[-1], 0, u_k.shape[-2] - c.shape[-2])
             mean = mean + idct2(pad(c, padding), self.planes)
         return mean
@@ -105,7 +113,9 @@ class GaussianKernel(ReverseKernel):
         square = self.coefficients(k)[2] ** 2
         if self.delta is not None:
             return torch.full_like(square, self.delta**2)
-        return square + self.fit[3][self.row[k]][:, self.bins] if self.fit else square
+        if self.fit:
+            square = square + self.fit.error[self.row[k]][:, self.bins]
+        return square
 
     def bin_variances(self, k: Tensor) -> Tensor:
         """v in each bin where it is one number: float64 (B, R)."""
@@ -128,7 +138,9 @@ class GaussianKernel(ReverseKernel):
     def checksum(self, *, mean_only: bool = False) -> int:
         """The CRC32 of eta and of the correction at the levels of the chain."""
         value = 0 if self.eta == 1 else zlib.crc32(repr(self.eta).encode())
-        for table in () if mean_only and not self.corrects_mean else self.fit:
+        if mean_only and not self.corrects_mean:
+            return value
+        for table in self.fit or ():
             rows = table[self.row[list(self.chain[:-1])]].float().cpu()
             value = zlib.crc32(rows.numpy().tobytes(), value)
         return value

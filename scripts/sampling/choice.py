@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ml_collections import ConfigDict
 
 from model_code.gaussian import GaussianProcess
+from model_code.kernels import GaussianKernel
 from model_code.process import CalibrationState, Chain, Process, ReverseKernel, subchain
 from scripts.errors import UserError
 
@@ -116,6 +117,6 @@ def require_heun(process: Process, kernel: ReverseKernel) -> None:
     """Raise UserError unless steps of second order can be taken."""
     if not isinstance(process, GaussianProcess) or process.predicts == "next mean":
         raise UserError("--sampler=heun: the network must predict x, eps or v")
-    if kernel.label != "eta_0":
+    if not isinstance(kernel, GaussianKernel) or kernel.eta > 0 or kernel.fit:
         right = "its steps are deterministic: --eta=0 without --delta"
         raise UserError(f"--sampler=heun: {right}, not {kernel.label}")

@@ -19,7 +19,7 @@ from model_code.calibration import (
 from model_code.dct import LUMINANCE_CHROMINANCE, dct2, idct2
 from model_code.elbo import gaussian_kl, negative_log_density
 from model_code.gaussian import GaussianProcess
-from model_code.kernels import GaussianKernel
+from model_code.kernels import Fit, GaussianKernel
 from model_code.presets import heat_dissipation
 from model_code.process import Chain, Denoiser
 from model_code.spectrum import bin_sums
@@ -112,7 +112,7 @@ def test_the_papers_noise_is_a_special_case(golden: Golden) -> None:
     ones = torch.ones(process.K, int(bins.max()) + 1, dtype=torch.float64)
     c = torch.zeros(process.K, golden.settings["num_channels"], 4, 4)
     errors = (delta**2 - process.sigma[1].item() ** 2) * ones
-    fit = (0 * ones, ones, c, errors)
+    fit = Fit(0 * ones, ones, c, errors)
     affine = GaussianKernel(
         process, "calibrated", process.chain, fit=fit, bins=bins.expand(process.shape)
     )
@@ -153,7 +153,7 @@ def test_mean_and_variance_of_every_pair_are_the_known_ones(model: Denoiser) -> 
     for k, j in itertools.combinations(range(K, -1, -1), 2):
         if k != K and j and (k + j) % 7:
             continue  # a seventh of the pairs, and all that begin or end the chain
-        errors = calibration.fit(torch.tensor([k]), torch.tensor([j]))[3]
+        errors = calibration.fit(torch.tensor([k]), torch.tensor([j])).error
         expected = by_bin(posterior_variance(BLUR, k, j))
         assert ((errors[0] - expected).abs() <= tolerance * expected + 3e-9).all(), (
             k,
