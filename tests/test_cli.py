@@ -80,7 +80,7 @@ def test_training_again_says_that_it_is_done_and_a_failing_report_is_a_warning(
         (
             ["--init=held_out", "--from_level=2", "--per_init=3", "--batch_size=7"],
             "checkpoint_0/delta_0.0125_init_held_out_from_2",
-            ["seeds.png"],
+            ["initial_images.png"],
         ),
         (
             ["--checkpoint=1", "--batch_size=2", "--share_noise"],

@@ -33,8 +33,8 @@ from scripts.runtime import distributed
 from scripts.runtime.progress import progress_bar
 from scripts.runtime.randomness import Purpose, normal_by_index, stream
 from scripts.sampling.choice import Choice
+from scripts.sampling.initial_images import DataPrior
 from scripts.sampling.sampler import Sampler, load_sampler, with_own_images
-from scripts.sampling.seeds import DataPrior
 from scripts.storage.checkpoint import TrainedModel
 from scripts.storage.files import atomic_write, make_directory
 from scripts.storage.record import Record

@@ -171,8 +171,8 @@ def starting_positions(inputs: PixelInputs) -> np.ndarray | None:
     sampler, copies = inputs.sampler, 1 + inputs.data.random_flip
     if isinstance(sampler, GivenSamples):
         return None
-    if sampler.seeds is not None:
-        return inputs.groups if sampler.seeds.settings.get("init") == "train" else None
+    if sampler.initial_images is not None:
+        return inputs.groups if sampler.initial_images.settings.get("init") == "train" else None
     one_each = len(sampler.prior) == copies * len(
         load_images(inputs.data, "train")
     )  # and all of them can be read

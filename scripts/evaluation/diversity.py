@@ -58,12 +58,12 @@ def diversity(inputs: PixelInputs) -> list[Result]:
     """
     sampler, bins = inputs.sampler, octaves(*inputs.samples.shape[2:])
     assert isinstance(sampler, Sampler)
-    assert sampler.seeds is not None
+    assert sampler.initial_images is not None
     names, low = octave_names(bins), low_pass(torch.arange(int(bins.max()) + 1)).numpy()
     data, first, std = moments(sampler, inputs.in_memory("train"))
     total = bin_sums(data.sum(0), bins).numpy()
     both = variance_components(
-        inputs.samples, sampler.seeds.per_image, bins, sampler.precision.device
+        inputs.samples, sampler.initial_images.per_image, bins, sampler.precision.device
     )
     within, between = (part / total for part in both)
     parts = {"WithinSeeds": within, "BetweenSeeds": between, "WithinAndBetween": within + between}

@@ -108,7 +108,7 @@ def initial_images(
     if isinstance(sampler.prior, StandardNormal):
         return np.arange(num_samples)
     origins = np.array(sampler.origins(range(num_samples)))
-    return origins if sampler.seeds is not None else origins // (1 + data.random_flip)
+    return origins if sampler.initial_images is not None else origins // (1 + data.random_flip)
 
 
 def _resampled(

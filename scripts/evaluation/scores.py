@@ -233,8 +233,11 @@ class SampleEvaluation:
             precision=self.precision,
             scoring=True,
         )
-        if any(metric.needs == "seeds" for metric in self.metrics) and sampler.seeds is not None:
-            most = sampler.seeds.count * sampler.seeds.per_image
+        if (
+            any(metric.needs == "seeds" for metric in self.metrics)
+            and sampler.initial_images is not None
+        ):
+            most = sampler.initial_images.count * sampler.initial_images.per_image
             if self.num_gen > most:  # one image twice would count as two seeds
                 raise UserError(
                     f"--num_gen={self.num_gen}: must be at most {most}, all samples of the images of {choice.init}"

@@ -69,7 +69,7 @@ class Choice:
             require_heun(process, kernel)
         return kernel
 
-    def uses_measured(self, config: ConfigDict) -> bool:
+    def uses_calibration(self, config: ConfigDict) -> bool:
         """Whether the kernel depends on what was measured for the checkpoint, if it was."""
         kind: str | float = (
             config.model.sampling_noise if self.delta is None else parse_delta(self.delta)

@@ -34,7 +34,7 @@ def export(
 
     Of several processes each draws so many at a time, and process 0 writes all. `settings`, what
     the images depend on, are kept as `export.json`; `origins.txt` has for each sample the index of
-    the image of `sampler.seeds` that it starts from. npz: `samples_NxHxWxC.npz` with all in one
+    the image of `sampler.initial_images` that it starts from. npz: `samples_NxHxWxC.npz` with all in one
     array, too. Raises UserError if the directory holds images made otherwise, and while another
     export writes there.
     """
@@ -57,7 +57,7 @@ def export(
                 if distributed.is_main():
                     _write_images(directory, indices, images)
                 bar.update(len(indices))
-        if distributed.is_main() and sampler.seeds is not None:
+        if distributed.is_main() and sampler.initial_images is not None:
             with atomic_write(directory / "origins.txt") as temporary:
                 np.savetxt(temporary, sampler.origins(range(num_samples)), fmt="%d")
         if distributed.is_main() and npz:

@@ -139,13 +139,15 @@ def frame_levels(chain: Chain, every: int | None = None) -> Chain:
 
 def fill_rows(sampler: Sampler, batch_size: int, per_init: int | None) -> tuple[Sampler, int]:
     """Samples of an image (`per_init`, None for as many as fit) and in a batch, so that every row
-    of `seeds.png` is full.
+    of `initial_images.png` is full.
     """
-    if sampler.seeds is None:
+    if sampler.initial_images is None:
         return sampler, batch_size
-    per_init = per_init or max(1, batch_size // sampler.seeds.count)
-    batch_size = per_init * max(1, min(batch_size // per_init, sampler.seeds.count))
-    return replace(sampler, seeds=replace(sampler.seeds, per_image=per_init)), batch_size
+    per_init = per_init or max(1, batch_size // sampler.initial_images.count)
+    batch_size = per_init * max(1, min(batch_size // per_init, sampler.initial_images.count))
+    return replace(
+        sampler, initial_images=replace(sampler.initial_images, per_image=per_init)
+    ), batch_size
 
 
 def sample_set(
@@ -159,7 +161,7 @@ def sample_set(
 ) -> None:
     """Draw samples in one batch and write `init.png`, `final.npy`, `final.png` and clips.
 
-    With seeds also `seeds.png`: in each row an image, its blurred state, and the samples that start
+    With initial images also `initial_images.png`: in each row an image, its blurred state, and the samples that start
     there. The clips, `process.gif` and `process.mp4`, are optional, and show every `every`-th state
     (default: about a hundred in
     all); with `keep_states` `samples.npy` has these, too, float32 (states, B, C, H, W).
@@ -185,12 +187,14 @@ def sample_set(
         with atomic_write(directory / name) as temporary:
             np.save(temporary, array.numpy())
     save_png(directory / "init.png", states[0])
-    if sampler.seeds is not None:
-        columns = len(indices) if kind == "same_init" else sampler.seeds.per_image
-        images = sampler.seeds.images(sampler.origins(indices[::columns]))
+    if sampler.initial_images is not None:
+        columns = len(indices) if kind == "same_init" else sampler.initial_images.per_image
+        images = sampler.initial_images.images(sampler.origins(indices[::columns]))
         parts = zip(images[:, None], states[0][::columns, None], final.split(columns), strict=True)
         save_png(
-            directory / "seeds.png", torch.cat([part for row in parts for part in row]), columns + 2
+            directory / "initial_images.png",
+            torch.cat([part for row in parts for part in row]),
+            columns + 2,
         )
     with optional("process.gif"):
         save_gif(directory / "process.gif", frames)

@@ -20,6 +20,12 @@ from scripts.runtime.device import Precision, to_device
 from scripts.runtime.progress import warn_once
 from scripts.runtime.randomness import Purpose, stream
 from scripts.sampling.choice import Choice
+from scripts.sampling.initial_images import (
+    DataPrior,
+    InitialImages,
+    open_initial_images,
+    unit_images,
+)
 from scripts.sampling.reverse import (
     SAMPLERS,
     Draw,
@@ -28,7 +34,6 @@ from scripts.sampling.reverse import (
     SphericalNoise,
     linear_path,
 )
-from scripts.sampling.seeds import DataPrior, Seeds, open_seeds, unit_images
 from scripts.storage.checkpoint import TrainedModel, load_trained, saved_config
 from scripts.storage.record import Record
 
@@ -57,7 +62,7 @@ class Sampler:
     precision: Precision
     shape: tuple[int, int, int]
     """(C, H, W) of an image."""
-    seeds: Seeds | None = None
+    initial_images: InitialImages | None = None
     """What samples start from in place of the images of the prior."""
     steps: str | None = None
     """What --steps said, of which the kernel's chain came."""
@@ -67,7 +72,7 @@ class Sampler:
     """Of how many images and in what precision the kernel was measured, if it was."""
     files: dict[str, str] = field(default_factory=dict)
     """Versions of images that samples start from and that are not in the checkpoint, as
-    `Seeds.files`.
+    `InitialImages.files`.
     """
 
     @property
@@ -92,9 +97,12 @@ class Sampler:
         if self.sampler != "reverse":
             kernel["sampler"] = self.sampler
         initial: dict[str, Any] = {"prior_images": len(self.prior), "shape": self.shape}
-        if self.seeds is not None:
-            per_init, from_level = self.seeds.per_image, self.kernel.chain[0]
-            initial |= self.seeds.settings | {"per_init": per_init, "from_level": from_level}
+        if self.initial_images is not None:
+            per_init, from_level = self.initial_images.per_image, self.kernel.chain[0]
+            initial |= self.initial_images.settings | {
+                "per_init": per_init,
+                "from_level": from_level,
+            }
         weights = {"checkpoint_step": trained.step, "weights_crc32": trained.weights_crc32}
         record = Record(
             weights=weights | {"model": model},
@@ -139,7 +147,7 @@ class Sampler:
         noise = SphericalNoise(self.seed, ends, self.shape, num_points, self.precision.device)
         return self._draw(linear_path(self._means(ends), num_points), noise, noise, on_step)
 
-    def starting_from(self, seeds: Seeds, level: int | None = None) -> "Sampler":
+    def starting_from(self, initial_images: InitialImages, level: int | None = None) -> "Sampler":
         """The same model with samples that start from these images, blurred to `level`, None for K.
 
         Raises UserError for a level that is not visited.
@@ -160,10 +168,10 @@ class Sampler:
             )[0]
 
         prior, prior_std = (
-            DataPrior(seeds.count, seeds.images, corrupt),
+            DataPrior(initial_images.count, initial_images.images, corrupt),
             kernel.prior_std if self.prior_std > 0 else 0.0,
         )
-        label = f"{self.label}_init_{seeds.settings.get('init')}" + (
+        label = f"{self.label}_init_{initial_images.settings.get('init')}" + (
             "" if k == levels[0] else f"_from_{k}"
         )
         return replace(
@@ -172,8 +180,8 @@ class Sampler:
             kernel=kernel,
             label=label,
             prior_std=prior_std,
-            seeds=seeds,
-            files=seeds.files,
+            initial_images=initial_images,
+            files=initial_images.files,
         )
 
     def from_images(
@@ -189,17 +197,19 @@ class Sampler:
         (S, M, C, H, W), about [0, 1], on the CPU; they differ in the noise. Sample (s, m) has the
         noise of index s M + m.
         """
-        sampler = self.starting_from(Seeds(images.__getitem__, len(images), per_image), level)
+        sampler = self.starting_from(
+            InitialImages(images.__getitem__, len(images), per_image), level
+        )
         return sampler.independent(range(len(images) * per_image), on_step).unflatten(
             0, (len(images), per_image)
         )
 
     def origins(self, indices: Sequence[int]) -> list[int]:
-        """Which of the prior's images each sample starts from: drawn uniformly, or one of `seeds`
+        """Which of the prior's images each sample starts from: drawn uniformly, or one of `initial_images`
         after the other.
         """
-        if self.seeds is not None:
-            return self.seeds.origins(self.seed, indices)
+        if self.initial_images is not None:
+            return self.initial_images.origins(self.seed, indices)
         return [
             int(stream(self.seed, Purpose.SAMPLE_PRIOR, position=i).integers(len(self.prior)))
             for i in indices
@@ -287,8 +297,10 @@ def load_sampler(
     config = saved_config(workdir, checkpoint) if config is None else config
     validate(config)
     device = distributed.device(config.device)
-    seeds = (
-        None if choice.init is None else open_seeds(choice.init, config.data, choice.per_init or 1)
+    initial_images = (
+        None
+        if choice.init is None
+        else open_initial_images(choice.init, config.data, choice.per_init or 1)
     )
     trained = load_trained(config, workdir, checkpoint)
     if distributed.world_size() > 1 and len(set(distributed.gather(trained.weights_crc32))) > 1:
@@ -298,7 +310,9 @@ def load_sampler(
         )
     process = trained.process
     prior = (
-        trained.prior if seeds is None else DataPrior(seeds.count, seeds.images, lambda u: u)
+        trained.prior
+        if initial_images is None
+        else DataPrior(initial_images.count, initial_images.images, lambda u: u)
     )  # not yet blurred
     files = {}
     if prior is None or from_data:
@@ -310,7 +324,7 @@ def load_sampler(
         prior = data_prior(config, process)
     computed_in = Precision.named(device, precision)
     model = to_device(trained.model, device, config.compile, autocast=computed_in.enabled)
-    calibration = trained.measured() if choice.uses_measured(config) else None
+    calibration = trained.calibration() if choice.uses_calibration(config) else None
     sampler = make_sampler(
         config,
         model,
@@ -323,7 +337,9 @@ def load_sampler(
         scoring=scoring,
     )
     sampler = replace(sampler, files=files)
-    return sampler if seeds is None else sampler.starting_from(seeds, choice.from_level), trained
+    return sampler if initial_images is None else sampler.starting_from(
+        initial_images, choice.from_level
+    ), trained
 
 
 def with_own_images(

@@ -58,8 +58,13 @@ def numbered_path(workdir: Path, number: int) -> Path:
     return workdir / "checkpoints" / f"checkpoint_{number}.pth"
 
 
-def noise_path(path: Path) -> Path:
-    """Where the calibration is that was measured later for a checkpoint."""
+def calibration_path(path: Path) -> Path:
+    """Where `scripts.tools.calibrate` writes the calibration of a checkpoint."""
+    return path.with_suffix(".calibration.pth")
+
+
+def earlier_calibration_path(path: Path) -> Path:
+    """Where earlier versions wrote it."""
     return path.with_suffix(".noise.pth")
 
 
@@ -126,6 +131,8 @@ def read(path: Path) -> Contents:
         raise UserError(f"{path}: not a checkpoint of this program or of the original release")
     if name := _first_not_finite({key: contents.get(key) for key in ("ema", "model", "optimizer")}):
         raise UserError(f"{path}: {name} holds NaN or infinity; use an earlier checkpoint")
+    if "noise" in contents:  # the key of earlier versions
+        contents["calibration"] = contents.pop("noise")
     return contents
 
 
@@ -241,52 +248,42 @@ class TrainedModel:
     step: int
     weights_crc32: int
     path: Path
-    kept: CalibrationState
-    """What `Process.calibration` gave for the network when it was saved."""
+    saved_calibration: CalibrationState
+    """The calibration in the checkpoint itself."""
     data: Mapping[str, int]
     """`fingerprint` of the images that it was trained on, and of those held out; empty if unknown."""
 
-    def measured(self) -> CalibrationState:
-        """That, or what was measured later; None if nothing was. Raises UserError if that was done
-        with other weights.
-        """
-        return read_measured(self.path, self.kept, self.step, self.weights_crc32)
+    def calibration(self) -> CalibrationState:
+        """The newest calibration, see `read_calibration`."""
+        return read_calibration(self.path, self.saved_calibration, self.step, self.weights_crc32)
 
-    def write_measured(self, measured: Mapping[str, torch.Tensor]) -> Path:
-        """Keep what was measured later beside the checkpoint, with step and weights.
-
-        Returns the file.
-        """
-        file = noise_path(self.path)
+    def write_calibration(self, calibration: Mapping[str, torch.Tensor]) -> Path:
+        """Write a calibration beside the checkpoint, with step and weights; return the file."""
+        file = calibration_path(self.path)
         with atomic_write(file) as temporary:
-            torch.save(
-                {
-                    "step": self.step,
-                    "weights_crc32": self.weights_crc32,
-                    "measured": dict(measured),
-                },
-                temporary,
-            )
+            weights = {"step": self.step, "weights_crc32": self.weights_crc32}
+            torch.save(weights | {"calibration": dict(calibration)}, temporary)
         return file
 
 
-def read_measured(
-    path: Path, kept: CalibrationState, step: int, weights_crc32: int
+def read_calibration(
+    path: Path, saved: CalibrationState, step: int, weights_crc32: int
 ) -> CalibrationState:
-    """What was measured for the checkpoint at `path`, later and beside it, or else `kept` in it;
-    None if nothing was.
+    """The calibration of the checkpoint at `path`: the one beside it, or else `saved` in it; None
+    if there is neither.
 
-    Raises UserError where there is only a file beside it that was measured with other weights: the
-    run went on.
+    Raises UserError where there is only one of other weights beside it, as the run continued.
     """
-    file = noise_path(path)
+    file = calibration_path(path)
     if not file.is_file():
-        return kept
+        file = earlier_calibration_path(path)
+    if not file.is_file():
+        return saved
     found = _load(file)
     if found.get("weights_crc32") == weights_crc32:
-        return found["measured"]
-    if kept is not None:
-        return kept
+        return found["calibration"] if "calibration" in found else found["measured"]
+    if saved is not None:
+        return saved
     raise UserError(
         f"{file}: measured with the weights of step {found.get('step', 'unknown')}, where {path.name} is of step {step}; "
         "run python -m scripts.tools.calibrate again"
@@ -313,10 +310,11 @@ def load_trained(config: ConfigDict, workdir: Path | str, checkpoint: int) -> Tr
     dequantized = json.loads(contents.get("config", to_json(config)))["data"][
         "uniform_dequantization"
     ]
-    kept, data = contents.get("noise"), contents.get("data", {})
+    calibration = contents.get("calibration")
+    data = contents.get("data", {})
     crc32 = weights_checksum(averages(contents))
     return TrainedModel(
-        model.eval(), process, prior, dequantized, contents["step"], crc32, path, kept, data
+        model.eval(), process, prior, dequantized, contents["step"], crc32, path, calibration, data
     )
 
 

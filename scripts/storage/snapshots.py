@@ -5,9 +5,15 @@ from pathlib import Path
 
 import torch
 
-from scripts.storage.checkpoint import Contents, noise_path, numbered_path, numbers
+from scripts.storage.checkpoint import (
+    Contents,
+    calibration_path,
+    earlier_calibration_path,
+    numbered_path,
+    numbers,
+)
 
-KEPT = ("step", "config", "sigma_B", "data", "prior", "noise", "precision", "provenance")
+KEPT = ("step", "config", "sigma_B", "data", "prior", "calibration", "precision", "provenance")
 
 
 def for_sampling(contents: Contents) -> Contents:
@@ -41,8 +47,9 @@ def delete_all_but(workdir: Path, keep: int) -> None:
     """
     steps = {number: step for number, step in _steps(workdir).items() if step is not None}
     for number in sorted(steps, key=lambda number: steps[number])[: -keep or 0]:
-        for path in (numbered_path(workdir, number), noise_path(numbered_path(workdir, number))):
-            path.unlink(missing_ok=True)
+        path = numbered_path(workdir, number)
+        for file in (path, calibration_path(path), earlier_calibration_path(path)):
+            file.unlink(missing_ok=True)
 
 
 def _steps(workdir: Path) -> dict[int, int | None]:

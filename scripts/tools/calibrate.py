@@ -3,7 +3,7 @@ more images.
 
 python -m scripts.tools.calibrate --config C --workdir W [--checkpoint 0] [--num_images 48]
 
-They are written beside the checkpoint as CHECKPOINT.noise.pth; sample.py and evaluate.py prefer
+They are written beside the checkpoint as CHECKPOINT.calibration.pth; sample.py and evaluate.py prefer
 them to what training measured.
 """
 
@@ -17,8 +17,8 @@ def main() -> int:
     from model_code.gaussian import GaussianProcess
     from scripts.data.datasets import load_images
     from scripts.errors import UserError
+    from scripts.sampling.calibration import calibrate, calibration_images
     from scripts.sampling.choice import Choice
-    from scripts.sampling.measurement import calibrate, images_to_measure
     from scripts.sampling.sampler import load_sampler
     from scripts.storage.checkpoint import load_trained
 
@@ -30,12 +30,12 @@ def main() -> int:
     choice = Choice(process.sampling_noises[1])
     sampler, trained = load_sampler(config, FLAGS.workdir, FLAGS.checkpoint, choice=choice)
     dequantized = config.data.uniform_dequantization
-    images = images_to_measure(load_images(config.data, "train"), FLAGS.num_images, dequantized)
+    images = calibration_images(load_images(config.data, "train"), FLAGS.num_images, dequantized)
     process = process.to(sampler.precision.device)
     seed, batch_size = config.seed, config.eval.batch_size
     state = calibrate(process, sampler.model, sampler.precision, images, seed, batch_size)
     assert state is not None
-    path = trained.write_measured(state)
+    path = trained.write_calibration(state)
     print(
         f"reverse kernels between {sampler.process.K + 1} levels, from {len(images)} images: {path}"
     )

@@ -41,14 +41,16 @@ def publish(workdir: Path, out: Path) -> Path:
             f"--out={out}: there is a run in it that can be trained further; choose another directory"
         )
     crc32 = checkpoint.weights_checksum(checkpoint.averages(contents))
-    measured = checkpoint.read_measured(path, contents.get("noise"), contents["step"], crc32)
+    calibration = checkpoint.read_calibration(
+        path, contents.get("calibration"), contents["step"], crc32
+    )
     path = checkpoint.numbered_path(make_directory(out, "--out"), 1)
     if (
         path.exists()
         and checkpoint.weights_checksum(checkpoint.averages(checkpoint.read(path))) != crc32
     ):
         raise UserError(f"--out={out}: other weights are published there; choose another directory")
-    published = without_folders(for_sampling(contents) | {"noise": measured})
+    published = without_folders(for_sampling(contents) | {"calibration": calibration})
     checkpoint.write(path, published)
     provenance = published.get("provenance", {})  # earlier versions had none
     config = json.loads(published["config"]) | {"provenance": provenance}

@@ -210,7 +210,7 @@ def draw_samples(run: Run, directory: Path) -> None:
         if distributed.is_main():
             model = trainer.model.eval()
             sampler = make_sampler(
-                config, model, trainer.process, run.prior, trainer.precision, run.measured
+                config, model, trainer.process, run.prior, trainer.precision, run.calibration
             )
             sample_set(
                 directory,

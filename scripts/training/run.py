@@ -30,7 +30,7 @@ from scripts.data.training_set import matched_to, share_moments, training_images
 from scripts.errors import UserError, one_line
 from scripts.runtime import distributed
 from scripts.runtime.device import Precision, device_name
-from scripts.sampling.measurement import calibrate, images_to_measure
+from scripts.sampling.calibration import calibrate, calibration_images
 from scripts.storage import checkpoint, snapshots
 from scripts.storage.checkpoint import Contents
 from scripts.storage.files import atomic_write
@@ -43,9 +43,9 @@ from scripts.training.step import Trainer
 class Run:
     """Everything that a training consists of, and its state on disk."""
 
-    measured: dict[str, torch.Tensor] | None = None
-    """What reverse kernels are made from, as measured at step `measured_step`."""
-    measured_step = -1
+    calibration: dict[str, torch.Tensor] | None = None
+    """Of the averaged weights at step `calibration_step`."""
+    calibration_step = -1
 
     def __init__(
         self,
@@ -123,16 +123,16 @@ class Run:
         """
         config, trainer = self.config, self.trainer
         process = trainer.process
-        if self.measured_step == trainer.step or not process.measures_calibration:
+        if self.calibration_step == trainer.step or not process.measures_calibration:
             return
         assert isinstance(process, GaussianProcess)
         self.guard.check_all()
         data, batch_size = config.data, config.eval.batch_size
-        images = images_to_measure(
+        images = calibration_images(
             self.images, config.training.noise_images, data.uniform_dequantization
         )
         with trainer.ema.swapped_in(trainer.model):
-            self.measured = calibrate(
+            self.calibration = calibrate(
                 process,
                 trainer.model.eval(),
                 trainer.precision,
@@ -142,7 +142,7 @@ class Run:
                 stop=lambda: self.guard.received is not None,
             )
         self.guard.check_all()
-        self.measured_step = trainer.step
+        self.calibration_step = trainer.step
 
     def numbered_path(self) -> Path:
         """Where the numbered checkpoint of this step is, or would be."""
@@ -193,7 +193,7 @@ class Run:
             else torch.tensor(schedule, dtype=torch.float64),
             "data": self.data,
             "prior": self.prior.state_dict(),
-            "noise": self.measured if self.measured_step == self.trainer.step else None,
+            "calibration": self.calibration if self.calibration_step == self.trainer.step else None,
             "provenance": self.provenance,
         }
 

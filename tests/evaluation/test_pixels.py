@@ -75,7 +75,7 @@ def test_copies_of_ones_own_seed(
     flip = slice(None, None, -1 if random_flip else 1)
 
     def give_back(self: Any, indices: range) -> torch.Tensor:
-        assert self.seeds is not None
+        assert self.initial_images is not None
         return torch.from_numpy(
             np.stack([source[i][..., flip] for i in self.origins(indices)]) / 255
         )

@@ -24,7 +24,7 @@ from model_code.presets import heat_dissipation
 from model_code.process import Chain, Denoiser
 from model_code.spectrum import bin_sums
 from scripts.runtime.device import Precision
-from scripts.sampling.measurement import calibrate
+from scripts.sampling.calibration import calibrate
 from scripts.sampling.reverse import reverse_process
 from tests.gaussian import (
     MEAN,

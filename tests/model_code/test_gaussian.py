@@ -18,7 +18,7 @@ from model_code.presets import (
     poisson_log_alpha,
 )
 from scripts.runtime.device import Precision
-from scripts.sampling.measurement import calibrate
+from scripts.sampling.calibration import calibrate
 from scripts.sampling.reverse import heun, reverse_process
 from tests.tiny import tiny_config
 

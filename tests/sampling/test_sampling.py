@@ -20,9 +20,9 @@ from scripts.data.loader import clean_batches
 from scripts.errors import UserError
 from scripts.runtime import progress
 from scripts.runtime.device import Precision
+from scripts.sampling.calibration import calibrate
 from scripts.sampling.choice import Choice, parse_delta, parse_steps
 from scripts.sampling.export import export
-from scripts.sampling.measurement import calibrate
 from scripts.sampling.output import (
     frame_levels,
     interpolation_set,

@@ -240,32 +240,43 @@ def test_another_configuration_is_named_by_key(tmp_path: Path) -> None:
     )
 
 
-def test_noise_precision_and_dequantization(tmp_path: Path) -> None:
+def test_calibration_precision_and_dequantization(tmp_path: Path) -> None:
     """What was measured later, beside the checkpoint, goes before what training measured, if it was
     of the same weights.
     """
     config = tiny_config()
     write_meta(tmp_path, contents(config))
     trained = load_trained(config, tmp_path, 0)
-    assert (trained.measured(), trained.dequantized) == (None, False)
-    trained.write_measured({"errors": torch.ones(2)})
-    assert (load_trained(config, tmp_path, 0).measured() or {})["errors"].tolist() == [1, 1]
+    assert (trained.calibration(), trained.dequantized) == (None, False)
+    trained.write_calibration({"errors": torch.ones(2)})
+    assert (load_trained(config, tmp_path, 0).calibration() or {})["errors"].tolist() == [1, 1]
     later = contents(config)
     for weight in later["ema"]["shadow"].values():
         weight += 0.25
     write_meta(tmp_path, later | {"step": 9})
     with pytest.raises(
         UserError,
-        match=r"checkpoint\.noise\.pth: measured with the weights of step \d+, where .* step 9; run python",
+        match=r"checkpoint\.calibration\.pth: measured with the weights of step \d+, where .* step 9; run python",
     ):
-        load_trained(config, tmp_path, 0).measured()
-    kept = {"noise": {"errors": torch.zeros(2)}, "precision": "bfloat16"}
+        load_trained(config, tmp_path, 0).calibration()
+    kept = {"calibration": {"errors": torch.zeros(2)}, "precision": "bfloat16"}
     write_meta(tmp_path, later | kept)
-    assert (load_trained(config, tmp_path, 0).measured() or {})["errors"].tolist() == [0, 0]
+    assert (load_trained(config, tmp_path, 0).calibration() or {})["errors"].tolist() == [0, 0]
     write_meta(tmp_path, contents(tiny_config(data__uniform_dequantization=True)) | kept)
     trained = load_trained(config, tmp_path, 0)
     assert trained.dequantized
-    assert (trained.measured() or {})["errors"].tolist() == [1, 1]
+    assert (trained.calibration() or {})["errors"].tolist() == [1, 1]
+
+
+def test_calibrations_of_earlier_versions(tmp_path: Path) -> None:
+    """Their key in a checkpoint was "noise", and CHECKPOINT.noise.pth was beside it."""
+    config = tiny_config()
+    write_meta(tmp_path, contents(config) | {"noise": {"errors": torch.zeros(2)}})
+    trained = load_trained(config, tmp_path, 0)
+    assert (trained.calibration() or {})["errors"].tolist() == [0, 0]
+    beside = {"weights_crc32": trained.weights_crc32, "measured": {"errors": torch.ones(2)}}
+    torch.save(beside, trained.path.with_suffix(".noise.pth"))
+    assert (trained.calibration() or {})["errors"].tolist() == [1, 1]
 
 
 def test_a_checkpoint_of_an_earlier_version(tmp_path: Path) -> None:

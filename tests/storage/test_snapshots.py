@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 from scripts.errors import UserError
 from scripts.sampling.sampler import load_sampler
 from scripts.storage.checkpoint import (
+    calibration_path,
     meta_path,
-    noise_path,
     numbered_path,
     numbers,
     previous_path,
@@ -28,7 +28,7 @@ SMALL = {
     "sigma_B",
     "data",
     "prior",
-    "noise",
+    "calibration",
     "precision",
     "provenance",
     "ema",
@@ -104,10 +104,10 @@ def test_so_many_snapshots_are_kept(tiny_array: Path, tmp_path: Path) -> None:
 
     assert kept(4, 1, 3) == {2: 2, 3: 3, 4: 4}
     for number in (2, 4):
-        noise_path(numbered_path(tmp_path, number)).write_bytes(b"")
+        calibration_path(numbered_path(tmp_path, number)).write_bytes(b"")
     assert kept(6, 3, 2) == {4: 4, 5: 6}, "number 2 would be free, but reads as older than 4"
-    assert [path.name for path in (tmp_path / "checkpoints").glob("*.noise.pth")] == [
-        "checkpoint_4.noise.pth"
+    assert [path.name for path in (tmp_path / "checkpoints").glob("*.calibration.pth")] == [
+        "checkpoint_4.calibration.pth"
     ]
     assert kept(8, 1, 0) == {4: 4, 5: 6, 7: 7, 8: 8}
 

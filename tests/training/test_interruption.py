@@ -120,11 +120,11 @@ def test_a_signal_during_calibration(
         return level_state(process, sums, k, count)
 
     with monkeypatch.context() as patch:
-        patch.setattr("scripts.sampling.measurement.level_state", interrupted)
+        patch.setattr("scripts.sampling.calibration.level_state", interrupted)
         assert train(config, tmp_path) == 130
     assert set(levels) == {3}
     assert not numbered_path(tmp_path, 1).exists()
     assert train(config, tmp_path) == 0
     assert read(numbered_path(tmp_path, 1))["step"] == 3
-    assert read(numbered_path(tmp_path, 1))["noise"] is not None
+    assert read(numbered_path(tmp_path, 1))["calibration"] is not None
     assert not differing(final_state(tmp_path), undisturbed)

@@ -13,16 +13,16 @@ from model_code.gaussian import GaussianProcess
 from scripts.errors import UserError
 from scripts.runtime.device import Precision
 from scripts.sampling.choice import Choice
+from scripts.sampling.initial_images import InitialImages, open_initial_images
 from scripts.sampling.output import fill_rows, sample_set
 from scripts.sampling.sampler import Sampler, load_sampler, make_sampler
-from scripts.sampling.seeds import Seeds, open_seeds
 from tests.evaluation.made_run import make_run
 from tests.golden import fill_golden
 from tests.images import save_images
 from tests.tiny import tiny_config
 
 IMAGES = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-SEEDS = Seeds(IMAGES.__getitem__, len(IMAGES))
+SEEDS = InitialImages(IMAGES.__getitem__, len(IMAGES))
 FLOAT32 = Precision.named(torch.device("cpu"), "float32")
 
 
@@ -119,12 +119,12 @@ def test_images_are_read_as_training_images_are(tmp_path: Path) -> None:
     np.savez(tmp_path / "c.npz", arr_0=np.full((2, 8, 8), 102, np.uint8))
     for channels, right in ((1, [76 / 255]), (3, [1.0, 0.0, 0.0])):
         data = tiny_config(data__num_channels=channels).data
-        one = open_seeds(str(tmp_path / "a.png"), data, 1).images([0])
+        one = open_initial_images(str(tmp_path / "a.png"), data, 1).images([0])
         assert one.shape == (1, channels, 8, 8)
         torch.testing.assert_close(one[0, :, 4, 0], torch.ones(channels))
         torch.testing.assert_close(one[0, :, 4, 7], torch.tensor(right))
         for name, count, value in (("", 2, 51), ("c.npy", 3, 102), ("c.npz", 2, 102)):
-            seeds = open_seeds(str(tmp_path / name), data, 1)
+            seeds = open_initial_images(str(tmp_path / name), data, 1)
             last = seeds.images([count - 1])
             assert seeds.count == count
             torch.testing.assert_close(last, torch.full((1, channels, 8, 8), value / 255))
@@ -132,19 +132,19 @@ def test_images_are_read_as_training_images_are(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no image")
     np.savez(tmp_path / "other.npz", images=np.zeros(3))
     with pytest.raises(UserError, match=r"empty: cannot be used \(no image files in it"):
-        open_seeds(str(tmp_path / "empty"), data, 1)
+        open_initial_images(str(tmp_path / "empty"), data, 1)
     for wrong in ("text.png", "other.npz", "nothing.npy"):
         with pytest.raises(
             UserError, match=rf"--init=.*{wrong}: cannot be used .* expected: a folder of images"
         ):
-            open_seeds(str(tmp_path / wrong), data, 1)
+            open_initial_images(str(tmp_path / wrong), data, 1)
 
 
 def test_a_picture_of_image_blurred_state_and_samples(tmp_path: Path) -> None:
     for per_init, size, rows, columns in ((2, 5, 2, 2), (None, 9, 5, 1), (7, 3, 1, 7)):
         sampler, count = fill_rows(made_sampler().starting_from(SEEDS, 2), size, per_init)
         sample_set(tmp_path, sampler, range(count))
-        with Image.open(tmp_path / "seeds.png") as picture:
+        with Image.open(tmp_path / "initial_images.png") as picture:
             assert picture.size == ((columns + 2) * 100 + 4, rows * 100 + 4)
             first = np.asarray(picture)[4:100, 4:100]
             np.testing.assert_array_equal(first[::12, ::12, 0], (IMAGES[0, 0] * 255).round().byte())
@@ -172,4 +172,6 @@ def test_settings_know_images_and_level(tmp_path: Path) -> None:
     ]
     assert found[1]["prior_images"] == 500
     save_images(tmp_path / "train", ["a.png"])  # no training set, though its name says so
-    assert open_seeds(f"{tmp_path}/train/", config.data, 1).settings["init"] == "train_folder"
+    assert (
+        open_initial_images(f"{tmp_path}/train/", config.data, 1).settings["init"] == "train_folder"
+    )

@@ -43,7 +43,7 @@ class DataPrior(Prior):
 
 
 @dataclass(frozen=True)
-class Seeds:
+class InitialImages:
     """Images that samples start from: sample i from image i // per_image, modulo `count`, in their
     order.
     """
@@ -66,7 +66,7 @@ class Seeds:
         return order[np.array(indices) // self.per_image % self.count].tolist()
 
 
-def open_seeds(init: str, data: ConfigDict, per_image: int) -> Seeds:
+def open_initial_images(init: str, data: ConfigDict, per_image: int) -> InitialImages:
     """What --init names, of the shape of the configuration's images: its held_out or train, or as
     `open_images` reads.
 
@@ -80,7 +80,9 @@ def open_seeds(init: str, data: ConfigDict, per_image: int) -> Seeds:
     name = init.rstrip("/").rpartition("/")[2]
     name = f"{name}_folder" if name in ("held_out", "train") and not own else name
     files = {init if own else "init": source.version()}
-    return Seeds(unit_images(source, data), len(source), per_image, own, {"init": name}, files)
+    return InitialImages(
+        unit_images(source, data), len(source), per_image, own, {"init": name}, files
+    )
 
 
 def unit_images(source: ImageSource, data: ConfigDict) -> Callable[[list[int]], torch.Tensor]:
