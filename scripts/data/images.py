@@ -24,14 +24,14 @@ from scripts.runtime.progress import warn_once
 
 Image.init()
 _SUFFIXES = {
-    **{
-        "BMP": (".bmp",),
-        "GIF": (".gif",),
-        "JPEG": (".jpeg", ".jpg", ".jfif", ".jpe"),
-        "PNG": (".png",),
-        "WEBP": (".webp",),
-    },
-    **{"PPM": (".pgm", ".ppm", ".pnm", ".pbm"), "TIFF": (".tif", ".tiff"), "AVIF": (".avif",)},
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "JPEG": (".jpeg", ".jpg", ".jfif", ".jpe"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "PPM": (".pgm", ".ppm", ".pnm", ".pbm"),
+    "TIFF": (".tif", ".tiff"),
+    "AVIF": (".avif",),
 }
 IMAGE_FORMATS = tuple(name for name in _SUFFIXES if name in Image.OPEN)
 """Formats that are decoded, whatever the suffix, as far as Pillow was built with them. Others of
@@ -431,15 +431,6 @@ def opened_image(file: BinaryIO | Path, name: str) -> Iterator[Image.Image]:
         raise UnreadableImage(name, "no image, or damaged") from error
     except Exception as error:  # damaged files make Pillow's decoders raise OSError, SyntaxError, struct.error, zlib.error, ...
         raise UnreadableImage(name, one_line(error) or type(error).__name__) from error
-
-
-def decoded(encoded: bytes, name: str, shape: tuple[int, int, int]) -> np.ndarray:
-    """An encoded image as uint8 (C, S, S) = `shape`, as those of folders.
-
-    Raises UnreadableImage.
-    """
-    with opened_image(io.BytesIO(encoded), name) as image:
-        return _fit(image, shape, box_bicubic)
 
 
 def _fit(image: Image.Image, shape: tuple[int, int, int], resize: Resize) -> np.ndarray:

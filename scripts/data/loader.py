@@ -93,14 +93,14 @@ class Checksums(dict[int, int]):
         return checksum(np.array([self[index] for index in sorted(self)]))
 
 
-class Pixels(NamedTuple):
-    """A batch, or part of one, as it is decoded."""
+class Decoded(NamedTuple):
+    """One image as it is read."""
 
-    indices: np.ndarray
-    """int64 (n,)."""
-    images: np.ndarray
-    """uint8 (n, C, H, W), a copy."""
+    index: int
+    pixels: np.ndarray | None
+    """uint8 (C, H, W), a copy; None if it cannot be read."""
     unreadable: list[str]
+    """Images that could not be read, each as "name: reason"."""
 
 
 def to_unit_range(pixels: np.ndarray, noise: np.ndarray | float | None = None) -> torch.Tensor:
@@ -169,9 +169,9 @@ class TrainBatches:
     """Those of the batch that are read, where other processes read the others; by default all."""
 
     def __getitem__(self, step: int) -> Batch:
-        return self.finish(step, self.read(self.wanted(step)))
+        return self.finish(step, [self.read(index) for index in self.indices(step)])
 
-    def wanted(self, step: int) -> list[int]:
+    def indices(self, step: int) -> list[int]:
         """The images of a step, before any is replaced."""
         num_images = len(self.source)
         places = (
@@ -179,22 +179,18 @@ class TrainBatches:
         )
         return [int(_permutation(self.seed, epoch, num_images)[place]) for epoch, place in places]
 
-    def read(self, wanted: Sequence[int]) -> Pixels:
-        """The images `wanted`, or the next ones that are readable.
-
-        Safe to call from several threads.
-        """
+    def read(self, index: int) -> Decoded:
+        """An image, or the next one that is readable. Safe to call from several threads."""
         unreadable: list[str] = []
-        found = [first_readable(self.source, index, unreadable) for index in wanted]
-        return _pixels(self.source, found, unreadable)
+        index, pixels = first_readable(self.source, index, unreadable)
+        return Decoded(index, np.array(pixels), unreadable)
 
-    def finish(self, step: int, pixels: Pixels) -> Batch:
+    def finish(self, step: int, decoded: Sequence[Decoded]) -> Batch:
         """The batch of a step, mirrored and dequantised."""
-        images = pixels.images
+        indices, images, unreadable = _stacked(decoded, self.source.shape)
         if self.random_flip:
-            mirrored = (
-                stream(self.seed, Purpose.FLIP, step).random(self.batch_size)[self._positions] < 0.5
-            )
+            throws = stream(self.seed, Purpose.FLIP, step).random(self.batch_size)
+            mirrored = throws[self._positions] < 0.5
             images[mirrored] = images[mirrored, ..., ::-1]
         noise = None
         if self.uniform_dequantization:
@@ -202,11 +198,7 @@ class TrainBatches:
             noise = np.stack(
                 [_uniform_noise(generator, self.source.shape) for generator in streams]
             )
-        return Batch(
-            to_unit_range(images, noise),
-            torch.from_numpy(pixels.indices),
-            tuple(dict.fromkeys(pixels.unreadable)),
-        )
+        return Batch(to_unit_range(images, noise), indices, unreadable)
 
     @property
     def _positions(self) -> range:
@@ -228,14 +220,12 @@ def train_loader(
     reading.
     """
 
-    def finish(step: int, pixels: Pixels) -> Batch:
-        batch = batches.finish(step, pixels)
+    def finish(step: int, decoded: Sequence[Decoded]) -> Batch:
+        batch = batches.finish(step, decoded)
         return replace(batch, images=batch.images.pin_memory()) if pin_memory else batch
 
     steps, threads = range(first_step, n_iters), num_threads(num_workers, batches.source)
-    return _finished(
-        finish, steps, read_in_parts(batches.read, map(batches.wanted, steps), threads), threads
-    )
+    return _read_batches(batches.read, batches.indices, finish, steps, threads)
 
 
 @dataclass(frozen=True)
@@ -306,38 +296,39 @@ def _ordered_batches(
     are only named.
     """
 
-    def finish(start: int, pixels: Pixels) -> Batch:
-        images = torch.empty(pixels.images.shape)
-        for row, index in enumerate(pixels.indices.tolist()):
-            images[row] = to_unit_range(pixels.images[row], noise(index))
-        crc32 = checksums(pixels.images)
-        return Batch(images, torch.from_numpy(pixels.indices), tuple(pixels.unreadable), crc32)
+    def indices(start: int) -> Sequence[int]:
+        return chosen[start : start + batch_size]
+
+    def finish(_: int, decoded: Sequence[Decoded]) -> Batch:
+        positions, pixels, unreadable = _stacked(decoded, source.shape)
+        images = torch.empty(pixels.shape)
+        for row, index in enumerate(positions.tolist()):
+            images[row] = to_unit_range(pixels[row], noise(index))
+        return Batch(images, positions, unreadable, checksums(pixels))
 
     starts, threads = range(0, max(1, len(chosen)), batch_size), num_threads(num_workers, source)
-    wanted = (chosen[start : start + batch_size] for start in starts)
-    return _finished(
-        finish, starts, read_in_parts(partial(read_readable, source), wanted, threads), threads
-    )
+    return _read_batches(partial(read_image, source), indices, finish, starts, threads)
 
 
-def read_readable(source: ImageSource, wanted: Sequence[int]) -> Pixels:
-    """Those of the images `wanted` that can be read."""
-    found, unreadable = list[tuple[int, np.ndarray]](), list[str]()
-    for index in wanted:
-        try:
-            found.append((index, source[index]))
-        except UnreadableImage as error:
-            unreadable.append(str(error))
-    return _pixels(source, found, unreadable)
+def read_image(source: ImageSource, index: int) -> Decoded:
+    """An image, whether it can be read or not."""
+    try:
+        return Decoded(index, np.array(source[index]), [])
+    except UnreadableImage as error:
+        return Decoded(index, None, [str(error)])
 
 
-def _pixels(
-    source: ImageSource, found: Sequence[tuple[int, np.ndarray]], unreadable: list[str]
-) -> Pixels:
-    images = np.empty((len(found), *source.shape), np.uint8)
-    for row, (_, image) in zip(images, found, strict=True):
-        row[:] = image
-    return Pixels(np.array([index for index, _ in found], np.int64), images, unreadable)
+def _stacked(
+    decoded: Sequence[Decoded], shape: tuple[int, ...]
+) -> tuple[torch.Tensor, np.ndarray, tuple[str, ...]]:
+    """Indices int64 (n,), pixels uint8 (n, *shape), and what is unreadable."""
+    readable = [image for image in decoded if image.pixels is not None]
+    pixels = np.empty((len(readable), *shape), np.uint8)
+    for row, image in zip(pixels, readable, strict=True):
+        row[:] = image.pixels
+    unreadable = dict.fromkeys(itertools.chain(*(image.unreadable for image in decoded)))
+    indices = torch.tensor([image.index for image in readable], dtype=torch.int64)
+    return indices, pixels, tuple(unreadable)
 
 
 def num_threads(num_workers: int, source: ImageSource) -> int:
@@ -349,36 +340,35 @@ def num_threads(num_workers: int, source: ImageSource) -> int:
     return distributed.cores()
 
 
-def _finished(
-    finish: Callable[[int, Pixels], Batch],
+def _read_batches(
+    read: Callable[[int], Decoded],
+    indices: Callable[[int], Sequence[int]],
+    finish: Callable[[int, Sequence[Decoded]], Batch],
     numbers: range,
-    batches: Iterator[Pixels],
     num_workers: int,
 ) -> Generator[Batch, None, None]:
-    """`finish` of each number and its batch; with threads, one finishes the next batch while this
+    """`finish` of each number and its images; with threads, one finishes the next batch while this
     one is used.
     """
+    decoded = read_in_parts(read, map(indices, numbers), num_workers)
     return read_ahead(
-        lambda number: finish(number, next(batches)), numbers, min(1, num_workers), ahead=1
+        lambda number: finish(number, next(decoded)), numbers, min(1, num_workers), ahead=1
     )
 
 
 def read_in_parts(
-    read: Callable[[Sequence[int]], Pixels], batches: Iterable[Sequence[int]], num_workers: int
-) -> Generator[Pixels, None, None]:
-    """Each batch of indices as pixels, in order; all threads together read ahead `AHEAD` batches."""
+    read: Callable[[int], Decoded], batches: Iterable[Sequence[int]], num_workers: int
+) -> Generator[list[Decoded], None, None]:
+    """Each batch of indices as images, in order; all threads together read ahead `AHEAD` batches."""
     n = max(1, num_workers)
     parts = (
         batch[len(batch) * i // n : len(batch) * (i + 1) // n]
         for batch in batches
         for i in range(n)
     )
-    read_parts = read_ahead(read, parts, num_workers, AHEAD * n)
+    read_parts = read_ahead(lambda part: list(map(read, part)), parts, num_workers, AHEAD * n)
     for first in read_parts:
-        indices, images, unreadable = zip(first, *itertools.islice(read_parts, n - 1), strict=True)
-        yield Pixels(
-            np.concatenate(indices), np.concatenate(images), list(itertools.chain(*unreadable))
-        )
+        yield list(itertools.chain(first, *itertools.islice(read_parts, n - 1)))
 
 
 def read_ahead(

@@ -20,7 +20,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from scripts.data.images import ArrayImages, FolderImages, ImageSource, UnreadableImage, fingerprint
-from scripts.data.loader import UnreadableImages, read_in_parts, read_readable
+from scripts.data.loader import UnreadableImages, read_image, read_in_parts
 from scripts.errors import UserError, printable
 from scripts.runtime import distributed
 from scripts.runtime.progress import progress_bar
@@ -182,16 +182,18 @@ def _pack_part(directory: Path, part: str, source: ImageSource, shape: Sequence[
         progress_bar(shape[0], "image", f"packing {part}", len(readable)) as bar,
     ):
         file.seek(first_byte + len(readable) * image_bytes)
-        read = read_in_parts(partial(read_readable, source), blocks, distributed.cores())
-        for block, found in zip(blocks, read, strict=True):
+        read = read_in_parts(partial(read_image, source), blocks, distributed.cores())
+        for block, images in zip(blocks, read, strict=True):
             pixels = np.zeros((len(block), *shape[1:]), np.uint8)  # black where nothing can be read
-            pixels[found.indices - block.start] = found.images.transpose(0, 2, 3, 1)
+            for row, image in zip(pixels, images, strict=True):
+                unreadable.update(image.unreadable)
+                if image.pixels is not None:
+                    row[:] = image.pixels.transpose(1, 2, 0)
             file.write(pixels.data)
             file.flush()
             os.fsync(file.fileno())
-            readable = np.append(readable, np.isin(block, found.indices))
+            readable = np.append(readable, [image.pixels is not None for image in images])
             with atomic_write(readable_path) as temporary:
                 np.save(temporary, readable)
-            unreadable.update(found.unreadable)
             bar.update(len(block))
     unreadable.report(shape[0], "images")
