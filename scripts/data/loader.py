@@ -96,7 +96,7 @@ class Checksums(dict[int, int]):
 class Decoded(NamedTuple):
     """One image as it is read."""
 
-    index: int
+    position: int
     pixels: np.ndarray | None
     """uint8 (C, H, W), a copy; None if it cannot be read."""
     unreadable: list[str]
@@ -327,7 +327,7 @@ def _stacked(
     for row, image in zip(pixels, readable, strict=True):
         row[:] = image.pixels
     unreadable = dict.fromkeys(itertools.chain(*(image.unreadable for image in decoded)))
-    indices = torch.tensor([image.index for image in readable], dtype=torch.int64)
+    indices = torch.tensor([image.position for image in readable], dtype=torch.int64)
     return indices, pixels, tuple(unreadable)
 
 
