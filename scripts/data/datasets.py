@@ -124,7 +124,10 @@ def open_images(text: str, flag: str, size: int | None, channels: int) -> ImageS
         warn_of_losses(path.parent, [path.name])
         return source
     except (OSError, ValueError, UnreadableImage) as error:
-        right = "a folder of images, a pack, an image file, or uint8 (N, H, W[, C]) as .npy or as arr_0 of an .npz"
+        right = (
+            "a folder of images, a pack, an image file, or uint8 (N, H, W[, C]) as .npy or as "
+            "arr_0 of an .npz"
+        )
         raise UserError(
             f"{flag}={text}: cannot be used ({one_line(error)}); expected: {right}"
         ) from None
@@ -170,8 +173,8 @@ def load_labelled(data: ConfigDict, split: Split) -> tuple[ImageSource, np.ndarr
     """
     if data.dataset.lower() not in LABELLED:
         raise UserError(
-            f"--feature_extractor=classifier: config.data.dataset = {data.dataset!r} has no labels, "
-            f"{', '.join(LABELLED)} have; use --feature_extractor=inception"
+            f"--feature_extractor=classifier: config.data.dataset = {data.dataset!r} has no "
+            f"labels, {', '.join(LABELLED)} have; use --feature_extractor=inception"
         )
     if data.held_out_path and split == "held_out":
         shown = f"config.data.held_out_path = {data.held_out_path!r}"
@@ -207,7 +210,7 @@ def split_indices(keys: Sequence[bytes], split: Split) -> np.ndarray:
 
 
 def num_groups(images: Images, group_pattern: str) -> int:
-    """How many groups, such as subjects, are on one side of a split by `config.data.group_pattern`."""
+    """How many groups, such as subjects, one side of a split by `data.group_pattern` has."""
     matches = (re.search(group_pattern, images.name(i)) for i in range(len(images)))
     return len({match and match[1] for match in matches})
 
@@ -313,7 +316,8 @@ def _require_apart(held_out_path: str, place: Path) -> None:
     if held_out.is_relative_to(trained_on) or trained_on.is_relative_to(held_out):
         shown = f"config.data.held_out_path = {held_out_path!r}"
         raise UserError(
-            f"{shown}: must be apart from config.data.path = {str(place)!r}, whose images are all trained on"
+            f"{shown}: must be apart from config.data.path = {str(place)!r}, whose images are "
+            "all trained on"
         )
 
 
@@ -332,7 +336,8 @@ def require_outside_data(place: Path, flag: str, data: ConfigDict, **read: str |
         if folder and place.resolve().is_relative_to(user_path(folder, name).resolve()):
             advice = "choose a directory elsewhere, or move it there"
             raise UserError(
-                f"{flag}={place}: pictures there would become images of {name} = {folder!r}; {advice}"
+                f"{flag}={place}: pictures there would become images of {name} = {folder!r}; "
+                f"{advice}"
             )
 
 
@@ -347,7 +352,8 @@ DATA_SETS = {
     "mnist": DataSet(
         partial(_open_torchvision, "MNIST"),
         "",
-        "the four .gz files of https://ossci-datasets.s3.amazonaws.com/mnist/ in {place}/MNIST/raw, and nothing else there",
+        "the four .gz files of https://ossci-datasets.s3.amazonaws.com/mnist/ in "
+        "{place}/MNIST/raw, and nothing else there",
     ),
     "cifar10": DataSet(
         partial(_open_torchvision, "CIFAR10"),
@@ -357,7 +363,8 @@ DATA_SETS = {
     "lsun_church": DataSet(
         _open_lsun_church,
         "lsun",
-        "church_outdoor_train_lmdb and church_outdoor_val_lmdb, by the script of https://github.com/fyu/lsun, in {place}",
+        "church_outdoor_train_lmdb and church_outdoor_val_lmdb, by the script of "
+        "https://github.com/fyu/lsun, in {place}",
     ),
     "ffhq": DataSet(
         _open_folder,
@@ -377,6 +384,7 @@ DATA_SETS = {
     "npy": DataSet(
         _open_npy,
         None,
-        "a .npy file by numpy.save: at least 2 images, uint8 (N, H, W) or (N, H, W, C) with C 1 or 3",
+        "a .npy file by numpy.save: at least 2 images, uint8 (N, H, W) or (N, H, W, C) with "
+        "C 1 or 3",
     ),
 }

@@ -361,12 +361,14 @@ def list_images(root: Path) -> list[str]:
     if repeated:
         link = printable(repeated[0].relative_to(root))
         warn_once(
-            f"{root}: {len(repeated)} links lead to folders that are read anyway, and are left out, such as {link}"
+            f"{root}: {len(repeated)} links lead to folders that are read anyway, and are left "
+            f"out, such as {link}"
         )
     if others:
         kinds = ", ".join(f"{count} {printable(suffix)}" for suffix, count in others.most_common(4))
         warn_once(
-            f"{root}: {others.total()} files are left out, as their suffixes are not of images that are read: {kinds}"
+            f"{root}: {others.total()} files are left out, as their suffixes are not of images "
+            f"that are read: {kinds}"
         )
     return sorted(path.relative_to(root).as_posix() for path in found)
 
@@ -384,7 +386,8 @@ def warn_of_losses(root: Path, paths: Sequence[str]) -> None:
     lost = []
     if dark:
         lost.append(
-            f"{dark} use few of their 16 bits, and are read as nearly black (12 bits as 17 grey levels): scale them"
+            f"{dark} use few of their 16 bits, and are read as nearly black (12 bits as 17 "
+            "grey levels): scale them"
         )
     if several:
         lost.append(f"{several} have several pages or frames, of which only the first is read")
@@ -429,7 +432,8 @@ def opened_image(file: BinaryIO | Path, name: str) -> Iterator[Image.Image]:
         raise  # no fault of the image: skipping it would change the data from run to run
     except UnidentifiedImageError as error:  # which names the file once more
         raise UnreadableImage(name, "no image, or damaged") from error
-    except Exception as error:  # damaged files make Pillow's decoders raise OSError, SyntaxError, struct.error, zlib.error, ...
+    # Damaged files make Pillow's decoders raise OSError, SyntaxError, struct.error, zlib.error.
+    except Exception as error:
         raise UnreadableImage(name, one_line(error) or type(error).__name__) from error
 
 

@@ -359,7 +359,7 @@ def _read_batches(
 def read_in_parts(
     read: Callable[[int], Decoded], batches: Iterable[Sequence[int]], num_workers: int
 ) -> Generator[list[Decoded], None, None]:
-    """Each batch of indices as images, in order; all threads together read ahead `AHEAD` batches."""
+    """Each batch of indices as images, in order; `AHEAD` batches are read ahead by the threads."""
     n = max(1, num_workers)
     parts = (
         batch[len(batch) * i // n : len(batch) * (i + 1) // n]

@@ -91,7 +91,8 @@ def read_pack(directory: Path, settings: Mapping[str, Any]) -> dict[str, Any] | 
     for key, value in settings.items():
         if record[key] != value:
             raise ValueError(
-                f"{directory} is a pack with data.{key} = {record[key]!r}, not {value!r}: pack the images again"
+                f"{directory} is a pack with data.{key} = {record[key]!r}, not {value!r}: pack the "
+                "images again"
             )
     return record["parts"]
 
@@ -104,14 +105,16 @@ def write_pack(directory: Path, data: ConfigDict, sources: Mapping[str, ImageSou
     """
     if any(isinstance(source, PackedImages) for source in sources.values()):
         raise UserError(
-            f"config.data.path = {data.path!r}: is a pack already; set it to what that was packed from"
+            f"config.data.path = {data.path!r}: is a pack already; set it to what that was "
+            "packed from"
         )
     parts = {part: _described(source) for part, source in sources.items()}
     record = json.dumps({"version": 1, **pack_settings(data), "parts": parts}).encode()
     existing = [directory / name for name in (WHOLE, PARTIAL) if (directory / name).exists()]
     if existing and existing[0].read_bytes() != record:
         raise UserError(
-            f"--out={directory}: has a pack of other images or sizes in it; choose another directory, or delete it"
+            f"--out={directory}: has a pack of other images or sizes in it; choose another "
+            "directory, or delete it"
         )
     if (
         not existing
@@ -125,7 +128,8 @@ def write_pack(directory: Path, data: ConfigDict, sources: Mapping[str, ImageSou
     free = shutil.disk_usage(make_directory(directory, "--out")).free
     if not existing and free < needed:
         raise UserError(
-            f"--out={directory}: needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; choose another disk"
+            f"--out={directory}: needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
+            "choose another disk"
         )
     with exclusive(directory, f"--out={directory}: is being packed already; wait"):
         if not existing:
@@ -138,7 +142,9 @@ def write_pack(directory: Path, data: ConfigDict, sources: Mapping[str, ImageSou
                 != parts[part]["fingerprint"]
             ):
                 raise UserError(
-                    f"--out={directory}: images changed while they were packed; delete it, and pack them again"
+                    f"--out={directory}: images changed while they were packed; delete it, "
+                    "and pack "
+                    "them again"
                 )
         if (directory / PARTIAL).exists():
             (directory / PARTIAL).replace(directory / WHOLE)

@@ -34,7 +34,8 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
     index = int(number) if number else 0 if count == 1 else local_rank
     if index >= count:
         raise UserError(
-            f"config.device = {name!r}: there is no GPU number {index}, as this machine has {count}; or use 'cpu'"
+            f"config.device = {name!r}: there is no GPU number {index}, as this machine has "
+            f"{count}; or use 'cpu'"
         )
     device = torch.device("cuda", index)
     torch.cuda.set_device(device)

@@ -205,7 +205,8 @@ def _meet() -> tuple[object, ...]:
     size, one_machine = env["SLURM_STEP_NUM_TASKS"], env.get("SLURM_STEP_NUM_NODES") == "1"
     if not one_machine and "MASTER_ADDR" not in env:
         raise UserError(
-            "srun on several machines: set MASTER_ADDR to the name of the first, see docs/cluster.md"
+            "srun on several machines: set MASTER_ADDR to the name of the first, see "
+            "docs/cluster.md"
         )
     port = (
         20000 + (10 * int(env["SLURM_JOB_ID"]) + int(env["SLURM_STEP_ID"])) % 12000
@@ -242,9 +243,13 @@ def _mpi(launcher: str) -> Any:
         if "0" not in (env.get("OMPI_COMM_WORLD_RANK"), env.get("PMI_RANK")):
             time.sleep(10)  # while process 0 says it for all
             sys.exit(USAGE_ERROR)
-        found = f"this mpirun is {launcher}'s, but mpi4py has another library ({one_line(library)[:60]})"
+        found = (
+            f"this mpirun is {launcher}'s, but mpi4py has another library "
+            f"({one_line(library)[:60]})"
+        )
         raise UserError(
-            f"{found}: use the mpirun of that, or name {launcher}'s library: MPI4PY_LIBMPI=/path/to/libmpi.so"
+            f"{found}: use the mpirun of that, or name {launcher}'s library: "
+            "MPI4PY_LIBMPI=/path/to/libmpi.so"
         )
     MPI.Init()
     return MPI
@@ -303,11 +308,11 @@ def _lost(error: BaseException) -> str | None:
 
 
 def _end_job(error: BaseException) -> NoReturn:
-    """Print the error and exit at once, without clean-up, which could wait for the other processes."""
+    """Print the error and exit at once: cleaning up could wait for the other processes."""
     if rank() > 0:
-        time.sleep(
-            2
-        )  # an error that all processes have is printed by process 0 only: the launcher then ends this one
+        # An error that all processes have is printed by process 0 only: the launcher then ends
+        # this one.
+        time.sleep(2)
     known = expected(error) or _lost(error)
     print(
         error_line(known) if known else f"process {rank()}:\n{traceback.format_exc()}",

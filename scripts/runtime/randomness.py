@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 STREAM_VERSION = 2
-"""Recorded with results: 1 drew normals by NumPy. Raise it when a seed comes to mean other numbers."""
+"""Recorded with results (1 drew normals by NumPy). Raise it when a seed means other numbers."""
 
 
 class Purpose(enum.IntEnum):
@@ -45,7 +45,7 @@ class Purpose(enum.IntEnum):
 
 
 def stream(seed: int, purpose: Purpose, step: int = 0, position: int = 0) -> np.random.Generator:
-    """NumPy's generator for one (seed, purpose, step, position); `seed` any integer in [0, 2^64)."""
+    """NumPy's generator for one (seed, purpose, step, position); `seed` is in [0, 2^64)."""
     key = np.array([seed, purpose], dtype=np.uint64)
     # The low counter words count the numbers drawn from this stream; the high ones name it.
     counter = np.array([0, 0, position, step], dtype=np.uint64)

@@ -1,4 +1,4 @@
-"""Files: written atomically, read without running anything in them, and paths as users type them."""
+"""Files, written atomically and read without running anything in them."""
 
 import fcntl
 import json

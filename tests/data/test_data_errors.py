@@ -1,4 +1,4 @@
-"""What is said when a data set is missing, damaged or too small: one line, with what is expected."""
+"""A data set that is missing, damaged or too small: one line, with what is expected."""
 
 import io
 import pickle

@@ -351,7 +351,10 @@ def test_pages_and_frames_that_are_not_read_are_said(
     frames[0].save(tmp_path / f"several{suffix}", save_all=True, append_images=frames[1:])
     frames[0].save(tmp_path / f"one{suffix}")
     load_images(data_config("folder", tmp_path), "train")
-    line = "of 2 files that were looked at 1 have several pages or frames, of which only the first is read"
+    line = (
+        "of 2 files that were looked at 1 have several pages or frames, of which only the "
+        "first is read"
+    )
     assert capsys.readouterr().err == f"warning: {tmp_path}: {line}\n"
     open_images(str(tmp_path / f"several{suffix}"), "--init", 8, 3)
     assert "of 1 files that were looked at 1 have several pages" in capsys.readouterr().err

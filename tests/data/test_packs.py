@@ -305,7 +305,7 @@ def test_packs_that_cannot_be_used(tmp_path: Path) -> None:
 
 
 def test_memory_does_not_hold_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 2.5 MB of pixels neither packing nor reading has more than 1 MB in memory, names and all."""
+    """Of 2.5 MB of pixels neither packing nor reading has more than 1 MB in memory."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(2))
     monkeypatch.setattr(packs, "BLOCK", 16 * 32 * 32 * 3)
     data = photographs(tmp_path / "images", 800)

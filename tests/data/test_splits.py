@@ -194,6 +194,7 @@ def test_a_checkpoint_knows_its_split(tmp_path: Path) -> None:
     save_images(tmp_path / "other", ["c.png"])
     with pytest.raises(
         UserError,
-        match=r"on other held-out images than 'mnist5k' now has \(2 then, 3 now, names: 0 gone, 1 new, such as c.png\)",
+        match=r"on other held-out images than 'mnist5k' now has \(2 then, 3 now, names: 0 gone, "
+        r"1 new, such as c.png\)",
     ):
         train(config, tmp_path / "run")

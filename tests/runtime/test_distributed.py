@@ -247,10 +247,14 @@ def test_processes_that_do_not_meet(
         }.items():
             monkeypatch.setenv(name, str(value))
         monkeypatch.setattr(distributed, "MEETING_MINUTES", 1 / 60)
-        where = rf"MASTER_ADDR and MASTER_PORT, 127\.0\.0\.1:{port}, must be process 0's machine and a free port"
+        where = (
+            rf"MASTER_ADDR and MASTER_PORT, 127\.0\.0\.1:{port}, must be process 0's machine "
+            rf"and a free port"
+        )
         with pytest.raises(
             UserError,
-            match=rf"^process {rank[0]} of 2, on .*{reason}.*{where}, and all 2 must have been started$",
+            match=rf"^process {rank[0]} of 2, on .*{reason}.*{where}, and all 2 must have been "
+            rf"started$",
         ):
             distributed._join(timedelta(minutes=1))
 
