@@ -46,35 +46,31 @@ class Choice:
 
         Raises UserError, naming the flag, if it cannot be had.
         """
-        kind: str | float = (
-            config.model.sampling_noise if self.delta is None else parse_delta(self.delta)
-        )
-        given = [
+        kind = self._noise(config)
+        named = [
             f"--{name}={getattr(self, name)}"
             for name in ("delta", "steps", "eta")
             if getattr(self, name) is not None
         ]
+        source = " ".join(named) or f"config.model.sampling_noise = {kind!r}"
         try:
-            chain = (
-                None
-                if self.steps is None
-                else parse_steps(self.steps, process, calibration, self.eta)
-            )
+            chain = None
+            if self.steps is not None:
+                chain = parse_steps(self.steps, process, calibration, self.eta)
             kernel = process.reverse_kernel(kind, calibration, chain, self.eta)
         except ValueError as error:
-            raise UserError(
-                f"{' '.join(given) or f'config.model.sampling_noise = {kind!r}'}: {error}"
-            ) from None
+            raise UserError(f"{source}: {error}") from None
         if self.sampler == "heun":
             require_heun(process, kernel)
         return kernel
 
     def uses_calibration(self, config: ConfigDict) -> bool:
-        """Whether the kernel depends on what was measured for the checkpoint, if it was."""
-        kind: str | float = (
-            config.model.sampling_noise if self.delta is None else parse_delta(self.delta)
-        )
+        """Whether the kernel depends on the checkpoint's calibration, if it has one."""
+        kind = self._noise(config)
         return self.steps is not None or (isinstance(kind, str) and kind != "isotropic")
+
+    def _noise(self, config: ConfigDict) -> str | float:
+        return config.model.sampling_noise if self.delta is None else parse_delta(self.delta)
 
     def label(self, kernel: ReverseKernel) -> str:
         """A name for directories: "0.0125", "calibrated_steps_25", "calibrated_steps_25_bound"."""

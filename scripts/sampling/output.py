@@ -86,9 +86,8 @@ def save_png(path: Path, images: torch.Tensor, columns: int | None = None) -> No
 
 def save_gif(path: Path, frames: Sequence[np.ndarray]) -> None:
     """Write frames uint8 (H, W, 3) as a GIF that loops, resting on the last frame."""
-    milliseconds = [round(1000 / frame_rate(len(frames)))] * (len(frames) - 1) + [
-        1000 * LAST_FRAME_SECONDS
-    ]
+    milliseconds = [round(1000 / frame_rate(len(frames)))] * (len(frames) - 1)
+    milliseconds.append(1000 * LAST_FRAME_SECONDS)
     first, *rest = (Image.fromarray(frame) for frame in frames)
     with atomic_write(path) as temporary:
         first.save(temporary, save_all=True, append_images=rest, duration=milliseconds, loop=0)
@@ -112,9 +111,8 @@ def save_mp4(path: Path, frames: Sequence[np.ndarray]) -> None:
     h264 = f"-vf {scaled},{even} -c:v libx264 -crf 10 -pix_fmt yuv420p"
     with atomic_write(path) as temporary:
         command = [imageio_ffmpeg.get_ffmpeg_exe(), *f"-v error -y {raw} {h264}".split()]
-        command.append(
-            str(temporary.absolute())
-        )  # ffmpeg takes what is before a colon for a protocol
+        # Absolute: ffmpeg takes what is before a colon for a protocol.
+        command.append(str(temporary.absolute()))
         # In a session of its own, where no Ctrl-C reaches it.
         done = subprocess.run(command, input=clip, capture_output=True, start_new_session=True)
         if done.returncode != 0:

@@ -22,7 +22,7 @@ from tests.images import save_images
 from tests.tiny import tiny_config
 
 IMAGES = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-SEEDS = InitialImages(IMAGES.__getitem__, len(IMAGES))
+INITIAL_IMAGES = InitialImages(IMAGES.__getitem__, len(IMAGES))
 FLOAT32 = Precision.named(torch.device("cpu"), "float32")
 
 
@@ -37,12 +37,15 @@ def made_sampler(process_name: str = "heat", delta: float | None = 0.05) -> Samp
 def test_from_the_last_level_they_are_samples_of_these_images() -> None:
     """As from a prior bank of them."""
     sampler = made_sampler()
-    seeded = sampler.starting_from(SEEDS)
+    started = sampler.starting_from(INITIAL_IMAGES)
     torch.testing.assert_close(
-        seeded.prior.means(torch.arange(5)), sampler.prior.means(torch.arange(5)), atol=2e-6, rtol=0
+        started.prior.means(torch.arange(5)),
+        sampler.prior.means(torch.arange(5)),
+        atol=2e-6,
+        rtol=0,
     )
-    assert seeded.kernel.chain == sampler.kernel.chain
-    assert seeded.prior_std == sampler.prior_std
+    assert started.kernel.chain == sampler.kernel.chain
+    assert started.prior_std == sampler.prior_std
 
 
 @pytest.mark.parametrize("level", [1, 4, 6])
@@ -67,14 +70,14 @@ def test_a_model_that_knows_the_images_gives_them_back(level: int) -> None:
 def test_samples_of_an_image_differ_in_the_noise_alone() -> None:
     together = made_sampler().from_images(IMAGES, 3, 4)
     assert not torch.allclose(together[:, 0], together[:, 1], atol=1e-2)
-    alone = made_sampler().starting_from(replace(SEEDS, per_image=3), 4).independent([7])
+    alone = made_sampler().starting_from(replace(INITIAL_IMAGES, per_image=3), 4).independent([7])
     torch.testing.assert_close(alone[0], together[2, 1], atol=1e-4, rtol=0)
 
 
 def test_which_image_a_sample_starts_from() -> None:
-    assert SEEDS.origins(0, range(7)) == [0, 1, 2, 3, 4, 0, 1]
-    assert replace(SEEDS, per_image=2).origins(0, [0, 1, 2, 9, 10]) == [0, 0, 1, 4, 0]
-    shuffled = replace(SEEDS, shuffled=True)
+    assert INITIAL_IMAGES.origins(0, range(7)) == [0, 1, 2, 3, 4, 0, 1]
+    assert replace(INITIAL_IMAGES, per_image=2).origins(0, [0, 1, 2, 9, 10]) == [0, 0, 1, 4, 0]
+    shuffled = replace(INITIAL_IMAGES, shuffled=True)
     assert sorted(shuffled.origins(1, range(5))) == [0, 1, 2, 3, 4]
     assert len({tuple(shuffled.origins(seed, range(5))) for seed in range(10)}) > 5
     assert shuffled.origins(1, [3]) == shuffled.origins(1, range(5))[3:4]
@@ -124,9 +127,9 @@ def test_images_are_read_as_training_images_are(tmp_path: Path) -> None:
         torch.testing.assert_close(one[0, :, 4, 0], torch.ones(channels))
         torch.testing.assert_close(one[0, :, 4, 7], torch.tensor(right))
         for name, count, value in (("", 2, 51), ("c.npy", 3, 102), ("c.npz", 2, 102)):
-            seeds = open_initial_images(str(tmp_path / name), data, 1)
-            last = seeds.images([count - 1])
-            assert seeds.count == count
+            opened = open_initial_images(str(tmp_path / name), data, 1)
+            last = opened.images([count - 1])
+            assert opened.count == count
             torch.testing.assert_close(last, torch.full((1, channels, 8, 8), value / 255))
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.png").write_text("no image")
@@ -142,7 +145,7 @@ def test_images_are_read_as_training_images_are(tmp_path: Path) -> None:
 
 def test_a_picture_of_image_blurred_state_and_samples(tmp_path: Path) -> None:
     for per_init, size, rows, columns in ((2, 5, 2, 2), (None, 9, 5, 1), (7, 3, 1, 7)):
-        sampler, count = fill_rows(made_sampler().starting_from(SEEDS, 2), size, per_init)
+        sampler, count = fill_rows(made_sampler().starting_from(INITIAL_IMAGES, 2), size, per_init)
         sample_set(tmp_path, sampler, range(count))
         with Image.open(tmp_path / "initial_images.png") as picture:
             assert picture.size == ((columns + 2) * 100 + 4, rows * 100 + 4)
@@ -151,7 +154,7 @@ def test_a_picture_of_image_blurred_state_and_samples(tmp_path: Path) -> None:
 
 
 def test_settings_know_images_and_level(tmp_path: Path) -> None:
-    """Without seeds they are what they were, so that caches and exports go on."""
+    """Without initial images they are what they were, so that caches and exports go on."""
     config = tiny_config()
     make_run(config, tmp_path)
     found = []

@@ -264,11 +264,6 @@ def test_an_interrupted_set_leaves_nothing_half_written(sampler: Sampler, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_files_of_an_interpolation(sampler: Sampler, tmp_path: Path) -> None:
-    interpolation_set(tmp_path, sampler, (0, 1), 4)
-    assert {path.name for path in tmp_path.iterdir()} == INTERPOLATION
-
-
 @pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:
     """Sampling must not disturb torch's global generator: training relies on it for dropout."""
