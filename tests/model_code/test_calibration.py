@@ -13,14 +13,17 @@ import torch
 from model_code.blur import DCTBlur, blur_schedule
 from model_code.calibration import (
     Calibration,
+    calibration_state,
     frequency_bins,
+    level_state,
+    moments,
     shortest_path,
 )
 from model_code.dct import LUMINANCE_CHROMINANCE, dct2, idct2
 from model_code.elbo import gaussian_kl, negative_log_density
 from model_code.gaussian import GaussianProcess
 from model_code.kernels import Fit, GaussianKernel
-from model_code.presets import heat_dissipation
+from model_code.presets import flow_matching, heat_dissipation
 from model_code.process import Chain, Denoiser
 from model_code.spectrum import bin_sums
 from scripts.runtime.device import Precision
@@ -166,6 +169,51 @@ def test_mean_and_variance_of_every_pair_are_the_known_ones(model: Denoiser) -> 
         found = affine.mean(u_k, model(u_k, level), level)
         off = dct2(found - posterior_mean(BLUR, u_k, level, level * 0 + j)).square().mean((0, 1))
         assert (by_bin(off) <= 0.1 * expected + 1e-9).all(), (k, j, by_bin(off) / expected)
+
+
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+@pytest.mark.parametrize("name", ["heat", "flow"])
+def test_the_fit_of_few_images_by_hand(name: str, eta: float) -> None:
+    """Ridge regression in every bin, offsets shrunk as James and Stein (1961) do, and errors for
+    the degrees of freedom; frequencies beyond the 16th have no offset.
+    """
+    n, size = 9, 20
+    process = heat_dissipation(DCTBlur(blur_schedule(3, 0.5, 2.0), size, size), 0.1, num_channels=1)
+    if name == "flow":
+        process = flow_matching(3, 2.0, (size, size), num_channels=1, predicts="x")
+    generator = torch.Generator().manual_seed(0)
+    u0, eps, other = torch.randn(3, n, 1, size, size, generator=generator)
+    k, j = torch.tensor([3]), torch.tensor([1])
+    z, _ = process.corrupt(u0, k, eps)
+    F = 0.7 * process.blur(process.from_images(u0), k) + 0.3 * other + 0.05
+    levels = {3: level_state(process, moments(process, u0, z, F, k.expand(n)), 3, n)}
+    calibration = Calibration(process, calibration_state(process, levels, n))
+    a, b, c, errors = (table[0] for table in calibration.fit(k, j, eta))
+
+    r = process.step_coefficients(k, j, eta, process.blur.log_alpha)[1][0]
+    z, y = dct2(z)[:, 0].double(), r * dct2(process.from_images(u0))[:, 0].double()
+    q = r * dct2(F)[:, 0] if name == "flow" else z + dct2(F)[:, 0]
+    has_offset = torch.zeros(size, size)
+    has_offset[:16, :16] = 1
+    means = [has_offset * part.mean(0) for part in (y, z, q)]
+    y, z, q = (part - mean for part, mean in zip((y, z, q), means, strict=True))
+    bins = frequency_bins(size, size, n)
+    for i in range(int(bins.max()) + 1):
+        inside = bins == i
+        left, parts = (y - q)[:, inside].flatten(), torch.stack((z, q))[:, :, inside].flatten(1)
+        squares = parts @ parts.T
+        weights = torch.linalg.solve(squares + squares.diag().diag() / n, parts @ left)
+        torch.testing.assert_close(torch.stack((a[i], b[i] - 1)), weights, rtol=1e-3, atol=1e-5)
+        error = (left - weights @ parts).square().mean()
+        offset = means[0] - a[i] * means[1] - b[i] * means[2]
+        square, share = offset[inside].square().mean(), has_offset[inside].mean()
+        uncertain = error / (n - 1) * share
+        kept = (1 - uncertain / square).clamp(min=0) if square > 0 else torch.zeros(())
+        expected = (kept * offset)[:16, :16][inside[:16, :16]]
+        torch.testing.assert_close(c[0][inside[:16, :16]], expected, rtol=1e-3, atol=1e-5)
+        freedom = 2 / (n * inside.sum())
+        error = error * ((1 + freedom) / (1 - freedom) + share / n) + kept * uncertain
+        torch.testing.assert_close(errors[i], error, rtol=1e-3, atol=1e-7)
 
 
 def power_of_samples(
