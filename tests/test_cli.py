@@ -13,23 +13,32 @@ from PIL import Image
 
 from scripts.config.flags import flags_of
 from scripts.config.paths import ROOT
-from tests.conftest import command, error_line
+from scripts.storage.files import read_json_lines
+from tests.conftest import error_line
+from tests.forks import forked
 from tests.tiny import TINY
 
 
-def run(script: str, *args: object, config: Path | str = TINY) -> subprocess.CompletedProcess[str]:
+def run(
+    script: str, *args: object, config: Path | str = TINY, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run an entry script from another directory, as users do."""
     options = ("--config.training.n_iters=2", "--config.model.sampling_noise=isotropic")
-    return command(ROOT / script, "--config", config, *options, *args, cwd="/")
+    return forked(script, "--config", config, *options, *args, cwd="/", **environment)
+
+
+def succeed(script: str, *args: object) -> subprocess.CompletedProcess[str]:
+    """As `run`, and it has to go well."""
+    result = run(script, *args)
+    assert result.returncode == 0, result.stderr
+    return result
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run directory made by train.py, with --workdir below the home directory and with a colon."""
     home = tmp_path_factory.mktemp("home")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HOME", str(home))
-        result = run("train.py", "--workdir=~/runs/2026-11-30T19:20")
+    result = run("train.py", "--workdir=~/runs/2026-11-30T19:20", HOME=str(home))
     assert result.returncode == 0, result.stderr
     assert "finished at step 2" in result.stdout
     assert f"report in {home}/runs/2026-11-30T19:20/index.html" in result.stdout
@@ -38,14 +47,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_directory(trained: Path) -> None:
     for name in (
-        *(
-            "checkpoints-meta/checkpoint.pth",
-            "checkpoints/checkpoint_1.pth",
-            "tensorboard",
-            "metrics.jsonl",
-            "index.html",
-        ),
-        *(f"samples/iter_2/{name}" for name in ("final.png", "process.gif", "process.mp4")),
+        "checkpoints-meta/checkpoint.pth",
+        "checkpoints/checkpoint_1.pth",
+        "tensorboard",
+        "metrics.jsonl",
+        "index.html",
+        "samples/iter_2/final.png",
+        "samples/iter_2/process.gif",
+        "samples/iter_2/process.mp4",
     ):
         assert (trained / name).exists(), name
     assert json.loads((trained / "config.json").read_text())["model"]["blur_sigma_max"] == 4.0
@@ -67,67 +76,38 @@ def test_training_again_says_that_it_is_done_and_a_failing_report_is_a_warning(
 @pytest.mark.parametrize(
     ("flags", "directory", "files"),
     [
+        ("", "0/delta_0.0125", "final.png init.png samples.npy process.mp4"),
+        ("--same_init --delta=0.01", "0/delta_0.01_same_init", "final.npy"),
         (
-            ["--batch_size=2"],
-            "checkpoint_0/delta_0.0125",
-            ["final.png", "init.png", "samples.npy", "process.mp4"],
+            "--init=held_out --from_level=2 --per_init=3 --batch_size=7",
+            "0/delta_0.0125_init_held_out_from_2",
+            "initial_images.png",
         ),
+        ("--checkpoint=1 --share_noise", "1/delta_0.0125_share_noise", "process.gif"),
         (
-            ["--batch_size=2", "--same_init", "--delta=0.01"],
-            "checkpoint_0/delta_0.01_same_init",
-            ["final.npy"],
-        ),
-        (
-            ["--init=held_out", "--from_level=2", "--per_init=3", "--batch_size=7"],
-            "checkpoint_0/delta_0.0125_init_held_out_from_2",
-            ["initial_images.png"],
-        ),
-        (
-            ["--checkpoint=1", "--batch_size=2", "--share_noise"],
-            "checkpoint_1/delta_0.0125_share_noise",
-            ["process.gif"],
-        ),
-        (
-            ["--interpolate", "--num_points=3", "--number=1"],
-            "checkpoint_0/interpolate_delta_0.0125_1",
-            ["interpolation.png", "init_input.png", "base_sample.png", "process.mp4"],
+            "--interpolate --num_points=3 --number=1",
+            "0/interpolate_delta_0.0125_1",
+            "interpolation.png init_input.png base_sample.png process.mp4",
         ),
     ],
 )
-def test_four_kinds_of_samples(
-    flags: list[str], directory: str, files: list[str], trained: Path
-) -> None:
-    result = run("sample.py", "--workdir", trained, *flags)
-    assert result.returncode == 0, result.stderr
-    assert directory in result.stdout
-    for file in files:
-        assert (trained / "additional_samples" / directory / file).stat().st_size > 0
+def test_four_kinds_of_samples(flags: str, directory: str, files: str, trained: Path) -> None:
+    result = succeed("sample.py", "--workdir", trained, "--batch_size=2", *flags.split())
+    place = trained / "additional_samples" / f"checkpoint_{directory}"
+    assert str(place) in result.stdout
+    assert all((place / file).stat().st_size > 0 for file in files.split())
 
 
-def test_every_sampling_flag_has_an_effect(trained: Path) -> None:
+def test_a_batch_is_a_part_of_the_samples(trained: Path) -> None:
     """--save_sample_freq, --number, --seed and --prior, through the files that they change."""
     base = trained / "additional_samples" / "checkpoint_0"
-    assert (
-        run(
-            "sample.py", "--workdir", trained, "--batch_size=4", "--save_sample_freq=2", "--seed=3"
-        ).returncode
-        == 0
-    )
-    kept = np.load(base / "delta_0.0125_seed_3" / "samples.npy")
-    assert kept.shape == (3, 4, 1, 8, 8)  # levels 3, 1 and 0
-    result = run(
-        "sample.py",
-        "--workdir",
-        trained,
-        "--batch_size=2",
-        "--number=1",
-        "--seed=3",
-        "--prior=data",
-    )
-    assert result.returncode == 0
-    np.testing.assert_allclose(
-        np.load(base / "delta_0.0125_seed_3_1" / "final.npy"), kept[-1, 2:], atol=1e-3
-    )
+    command = ("sample.py", "--workdir", trained, "--seed=3")
+    succeed(*command, "--batch_size=4", "--save_sample_freq=2")
+    states = np.load(base / "delta_0.0125_seed_3" / "samples.npy")
+    assert states.shape == (3, 4, 1, 8, 8)  # levels 3, 1 and 0
+    succeed(*command, "--batch_size=2", "--number=1", "--prior=data")
+    part = np.load(base / "delta_0.0125_seed_3_1" / "final.npy")
+    np.testing.assert_allclose(part, states[-1, 2:], atol=1e-3)
 
 
 def test_a_run_directory_is_enough(trained: Path, tmp_path: Path) -> None:
@@ -136,7 +116,7 @@ def test_a_run_directory_is_enough(trained: Path, tmp_path: Path) -> None:
     """
 
     def run(script: str, *args: object) -> subprocess.CompletedProcess[str]:
-        return command(ROOT / script, "--workdir", trained, *args, cwd=tmp_path)
+        return forked(script, "--workdir", trained, *args, cwd=tmp_path)
 
     sample = ["--batch_size=2", "--out=pictures"]
     for more in (
@@ -167,17 +147,9 @@ def test_pictures_of_other_settings_are_never_replaced(trained: Path, tmp_path: 
     more training.
     """
     base, kept = tmp_path / "checkpoint_0", {}
-    for changes in (
-        [],
-        ["--batch_size=1"],
-        ["--prior=data"],
-        ["--precision=bfloat16"],
-        ["--config.seed=5"],
-    ):
-        result = run(
-            "sample.py", "--workdir", trained, "--out", tmp_path, "--batch_size=2", *changes
-        )
-        assert result.returncode == 0, result.stderr
+    flags = ("--batch_size=1", "--prior=data", "--precision=bfloat16", "--config.seed=5")
+    for changes in ([], *([flag] for flag in flags)):
+        succeed("sample.py", "--workdir", trained, "--out", tmp_path, "--batch_size=2", *changes)
         directories = [path for path in base.iterdir() if path not in kept]
         assert len(directories) == 1
         kept[directories[0]] = (directories[0] / "final.npy").read_bytes()
@@ -187,19 +159,9 @@ def test_pictures_of_other_settings_are_never_replaced(trained: Path, tmp_path: 
 
 
 def test_dead_flags_of_the_release_are_named_in_a_warning(trained: Path) -> None:
-    result = run(
-        "sample.py",
-        "--workdir",
-        trained,
-        "--batch_size=1",
-        "--final_noise=0.1",
-        "--eval_folder=eval",
-    )
-    assert result.returncode == 0, result.stderr
-    assert (
-        result.stderr
-        == "warning: --final_noise, --eval_folder: no effect, as in the original release\n"
-    )
+    flags = ("--batch_size=1", "--final_noise=0.1", "--eval_folder=eval")
+    line = "warning: --final_noise, --eval_folder: no effect, as in the original release\n"
+    assert succeed("sample.py", "--workdir", trained, *flags).stderr == line
 
 
 def test_export_continues_where_it_stopped(trained: Path, tmp_path: Path) -> None:
@@ -272,14 +234,11 @@ def test_argument_of_a_configuration_file(tmp_path: Path) -> None:
     """FILE:ARGUMENT, as ml_collections has it; overrides apply afterwards."""
     file = tmp_path / "mine.py"
     file.write_text(
-        "from configs.mnist import quickstart\n\ndef get_config(K):\n    c = quickstart.get_config()\n"
+        "from tests.tiny import tiny_config\n\n"
+        "def get_config(K):\n    return tiny_config(model__K=int(K), training__n_iters=7)\n"
     )
-    file.write_text(
-        file.read_text() + "    c.model.K = int(K)\n    c.training.n_iters = 7\n    return c\n"
-    )
-    result = command(
-        "train.py", f"--config={file}:33", "--plan", "--config.training.n_iters=1234567"
-    )
+    changed = "--config.training.n_iters=1234567"
+    result = forked("train.py", f"--config={file}:33", "--plan", changed)
     assert result.returncode == 0, result.stderr
     assert "33 forward passes" in result.stdout
     assert "1,234,567" in result.stdout
@@ -308,19 +267,9 @@ def test_own_images_with_a_truncated_one_among_them(tmp_path: Path) -> None:
         Image.fromarray(rng.integers(0, 256, (12, 10, 3), dtype=np.uint8)).save(folder / f"{i}.png")
     data = (folder / "4.png").read_bytes()
     (folder / "4.png").write_bytes(data[: len(data) // 2])
-    result = run(
-        "train.py",
-        "--workdir",
-        tmp_path / "run",
-        *args,
-        "--config.training.n_iters=4",
-        "--config.training.log_freq=4",
-    )
-    assert result.returncode == 0, result.stderr
+    result = succeed("train.py", "--workdir", tmp_path / "run", *args)
     assert result.stdout.count("4.png") + result.stderr.count("4.png") == 1
-    rows = [
-        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    ]
+    rows = read_json_lines(tmp_path / "run" / "metrics.jsonl")
     assert [row["unreadable_images"] for row in rows if "loss" in row] == [1]
 
 
@@ -362,13 +311,13 @@ def test_bad_input_to_sampling(arguments: str, expected: str, trained: Path) -> 
 @pytest.mark.parametrize("script", ["train.py", "sample.py", "evaluate.py"])
 def test_help_and_missing_flags(script: str) -> None:
     """All flags, the common ones first, after the docstring."""
-    result = command(script, "--help")
+    result = forked(script, "--help")
     listed = result.stdout.partition("\nFlags:\n")[2].split("\n  --")
     names = [re.match(r"(?:  --)?(?:\[no\])?(\w+)", text)[1] for text in listed]  # type: ignore[index]
     assert result.returncode == 0
     assert names == [flag.name for flag in flags_of(script.removesuffix(".py"))]
     assert names[:2] == ["config", "workdir"]
-    assert ("--config" if script == "train.py" else "--workdir") in error_line(command(script))
+    assert ("--config" if script == "train.py" else "--workdir") in error_line(forked(script))
 
 
 @pytest.mark.parametrize(
