@@ -16,12 +16,11 @@ from absl.flags import FLAGS
 
 from scripts.config.flags import run
 from scripts.errors import UserError
-from scripts.evaluation.metrics import MODES
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-    from scripts.evaluation.given import GivenSamples
+    from scripts.evaluation.pixels import SampleFiles
     from scripts.evaluation.sweep import Evaluation
 
 
@@ -40,7 +39,7 @@ def evaluate() -> int:
     from scripts.config.checks import validate
     from scripts.data.datasets import require_outside_data
     from scripts.evaluation import results, sweep
-    from scripts.evaluation.given import GivenSamples
+    from scripts.evaluation.pixels import SampleFiles
     from scripts.runtime import distributed
     from scripts.sampling.choice import parse_delta
     from scripts.storage.checkpoint import saved_config
@@ -67,7 +66,7 @@ def evaluate() -> int:
         seed=seed,
     )
     dataset = FLAGS.dataset_name or config.data.dataset.lower()
-    given = None if FLAGS.samples is None else GivenSamples.read(FLAGS.samples, config, seed)
+    given = None if FLAGS.samples is None else SampleFiles.read(FLAGS.samples, config, seed)
     experiment = FLAGS.experiment_name or (
         workdir.resolve().name if given is None else Path(given.name).resolve().stem
     )
@@ -98,7 +97,7 @@ def evaluate() -> int:
 
 
 def evaluation(
-    config: "ConfigDict", directory: "Path", cache: "Path", given: "GivenSamples | None"
+    config: "ConfigDict", directory: "Path", cache: "Path", given: "SampleFiles | None"
 ) -> "Evaluation":
     """What --mode names, as the flags say; the bound's tables by level go to `directory`, features
     to `cache`.
@@ -119,6 +118,7 @@ def evaluation(
             dequantize=FLAGS.dequantize,
             precision=FLAGS.precision,
         )
+    from scripts.evaluation.metrics import MODES
     from scripts.evaluation.scores import SampleEvaluation
 
     return SampleEvaluation(

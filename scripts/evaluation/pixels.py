@@ -1,40 +1,145 @@
-"""What measures of the images themselves are made from, and the bootstrap.
+"""Measures of the images themselves, without a feature network: variances by frequency, distances
+from training images, and how much samples of one initial image differ.
 
-All images are uint8 (N, C, H, W).
+Images are uint8 (N, C, H, W). Samples that share an initial image are not independent: `groups`,
+int64 (N,), says which do.
 """
 
 import functools
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
+from model_code.dct import dct2
 from model_code.prior import StandardNormal
-from scripts.data.datasets import Split, load_images
-from scripts.data.loader import Checksums, HeldOutBatches, UnreadableImages, clean_batches
-from scripts.evaluation.given import GivenSamples
+from model_code.spectrum import DCTMoments, bin_sums, radii_of
+from scripts.config.paths import user_path
+from scripts.data.datasets import Split, load_images, open_images
+from scripts.data.images import FolderImages, Images, ImageSource, UnreadableImage
+from scripts.data.loader import (
+    Checksums,
+    HeldOutBatches,
+    UnreadableImages,
+    clean_batches,
+    to_unit_range,
+)
+from scripts.errors import UserError
+from scripts.estimate import Estimate, count
+from scripts.evaluation.features import NativeFolder
+from scripts.evaluation.results import Result
 from scripts.runtime import distributed
+from scripts.runtime.device import Precision
 from scripts.runtime.progress import progress_bar
 from scripts.runtime.randomness import Purpose, stream
-from scripts.sampling.output import to_uint8
+from scripts.sampling.output import grid, to_uint8
 from scripts.sampling.sampler import Sampler
+from scripts.storage.record import Record
 
 MOST_BYTES = 1 << 30
 """Of a split in memory: so many of its images, spread evenly."""
 BLOCK_BYTES = 1 << 25
 """Images in float32 at a time; a few times as much memory is used."""
 REPLICATES = 1000
+"""Bootstrap samples."""
+LOG_BINS = 48
+NO_VARIANCE = 1e-12
+"""A smaller variance counts as this, so that logarithms exist; rounding to 8 bits alone makes
+1.3e-6.
+"""
+Y_CB_CR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
+"""Luminance and chrominance as in JPEG (ITU-R BT.601)."""
+PLANES = ("all", "red", "green", "blue", "luminance", "chrominance")
+"""What spectra are of: the first of them of grey images (P = 1), all of colour (P = 6)."""
+NEAR = 0.01
+"""Samples are compared with the distance that this fraction of held-out images is below."""
+SPACES = {"": "pixels", "LowPass": "low-pass"}
+"""Where distances are measured, by what names of scores end in."""
+COLUMNS = 12
+"""Samples in the picture of the nearest training images."""
+
+
+# --- samples and data ---
+
+
+@dataclass(frozen=True)
+class SampleFiles:
+    """Samples that another program made, with what scores need of a `Sampler`."""
+
+    name: str
+    images: ImageSource
+    """At the configuration's size."""
+    native: Images
+    """As a folder or an array that is a reference is read."""
+    origins: np.ndarray
+    """Int64 (N,): their initial images, as an export with --per_init says in `origins.txt`;
+    otherwise one for each."""
+    seed: int
+    precision: Precision
+
+    @classmethod
+    def read(cls, text: str, config: ConfigDict, seed: int) -> "SampleFiles":
+        """All images of a folder or an array. Raises UserError, see `open_images`."""
+        images = open_images(text, "--samples", config.data.image_size, config.data.num_channels)
+        path = user_path(text, "--samples")
+        native = cast(Images, images)
+        if path.suffix in (".npy", ".npz"):
+            native = open_images(text, "--samples", None, 3)
+        elif isinstance(images, FolderImages):
+            native = NativeFolder(path if path.is_dir() else path.parent, images.paths)
+        origins = np.arange(len(images))
+        if (path / "origins.txt").is_file():
+            exported = np.loadtxt(path / "origins.txt", dtype=int, ndmin=1)
+            origins = exported if len(exported) == len(images) else origins
+        precision = Precision.named(distributed.device(config.device), "float32")
+        return cls(text, images, native, origins, seed, precision)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) at the configuration's size."""
+        return self.images.shape
+
+    def record(self) -> Record:
+        """What identifies the images."""
+        files = {"samples": self.images.version()}
+        return Record(weights={"samples": self.name}, options={"seed": self.seed}, files=files)
+
+    def independent(self, indices: Sequence[int]) -> torch.Tensor:
+        """Images (B, C, H, W) in [0, 1]. Raises UserError for one that cannot be read."""
+        try:
+            return to_unit_range(np.stack([self.images[i] for i in indices]))
+        except UnreadableImage as error:
+            raise UserError(f"--samples={self.name}: {error}") from None
+
+
+def initial_images(
+    sampler: Sampler | SampleFiles, data: ConfigDict, num_samples: int
+) -> np.ndarray:
+    """The initial image of each sample, int64 (N,), or its mirror image.
+
+    Without initial images, and of samples that another program made, every sample has a number of
+    its own.
+    """
+    if isinstance(sampler, SampleFiles):
+        return sampler.origins[:num_samples]
+    if isinstance(sampler.prior, StandardNormal):
+        return np.arange(num_samples)
+    origins = np.array(sampler.origins(range(num_samples)))
+    return origins if sampler.initial_images is not None else origins // (1 + data.random_flip)
 
 
 @dataclass(frozen=True)
 class PixelInputs:
-    """What a metric that needs pixels or seeds may use. Every process has all of it."""
+    """What a measure of pixels may use. Every process has all of it."""
 
     samples: np.ndarray
-    sampler: Sampler | GivenSamples
+    sampler: Sampler | SampleFiles
     data: ConfigDict
     read: dict[str, int] = field(default_factory=dict)
     """Checksums of the images of each split that was read, under "train_crc32" and
@@ -50,16 +155,11 @@ class PixelInputs:
         """The images of a split, at most 1 GiB of them. A collective function."""
         source = load_images(self.data, split)
         count = min(len(source), MOST_BYTES // int(np.prod(source.shape)))
-        images, unreadable, seen = list[torch.Tensor](), UnreadableImages(), Checksums()
-        for batch in HeldOutBatches(
-            source, 0, block_size(source.shape), count, False, self.data.num_workers
-        ):
-            images.append(to_uint8(batch.images))
-            unreadable.update(batch.unreadable)
-            seen.note(batch)
-        unreadable.report(count, f"{split} images")
-        self.read[f"{split}_crc32"] = seen.total()
-        return distributed.gather_rows(torch.cat(images)).numpy()
+        workers = self.data.num_workers
+        batches = HeldOutBatches(source, 0, block_size(source.shape), count, False, workers)
+        read = self._readable(batches, count, split, f"{split} images")
+        images = torch.cat([images for _, images in read])
+        return distributed.gather_rows(images).numpy()
 
     def training_blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Positions and images of the training set, with mirror images if training mirrors them;
@@ -68,19 +168,27 @@ class PixelInputs:
         A collective function, when all are read.
         """
         source, mirrored = load_images(self.data, "train"), self.data.random_flip
+        workers = self.data.num_workers
+        batches = clean_batches(source, block_size(source.shape), workers, False, mirrored)
+        number = len(distributed.shard(range(len(source))))
+        with progress_bar(number, "image", "comparing with training images") as bar:
+            for indices, images in self._readable(batches, len(source), "train", "training images"):
+                yield indices.numpy(), images.numpy()
+                bar.update(len(indices) // (1 + mirrored))
+
+    def _readable(
+        self, batches: Iterable[Any], number: int, split: str, what: str
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Indices and images of batches; when all are read, their checksum is noted, and a line
+        says which could not be read.
+        """
         unreadable, seen = UnreadableImages(), Checksums()
-        with progress_bar(
-            len(distributed.shard(range(len(source)))), "image", "comparing with training images"
-        ) as bar:
-            for batch in clean_batches(
-                source, block_size(source.shape), self.data.num_workers, False, mirrored
-            ):
-                seen.note(batch)
-                yield batch.indices.numpy(), to_uint8(batch.images).numpy()
-                bar.update(len(batch.indices) // (1 + mirrored))
-                unreadable.update(batch.unreadable)
-        unreadable.report(len(source), "training images")
-        self.read["train_crc32"] = seen.total()
+        for batch in batches:
+            seen.note(batch)
+            unreadable.update(batch.unreadable)
+            yield batch.indices, to_uint8(batch.images)
+        unreadable.report(number, what)
+        self.read[f"{split}_crc32"] = seen.total()
 
 
 def block_size(shape: tuple[int, ...]) -> int:
@@ -94,68 +202,557 @@ def blocks(images: np.ndarray) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, len(images), size))
 
 
-def initial_images(
-    sampler: Sampler | GivenSamples, data: ConfigDict, num_samples: int
-) -> np.ndarray:
-    """The initial image of each sample, int64 (N,), or its mirror image: samples that share one are
-    not independent.
-
-    Without initial images, and of samples that another program made, every sample has a number of
-    its own.
-    """
-    if isinstance(sampler, GivenSamples):
-        return sampler.origins[:num_samples]
-    if isinstance(sampler.prior, StandardNormal):
-        return np.arange(num_samples)
-    origins = np.array(sampler.origins(range(num_samples)))
-    return origins if sampler.initial_images is not None else origins // (1 + data.random_flip)
+# --- the bootstrap ---
 
 
-def _resampled(
-    N: int, groups: np.ndarray | None, seed: int, number: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Which of G groups each of N rows is in, int64 (N,), and how often each is drawn in 1,000
-    draws of G: int64 (1000, G).
-
-    Not at all, so that what is computed is NaN, where there is one group.
-    """
-    members = np.arange(N) if groups is None else np.unique(groups, return_inverse=True)[1]
-    G = members.max() + 1
-    counts = stream(seed, Purpose.BOOTSTRAP, number).multinomial(
-        G if G > 1 else 0, np.full(G, 1 / G), size=REPLICATES
-    )
-    return members, counts
+def weighted_mean(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Means of rows (N, ...) with weights (R, N): float64 (R, ...)."""
+    return np.tensordot(weights / weights.sum(1, keepdims=True), rows, 1)
 
 
-def resampled_means(
-    rows: np.ndarray, seed: int, number: int = 0, groups: np.ndarray | None = None
-) -> np.ndarray:
-    """Means of 1,000 sets of groups, int64 (N,), drawn with replacement from rows (N, ...): float64
-    (1000, ...).
-
-    A function of seed and number. groups: None where every row is one; with a single group there is
-    no spread, and all is NaN.
-    """
-    members, counts = _resampled(len(rows), groups, seed, number)
-    sums = np.zeros((counts.shape[1], *rows.shape[1:]))
-    np.add.at(sums, members, rows)
-    with np.errstate(invalid="ignore"):
-        weights = counts / (counts @ np.bincount(members))[:, None]
-    return np.tensordot(weights, sums, 1)
-
-
-def resampled_medians(
-    values: np.ndarray, seed: int, number: int = 0, groups: np.ndarray | None = None
-) -> np.ndarray:
-    """As `resampled_means`, of values (N,): float64 (1000,)."""
-    members, counts = _resampled(len(values), groups, seed, number)
-    if counts.shape[1] == 1:
-        return np.full(REPLICATES, np.nan)
+def weighted_median(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Medians of values (N,) with weights (R, N): float64 (R,)."""
     order = values.argsort()
-    below = (row[members[order]].cumsum() for row in counts)
+    below = (row[order].cumsum() for row in weights)
     return np.array([values[order[each.searchsorted(each[-1] / 2)]] for each in below])
 
 
-def interval(replicates: np.ndarray) -> Any:
-    """Both ends of the 95% interval (percentiles) along the first axis."""
-    return tuple(np.quantile(replicates, [0.025, 0.975], axis=0))
+def bootstrap(
+    statistic: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    rows: np.ndarray,
+    seed: int,
+    number: int = 0,
+    groups: np.ndarray | None = None,
+) -> np.ndarray:
+    """A statistic of rows (N, ...), by weight, for 1,000 sets of groups drawn with replacement:
+    float64 (1000, ...).
+
+    A function of seed and number. Groups None: every row is one. A single group has no spread: all
+    is NaN.
+    """
+    members = np.arange(len(rows)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    G = members.max() + 1
+    counts = stream(seed, Purpose.BOOTSTRAP, number).multinomial(
+        G, np.full(G, 1 / G), size=REPLICATES
+    )
+    replicates = statistic(rows, counts[:, members])
+    return replicates if G > 1 else np.full_like(replicates, np.nan)
+
+
+def interval(replicates: np.ndarray) -> np.ndarray:
+    """Both ends of the 95% interval (percentiles) along the first axis: (2, ...)."""
+    return np.quantile(replicates, [0.025, 0.975], axis=0)
+
+
+def bootstrap_result(
+    score: str, value: float, replicates: np.ndarray, inputs: PixelInputs, settings: dict[str, Any]
+) -> Result:
+    """A score whose error and interval are those of replicates; they are unknown with a single
+    group.
+    """
+    error = float(replicates.std(ddof=1))
+    estimate = Estimate(value, error, len(inputs.samples), count(inputs.groups))
+    low, high = interval(replicates).tolist()
+    known = math.isfinite(error)
+    return Result(score, estimate, settings, (min(low, value), max(high, value)) if known else None)
+
+
+# --- radial bins and octaves ---
+
+
+def bin_means(values: torch.Tensor, bins: torch.Tensor) -> torch.Tensor:
+    """Averages over the frequencies in each bin, none of which is empty: (..., H, W) to float64
+    (..., R).
+    """
+    return bin_sums(values, bins) / bins.flatten().bincount().to(values.device)
+
+
+def radial_bins(height: int, width: int) -> torch.Tensor:
+    """Bins for a radially averaged spectrum: 0 the constant, then 48 spaced evenly in log, or one a
+    radius: int64 (H, W).
+
+    Radii are rounded where there are fewer than 48. Bins that would be empty are left out.
+    """
+    radii = radii_of(height, width)
+    largest = radii.max().item()
+    if largest < LOG_BINS:
+        return radii.round().long().unique(return_inverse=True)[1]
+    place = radii.clamp(min=1).log() / math.log(largest) * LOG_BINS
+    bins = torch.where(radii == 0, 0, 1 + place.long().clamp(max=LOG_BINS - 1))
+    return bins.unique(return_inverse=True)[1]
+
+
+def octaves(height: int, width: int) -> torch.Tensor:
+    """The octave of each frequency: int64 (H, W). i has wavelengths of 2^(i + 1) up to 2^(i + 2)
+    pixels of the longer axis, 0 also the shorter ones of diagonals; the constant comes last.
+    """
+    longer, radii = max(height, width), radii_of(height, width)
+    index = (longer / radii.clamp(min=1)).log2().floor().clamp(min=0).long()
+    return torch.where(radii == 0, index.max() + 1, index)
+
+
+def octave_names(num_octaves: int) -> list[str]:
+    """Octaves by their wavelengths in pixels, the finest first, and the constant."""
+    return [f"{2 ** (i + 1)}-{2 ** (i + 2)} px" for i in range(num_octaves - 1)] + ["constant"]
+
+
+def low_pass(octave: torch.Tensor) -> torch.Tensor:
+    """Of octaves those that a low-pass keeps: wavelengths of 8 pixels and more; in tiny images all
+    but the finest. Bool.
+    """
+    return octave >= min(2, int(octave.max()) - 1)
+
+
+def plot_octaves(
+    axes: Axes, series: Mapping[str, Sequence[np.ndarray]], ylabel: str, line: float
+) -> None:
+    """Draw values of octaves (R,), some with the ends of their intervals, the last first; and a
+    horizontal line.
+    """
+    for shift, (label, (values, *ends)) in enumerate(series.items()):
+        errors = [abs(end - values)[::-1] for end in ends] or None
+        x = np.arange(len(values)) + shift / 15
+        axes.errorbar(x, values[::-1], errors, fmt="o-", ms=3, lw=1, capsize=2, label=label)
+    names = octave_names(len(values))[::-1]
+    axes.axhline(line, color="gray", lw=1)
+    axes.set_xticks(range(len(names)), names, fontsize="small")
+    axes.set(xlabel="wavelength", ylabel=ylabel)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+
+
+# --- spectrum: does every scale vary as much in samples as in the data? ---
+
+
+def deviation_powers(deviations: torch.Tensor, bins: Sequence[torch.Tensor]) -> np.ndarray:
+    """Squared DCT coefficients of (B, C, H, W), summed over channels and over each bin: float64 (B,
+    P, R).
+
+    bins: int64 (H, W) each; R counts the bins of all of them.
+    """
+    coefficients = dct2(deviations)
+    planes = [coefficients.square().sum(1, keepdim=True)]
+    if deviations.shape[1] == 3:
+        matrix = torch.tensor(Y_CB_CR).to(deviations)
+        mixed = torch.einsum("pc,bchw->bphw", matrix, coefficients).square()
+        planes += [coefficients.square(), mixed[:, :1], mixed[:, 1:].sum(1, keepdim=True)]
+    power = torch.cat(planes, 1)
+    return torch.cat([bin_sums(power, each) for each in bins], -1).cpu().numpy()
+
+
+def powers(
+    images: np.ndarray,
+    bins: Sequence[torch.Tensor],
+    device: torch.device,
+    groups: np.ndarray | None = None,
+) -> np.ndarray:
+    """For each of at least 2 images uint8 (N, C, H, W) what the variance, summed over a bin, is the
+    mean of: float64 (N, P, R).
+
+    That is N / (N - 1) times `deviation_powers` from the mean image. With groups, int64 (N,), the
+    variance is half the mean square of differences between images of different groups, which is
+    unbiased where images of one group are alike.
+    """
+    N, mean = len(images), torch.from_numpy(images.mean(0, dtype=np.float64) / 255).float()
+
+    def from_mean(images: np.ndarray) -> np.ndarray:
+        parts = (to_unit_range(images[rows]) - mean for rows in blocks(images))
+        return np.concatenate([deviation_powers(part.to(device), bins) for part in parts])
+
+    own = from_mean(images)
+    if groups is None or count(groups) in (1, N):
+        return own * (N / (N - 1))
+    _, members, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    of_group = np.split(members.argsort(kind="stable"), sizes.cumsum()[:-1])
+    of_means = from_mean(np.stack([images[rows].mean(0, dtype=np.float32) for rows in of_group]))
+    n = sizes[members][:, None, None]
+    return ((N - n) * own + n * of_means[members]) * (N / (N**2 - (sizes**2).sum()))
+
+
+def compare(
+    samples: np.ndarray,
+    reference: np.ndarray,
+    num_radial: int,
+    seed: int,
+    groups: np.ndarray | None = None,
+) -> np.ndarray:
+    """Spectra of samples and reference, `powers` (N, P, R) and (M, P, R), of which `num_radial` are
+    radial bins, then octaves.
+
+    Values and standard errors by bootstrap over the images of both, or over the samples' groups,
+    int64 (N,), float64 (2, P, 2 + octaves): log-spectral distance in dB (root mean square over
+    radial bins but the constant), ratio of total variances, 10 log10 of that by octave, finest
+    first. Errors are NaN with a single group.
+    """
+
+    def statistics(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+        ratio = np.maximum(ours, NO_VARIANCE) / np.maximum(theirs, NO_VARIANCE)
+        decibels = 10 * np.log10(ratio)
+        distance = np.sqrt((decibels[..., 1:num_radial] ** 2).mean(-1))
+        totals = (
+            np.maximum(each[..., num_radial:], NO_VARIANCE).sum(-1) for each in (ours, theirs)
+        )
+        return np.concatenate(
+            [distance[..., None], np.divide(*totals)[..., None], decibels[..., num_radial:]], -1
+        )
+
+    replicates = statistics(
+        bootstrap(weighted_mean, samples, seed, 0, groups),
+        bootstrap(weighted_mean, reference, seed, 1),
+    )
+    values = statistics(samples.mean(0), reference.mean(0))
+    return np.stack([values, replicates.std(0, ddof=1)])
+
+
+def spectrum(inputs: PixelInputs) -> list[Result]:
+    """Log-spectral distance and ratio of variances from the training images, beside those of as
+    many held-out images.
+    """
+    size, real = inputs.samples.shape[2:], inputs.in_memory("held_out")
+    number = min(len(real), len(inputs.samples))
+    evenly = np.linspace(0, len(real) - 1, number).astype(int)  # they may be sorted by class
+    bins = [radial_bins(*size), octaves(*size)]
+    num_radial = int(bins[0].max()) + 1
+    seed, groups, device = inputs.sampler.seed, inputs.groups, inputs.sampler.precision.device
+    ours = powers(inputs.samples, bins, device, groups)
+    held_out = powers(real[evenly], bins, device)
+    training = powers(inputs.in_memory("train"), bins, device)
+    of_samples = compare(ours, training, num_radial, seed, groups)
+    of_held_out = compare(held_out, training, num_radial, seed)
+    as_many = compare(ours[:number], training, num_radial, seed)
+    settings: dict[str, Any] = {"training_images": len(training), "held_out_images": number}
+    tables = {
+        "by_octave": of_samples,
+        "held_out_by_octave": of_held_out,
+        "by_octave_against_held_out": compare(ours, held_out, num_radial, seed, groups),
+    }
+    for key, table in tables.items():
+        decibels, errors = table[:, 0, 2:].tolist()
+        rows = list(zip(octave_names(len(decibels)), decibels, errors, strict=True))
+        settings[key] = {
+            name: {"ratio": 10 ** (dB / 10), "dB": dB, "standard_error_dB": error}
+            for name, dB, error in rows
+        }
+        line = ", ".join(f"{name} {dB:+.2f} +- {error:.2f}" for name, dB, error in rows[::-1])
+        print(f"{key}, dB: {line}", flush=True)
+
+    def result(score: str, i: int) -> Result:
+        values, errors = of_samples[:, :, i].tolist()
+        held_out_value, held_out_error = of_held_out[:, 0, i].tolist()
+        own = {
+            "held_out": held_out_value,
+            "held_out_standard_error": held_out_error,
+            "value_at_held_out_images": float(as_many[0, 0, i]),
+            "by_plane": dict(zip(PLANES, values, strict=False)),
+        }
+        return Result(
+            score, Estimate(values[0], errors[0], len(ours), count(groups)), settings | own
+        )
+
+    totals = (each[:, 0, num_radial:].sum(1) for each in (ours, training))
+    per_image = next(totals) / next(totals).mean()
+    spectra = {"samples": ours, "held out": held_out, "training": training}
+    picture = draw_spectra(bins[0], spectra, of_samples, of_held_out)
+    return [
+        replace(result("LogSpectralDistance", 0), picture=picture),
+        replace(result("VarianceRatio", 1), per_image=per_image),
+    ]
+
+
+def draw_spectra(
+    bins: torch.Tensor,
+    spectra: dict[str, np.ndarray],
+    of_samples: np.ndarray,
+    of_held_out: np.ndarray,
+) -> Figure:
+    """A picture of the spectra by radius and, with two standard errors, of log ratios by octave; of
+    colour by plane, too.
+    """
+    picture = Figure(figsize=(10, 4), layout="constrained")
+    left, right = picture.subplots(1, 2)
+    radii = bin_means(radii_of(*bins.shape), bins).numpy()
+    sizes = bins.flatten().bincount().numpy()
+    for label, rows in spectra.items():
+        mean = rows[:, 0, : len(radii)].mean(0) / sizes
+        left.loglog(radii[1:], mean[1:], label=f"{label}, N = {len(rows)}", lw=1)
+    left.set(xlabel="radius of frequencies", ylabel="variance of a DCT coefficient")
+    left.grid(alpha=0.3, which="both")
+    left.legend(fontsize="small")
+    tables = {"samples": of_samples[:, 0], "held out": of_held_out[:, 0]}
+    if of_samples.shape[1] == len(PLANES):
+        tables |= {f"samples, {PLANES[i]}": of_samples[:, i] for i in (4, 5)}
+    series = {
+        label: [value[2:], *(value + np.outer([-2, 2], error))[:, 2:]]
+        for label, (value, error) in tables.items()
+    }
+    plot_octaves(right, series, "variance over that of training images, dB", 0)
+    return picture
+
+
+# --- copying: do samples repeat training images? ---
+
+
+def without_mean(images: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Images uint8 (B, C, H, W) without the mean of each channel: float64 (B, d), from values in
+    [0, 1].
+    """
+    u = torch.from_numpy(images).to(device).double() / 255
+    return (u - u.mean((2, 3), keepdim=True)).flatten(1)
+
+
+def low_frequencies(images: np.ndarray, device: torch.device) -> torch.Tensor:
+    """DCT coefficients of images uint8 (B, C, H, W) that a low-pass keeps, but the constant:
+    float64 (B, d).
+    """
+    u = torch.from_numpy(images).to(device).double() / 255
+    low = low_pass(octaves(*u.shape[2:])).to(device)
+    low[0, 0] = False
+    return dct2(u)[..., low].flatten(1)
+
+
+def nearest_training_images(
+    images: np.ndarray, training: Iterable[tuple[np.ndarray, np.ndarray]], device: torch.device
+) -> tuple[np.ndarray, np.ndarray]:
+    """In each of `SPACES` the distance of images uint8 (Q, C, H, W) from the nearest of `training`,
+    float64 (2, Q), and that one's position, int64 (2, Q).
+
+    training: positions int64 (B,) and images uint8 (B, C, H, W), a block at a time; only one is in
+    memory. Of several processes each has its own blocks, and all get the result. A collective
+    function.
+    """
+    shape = (len(SPACES), len(images))
+    least = torch.full(shape, torch.inf, dtype=torch.float64, device=device)
+    nearest = torch.zeros(shape, dtype=torch.int64, device=device)
+    low = torch.cat([low_frequencies(images[rows], device) for rows in blocks(images)])
+    for positions, block in training:
+        if len(block) == 0:  # a process may have none
+            continue
+        theirs = (without_mean(block, device), low_frequencies(block, device))
+        position = torch.from_numpy(positions).to(device)
+        for rows in blocks(images):
+            ours = (without_mean(images[rows], device), low[rows])
+            for space, (x, y) in enumerate(zip(ours, theirs, strict=True)):
+                squared, index = squared_distances(x, y).min(1)
+                nearer = squared < least[space, rows]
+                nearest[space, rows] = torch.where(nearer, position[index], nearest[space, rows])
+                least[space, rows] = torch.minimum(squared, least[space, rows])
+    distances, process = torch.stack(distributed.gather(least.sqrt().cpu())).min(0)
+    of_processes = torch.stack(distributed.gather(nearest.cpu()))
+    return distances.numpy(), of_processes.gather(0, process[None])[0].numpy()
+
+
+def squared_distances(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Of rows of x (n, d) and y (m, d), float64: (n, m), exact to far less than a grey level;
+    torch.cdist copies both.
+    """
+    return ((x**2).sum(1)[:, None] + (y**2).sum(1)).addmm_(x, y.T, alpha=-2).clamp_(min=0)
+
+
+def ratio_of_medians(
+    samples: np.ndarray, held_out: np.ndarray, seed: int, groups: np.ndarray | None = None
+) -> tuple[float, np.ndarray]:
+    """The median of distances (N,) over that of (M,), near 0 for copies, and 1,000 values by
+    bootstrap over both.
+
+    groups: int64 (N,), of samples that are not independent.
+    """
+    ours = bootstrap(weighted_median, samples, seed, 0, groups)
+    theirs = bootstrap(weighted_median, held_out, seed, 1)
+    return float(np.median(samples) / np.median(held_out)), ours / theirs
+
+
+def nearer_than_held_out(
+    samples: np.ndarray, held_out: np.ndarray, seed: int, groups: np.ndarray | None = None
+) -> tuple[float, np.ndarray]:
+    """The fraction of samples at less than the distance that `NEAR` of held-out images are below,
+    and 10,000 draws of it.
+
+    Draws count both errors: the number of held-out images below the true quantile is binomial, so
+    the threshold is drawn from that distribution, and for each threshold the fraction is drawn from
+    its posterior under Jeffreys' prior (a bootstrap of no sample below it would have no spread).
+    Samples in groups count as the independent ones that the fraction's error corresponds to; draws
+    from a single group are NaN.
+    """
+    N, M, size = len(samples), len(held_out), 10 * REPLICATES
+    rng = stream(seed, Purpose.BOOTSTRAP, 2)
+    rank = rng.binomial(M, NEAR, size) + rng.random(size)  # uniform between neighbours
+    thresholds = np.interp(rank, np.arange(M + 1), [0.0, *np.sort(held_out)])
+    below = np.searchsorted(np.sort(samples), thresholds)
+    threshold = np.quantile(held_out, NEAR, method="weibull")
+    share = Estimate.of(torch.from_numpy(samples < threshold), groups)
+    if share.num_groups == 1:
+        return share.value, np.full(size, np.nan)
+    part = min(1.0, share.effective_count() / N)
+    return share.value, rng.beta(part * below + 0.5, part * (N - below) + 0.5)
+
+
+def copying(inputs: PixelInputs) -> list[Result]:
+    """How near samples are to training images; where they start from such images, how often to
+    their own.
+    """
+    N, results = len(inputs.samples), list[Result]()
+    images = np.concatenate([inputs.samples, inputs.in_memory("held_out")])
+    device, seed = inputs.sampler.precision.device, inputs.sampler.seed
+    distances, nearest = nearest_training_images(images, inputs.training_blocks(), device)
+    starts = starting_positions(inputs)
+    for suffix, ours, held_out, positions in zip(
+        SPACES, distances[:, :N], distances[:, N:], nearest[:, :N], strict=True
+    ):
+        settings = {
+            "median": float(np.median(ours)),
+            "held_out_median": float(np.median(held_out)),
+            "held_out_images": len(held_out),
+        }
+        measures = {"NearestRatio": ratio_of_medians, "NearerThanHeldOut": nearer_than_held_out}
+        for score, measure in measures.items():
+            value, replicates = measure(ours, held_out, seed, inputs.groups)
+            results.append(bootstrap_result(score + suffix, value, replicates, inputs, settings))
+        if starts is not None:
+            own = Estimate.of(torch.from_numpy(positions == starts), inputs.groups)
+            results.append(Result(f"NearestIsOwnInit{suffix}", own, settings, own.wilson()))
+    results[0] = replace(results[0], picture=draw_nearest(inputs, distances[:, :N], nearest))
+    return results
+
+
+def starting_positions(inputs: PixelInputs) -> np.ndarray | None:
+    """The position of the training image that each sample started from, int64 (N,); None if it
+    started from something else.
+    """
+    sampler = inputs.sampler
+    if isinstance(sampler, SampleFiles):
+        return None
+    if sampler.initial_images is not None:
+        from_training = sampler.initial_images.settings.get("init") == "train"
+    else:  # the prior has one state for each training image, if all could be read
+        training = (1 + inputs.data.random_flip) * len(load_images(inputs.data, "train"))
+        from_training = len(sampler.prior) == training
+    return inputs.groups if from_training else None
+
+
+def draw_nearest(inputs: PixelInputs, distances: np.ndarray, nearest: np.ndarray) -> Figure:
+    """A picture of the samples that are nearest to training images, in each space, above these
+    images.
+    """
+    picture = Figure(figsize=(9, 4.2), layout="constrained")
+    source = load_images(inputs.data, "train")
+    for i, axes in enumerate(picture.subplots(len(SPACES))):
+        first = distances[i].argsort(kind="stable")[:COLUMNS]
+        originals = np.stack([source[int(position)] for position in nearest[i, first]])
+        rows = np.concatenate([inputs.samples[first], originals])
+        axes.imshow(grid(torch.from_numpy(rows) / 255, len(first)))
+        space = list(SPACES.values())[i]
+        title = f"{space}: samples nearest to a training image, and below each that image"
+        axes.set_title(title, fontsize=9)
+        axes.axis("off")
+    return picture
+
+
+# --- diversity: how much do samples of one initial image differ, and how much initial images? ---
+
+
+def variance_components(
+    images: np.ndarray, per_init: int, bins: torch.Tensor, device: torch.device
+) -> tuple[np.ndarray, np.ndarray]:
+    """Variance within and between initial images, summed over the frequencies of each bin, int64
+    (H, W): float64 (S, R) each.
+
+    images: uint8 (S * M, C, H, W), M = `per_init` in a row from each initial image, S and M at
+    least 2. Means over initial images are unbiased (analysis of variance with random effects): the
+    variance of their samples' means is that between them and an M-th of that within.
+    """
+    within, means = [], []
+    for start in range(0, len(images), per_init):
+        u = to_unit_range(images[start : start + per_init]).to(device)
+        means.append(u.mean(0))
+        within.append(deviation_powers(u - means[-1], [bins])[:, 0].sum(0) / (per_init - 1))
+    deviations = torch.stack(means) - torch.stack(means).mean(0)
+    of_means = deviation_powers(deviations, [bins])[:, 0] * (len(means) / (len(means) - 1))
+    return np.stack(within), of_means - np.stack(within) / per_init
+
+
+def predicted_within(
+    data: torch.Tensor, first: torch.Tensor, std: float, bins: torch.Tensor
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which share of a bin's variance linear-Gaussian models leave to the samples of one initial
+    image: float64 (R,), two of them.
+
+    data, first: variances of DCT coefficients of images and of their first states' means, float64
+    (C, H, W); std: of the noise on those. One is 1 - first / data, what first states do not hand
+    over, for heat 1 - exp(-2 lambda t_K) in each frequency. The other is what an ideal reverse
+    process leaves, which reads all that exceeds the noise: std^2 / (first + std^2).
+    """
+    total, noise = bin_sums(data.sum(0), bins), max(std, 1e-12) ** 2
+    ideal = bin_sums((data * noise / (first + noise)).sum(0), bins)
+    return (1 - bin_sums(first.sum(0), bins) / total).numpy(), (ideal / total).numpy()
+
+
+def diversity(inputs: PixelInputs) -> list[Result]:
+    """Variance within initial images, between them and their sum over that of training images; per
+    pixel and after a low-pass.
+    """
+    sampler, bins = inputs.sampler, octaves(*inputs.samples.shape[2:])
+    assert isinstance(sampler, Sampler)
+    assert sampler.initial_images is not None
+    per_init, device = sampler.initial_images.per_image, sampler.precision.device
+    data, first, std = moments(sampler, inputs.in_memory("train"))
+    total = bin_sums(data.sum(0), bins).numpy()
+    components = variance_components(inputs.samples, per_init, bins, device)
+    within, between = (part / total for part in components)
+    parts = {"WithinInit": within, "BetweenInits": between, "WithinAndBetween": within + between}
+    means = {score: part.mean(0) for score, part in parts.items()}
+    replicates = {
+        score: bootstrap(weighted_mean, part, sampler.seed)  # the same initial images in all
+        for score, part in parts.items()
+    }
+    share = means["WithinInit"] / means["WithinAndBetween"]
+    share_ends = interval(replicates["WithinInit"] / replicates["WithinAndBetween"])
+    not_handed_over, ideal = predicted_within(data, first, std, bins)
+    columns = {
+        "share": share,
+        "interval_95": share_ends.T,
+        "not_handed_over": not_handed_over,
+        "ideal": ideal,
+    }
+    by_octave = {
+        name: {key: column[i].tolist() for key, column in columns.items()}
+        for i, name in enumerate(octave_names(len(total)))
+    }
+    settings = {"within_by_octave": by_octave}
+    results = []
+    octave = np.arange(len(total))
+    for suffix, kept in (
+        ("", octave >= 0),
+        ("LowPass", low_pass(torch.from_numpy(octave)).numpy()),
+    ):
+        weights = np.where(kept, total, 0) / total[kept].sum()
+        for score, mean in means.items():
+            value, spread = float(mean @ weights), replicates[score] @ weights
+            results.append(bootstrap_result(score + suffix, value, spread, inputs, settings))
+    picture = Figure(figsize=(10, 4), layout="constrained")
+    left, right = picture.subplots(1, 2)
+    variances = {score: [mean, *interval(replicates[score])] for score, mean in means.items()}
+    plot_octaves(left, variances, "variance over that of training images", 1)
+    shares = {
+        "samples": [share, *share_ends],
+        "not handed over by the first state": [not_handed_over],
+        "ideal linear-Gaussian reverse process": [ideal],
+    }
+    plot_octaves(right, shares, "share of the variance that is within initial images", 1)
+    results[0] = replace(results[0], picture=picture)
+    return results
+
+
+def moments(sampler: Sampler, images: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Variances of DCT coefficients of images and of their first states' means, and the noise on
+    those, in units of images.
+    """
+    process, k, device = sampler.process, sampler.kernel.chain[0], sampler.precision.device
+    data, first = DCTMoments(*images.shape[1:]), DCTMoments(*images.shape[1:])
+    for rows in blocks(images):
+        u0 = to_unit_range(images[rows]).to(device)
+        data.add(u0.cpu())
+        levels = torch.full((len(u0),), k, device=device)
+        state, _ = process.corrupt(u0, levels, torch.zeros_like(u0))
+        first.add(process.to_images(state).cpu())
+    unit = process.to_images(torch.ones(1)) - process.to_images(torch.zeros(1))
+    return data.variance, first.variance, sampler.prior_std * unit.item()

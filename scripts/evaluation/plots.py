@@ -2,11 +2,10 @@
 
 import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -74,31 +73,6 @@ def plot_sweep(
     if any(series):
         axes.legend()
     _save(figure, path)
-
-
-def plot_octaves(
-    axes: Axes, names: list[str], series: Mapping[str, list[np.ndarray]], ylabel: str, line: float
-) -> None:
-    """Draw values of octaves (R,), some with the ends of their intervals, the last first; and a
-    horizontal line.
-    """
-    for shift, (label, (values, *ends)) in enumerate(series.items()):
-        errors = [abs(end - values)[::-1] for end in ends] or None
-        axes.errorbar(
-            np.arange(len(names)) + shift / 15,
-            values[::-1],
-            errors,
-            fmt="o-",
-            ms=3,
-            lw=1,
-            capsize=2,
-            label=label,
-        )
-    axes.axhline(line, color="gray", lw=1)
-    axes.set_xticks(range(len(names)), names[::-1], fontsize="small")
-    axes.set(xlabel="wavelength", ylabel=ylabel)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
 
 
 def _is_number(value: float | str) -> bool:

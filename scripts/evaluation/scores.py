@@ -17,9 +17,8 @@ from scripts.errors import UserError
 from scripts.evaluation.distances import Reference
 from scripts.evaluation.extractors import EXTRACTORS, Extractor, Options
 from scripts.evaluation.features import SPLITS, cached_features, data_set_images, features_of
-from scripts.evaluation.given import GivenSamples
 from scripts.evaluation.metrics import Inputs, Metric
-from scripts.evaluation.pixels import PixelInputs, initial_images
+from scripts.evaluation.pixels import PixelInputs, SampleFiles, initial_images
 from scripts.evaluation.references import find_reference, first_size, readable_features
 from scripts.evaluation.results import Result
 from scripts.runtime import distributed
@@ -56,7 +55,7 @@ class SampleEvaluation:
     dinov2_path: Path | None = None
     k: int = 5
     precision: str = "float32"
-    given: GivenSamples | None = None
+    given: SampleFiles | None = None
     """Samples to score instead."""
 
     def record(self, *, checkpoint: int, choice: Choice, seed: int | None) -> Record:
@@ -77,7 +76,7 @@ class SampleEvaluation:
         return compute(sampler, made_by, record)
 
     def _of_pixels(
-        self, sampler: Sampler | GivenSamples, made_by: Record, record: Record
+        self, sampler: Sampler | SampleFiles, made_by: Record, record: Record
     ) -> list[Result]:
         samples = self._generated(
             sampler, made_by.add(metric={"extractor": "pixels"}), torch.Tensor.numpy
@@ -94,7 +93,7 @@ class SampleEvaluation:
         ]
 
     def _of_features(
-        self, sampler: Sampler | GivenSamples, made_by: Record, record: Record
+        self, sampler: Sampler | SampleFiles, made_by: Record, record: Record
     ) -> list[Result]:
         extractor = self._extractor
         if (
@@ -145,7 +144,7 @@ class SampleEvaluation:
 
     @property
     def _needs_pixels(self) -> bool:
-        return any(metric.needs in ("pixels", "seeds") for metric in self.metrics)
+        return any(metric.needs in ("pixels", "initial images") for metric in self.metrics)
 
     @functools.cached_property
     def _options(self) -> Options:
@@ -178,7 +177,7 @@ class SampleEvaluation:
 
     def _prepare(
         self, checkpoint: int, choice: Choice, seed: int | None
-    ) -> tuple[Sampler | GivenSamples, Record, Record]:
+    ) -> tuple[Sampler | SampleFiles, Record, Record]:
         """Where samples come from, all that they depend on, and what all scores have in common."""
         for metric in self.metrics:
             if self.num_gen < metric.fewest(self.k):
@@ -190,10 +189,10 @@ class SampleEvaluation:
                 raise UserError(
                     f"--num_gen={self.num_gen}: --samples={self.given.name} has {found} images"
                 )
-            sampler: Sampler | GivenSamples = self.given
+            sampler: Sampler | SampleFiles = self.given
             made_by, known = self.given.record(), dict[str, int]()
         else:
-            if any(metric.needs == "seeds" for metric in self.metrics):
+            if any(metric.needs == "initial images" for metric in self.metrics):
                 choice = self._by_seed(choice)
             sampler, made_by, known = self._sampler(checkpoint, choice, seed)
         record = made_by.add(options={"num_gen": self.num_gen})
@@ -234,21 +233,19 @@ class SampleEvaluation:
             scoring=True,
         )
         if (
-            any(metric.needs == "seeds" for metric in self.metrics)
+            any(metric.needs == "initial images" for metric in self.metrics)
             and sampler.initial_images is not None
         ):
             most = sampler.initial_images.count * sampler.initial_images.per_image
-            if self.num_gen > most:  # one image twice would count as two seeds
+            if self.num_gen > most:  # one image twice would count as two initial images
                 raise UserError(
                     f"--num_gen={self.num_gen}: must be at most {most}, all samples of the images of {choice.init}"
                 )
         return sampler, sampler.record(self.config, trained), dict(trained.data)
 
-    def _sizes(self, sampler: Sampler | GivenSamples, against: Reference) -> dict[str, Any]:
+    def _sizes(self, sampler: Sampler | SampleFiles, against: Reference) -> dict[str, Any]:
         """(H, W) of samples and reference images for the record, and a line where they differ."""
-        size = (
-            first_size(sampler.native) if isinstance(sampler, GivenSamples) else sampler.shape[1:]
-        )
+        size = first_size(sampler.native) if isinstance(sampler, SampleFiles) else sampler.shape[1:]
         if against.size is None or size is None or not self.reference or against.size == size:
             return {}
         ours, theirs = shown_size(size), shown_size(against.size)
@@ -257,7 +254,7 @@ class SampleEvaluation:
 
     def _generated(
         self,
-        sampler: Sampler | GivenSamples,
+        sampler: Sampler | SampleFiles,
         made_by: Record,
         extract: Callable[[torch.Tensor], np.ndarray],
     ) -> np.ndarray:
@@ -274,7 +271,7 @@ class SampleEvaluation:
         )
 
     def _by_seed(self, choice: Choice) -> Choice:
-        """The choice with seeds of which several samples are drawn.
+        """The choice with initial images of which several samples are drawn.
 
         Raises UserError where that cannot be.
         """

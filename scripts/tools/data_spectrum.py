@@ -7,6 +7,7 @@ of DCT coefficients of training images about their mean image; brightness, the c
 blur changes, is apart.
 """
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +18,7 @@ from ml_collections import ConfigDict
 
 from model_code.dct import eigenvalues
 from model_code.schedule import removed_variance
-from model_code.spectrum import (
-    DCTMoments,
-    bin_means,
-    bin_sums,
-    octaves,
-    radial_bins,
-    radii_of,
-    slope,
-)
+from model_code.spectrum import DCTMoments, bin_sums, radii_of
 from scripts.config.checks import validate
 from scripts.config.flags import run
 from scripts.config.schedule import LOG, MATCHED, check_schedule, known_levels, with_schedule
@@ -33,6 +26,7 @@ from scripts.data.datasets import load_images, require_outside_data
 from scripts.data.loader import UnreadableImages, none_readable
 from scripts.data.training_set import dct_moments, matched_to
 from scripts.errors import UserError
+from scripts.evaluation.pixels import bin_means, octaves, radial_bins
 from scripts.storage.files import atomic_write, make_directory
 
 Schedules = dict[str, torch.Tensor]
@@ -48,6 +42,19 @@ def schedules_for(config: ConfigDict, moments: DCTMoments) -> Schedules:
     if config.model.blur_schedule not in (LOG, MATCHED):
         levels["configured"] = known_levels(config)
     return {name: torch.tensor(sigma_B, dtype=torch.float64) for name, sigma_B in levels.items()}
+
+
+def slope(power: torch.Tensor) -> float:
+    """The exponent a of a spectrum ~ radius^a, power (H, W): least squares in log over
+    `radial_bins` up to Nyquist's radius.
+
+    Bins without power are left out.
+    """
+    H, W = power.shape
+    bins, radii = radial_bins(H, W), radii_of(H, W).clamp(min=0.5)
+    x, y = bin_means(radii.log(), bins), bin_means(power, bins).log()
+    used = (x >= 0) & (x < math.log(max(H, W))) & y.isfinite()
+    return float(np.polyfit(x[used], y[used], 1)[0])
 
 
 def kept_variance(sigma_B: float, power: torch.Tensor) -> float:

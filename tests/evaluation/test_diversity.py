@@ -1,14 +1,20 @@
-"""Variance within and between seeds: of a process in which both are known, and against plain loops."""
+"""Variance within and between initial images: of a process in which both are known, and against plain loops."""
 
 import numpy as np
 import pytest
 import torch
 
 from model_code import build_process
-from model_code.spectrum import DCTMoments, octaves
+from model_code.spectrum import DCTMoments
 from scripts.data.datasets import load_images
-from scripts.evaluation.diversity import predicted_within, variance_components
-from scripts.evaluation.pixels import interval, resampled_means
+from scripts.evaluation.pixels import (
+    bootstrap,
+    interval,
+    octaves,
+    predicted_within,
+    variance_components,
+    weighted_mean,
+)
 from tests.evaluation.test_spectrum import field, to_uint8
 from tests.tiny import tiny_config
 
@@ -21,14 +27,14 @@ def drawn(
     rng: np.random.Generator, S: int, M: int, between: np.ndarray, within: np.ndarray
 ) -> np.ndarray:
     """Images uint8 (S * M, 1, 8, 8) of standard deviations (8, 8) by DCT coefficient between and
-    within seeds.
+    within initial images.
     """
     seeds = field(rng, S, between).repeat(M, axis=0)
     return to_uint8(seeds + field(rng, S * M, within) - 0.5)
 
 
 def test_known_variances_are_found() -> None:
-    """Low frequencies differ between seeds, high ones within; means are unbiased, intervals hold
+    """Low frequencies differ between initial images, high ones within; means are unbiased, intervals hold
     the truth.
     """
     between = np.where(BINS.numpy() >= 2, 0.1, 0.0)
@@ -39,7 +45,7 @@ def test_known_variances_are_found() -> None:
     for i in range(100):
         of_seeds = variance_components(drawn(rng, 20, 4, between, within), 4, BINS, CPU)
         found.append([part.mean(0) for part in of_seeds])
-        low, high = interval(resampled_means(of_seeds[0], i)[:, 1])
+        low, high = interval(bootstrap(weighted_mean, of_seeds[0], i)[:, 1])
         held.append(low <= truth_within[1] <= high)
     error = np.std(found, axis=0, ddof=1) / 10
     assert (abs(np.mean(found, axis=0) - [truth_within, truth_between]) < 4 * error + 1e-6).all()

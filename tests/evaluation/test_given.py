@@ -10,9 +10,8 @@ from PIL import Image
 
 from scripts.errors import UserError
 from scripts.evaluation.extractors import EXTRACTORS
-from scripts.evaluation.given import GivenSamples
 from scripts.evaluation.metrics import MODES
-from scripts.evaluation.pixels import initial_images
+from scripts.evaluation.pixels import SampleFiles, initial_images
 from scripts.evaluation.references import save_statistics
 from scripts.evaluation.results import Result
 from scripts.evaluation.scores import SampleEvaluation
@@ -62,12 +61,12 @@ def test_exported_samples_have_the_scores_of_drawn_ones(
     assert np.abs(drawn - found).max() <= 1, "rounding in batches of another size"
     assert (directory / "origins.txt").exists() == (per_init is not None)
     if per_init:
-        given = GivenSamples.read(str(directory), tiny_config(), 5)
+        given = SampleFiles.read(str(directory), tiny_config(), 5)
         assert initial_images(given, tiny_config().data, 10).tolist() == sampler.origins(range(10))
         return
     (right,) = scores(run)
     for source in (file, directory):
-        (result,) = scores(run, given=GivenSamples.read(str(source), tiny_config(), 5))
+        (result,) = scores(run, given=SampleFiles.read(str(source), tiny_config(), 5))
         assert result.estimate.value == right.estimate.value
         assert result.settings["samples"] == str(source)
         assert not result.settings.keys() & {"checkpoint_step", "weights_crc32", "delta"}
@@ -96,7 +95,7 @@ def test_a_set_has_no_distance_from_itself(
         Image.fromarray(image).save(folder / f"{i:02d}.png")
     np.savez(tmp_path / "imgs.npz", pixels)
     save_statistics("x", folder, Recorder(), "clean", 8)
-    given = GivenSamples.read(
+    given = SampleFiles.read(
         str(tmp_path / f"imgs{suffix if suffix == '.npz' else ''}"), tiny_config(), 5
     )
     name = (
@@ -144,8 +143,8 @@ def test_samples_that_cannot_be_scored(
     for i in range(11):
         Image.fromarray(np.full((8, 8), 20 * i, np.uint8)).save(folder / f"{i}.png")
     with pytest.raises(UserError, match="--samples=nothing: cannot be used"):
-        GivenSamples.read("nothing", tiny_config(), 0)
-    given = GivenSamples.read(str(folder), tiny_config(), 0)
+        SampleFiles.read("nothing", tiny_config(), 0)
+    given = SampleFiles.read(str(folder), tiny_config(), 0)
     with pytest.raises(UserError, match=r"--num_gen=12: --samples=.*made has 11 images"):
         scores(run, given=given, num_gen=12)
     scores(run, given=given)

@@ -7,17 +7,22 @@ import numpy as np
 import pytest
 import torch
 
-from model_code.spectrum import octaves, radial_bins
 from scripts.estimate import Estimate
-from scripts.evaluation.copying import nearer_than_held_out, ratio_of_medians
 from scripts.evaluation.distances import (
     Gaussian,
     _kernel_variance,
     frechet_estimate,
     kernel_estimate,
 )
+from scripts.evaluation.pixels import (
+    compare,
+    nearer_than_held_out,
+    octaves,
+    powers,
+    radial_bins,
+    ratio_of_medians,
+)
 from scripts.evaluation.prdc import prdc_estimates
-from scripts.evaluation.spectrum import compare, powers
 
 CPU = torch.device("cpu")
 GROUPS = np.repeat(np.arange(30), 10)
@@ -78,8 +83,7 @@ def test_errors_are_those_of_repeated_draws(
 ) -> None:
     """Of every measure; as if all samples were independent they are a third of that, or half."""
     monkeypatch.setattr("scripts.evaluation.distances.SUBSETS", 2)
-    for place in ("pixels", "copying"):
-        monkeypatch.setattr(f"scripts.evaluation.{place}.REPLICATES", 100)
+    monkeypatch.setattr("scripts.evaluation.pixels.REPLICATES", 100)
     found = [measure(seed, GROUPS) for seed in range(60)]
     alone = [measure(seed, None) for seed in range(5)]
     for name in found[0]:

@@ -12,9 +12,8 @@ from ml_collections import ConfigDict
 from model_code.prior import StandardNormal
 from scripts.data.datasets import load_images
 from scripts.errors import UserError
-from scripts.evaluation.copying import starting_positions
 from scripts.evaluation.metrics import MODES, distance_from_best
-from scripts.evaluation.pixels import PixelInputs, initial_images
+from scripts.evaluation.pixels import PixelInputs, initial_images, starting_positions
 from scripts.evaluation.results import Result, append_result
 from scripts.evaluation.scores import SampleEvaluation
 from scripts.sampling.choice import Choice
@@ -90,7 +89,7 @@ def test_copies_of_ones_own_seed(
     for suffix in ("", "LowPass"):
         assert found[f"NearestRatio{suffix}"].estimate.value < 1e-4
         assert found[f"NearerThanHeldOut{suffix}"].estimate.value == 1
-        assert found[f"NearestIsOwnSeed{suffix}"].estimate.value == 1
+        assert found[f"NearestIsOwnInit{suffix}"].estimate.value == 1
 
 
 def test_where_samples_start(run: Path) -> None:
@@ -120,7 +119,7 @@ def test_diversity_of_a_run(run: Path) -> None:
     }
     assert len(found) == 6
     for suffix in ("", "LowPass"):
-        parts = found[f"WithinSeeds{suffix}"] + found[f"BetweenSeeds{suffix}"]
+        parts = found[f"WithinInit{suffix}"] + found[f"BetweenInits{suffix}"]
         assert found[f"WithinAndBetween{suffix}"] == pytest.approx(parts)
     by_octave = evaluate(run, "diversity", num_gen=20)[0].settings["within_by_octave"]
     assert by_octave["constant"]["not_handed_over"] == pytest.approx(0, abs=1e-6), (

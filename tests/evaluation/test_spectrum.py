@@ -7,8 +7,16 @@ import pytest
 import scipy.fft
 import torch
 
-from model_code.spectrum import octaves, radial_bins, radii_of
-from scripts.evaluation.spectrum import Y_CB_CR, compare, deviation_powers, powers
+from model_code.spectrum import radii_of
+from scripts.evaluation.pixels import (
+    Y_CB_CR,
+    bin_means,
+    compare,
+    deviation_powers,
+    octaves,
+    powers,
+    radial_bins,
+)
 
 CPU = torch.device("cpu")
 BINS = [radial_bins(8, 8), octaves(8, 8)]
@@ -117,3 +125,28 @@ def test_a_function_of_the_seed_and_of_no_block(monkeypatch: pytest.MonkeyPatch)
         "no variance, no NaN"
     )
     assert deviation_powers(torch.ones(1, 1, 8, 8), BINS)[0, 0, 0] == pytest.approx(64)
+
+
+def test_radial_bins_are_even_in_log_or_one_a_radius() -> None:
+    small = radial_bins(16, 16)
+    torch.testing.assert_close(small, radii_of(16, 16).round().long())
+    bins, radii = radial_bins(256, 256), radii_of(256, 256)
+    assert 30 < bins.max() <= 48
+    assert (bins == 0).sum() == 1
+    widths = [
+        float(radii[bins == i].max() / radii[bins == i].min())
+        for i in range(1, int(bins.max()) + 1)
+    ]
+    assert max(widths) <= radii.max() ** (1 / 48) * (1 + 1e-9)
+    assert bin_means(radii, bins).diff().min() > 0
+
+
+def test_octaves_are_named_by_wavelengths() -> None:
+    index, radii = octaves(32, 48), radii_of(32, 48)
+    assert index.flatten()[0] == index.max()
+    assert index[0, 1] == 5, "96 pixels are in 64..128"
+    for i in range(1, 6):
+        wavelengths = 2 * 48 / radii[index == i]
+        assert wavelengths.min() >= 2 ** (i + 1)
+        assert wavelengths.max() < 2 ** (i + 2)
+    assert 2 * 48 / radii[index == 0].min() < 4

@@ -18,12 +18,21 @@ from model_code.spectrum import DCTMoments, radii_of
 from scripts.config.checks import validate
 from scripts.errors import UserError
 from scripts.tools import data_spectrum
-from scripts.tools.data_spectrum import schedules_for
+from scripts.tools.data_spectrum import schedules_for, slope
 from tests.conftest import command, error_line
-from tests.model_code.test_spectrum import field
 from tests.tiny import tiny_config
 
 CONFIG = ("--config=configs/mnist/quickstart.py", "--config.data.dataset=npy")
+
+
+def field(exponent: float, count: int, size: int) -> torch.Tensor:
+    """Gaussian images (count, 1, size, size) whose power falls as radius^exponent, and is 0 for the
+    constant.
+    """
+    radii = radii_of(size, size).numpy()
+    amplitude = np.where(radii > 0, np.maximum(radii, 1) ** (exponent / 2), 0)
+    noise = np.random.default_rng(0).standard_normal((count, 1, size, size))
+    return torch.from_numpy(idctn(noise * amplitude, axes=(2, 3), norm="ortho"))
 
 
 def tool(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -37,6 +46,14 @@ def fields(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("fields") / "fields.npy"
     np.save(path, np.clip(128 + 40 * images / images.std(), 0, 255).astype(np.uint8))
     return path
+
+
+@pytest.mark.parametrize("size", [28, 64, 256])
+@pytest.mark.parametrize("exponent", [0.0, -2.0, -3.0])
+def test_slope_of_a_field(exponent: float, size: int) -> None:
+    moments = DCTMoments(1, size, size)
+    moments.add(field(exponent, 100, size))
+    assert slope(moments.variance[0]) == pytest.approx(exponent, abs=0.05)
 
 
 def test_tables_a_schedule_and_a_picture(
