@@ -188,7 +188,9 @@ class GaussianProcess(Process):
         chain = chain or self.chain
         _, plain, *measured = self.sampling_noises
         if kind == "auto":
-            calibrated = self.of_next_mean and calibration and self.protocol == "paper"
+            calibrated = (
+                self.of_next_mean and self.protocol == "paper" and "bins" in (calibration or {})
+            )
             kind = "calibrated" if calibrated else plain
         if isinstance(kind, str) and kind not in self.sampling_noises:
             raise ValueError(f"must be one of {', '.join(self.sampling_noises)}")
@@ -213,7 +215,7 @@ class GaussianProcess(Process):
         return self._calibration(calibration).best_chain(self.chain, steps, eta or 1.0)
 
     def _calibration(self, state: CalibrationState) -> Calibration:
-        if state is None:
+        if state is None or "bins" not in state:  # earlier versions measured the noise alone
             raise ValueError(f"nothing was measured for this checkpoint: {CALIBRATE}")
         return Calibration(self, state)
 
@@ -247,13 +249,21 @@ class GaussianProcess(Process):
         if 0 in (kernel.delta, kernel.eta):
             flag = "--eta=0" if kernel.eta == 0 else "--delta=0"
             raise ValueError(f"{flag}: the bound is infinite without noise; must be above 0")
+        if (
+            kernel.delta is None
+            and not kernel.fit
+            and self.blur.log_alpha[kernel.chain[-2]].max() == -math.inf
+        ):
+            raise ValueError(
+                "--steps: the last step starts at pure noise; take more, or --delta=calibrated"
+            )
         as_released = self.protocol == "released" and kernel.chain == full_chain(self.K)
         return range(1, self.K) if as_released else sorted(kernel.chain[:-2])
 
     def errors(
         self, denoise: Denoiser, u0: Tensor, k: Tensor, eps: Tensor, kernel: GaussianKernel
     ) -> Tensor:
-        """What `terms` needs of the network at levels k (B,), for any kernel with the same mean.
+        """What `terms` needs of the network at levels k (B,), for kernels that differ in delta alone.
 
         Where the fresh noise is the same in all coefficients (heat), squared errors of its mean
         p z_k + y, in place of p z_k + r x, summed over bins: float64 (B, R). Else the terms, (B, 1).

@@ -135,11 +135,9 @@ class GaussianKernel(ReverseKernel):
             return of_planes
         return torch.einsum("pc,bpij->bcij", self.planes.to(of_planes) ** 2, of_planes)
 
-    def checksum(self, *, mean_only: bool = False) -> int:
+    def checksum(self) -> int:
         """The CRC32 of eta and of the correction at the levels of the chain."""
         value = 0 if self.eta == 1 else zlib.crc32(repr(self.eta).encode())
-        if mean_only and not self.corrects_mean:
-            return value
         for table in self.fit or ():
             rows = table[self.row[list(self.chain[:-1])]].float().cpu()
             value = zlib.crc32(rows.numpy().tobytes(), value)

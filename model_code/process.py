@@ -50,8 +50,8 @@ class ReverseKernel(ABC):
         shorter.chain = self.chain[self.chain.index(k) :]
         return shorter
 
-    def checksum(self, *, mean_only: bool = False) -> int:
-        """Return a number that tells one kernel, or its mean, from others along the same chain."""
+    def checksum(self) -> int:
+        """Return a number that tells kernels along the same chain apart, but for delta."""
         return 0
 
 
@@ -140,8 +140,15 @@ class Process(ABC):
         """The same process with its tables on a device."""
         moved = copy.copy(self)
         for name, value in vars(self).items():
-            setattr(moved, name, value.to(device) if hasattr(value, "to") else value)
+            if hasattr(value, "to"):
+                setattr(moved, name, copy.deepcopy(value).to(device))
         return moved
+
+    @property
+    def device(self) -> torch.device:
+        """Where its tables are."""
+        tensors = (value for value in vars(self).values() if isinstance(value, Tensor))
+        return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
     def __str__(self) -> str:
         visited = len(self.chain) - 1
@@ -156,7 +163,8 @@ class StepKernel(ReverseKernel):
     def __init__(self, process: Process, chain: Chain) -> None:
         self.process = process
         self.chain = chain
-        zero, k = torch.zeros(1, *process.shape), torch.tensor(chain[:1])
+        zero = torch.zeros(1, *process.shape, device=process.device)
+        k = torch.tensor(chain[:1], device=process.device)
         noise = process.corrupt(zero, k, zero + 1)[0] - process.corrupt(zero, k, zero)[0]
         self.prior_std = noise.mean().item()
 

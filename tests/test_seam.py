@@ -1,5 +1,6 @@
 """The process is a seam: one that the program has never heard of trains, samples and is evaluated."""
 
+import contextlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -123,7 +124,13 @@ def test_another_process_trains_is_sampled_and_evaluated(
     scale = samples.abs().max().item()  # untrained processes have large states
     ends = sampler.interpolate((0, 1), 3)[[0, 2]]
     torch.testing.assert_close(ends, samples, atol=1e-5 * scale + 1e-5, rtol=0)
-    for kind in (sampler.same_init, sampler.share_noise):
+    with (
+        pytest.raises(UserError, match="--share_noise: there is one initial mean")
+        if len(sampler.prior) == 1
+        else contextlib.nullcontext()
+    ):
+        sampler.share_noise([0, 1])
+    for kind in (sampler.same_init,):
         torch.testing.assert_close(kind([0, 1])[0], samples[0], atol=1e-5 * scale + 1e-5, rtol=0)
 
     bound = BoundEvaluation(

@@ -21,7 +21,8 @@ def register(name: str) -> None:
     Only for a value in `load.named_code`: a checkpoint or JSON must never run code.
     """
     from model_code import PROCESSES, Preset, configured_chain  # imports PyTorch
-    from model_code.process import Process
+    from model_code.gaussian import GaussianProcess
+    from model_code.process import Process, next_levels
 
     text, _, class_name = name.rpartition(":")
     path, shown = user_path(text, KEY), f"{KEY} = {name!r}"
@@ -39,6 +40,8 @@ def register(name: str) -> None:
     def build(config: ConfigDict) -> Process:
         process: Process = factory(config)
         process.chain = configured_chain(config)
+        if isinstance(process, GaussianProcess):
+            process.next_level = next_levels(process.chain, process.K)
         return process
 
     PROCESSES[name] = Preset(build)

@@ -3,6 +3,7 @@ and a picture by level.
 """
 
 import csv
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
@@ -178,10 +179,15 @@ def level_table(measurement: Measurement, process: Any, kernel: ReverseKernel) -
     def padded(errors: torch.Tensor) -> torch.Tensor:
         return torch.cat([errors, torch.zeros_like(errors[:1])])
 
+    def squared_error(errors: torch.Tensor) -> Estimate:
+        """Not known where errors are the terms themselves."""
+        known = getattr(process, "marginal_noise", True)
+        return Estimate.of(errors.sum(1) if known else torch.full((len(errors),), math.nan))
+
     def row(k: int, errors: torch.Tensor, terms: torch.Tensor) -> LevelRow:
         return LevelRow(
             k,
-            Estimate.of(errors[:-1].sum(1)),
+            squared_error(errors[:-1]),
             Estimate.of(terms[:-1]),
             without_errors=terms[-1].item(),
         )
@@ -286,7 +292,7 @@ class BoundEvaluation:
         """
         sampler, trained, record = self._prepare(checkpoint, choice, seed)
         kernel, dequantize = sampler.kernel, record.data["dequantized"]
-        key = trained.weights_crc32, seed, kernel.chain, kernel.checksum(mean_only=True)
+        key = trained.weights_crc32, seed, kernel.chain, kernel.checksum()
         if self._measured is None or self._measured[0] != key:
             sampler = replace(sampler, prior=self._prior(sampler, trained.dequantized, dequantize))
             self._measured = (key, sampler.prior, self._measure(sampler, dequantize))

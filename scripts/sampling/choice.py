@@ -64,10 +64,12 @@ class Choice:
             require_heun(process, kernel)
         return kernel
 
-    def uses_calibration(self, config: ConfigDict) -> bool:
+    def uses_calibration(self, config: ConfigDict, process: Process) -> bool:
         """Whether the kernel depends on the checkpoint's calibration, if it has one."""
         kind = self._noise(config)
-        return self.steps is not None or (isinstance(kind, str) and kind != "isotropic")
+        if kind == "auto" and process.measures_calibration:
+            return True
+        return kind in ("spectral", "calibrated") or ":bound" in (self.steps or "")
 
     def _noise(self, config: ConfigDict) -> str | float:
         return config.model.sampling_noise if self.delta is None else parse_delta(self.delta)

@@ -124,7 +124,11 @@ class Sampler:
     def same_init(self, indices: Sequence[int], on_step: OnStep | None = None) -> torch.Tensor:
         """Samples that start from the very same state, that of the first index, and differ in the
         noise on the way.
+
+        Raises UserError where there is none on the way: all would be alike.
         """
+        varies = self.kernel.label != "eta_0"
+        self._require_several(varies, "--same_init: steps are deterministic, --eta=1 draws noise")
         first = IndependentNoise(self.seed, indices[:1], self.shape, self.precision.device)
         noise = IndependentNoise(self.seed, indices, self.shape, self.precision.device)
         return self._draw(
@@ -132,7 +136,11 @@ class Sampler:
         )
 
     def share_noise(self, indices: Sequence[int], on_step: OnStep | None = None) -> torch.Tensor:
-        """Samples with their own prior means and the noise of the first index."""
+        """Samples with their own prior means and the noise of the first index.
+
+        Raises UserError where there is one prior mean, as of N(0, I): all would be alike.
+        """
+        self._require_several(len(self.prior) > 1, "--share_noise: there is one initial mean")
         noise = IndependentNoise(self.seed, indices[:1], self.shape, self.precision.device)
         return self._draw(self._means(indices), noise, noise, on_step)
 
@@ -160,6 +168,12 @@ class Sampler:
                 f"--from_level={k}: must be a level that is visited; near it {' and '.join(map(str, near))}"
             )
         kernel = self.kernel.starting_at(k)
+        one = torch.ones(1, *self.shape, device=self.precision.device)
+        at_k, zero = torch.tensor([k], device=one.device), torch.zeros_like(one)
+        states = [self.process.corrupt(u0, at_k, zero)[0] for u0 in (one, zero)]
+        if torch.equal(*states):
+            needed = "nothing of an image is left there; give a lower one"
+            raise UserError(f"--from_level={k}: {needed}")
 
         def corrupt(images: torch.Tensor) -> torch.Tensor:
             u0 = images.to(self.precision.device)
@@ -215,6 +229,10 @@ class Sampler:
             for i in indices
         ]
 
+    def _require_several(self, varies: bool, why: str) -> None:
+        if not varies:
+            raise UserError(f"{why}, and all samples would be alike")
+
     def _means(self, indices: Sequence[int]) -> torch.Tensor:
         return self.prior.means(torch.tensor(self.origins(indices)))
 
@@ -254,7 +272,7 @@ def make_sampler(
     """
     kernel = choice.kernel(process, config, calibration)
     made_from: dict[str, Any] = {}
-    if calibration is not None and kernel.checksum():
+    if calibration is not None and getattr(kernel, "fit", None) is not None:
         # Older ones lack them.
         num_images, computed_in = calibration.get("num_images"), calibration.get("computed_in")
         made_from["calibration_images"] = None if num_images is None else int(num_images)
@@ -324,7 +342,7 @@ def load_sampler(
         prior = data_prior(config, process)
     computed_in = Precision.named(device, precision)
     model = to_device(trained.model, device, config.compile, autocast=computed_in.enabled)
-    calibration = trained.calibration() if choice.uses_calibration(config) else None
+    calibration = trained.calibration() if choice.uses_calibration(config, process) else None
     sampler = make_sampler(
         config,
         model,

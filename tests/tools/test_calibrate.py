@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from scripts.errors import UserError
+from scripts.evaluation.bound import BoundEvaluation
 from scripts.sampling.choice import Choice
 from scripts.sampling.sampler import load_sampler
 from tests.conftest import command
@@ -25,3 +26,21 @@ def test_blurring_diffusion(tmp_path: Path) -> None:
         sampler, _ = load_sampler(config, tmp_path, 0, choice=Choice(delta))
         assert sampler.kernel.label == label
         assert sampler.independent([0]).isfinite().all()
+    bounds: dict[str, float] = {}
+    for order in (("posterior", "spectral", "calibrated"), ("calibrated", "spectral", "posterior")):
+        evaluate = BoundEvaluation(
+            config,
+            tmp_path,
+            tmp_path / order[0],
+            split="test",
+            num_images=4,
+            num_levels_per_image=2,
+            exact=True,
+            batch_size=8,
+        )
+        for delta in order:
+            nats, _ = evaluate(checkpoint=0, choice=Choice(delta), seed=0)
+            assert bounds.setdefault(delta, nats.estimate.value) == pytest.approx(
+                nats.estimate.value
+            )
+    assert len(set(bounds.values())) == 3, "each kernel has a measurement of its own"
