@@ -9,25 +9,34 @@ Scores are appended to runs/<dataset_name>/evaluation_results/<experiment_name>/
 that they depend on.
 """
 
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from absl.flags import FLAGS
+from ml_collections import ConfigDict
 
+from scripts.config.checks import validate
 from scripts.config.flags import run
+from scripts.data.datasets import require_outside_data
 from scripts.errors import UserError
-
-if TYPE_CHECKING:
-    from ml_collections import ConfigDict
-
-    from scripts.evaluation.pixels import SampleFiles
-    from scripts.evaluation.sweep import Evaluation
+from scripts.evaluation import references, results, sweep
+from scripts.evaluation.bound import BoundEvaluation
+from scripts.evaluation.classifier import classifier_features
+from scripts.evaluation.dinov2 import DINOv2Features
+from scripts.evaluation.features import Extractor
+from scripts.evaluation.pixels import SampleFiles
+from scripts.evaluation.inception import InceptionFeatures
+from scripts.evaluation.metrics import MODES
+from scripts.evaluation.scores import SampleEvaluation
+from scripts.runtime import distributed
+from scripts.runtime.device import resolve_device
+from scripts.sampling.choice import parse_delta
+from scripts.storage.checkpoint import saved_config
+from scripts.storage.files import make_directory
 
 
 def main() -> int:
     """Evaluate, and write the scores down."""
-    from scripts.runtime import distributed  # imports PyTorch, which --help need not wait for
-
     with distributed.processes():
         if FLAGS.save_stats:
             return save_statistics() if distributed.is_main() else 0
@@ -36,15 +45,6 @@ def main() -> int:
 
 def evaluate() -> int:
     """Evaluate at one point, or at all that --sweep names."""
-    from scripts.config.checks import validate
-    from scripts.data.datasets import require_outside_data
-    from scripts.evaluation import results, sweep
-    from scripts.evaluation.pixels import SampleFiles
-    from scripts.runtime import distributed
-    from scripts.sampling.choice import parse_delta
-    from scripts.storage.checkpoint import saved_config
-    from scripts.storage.files import make_directory
-
     workdir = FLAGS.workdir
     config = FLAGS.config or saved_config(workdir, FLAGS.checkpoint)
     validate(config)
@@ -97,15 +97,11 @@ def evaluate() -> int:
 
 
 def evaluation(
-    config: "ConfigDict", directory: "Path", cache: "Path", given: "SampleFiles | None"
-) -> "Evaluation":
-    """What --mode names, as the flags say; the bound's tables by level go to `directory`, features
-    to `cache`.
-    """
+    config: ConfigDict, directory: Path, cache: Path, given: SampleFiles | None
+) -> sweep.Evaluation:
+    """Return what --mode names; tables of the bound by level go to `directory`, features to `cache`."""
     batch_size = FLAGS.batch_size or config.eval.batch_size
     if FLAGS.mode == "elbo":
-        from scripts.evaluation.bound import BoundEvaluation
-
         return BoundEvaluation(
             config,
             FLAGS.workdir,
@@ -118,9 +114,6 @@ def evaluation(
             dequantize=FLAGS.dequantize,
             precision=FLAGS.precision,
         )
-    from scripts.evaluation.metrics import MODES
-    from scripts.evaluation.scores import SampleEvaluation
-
     return SampleEvaluation(
         config,
         FLAGS.workdir,
@@ -131,21 +124,24 @@ def evaluation(
         dataset_split=FLAGS.dataset_split or "train",
         num_gen=FLAGS.num_gen if given is None or FLAGS["num_gen"].present else len(given.images),
         given=given,
-        cleanfid_mode=FLAGS.cleanfid_mode,
-        feature_extractor=FLAGS.feature_extractor,
-        inception_path=FLAGS.inception_path,
-        dinov2_path=FLAGS.dinov2_path,
+        make_extractor=partial(make_extractor, config, cache),
         k=FLAGS.k,
         precision=FLAGS.precision,
     )
 
 
+def make_extractor(config: ConfigDict, cache: Path) -> Extractor:
+    """Return what --feature_extractor names; a classifier that is trained for it goes to `cache`."""
+    device = distributed.device(config.device)
+    if FLAGS.feature_extractor == "classifier":
+        return classifier_features(cache, config.data, device)
+    if FLAGS.feature_extractor == "dinov2":
+        return DINOv2Features(FLAGS.dinov2_path, device)
+    return InceptionFeatures(FLAGS.cleanfid_mode, FLAGS.inception_path, device)
+
+
 def save_statistics() -> int:
     """Make clean-fid statistics of a folder of images, as the flags say."""
-    from scripts.evaluation import references
-    from scripts.evaluation.inception import InceptionFeatures
-    from scripts.runtime.device import resolve_device
-
     mode, name = FLAGS.cleanfid_mode, FLAGS.custom_name
     extractor = InceptionFeatures(mode, FLAGS.inception_path, resolve_device("auto"))
     path = references.save_statistics(

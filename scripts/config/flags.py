@@ -288,7 +288,7 @@ FLAGS = (
     Flag(
         "dataset_name_cleanfid", "evaluate", STRING, "",
         "Reference: clean-fid's name for it, an .npz or a folder; by default the config's data "
-        "set.", only=FEATURES,
+        "set.", only=FEATURES, never="feature_extractor=classifier",
     ),
     Flag(
         "cleanfid_mode", "evaluate", ENUM, "clean", "As clean-fid's modes.",

@@ -58,7 +58,6 @@ class ClassifierFeatures:
     """Features (B, 64) of uint8 images: the last layer before the classes."""
 
     num_features = FEATURES
-    own_data_only = True
 
     def __init__(self, network: Network, device: torch.device, accuracy: float) -> None:
         """accuracy: of the network on held-out images, a part of 1."""
@@ -107,9 +106,9 @@ def classifier_features(
                 )
         weights = read_npz(file)
     network.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
-    return ClassifierFeatures(
-        network, device, _accuracy(network.to(device).eval(), *_read(data, "held_out"))
-    )
+    accuracy = _accuracy(network.to(device).eval(), *_read(data, "held_out"))
+    print(f"classifier: {accuracy:.2%} of held-out images right", flush=True)
+    return ClassifierFeatures(network, device, accuracy)
 
 
 def _read(data: ConfigDict, split: Split) -> tuple[torch.Tensor, torch.Tensor]:

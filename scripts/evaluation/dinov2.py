@@ -27,8 +27,6 @@ EXPECTED = "the model.safetensors of timm's vit_large_patch14_dinov2.lvd142m"
 class DINOv2Features:
     """Features (B, 1024) of uint8 images: the normalised class token of ViT-L/14."""
 
-    own_data_only = False
-
     def __init__(self, weights: Path | None, device: torch.device) -> None:
         """weights: a safetensors file, of ViT-L/14 or of its smaller relatives. Raises UserError if
         it cannot be used.

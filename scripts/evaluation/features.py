@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,7 +22,6 @@ from scripts.data.images import (
     opened_image,
 )
 from scripts.errors import UserError, printable
-from scripts.evaluation.extractors import Extractor
 from scripts.runtime import distributed
 from scripts.runtime.progress import progress_bar
 from scripts.storage.files import atomic_write, make_directory
@@ -37,6 +37,20 @@ SPLITS: dict[str, Split] = {
     "held_out": "held_out",
 }
 """Values of --dataset_split for the configuration's own data set."""
+
+
+class Extractor(Protocol):
+    """From images to features."""
+
+    settings: dict[str, Any]
+    """Plain data that identify it: "extractor" its name; "mode" if clean-fid's statistics of that
+    mode are of its features.
+    """
+    num_features: int
+    """d"""
+
+    def __call__(self, pixels: torch.Tensor) -> np.ndarray:
+        """Images uint8 (B, C, H, W) to features float32 (B, d)."""
 
 
 def data_set_images(data: ConfigDict, split: str) -> ImageSource:

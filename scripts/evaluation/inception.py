@@ -51,7 +51,6 @@ class InceptionFeatures:
     """Features (B, 2048) of uint8 images, as clean-fid computes them in one of its modes."""
 
     num_features = 2048
-    own_data_only = False
 
     def __init__(self, mode: str, inception_path: str, device: torch.device) -> None:
         """mode: "clean", "legacy_tensorflow" or "legacy_pytorch", whose weights are always in

@@ -11,6 +11,7 @@ from pathlib import Path
 import cleanfid
 import cleanfid.features
 import numpy as np
+from ml_collections import ConfigDict
 
 from scripts.config.paths import plain_name, user_path
 from scripts.data.datasets import open_images
@@ -18,8 +19,8 @@ from scripts.data.images import Images, UnreadableImage, checksum, checksums, li
 from scripts.data.loader import NAMED, UnreadableImages
 from scripts.errors import UserError
 from scripts.evaluation.distances import Gaussian, Reference
-from scripts.evaluation.extractors import Extractor, Options
 from scripts.evaluation.features import (
+    Extractor,
     NativeFolder,
     cached_features,
     data_set_images,
@@ -42,7 +43,8 @@ all three.
 def find_reference(
     name: str,
     split: str,
-    options: Options,
+    data: ConfigDict,
+    directory: Path,
     metrics: Sequence[Metric],
     k: int,
     extractor: Extractor,
@@ -52,15 +54,10 @@ def find_reference(
 
     name: of clean-fid's statistics or, with split "custom", of custom ones; the path of an .npz or
     of a folder; or "" for the split of the configuration's own data set. Features of images are
-    cached in `options.directory`. Raises UserError for whatever is missing, and if there are fewer
+    cached in `directory`. Raises UserError for whatever is missing, and if there are fewer
     images than a metric needs.
     """
-    if name and extractor.own_data_only:
-        raise UserError(
-            f"--dataset_name_cleanfid={name}: the {extractor.settings['extractor']} compares with the configuration's own data "
-            "set only; leave it empty, or use --feature_extractor=inception"
-        )
-    data, path = options.data, user_path(name, "--dataset_name_cleanfid")
+    path = user_path(name, "--dataset_name_cleanfid")
     if name and path.is_dir() and "/" not in name and split != "custom":
         raise UserError(
             f"--dataset_name_cleanfid={name}: a folder here, and perhaps a name of clean-fid's; "
@@ -68,9 +65,7 @@ def find_reference(
         )
 
     def of_images(description: str, images: Images) -> Reference:
-        rows = readable_features(
-            options.directory, images, extractor, batch_size, "reference images"
-        )
+        rows = readable_features(directory, images, extractor, batch_size, "reference images")
         return Reference(
             description, rows["features"], size=first_size(images), crc32=checksum(rows["crc32"])
         )

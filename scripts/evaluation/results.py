@@ -7,17 +7,16 @@ import os
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
 
 from scripts.config.paths import ROOT, plain_name
 from scripts.errors import printable
 from scripts.estimate import Estimate
 from scripts.storage.files import atomic_write, make_directory
 from scripts.storage.provenance import commit, now, program_version
-
-if TYPE_CHECKING:
-    import numpy as np
-    from matplotlib.figure import Figure
 
 RUNS = ROOT / "runs"
 """Scores of all models are logged below it."""
@@ -40,14 +39,14 @@ class Result:
     """For proportions, a 95% confidence interval."""
     note: str = ""
     """What a reader must know, in a line."""
-    per_image: "np.ndarray | None" = field(default=None, repr=False, compare=False)
+    per_image: np.ndarray | None = field(default=None, repr=False, compare=False)
     """Float64 (N,): the value is their mean to first order, up to a constant. Differences between
     results are paired by it.
     """
-    groups: "np.ndarray | None" = field(default=None, repr=False, compare=False)
+    groups: np.ndarray | None = field(default=None, repr=False, compare=False)
     """Int64 (N,): the initial image of each sample, or another number for those that are not
     independent; None: all are."""
-    picture: "Figure | None" = field(default=None, repr=False, compare=False)
+    picture: Figure | None = field(default=None, repr=False, compare=False)
     """Of this result and of those that come with it."""
 
     def __str__(self) -> str:

@@ -15,8 +15,13 @@ from scripts.data.datasets import Split, load_images
 from scripts.data.images import checksum, checksums
 from scripts.errors import UserError
 from scripts.evaluation.distances import Reference
-from scripts.evaluation.extractors import EXTRACTORS, Extractor, Options
-from scripts.evaluation.features import SPLITS, cached_features, data_set_images, features_of
+from scripts.evaluation.features import (
+    SPLITS,
+    Extractor,
+    cached_features,
+    data_set_images,
+    features_of,
+)
 from scripts.evaluation.metrics import Inputs, Metric
 from scripts.evaluation.pixels import PixelInputs, SampleFiles, initial_images
 from scripts.evaluation.references import find_reference, first_size, readable_features
@@ -44,15 +49,12 @@ class SampleEvaluation:
     metrics: Sequence[Metric]
     batch_size: int
     num_gen: int
-    reference: str
+    reference: str = ""
     """Name of clean-fid statistics or, with dataset_split "custom", of custom ones; path of an .npz
     or of a folder; "" for the configuration's own data set."""
-    dataset_split: str
-    cleanfid_mode: str
-    feature_extractor: str
-    """A key of `EXTRACTORS`."""
-    inception_path: str
-    dinov2_path: Path | None = None
+    dataset_split: str = "train"
+    make_extractor: Callable[[], Extractor] | None = None
+    """Of features, for metrics that need them; it may download or train."""
     k: int = 5
     precision: str = "float32"
     given: SampleFiles | None = None
@@ -122,7 +124,7 @@ class SampleEvaluation:
             self._reference,
             sampler.seed,
             self.k,
-            self._options.device,
+            distributed.device(self.config.device),
             groups,
         )
         real: dict[str, dict[str, Any]] = {}
@@ -147,28 +149,18 @@ class SampleEvaluation:
         return any(metric.needs in ("pixels", "initial images") for metric in self.metrics)
 
     @functools.cached_property
-    def _options(self) -> Options:
-        device = distributed.device(self.config.device)
-        return Options(
-            self.config.data,
-            self.cache,
-            device,
-            self.cleanfid_mode,
-            self.inception_path,
-            self.dinov2_path,
-        )
-
-    @functools.cached_property
     def _extractor(self) -> Extractor:
-        with distributed.main_first():  # it may download or train
-            return EXTRACTORS[self.feature_extractor](self._options)
+        assert self.make_extractor is not None
+        with distributed.main_first():
+            return self.make_extractor()
 
     @functools.cached_property
     def _reference(self) -> Reference:
         return find_reference(
             self.reference,
             self.dataset_split,
-            self._options,
+            self.config.data,
+            self.cache,
             self.metrics,
             self.k,
             self._extractor,

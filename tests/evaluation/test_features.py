@@ -67,7 +67,6 @@ class Means:
     """Mean and standard deviation of an image as its features."""
 
     settings: dict[str, Any] = {"extractor": "means"}  # noqa: RUF012
-    own_data_only = False
     num_features = 2
 
     def __call__(self, pixels: torch.Tensor) -> np.ndarray:

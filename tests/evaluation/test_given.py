@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from scripts.errors import UserError
-from scripts.evaluation.extractors import EXTRACTORS
 from scripts.evaluation.metrics import MODES
 from scripts.evaluation.pixels import SampleFiles, initial_images
 from scripts.evaluation.references import save_statistics
@@ -32,8 +31,8 @@ def run(tmp_path: Path) -> Path:
 
 def scores(run: Path, **changes: Any) -> list[Result]:
     options: dict[str, Any] = {
-        "batch_size": 8, "num_gen": 11, "reference": "", "dataset_split": "held_out", "cleanfid_mode": "clean",
-        "feature_extractor": "inception", "inception_path": "", "metrics": MODES["fid"], "cache": run / "cache",
+        "batch_size": 8, "num_gen": 11, "reference": "", "dataset_split": "held_out",
+        "make_extractor": Recorder, "metrics": MODES["fid"], "cache": run / "cache",
     } | changes  # fmt: skip
     return SampleEvaluation(tiny_config(), run, **options)(
         checkpoint=0, choice=Choice(0.05), seed=5
@@ -41,13 +40,10 @@ def scores(run: Path, **changes: Any) -> list[Result]:
 
 
 @pytest.mark.parametrize("per_init", [None, 3])
-def test_exported_samples_have_the_scores_of_drawn_ones(
-    per_init: int | None, run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_exported_samples_have_the_scores_of_drawn_ones(per_init: int | None, run: Path) -> None:
     """As PNG files and as an array; and a model's samples as a reference are at no distance from
     themselves.
     """
-    monkeypatch.setitem(EXTRACTORS, "inception", lambda _: Recorder())
     choice = Choice(0.05, init="held_out" if per_init else None, per_init=per_init)
     sampler, trained = load_sampler(tiny_config(), run, 0, choice=choice, seed=5, scoring=True)
     directory = run / "export"
@@ -85,7 +81,6 @@ def test_a_set_has_no_distance_from_itself(
 ) -> None:
     """Whatever the configuration's size: samples are read as the reference is, and where sizes
     differ a line has both."""
-    monkeypatch.setitem(EXTRACTORS, "inception", lambda _: Recorder())
     monkeypatch.setitem(Recorder.settings, "mode", "clean")
     monkeypatch.setattr("scripts.evaluation.references.statistics_folder", lambda: tmp_path)
     pixels = np.random.default_rng(0).integers(0, 256, (12, 20, 24, 3), dtype=np.uint8)
@@ -116,15 +111,12 @@ def test_a_set_has_no_distance_from_itself(
     assert line in "".join(capsys.readouterr())
 
 
-def test_arrays_of_a_reference_are_taken_as_they_are(
-    tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_arrays_of_a_reference_are_taken_as_they_are(tmp_path: Path, run: Path) -> None:
     """Neither resized nor cropped, whatever the configuration's size."""
     recorder = Recorder()
-    monkeypatch.setitem(EXTRACTORS, "inception", lambda _: recorder)
     pixels = np.random.default_rng(0).integers(0, 256, (9, 10, 14, 3), dtype=np.uint8)
     np.savez(tmp_path / "others.npz", pixels)
-    scores(run, reference=str(tmp_path / "others.npz"))
+    scores(run, reference=str(tmp_path / "others.npz"), make_extractor=lambda: recorder)
     np.testing.assert_array_equal(recorder.batches[0], pixels[:8].transpose(0, 3, 1, 2))
     np.savez(tmp_path / "wrong.npz", pixels / 255)
     with pytest.raises(
@@ -133,11 +125,8 @@ def test_arrays_of_a_reference_are_taken_as_they_are(
         scores(run, reference=str(tmp_path / "wrong.npz"))
 
 
-def test_samples_that_cannot_be_scored(
-    tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_samples_that_cannot_be_scored(tmp_path: Path, run: Path) -> None:
     """A sample that cannot be read is no sample that can be left out."""
-    monkeypatch.setitem(EXTRACTORS, "inception", lambda _: Recorder())
     folder = tmp_path / "made"
     folder.mkdir()
     for i in range(11):

@@ -37,7 +37,6 @@ def evaluate(
 ) -> list[Result]:
     evaluation = SampleEvaluation(
         config or tiny_config(), run, cache=run / "evaluation", metrics=MODES[mode], batch_size=8, num_gen=num_gen,
-        reference="", dataset_split="train", cleanfid_mode="clean", feature_extractor="inception", inception_path="",
     )  # fmt: skip
     return evaluation(checkpoint=0, choice=Choice(**choice), seed=3)
 

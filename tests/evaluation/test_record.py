@@ -23,7 +23,6 @@ from scripts.data.images import (
 )
 from scripts.data.packs import PackedImages, read_pack, write_pack
 from scripts.evaluation.bound import BoundEvaluation
-from scripts.evaluation.extractors import EXTRACTORS
 from scripts.evaluation.metrics import MODES
 from scripts.evaluation.references import folder_images
 from scripts.evaluation.results import OWNER, results_directory
@@ -53,17 +52,16 @@ def folder_config(folder: Path, **overrides: object) -> ConfigDict:
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run on a folder of noise, whose features are the mean and the spread of an image."""
-    monkeypatch.setitem(EXTRACTORS, "inception", lambda _: Recorder())
+def run(tmp_path: Path) -> Path:
+    """A run on a folder of noise."""
     make_run(folder_config(noise(tmp_path / "images", 0)), tmp_path / "run")
     return tmp_path / "run"
 
 
 def sample_scores(run: Path, config: ConfigDict, **changes: Any) -> SampleEvaluation:
     options: dict[str, Any] = {
-        "batch_size": 8, "num_gen": 6, "reference": "", "dataset_split": "train", "cleanfid_mode": "clean",
-        "feature_extractor": "inception", "inception_path": "", "metrics": MODES["fid"], "cache": run / "evaluation",
+        "batch_size": 8, "num_gen": 6, "make_extractor": Recorder, "metrics": MODES["fid"],
+        "cache": run / "evaluation",
     } | changes  # fmt: skip
     return SampleEvaluation(config, run, **options)
 

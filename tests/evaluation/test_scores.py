@@ -2,8 +2,8 @@
 reference.
 """
 
-import functools
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from scripts.errors import UserError
 from scripts.estimate import Estimate
 from scripts.evaluation.classifier import classifier_features
 from scripts.evaluation.distances import Gaussian, Reference, frechet_estimate
-from scripts.evaluation.extractors import EXTRACTORS
 from scripts.evaluation.inception import InceptionFeatures
 from scripts.evaluation.metrics import MODES, Inputs
 from scripts.evaluation.references import save_statistics
@@ -56,9 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No network, clean-fid's statistics in a folder of their own, and a classifier that is trained
-    in a moment.
-    """
+    """No network, and clean-fid's statistics in a folder of their own."""
 
     def refuse(*_: object, **__: object) -> None:
         raise OSError("Network is unreachable")
@@ -66,10 +63,6 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("urllib.request.urlopen", refuse)
     monkeypatch.setattr("torch.hub.urlopen", refuse)
     monkeypatch.setattr(cleanfid, "__file__", str(tmp_path / "cleanfid" / "__init__.py"))
-    monkeypatch.setattr(
-        "scripts.evaluation.classifier.classifier_features",
-        functools.partial(classifier_features, steps=40),
-    )
 
 
 @pytest.fixture
@@ -78,8 +71,8 @@ def evaluate(run: Path, folder: Path) -> Evaluate:
 
     def call(config: ConfigDict | None = None, **changes: Any) -> dict[str, Result]:
         options: dict[str, Any] = {
-            "mode": "kid", "batch_size": 8, "num_gen": 11, "reference": str(folder), "dataset_split": "train",
-            "cleanfid_mode": "clean", "feature_extractor": "inception", "inception_path": str(run),
+            "mode": "kid", "batch_size": 8, "num_gen": 11, "reference": str(folder),
+            "make_extractor": lambda: InceptionFeatures("clean", str(run), CPU),
         } | changes  # fmt: skip
         choice, seed = Choice(options.pop("delta", None)), options.pop("seed", None)
         metrics = MODES[options.pop("mode")]
@@ -98,7 +91,6 @@ class Recorder:
 
     settings: dict[str, Any] = {"extractor": "recorder"}  # noqa: RUF012
     num_features = 2
-    own_data_only = False
 
     def __init__(self) -> None:
         self.batches: list[torch.Tensor] = []
@@ -109,15 +101,13 @@ class Recorder:
         return torch.stack([x.mean(1), x.std(1)], 1).numpy()
 
 
-def test_exactly_the_first_samples_rounded(
-    evaluate: Evaluate, run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_exactly_the_first_samples_rounded(evaluate: Evaluate, run: Path) -> None:
     """What the extractor sees last are samples 0..num_gen-1 to the nearest of 0..255."""
     recorder = Recorder()
-    monkeypatch.setitem(EXTRACTORS, "inception", lambda _: recorder)
     result = evaluate(
-        num_gen=11, batch_size=4, reference="", dataset_split="held_out", seed=5, delta=0.03
-    )["KID"]
+        num_gen=11, batch_size=4, reference="", dataset_split="held_out", seed=5, delta=0.03,
+        make_extractor=lambda: recorder,
+    )["KID"]  # fmt: skip
     assert (result.estimate.num_images, result.settings["seed"], result.settings["delta"]) == (
         11,
         5,
@@ -154,7 +144,7 @@ def test_another_metric_and_more_samples_reuse_features(
     assert evaluate(seed=11)["KID"].estimate.value == first.estimate.value
     drawn.clear()
     evaluate(seed=11, delta=0.05)
-    evaluate(seed=11, cleanfid_mode="legacy_tensorflow")
+    evaluate(seed=11, make_extractor=partial(InceptionFeatures, "legacy_tensorflow", str(run), CPU))
     evaluate(seed=11, precision="bfloat16")
     evaluate(tiny_config(model__protocol="released"), seed=11)
     assert drawn == [*range(11)] * 4
@@ -163,10 +153,11 @@ def test_another_metric_and_more_samples_reuse_features(
 
 
 def test_scores_come_with_those_of_held_out_images(
-    evaluate: Evaluate, capsys: pytest.CaptureFixture[str]
+    evaluate: Evaluate, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    classifier = partial(classifier_features, run, tiny_config().data, CPU, steps=40)
     results = evaluate(
-        feature_extractor="classifier", reference="", mode="all", num_gen=200, batch_size=100
+        make_extractor=classifier, reference="", mode="all", num_gen=200, batch_size=100
     )
     assert list(results) == ["FID", "KID", "Precision", "Recall", "Density", "Coverage"]
     printed = capsys.readouterr().out
@@ -270,24 +261,24 @@ def use_short_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_published_statistics_by_name(
-    evaluate: Evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    evaluate: Evaluate, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Under clean-fid's own file name, with the resolution of the configuration."""
     use_short_estimate(monkeypatch)
     stats = tmp_path / "cleanfid" / "stats"
     stats.mkdir(parents=True)
     np.savez(stats / "digits_legacy_tensorflow_test_8.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+    options: dict[str, Any] = {
+        "reference": "Digits", "dataset_split": "test",
+        "make_extractor": partial(InceptionFeatures, "legacy_tensorflow", str(run), CPU),
+    }  # fmt: skip
     with pytest.warns(
         UserWarning, match="FID of 11 samples in 2048 dimensions is far too high; raise --num_gen"
     ):
-        found = evaluate(
-            mode="fid", reference="Digits", dataset_split="test", cleanfid_mode="legacy_tensorflow"
-        )
+        found = evaluate(mode="fid", **options)
     assert found["FID"].settings["reference"] == "Digits test, clean-fid's statistics"
     with pytest.raises(UserError) as error:
-        evaluate(
-            mode="kid", reference="Digits", dataset_split="test", cleanfid_mode="legacy_tensorflow"
-        )
+        evaluate(mode="kid", **options)
     for part in (
         "--dataset_name_cleanfid=Digits --dataset_split=test",
         "8 pixels",
@@ -299,22 +290,17 @@ def test_published_statistics_by_name(
 ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "one sample": ({"num_gen": 1}, "--num_gen=1: kid needs at least 2 samples"),
     "five samples": ({"num_gen": 5, "mode": "prdc"}, "--num_gen=5: prdc needs at least 6 samples"),
-    "weights": ({"inception_path": "{folder}"}, "/inception-2015-12-05.pt is not there and https://"),
     "split": ({"reference": "", "dataset_split": "dev"}, "--dataset_split=dev: the configuration's own data set has train"),
     "folder": ({"reference": "/nowhere/images"}, "/nowhere/images: no such folder"),
     "file": ({"reference": "/nowhere/stats.npz"}, "/nowhere/stats.npz: cannot be read as an .npz of arrays"),
     "name": ({"reference": "imagenot"}, "--dataset_name_cleanfid=imagenot --dataset_split=train: clean-fid's"),
     "custom name": ({"reference": "mine", "dataset_split": "custom"}, "make it with --save_stats"),
-    "classifier with a name": ({"reference": "cifar10", "feature_extractor": "classifier"}, "leave it empty, or use"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", ERRORS)
-def test_one_line_for_what_is_wrong(case: str, evaluate: Evaluate, tmp_path: Path) -> None:
+def test_one_line_for_what_is_wrong(case: str, evaluate: Evaluate) -> None:
     changes, expected = ERRORS[case]
-    changes = {
-        key: str(tmp_path) if value == "{folder}" else value for key, value in changes.items()
-    }
     with pytest.raises(UserError) as error:
         evaluate(**changes)
     assert expected in str(error.value)

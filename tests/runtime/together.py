@@ -86,7 +86,6 @@ def evaluate(place: Path, name: str) -> None:
     for mode in ("spectrum", "copying"):
         measures = SampleEvaluation(
             config, place / "alone", cache=place / f"{name}-samples", metrics=MODES[mode], batch_size=2, num_gen=7,
-            reference="", dataset_split="train", cleanfid_mode="clean", feature_extractor="inception", inception_path="",
         )  # fmt: skip
         for result in measures(checkpoint=0, choice=Choice(init="train"), seed=0):
             append_result(place / f"{name}-measures", result, param_name="delta", seconds=0)
