@@ -2,8 +2,11 @@
 
 python evaluate.py --workdir W [--checkpoint 0] --mode=elbo [--exact] [--delta=0.013]
 python evaluate.py --workdir W [--checkpoint 0] --mode=fid --dataset_name_cleanfid=cifar10 --num_gen=50000
-python evaluate.py --workdir W --mode=elbo --sweep=delta=0.010:0.016:0.001
+python evaluate.py --workdir W --mode=elbo --delta=0.010:0.016:0.001 --checkpoint=1,2
 python evaluate.py --save_stats --custom_name=N --dataset_path=D
+
+--delta, --steps, --checkpoint and --seed take lists (a,b,... or first:last:step): all combinations
+are evaluated, with a table and plots. A list in --steps that ends in 0 is one chain.
 
 Scores are appended to runs/<dataset_name>/evaluation_results/<experiment_name>/, with everything
 that they depend on.
@@ -30,7 +33,6 @@ from scripts.evaluation.metrics import MODES
 from scripts.evaluation.scores import SampleEvaluation
 from scripts.runtime import distributed
 from scripts.runtime.device import resolve_device
-from scripts.sampling.choice import parse_delta
 from scripts.storage.checkpoint import saved_config
 from scripts.storage.files import make_directory
 
@@ -44,29 +46,34 @@ def main() -> int:
 
 
 def evaluate() -> int:
-    """Evaluate at one point, or at all that --sweep names."""
+    """Evaluate at one point, or at all points of a sweep."""
+    if FLAGS.sweep:
+        new_form = " ".join(f"--{text}" for text in FLAGS.sweep)
+        raise UserError(f"--sweep is no longer a flag: write {new_form}")
     workdir = FLAGS.workdir
-    config = FLAGS.config or saved_config(workdir, FLAGS.checkpoint)
+    checkpoints = sweep.parse_list("checkpoint", FLAGS.checkpoint)
+    config = FLAGS.config or saved_config(workdir, checkpoints[0])
     validate(config)
-    axes = sweep.parse_sweeps(FLAGS.sweep)
-    for name in axes:
-        if FLAGS[name].present:
-            raise UserError(f"--{name} and --sweep={name}=...: choose one of them")
-    seed = config.seed if FLAGS.seed is None else FLAGS.seed
-    delta = None if FLAGS.delta is None else parse_delta(FLAGS.delta)
-    base = sweep.Point(
-        delta,
-        FLAGS.steps,
-        FLAGS.eta,
-        FLAGS.sampler,
-        FLAGS.init,
-        FLAGS.per_init,
-        FLAGS.from_level,
-        checkpoint=FLAGS.checkpoint,
-        seed=seed,
+    seeds = [config.seed] if FLAGS.seed is None else sweep.parse_list("seed", FLAGS.seed)
+    axes = {
+        "delta": [None] if FLAGS.delta is None else sweep.parse_list("delta", FLAGS.delta),
+        "steps": [None] if FLAGS.steps is None else sweep.parse_list("steps", FLAGS.steps),
+        "checkpoint": checkpoints,
+        "seed": seeds,
+    }  # the first changes fastest: another delta needs no new network calls for the bound
+    swept = [name for name, values in axes.items() if len(values) > 1]
+    if FLAGS.samples is not None and swept:
+        raise UserError(f"--seed={FLAGS.seed}: must be one with --samples")
+    points = sweep.sweep_points(
+        axes,
+        eta=FLAGS.eta,
+        sampler=FLAGS.sampler,
+        init=FLAGS.init,
+        per_init=FLAGS.per_init,
+        from_level=FLAGS.from_level,
     )
     dataset = FLAGS.dataset_name or config.data.dataset.lower()
-    given = None if FLAGS.samples is None else SampleFiles.read(FLAGS.samples, config, seed)
+    given = None if FLAGS.samples is None else SampleFiles.read(FLAGS.samples, config, seeds[0])
     experiment = FLAGS.experiment_name or (
         workdir.resolve().name if given is None else Path(given.name).resolve().stem
     )
@@ -81,18 +88,18 @@ def evaluate() -> int:
             make_directory(place, "--out")
         if FLAGS.out is None and named_after is not None:
             (directory / results.OWNER).write_text(str(named_after.resolve()))
-    param_name = FLAGS.param_name or ",".join(axes) or ("delta" if given is None else "samples")
+    param_name = FLAGS.param_name or ",".join(swept) or ("delta" if given is None else "samples")
     of_run = workdir if given is None else None
     runner = sweep.Runner(
         evaluation(config, directory, cache, given), directory, param_name, of_run
     )
-    if not axes:
-        runner.run_point(base)
+    if not swept:
+        runner.run_point(points[0])
         print(f"scores appended to {directory}")
         return 0
-    scores = runner.run(sweep.sweep_points(base, axes))
+    scores = runner.run(points)
     if distributed.is_main():
-        print(sweep.report(scores, axes, directory))
+        print(sweep.report(scores, swept, directory))
     return 0
 
 

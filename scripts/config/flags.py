@@ -127,9 +127,12 @@ FLAGS = (
         required=ALWAYS,
     ),
     Flag(
-        "checkpoint", "sample evaluate calibrate", INTEGER, 0,
+        "checkpoint", "sample calibrate", INTEGER, 0,
         "n for checkpoints/checkpoint_n.pth, 0 for the newest.", {"lower_bound": 0},
-        never="samples",
+    ),
+    Flag(
+        "checkpoint", "evaluate", STRING, "0",
+        "n for checkpoints/checkpoint_n.pth, 0 for the newest; or several.", never="samples",
     ),
     Flag(
         "plan", "train", BOOL, False,
@@ -195,7 +198,12 @@ FLAGS = (
         {"enum_values": ("reverse", "heun")}, never="mode=elbo samples",
     ),
     Flag(
-        "seed", "sample evaluate", INTEGER, None,
+        "seed", "evaluate", STRING, None,
+        "Sample i is a function of (seed, i), and whatever else is random of the seed; by default "
+        "config.seed. Or several.",
+    ),
+    Flag(
+        "seed", "sample", INTEGER, None,
         "Sample i is a function of (seed, i), and whatever else is random of the seed; by default "
         "config.seed.", {"lower_bound": 0, "upper_bound": 2**64 - 1},
     ),
@@ -278,8 +286,8 @@ FLAGS = (
     ),
     Flag(
         "sweep", "evaluate", STRINGS, [],
-        "delta, steps, checkpoint or seed =first:last:step or =a,b,...; several times for all "
-        "combinations.", never="samples",
+        "No longer a flag: --delta, --steps, --checkpoint and --seed take lists themselves.",
+        never="samples",
     ),
     Flag(
         "feature_extractor", "evaluate", ENUM, "inception", "What makes the features.",

@@ -5,6 +5,8 @@ import json
 import math
 import os
 import zlib
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from matplotlib.figure import Figure
 from scripts.config.paths import ROOT, plain_name
 from scripts.errors import printable
 from scripts.estimate import Estimate
-from scripts.storage.files import atomic_write, make_directory
+from scripts.storage.files import atomic_write, make_directory, read_json_lines
 from scripts.storage.provenance import commit, now, program_version
 
 RUNS = ROOT / "runs"
@@ -86,36 +88,35 @@ def results_directory(
     return directory.with_name(f"{directory.name}_{zlib.crc32(bytes(run.resolve())):08x}")
 
 
-def append_result(
-    directory: Path, result: Result, *, param_name: str, seconds: float, workdir: Path | None = None
+def results_file(directory: Path, workdir: Path | None) -> Path:
+    """Return the file of records: of the run, or in `directory` where that cannot be written to."""
+    if workdir is not None and os.access(workdir, os.W_OK):
+        return workdir / RESULTS
+    return directory / RESULTS.name
+
+
+def append_results(
+    directory: Path,
+    results: Sequence[Result],
+    *,
+    param_name: str,
+    seconds: float,
+    workdir: Path | None = None,
+    point: str | None = None,
 ) -> Path:
-    """Add a line to <directory>/<SCORE>_log.txt and the same value, with everything behind it, to
-    `results.jsonl`.
+    """Append to <directory>/<SCORE>_log.txt, and the same with everything behind it to a .jsonl.
 
     param_name: settings, separated by commas, whose values are then given ("delta: 0.0125, FID:
-    21.3"), or any label. seconds: time taken. workdir: the run directory of the model, which has
-    `evaluation/results.jsonl` and pictures; without it, or if it cannot be written to, they are in
-    `directory`. Returns the file. Raises UserError for a directory that is not writable.
+    21.3"), or any label. seconds: time taken. workdir: the run directory of the model, see
+    `results_file`; pictures are beside that file. point: key of a sweep's point, for `read_points`.
+    Returns the file. Raises UserError for a directory that is not writable.
     """
     make_directory(directory, "evaluation results")
-    settings, estimate = result.settings, result.estimate
-    label = ", ".join(
-        f"{name}: {settings[name]}" if name in settings else printable(name)
-        for name in param_name.split(",")
-    )
+    file = results_file(directory, workdir)
+    make_directory(file.parent, "--workdir")
     at = commit()
-    row = {
-        "score": result.score,
-        "value": estimate.value,
-        "standard_error": estimate.standard_error
-        if math.isfinite(estimate.standard_error)
-        else None,  # JSON has no infinity
-        "num_images": estimate.num_images,
-        "num_initial_images": estimate.num_groups,
-        "interval_95": result.interval,
-        "note": result.note,
+    common = {
         "param_name": param_name,
-        **settings,
         "versions": {
             "torch": importlib.metadata.version("torch"),
             "program": program_version() + (f"+{at}" if at else ""),
@@ -123,23 +124,60 @@ def append_result(
         "seconds": round(seconds, 2),
         "finished": now(),
     }
-    place = directory
-    if workdir is not None and os.access(workdir, os.W_OK):
-        place = make_directory(workdir / RESULTS.parent, "--workdir")
-    if result.picture is not None:
-        row["picture"] = (
-            f"{result.score}_{zlib.crc32(json.dumps([settings, estimate.num_images]).encode()):08x}.png"
+    lines = []
+    for result in results:
+        settings, estimate = result.settings, result.estimate
+        error = estimate.standard_error
+        row: dict[str, Any] = {
+            "score": result.score,
+            "value": estimate.value,
+            "standard_error": error if math.isfinite(error) else None,  # JSON has no infinity
+            "num_images": estimate.num_images,
+            "num_initial_images": estimate.num_groups,
+            "interval_95": result.interval,
+            "note": result.note,
+        }
+        row |= settings | common
+        if point is not None:
+            row |= {"point": point, "scores_of_point": len(results)}
+            arrays = {"per_image": result.per_image, "groups": result.groups}
+            row |= {name: array.tolist() for name, array in arrays.items() if array is not None}
+        if result.picture is not None:
+            crc32 = zlib.crc32(json.dumps([settings, estimate.num_images]).encode())
+            row["picture"] = f"{result.score}_{crc32:08x}.png"
+            with atomic_write(file.with_name(row["picture"])) as temporary:
+                result.picture.savefig(temporary, dpi=150)
+            print(f"picture: {file.with_name(row['picture'])}", flush=True)
+        lines.append(json.dumps(row) + "\n")
+        label = ", ".join(
+            f"{name}: {settings[name]}" if name in settings else printable(name)
+            for name in param_name.split(",")
         )
-        with atomic_write(place / row["picture"]) as temporary:
-            result.picture.savefig(temporary, dpi=150)
-        print(f"picture: {place / row['picture']}", flush=True)
-    _append_line(place / RESULTS.name, json.dumps(row))
-    _append_line(
-        directory / f"{result.score}_log.txt", f"{label}, {result.score}: {estimate.value:.8g}"
-    )
-    return place / RESULTS.name
+        with (directory / f"{result.score}_log.txt").open("a") as log:
+            log.write(f"{label}, {result.score}: {estimate.value:.8g}\n")
+    with file.open("a") as records:
+        records.write("".join(lines))
+    return file
 
 
-def _append_line(path: Path, line: str) -> None:
-    with path.open("a") as file:
-        file.write(line + "\n")
+def read_points(file: Path) -> dict[str, list[Result]]:
+    """Return the results of sweeps that are complete, by the keys of their points."""
+    points: dict[str, dict[str, Result]] = defaultdict(dict)
+    for row in read_json_lines(file):
+        if "point" in row:
+            error = row["standard_error"]
+            estimate = Estimate(
+                row["value"],
+                math.inf if error is None else error,
+                row["num_images"],
+                row["num_initial_images"],
+            )
+            arrays: dict[str, Any] = {
+                name: np.array(row[name]) for name in ("per_image", "groups") if name in row
+            }
+            points[row["point"]][row["score"]] = Result(row["score"], estimate, row, **arrays)
+    return {
+        point: list(results.values())
+        for point, results in points.items()
+        if all(result.settings["scores_of_point"] == len(results) for result in results.values())
+    }

@@ -101,7 +101,7 @@ def test_bound_from_the_command_line(trained: Path) -> None:
 
 
 def test_sweep_from_the_command_line(trained: Path) -> None:
-    args = ["--mode=elbo", "--num_images=4", "--exact", "--sweep=delta=0.012:0.014:0.001"]
+    args = ["--mode=elbo", "--num_images=4", "--exact", "--delta=0.012:0.014:0.001"]
     result = evaluate(trained, *args)
     assert result.returncode == 0, result.stderr
     assert "best BPD: " in result.stdout
@@ -157,9 +157,13 @@ def test_no_bound_without_noise(trained: Path) -> None:
 
 
 BAD: dict[str, tuple[list[str], str]] = {
-    "two deltas": (
-        ["--mode=elbo", "--delta=0.01", "--sweep=delta=0.01,0.02"],
-        "--delta and --sweep=delta=...: choose one",
+    "a sweep as it was": (
+        ["--mode=elbo", "--sweep=delta=0.01,0.02", "--sweep=seed=1,2"],
+        "--sweep is no longer a flag: write --delta=0.01,0.02 --seed=1,2",
+    ),
+    "seeds of samples that were drawn": (
+        ["--mode=fid", "--samples=x", "--seed=1,2"],
+        "--seed=1,2: must be one with --samples",
     ),
     "seeds of a bound": (
         ["--mode=elbo", "--init=held_out"],
@@ -182,7 +186,7 @@ BAD: dict[str, tuple[list[str], str]] = {
         "--out=/no/x: pictures there would become images of config.data.held_out_path = '/no'",
     ),
     "missing checkpoint in a sweep": (
-        ["--mode=elbo", "--sweep=checkpoint=0,7"],
+        ["--mode=elbo", "--checkpoint=0,7"],
         "has no checkpoints/checkpoint_7.pth",
     ),
 }

@@ -14,7 +14,7 @@ from scripts.data.datasets import load_images
 from scripts.errors import UserError
 from scripts.evaluation.metrics import MODES, distance_from_best
 from scripts.evaluation.pixels import PixelInputs, initial_images, starting_positions
-from scripts.evaluation.results import Result, append_result
+from scripts.evaluation.results import Result, append_results
 from scripts.evaluation.scores import SampleEvaluation
 from scripts.sampling.choice import Choice
 from scripts.sampling.sampler import load_sampler
@@ -156,8 +156,8 @@ def test_what_cannot_be_measured_is_refused_before_sampling(
 def test_pictures_are_kept_and_shown(run: Path, tmp_path: Path) -> None:
     """In the run directory; another setting has another picture; the page shows them."""
     for num_gen in (12, 14):
-        for result in evaluate(run, "copying", num_gen=num_gen):
-            append_result(tmp_path, result, param_name="delta", seconds=0.0, workdir=run)
+        results = evaluate(run, "copying", num_gen=num_gen)
+        append_results(tmp_path, results, param_name="delta", seconds=0.0, workdir=run)
     pictures = sorted(path.name for path in run.glob("evaluation/*.png"))
     assert len(pictures) == 2
     assert not list(tmp_path.glob("*.png"))

@@ -1,7 +1,6 @@
 """Sweeps and the record of results: parsing, continuation, best values, log files."""
 
 import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,8 @@ from PIL import Image
 
 from scripts.errors import UserError
 from scripts.estimate import Estimate
-from scripts.evaluation.results import Result, append_result, results_directory
-from scripts.evaluation.sweep import Point, Runner, parse_sweeps, report, sweep_points
+from scripts.evaluation.results import Result, append_results, results_directory
+from scripts.evaluation.sweep import Point, Runner, parse_list, report, sweep_points
 from scripts.sampling.choice import Choice
 from scripts.storage.files import read_json_lines
 from scripts.storage.record import Record
@@ -28,44 +27,41 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize(
-    ("texts", "expected"),
+    ("flag", "text", "expected"),
     [
-        ([], {}),
-        (["delta=0.010:0.016:0.001"], {"delta": [0.01, 0.011, 0.012, 0.013, 0.014, 0.015, 0.016]}),
-        (["delta=0.01:0.0155:0.002"], {"delta": [0.01, 0.012, 0.014]}),
-        (["delta=0.02"], {"delta": [0.02]}),
-        (["delta=0.01,spectral"], {"delta": [0.01, "spectral"]}),
-        (["checkpoint=1:3:1", "seed=5,3,5"], {"checkpoint": [1, 2, 3], "seed": [5, 3]}),
+        ("delta", "0.010:0.016:0.001", [0.01, 0.011, 0.012, 0.013, 0.014, 0.015, 0.016]),
+        ("delta", "0.01:0.0155:0.002", [0.01, 0.012, 0.014]),
+        ("delta", "0.02,spectral", [0.02, "spectral"]),
+        ("checkpoint", "1:3:1,9", [1, 2, 3, 9]),
+        ("seed", "5,3,5,18446744073709551615", [5, 3, 2**64 - 1]),
+        ("steps", "10,25:bound", ["10", "25:bound"]),
+        ("steps", "10:50:20", ["10", "30", "50"]),
+        ("steps", "100,50,0", ["100,50,0"]),
     ],
 )
-def test_parsing(texts: list[str], expected: dict[str, list[float | str]]) -> None:
-    axes = parse_sweeps(texts)
-    assert axes == expected
-    assert list(axes) == list(expected)
+def test_lists(flag: str, text: str, expected: list[float | str]) -> None:
+    assert parse_list(flag, text) == expected
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("flag", "text"),
     [
-        "delta", "delta=", "delta=a", "delta=1:2", "delta=0.02:0.01:0.001", "delta=0.01:0.02:0", "delta=-0.01,0.01",
-        "delta=nan", "seed=0.5", "seed=spectral", "sigma=1,2",
+        ("delta", ""), ("delta", "a"), ("delta", "1:2"), ("delta", "0.02:0.01:0.001"),
+        ("delta", "0.01:0.02:0"), ("delta", "-0.01,0.01"), ("delta", "nan"), ("steps", "10,,25"),
+        ("seed", "0.5"), ("seed", "spectral"), ("seed", "18446744073709551616"),
+        ("checkpoint", "1:2:0.5"), ("checkpoint", "-1"), ("checkpoint", "1:inf:1"),
     ],
 )  # fmt: skip
-def test_what_is_no_sweep(text: str) -> None:
-    with pytest.raises(UserError, match=re.escape(f"--sweep={text}: must be")):
-        parse_sweeps([text])
+def test_what_is_no_list(flag: str, text: str) -> None:
+    with pytest.raises(UserError, match=rf"^--{flag}=.*: must be a"):
+        parse_list(flag, text)
 
 
 def test_all_combinations() -> None:
-    """Delta changes fastest, whatever order it is given in; what is not swept stays."""
-    points = sweep_points(BASE, parse_sweeps(["delta=1,2", "checkpoint=4,3"]))
-    assert [(p.checkpoint, p.delta, p.seed) for p in points] == [
-        (4, 1, 42),
-        (4, 2, 42),
-        (3, 1, 42),
-        (3, 2, 42),
-    ]
-    assert sweep_points(BASE, {}) == [BASE]
+    """The first changes fastest."""
+    points = sweep_points({"delta": [1, 2], "checkpoint": [4, 3]}, seed=42)
+    assert [(p.checkpoint, p.delta) for p in points] == [(4, 1), (4, 2), (3, 1), (3, 2)]
+    assert {p.seed for p in points} == {42}
 
 
 class Evaluation:
@@ -101,35 +97,42 @@ class Evaluation:
         ]
 
 
-def sweep(directory: Path, evaluation: Evaluation, texts: list[str]) -> str:
-    axes = parse_sweeps(texts)
-    runner = Runner(evaluation, directory, ",".join(axes))
-    return report(runner.run(sweep_points(BASE, axes)), axes, directory)
+def sweep(directory: Path, evaluation: Evaluation, deltas: str, seeds: str = "42") -> str:
+    axes = {"delta": parse_list("delta", deltas), "seed": parse_list("seed", seeds)}
+    names = [name for name, values in axes.items() if len(values) > 1]
+    runner = Runner(evaluation, directory, ",".join(names))
+    return report(runner.run(sweep_points(axes)), names, directory)
 
 
-def test_interrupted_sweep_goes_on(tmp_path: Path) -> None:
+def test_interrupted_sweep_continues(tmp_path: Path) -> None:
     """Finished points are not computed again, unless they were of other weights."""
-    texts = ["delta=1:3:0.5"]
-    first = Evaluation(calls_until_interruption=3)
+    first, second, whole = Evaluation(calls_until_interruption=3), Evaluation(), Evaluation()
     with pytest.raises(KeyboardInterrupt):
-        sweep(tmp_path, first, texts)
-    second = Evaluation()
-    text = sweep(tmp_path, second, texts)
+        sweep(tmp_path, first, "1:3:0.5")
+    text = sweep(tmp_path, second, "1:3:0.5")
     assert [p.delta for p in first.asked + second.asked] == [1, 1.5, 2, 2.5, 3]
-    whole = Evaluation()
-    assert sweep(tmp_path / "new", whole, texts).splitlines()[:-1] == text.splitlines()[:-1]
-    again, other = Evaluation(), Evaluation(weights=2)
-    assert sweep(tmp_path, again, texts) == text
-    assert not again.asked
-    sweep(tmp_path, other, texts)
-    assert len(other.asked) == 5
-    more = Evaluation()
-    sweep(tmp_path, more, ["delta=2,2.25"])
-    assert [p.delta for p in more.asked] == [2.25]
+    assert sweep(tmp_path / "new", whole, "1:3:0.5").splitlines()[:-1] == text.splitlines()[:-1]
+    again, other, more = Evaluation(), Evaluation(weights=2), Evaluation()
+    assert sweep(tmp_path, again, "1:3:0.5") == text
+    sweep(tmp_path, other, "1:3:0.5")
+    sweep(tmp_path, more, "2,2.25")
+    assert [len(each.asked) for each in (again, other, more)] == [0, 5, 1]
+
+
+def test_half_a_point_is_computed_again(tmp_path: Path) -> None:
+    """A process that is killed while it writes leaves some scores of a point, and half a line."""
+    file = tmp_path / "results.jsonl"
+    sweep(tmp_path, Evaluation(), "1,2")
+    text = file.read_text()
+    file.write_text(text[:-10])
+    again = Evaluation()
+    sweep(tmp_path, again, "1,2")
+    assert [p.delta for p in again.asked] == [2]
+    assert sweep(tmp_path, Evaluation(calls_until_interruption=0), "1,2")
 
 
 def test_report(tmp_path: Path) -> None:
-    text = sweep(tmp_path, Evaluation(), ["delta=1:3:1", "seed=1,2"])
+    text = sweep(tmp_path, Evaluation(), "1:3:1", "1,2")
     assert "best FID: 0.01 +- 0.5 at delta = 2.0, seed = 1" in text
     assert "best Recall: 0.3 at delta = 3.0, seed = 1" in text
     assert len(text.splitlines()) == 1 + 6 + 2 + 1 + 1
@@ -137,27 +140,22 @@ def test_report(tmp_path: Path) -> None:
     for score in ("FID", "Recall"):
         with Image.open(tmp_path / f"sweep_delta_seed_{score}.png") as picture:
             assert picture.width > 500
-    assert (tmp_path / "FID_log.txt").read_text().splitlines()[
-        0
-    ] == "delta: 1.0, seed: 1, FID: 1.01"
+    log = (tmp_path / "FID_log.txt").read_text()
+    assert log.startswith("delta: 1.0, seed: 1, FID: 1.01\n")
 
 
 def test_differences_from_the_best_are_paired(tmp_path: Path) -> None:
     """The scatter that all points have in common does not count."""
-    (row,) = (
-        line
-        for line in sweep(tmp_path, Evaluation(), ["delta=1:3:1"]).splitlines()
-        if line.split()[0] == "3.0"
-    )
+    lines = sweep(tmp_path, Evaluation(), "1:3:1").splitlines()
+    (row,) = (line for line in lines if line.split()[0] == "3.0")
     error = 0.1 * np.random.default_rng(0).standard_normal((2, 10))[1].std(ddof=1) / 10**0.5
     assert f"1 +- {error:.2g}" in row
     assert error < 0.1, "0.5 is the error of either value"
 
 
-def test_numbers_and_rules_in_one_sweep(tmp_path: Path) -> None:
-    assert "best FID: 0.67 +- 0.5 at delta = spectral" in sweep(
-        tmp_path, Evaluation(), ["delta=0.01,spectral"]
-    )
+def test_numbers_and_names_in_one_sweep(tmp_path: Path) -> None:
+    text = sweep(tmp_path, Evaluation(), "0.01,spectral")
+    assert "best FID: 0.67 +- 0.5 at delta = spectral" in text
 
 
 def test_log_files(tmp_path: Path) -> None:
@@ -165,13 +163,9 @@ def test_log_files(tmp_path: Path) -> None:
     directory = results_directory(tmp_path, "cifar10", "mine")
     assert directory == tmp_path / "cifar10" / "evaluation_results" / "mine"
     result = Result("FID", Estimate(18.9612, 0.04, 50000), {**SETTINGS, "reference": "cifar10"})
-    append_result(directory, result, param_name="delta", seconds=12.345)
-    append_result(
-        directory,
-        Result("FID", Estimate(20.0, math.inf, 1), SETTINGS),
-        param_name="try 2",
-        seconds=1,
-    )
+    append_results(directory, [result], param_name="delta", seconds=12.345)
+    other = Result("FID", Estimate(20.0, math.inf, 1), SETTINGS)
+    append_results(directory, [other], param_name="try 2", seconds=1)
     assert (directory / "FID_log.txt").read_text() == "delta: 0.013, FID: 18.9612\ntry 2, FID: 20\n"
     first, second = read_json_lines(directory / "results.jsonl")
     expected: dict[str, Any] = {

@@ -22,7 +22,7 @@ from scripts.errors import UserError
 from scripts.evaluation.bound import BoundEvaluation
 from scripts.evaluation.features import cached_features
 from scripts.evaluation.metrics import MODES
-from scripts.evaluation.results import append_result
+from scripts.evaluation.results import append_results
 from scripts.evaluation.scores import SampleEvaluation
 from scripts.runtime import distributed
 from scripts.sampling.choice import Choice
@@ -81,14 +81,14 @@ def evaluate(place: Path, name: str) -> None:
             exact=False,
             batch_size=4,
         )
-        for result in bound(checkpoint=0, choice=Choice(0.0125), seed=0):
-            append_result(scores, result, param_name="delta", seconds=0)
+        results = bound(checkpoint=0, choice=Choice(0.0125), seed=0)
+        append_results(scores, results, param_name="delta", seconds=0)
     for mode in ("spectrum", "copying"):
         measures = SampleEvaluation(
             config, place / "alone", cache=place / f"{name}-samples", metrics=MODES[mode], batch_size=2, num_gen=7,
         )  # fmt: skip
-        for result in measures(checkpoint=0, choice=Choice(init="train"), seed=0):
-            append_result(place / f"{name}-measures", result, param_name="delta", seconds=0)
+        results = measures(checkpoint=0, choice=Choice(init="train"), seed=0)
+        append_results(place / f"{name}-measures", results, param_name="delta", seconds=0)
 
 
 def check_keep_alive() -> None:
