@@ -27,9 +27,9 @@ from scripts.evaluation.bound import BoundEvaluation
 from scripts.evaluation.classifier import classifier_features
 from scripts.evaluation.dinov2 import DINOv2Features
 from scripts.evaluation.features import Extractor
-from scripts.evaluation.pixels import SampleFiles
 from scripts.evaluation.inception import InceptionFeatures
 from scripts.evaluation.metrics import MODES
+from scripts.evaluation.pixels import SampleFiles
 from scripts.evaluation.scores import SampleEvaluation
 from scripts.runtime import distributed
 from scripts.runtime.device import resolve_device
