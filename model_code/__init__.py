@@ -116,14 +116,15 @@ def build_model(config: ConfigDict) -> Module:
     return NETWORKS[name](config)
 
 
-def check_buildable(config: ConfigDict) -> None:
-    """Raise ValueError, naming key and value, unless process and network can be built.
+def check_buildable(config: ConfigDict) -> Process:
+    """Return the process. Raise ValueError, naming key and value, unless the network can be built.
 
     Nothing is allocated for the network.
     """
-    build_process(config)
+    process = build_process(config)
     with torch.device("meta"):
         build_model(config)
+    return process
 
 
 def configured_chain(config: ConfigDict) -> Chain:

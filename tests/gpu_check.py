@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 
 from scripts.config.load import load
 from scripts.config.paths import ROOT
+from scripts.config.resolve import resolve
 from scripts.data.datasets import load_images
 from scripts.runtime.device import Precision, device_name, resolve_device, to_device
 from scripts.storage.files import read_json_lines
@@ -95,7 +96,7 @@ def train(
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)  # by earlier trainings
-    trainer = Trainer(config, device)
+    trainer = Trainer(resolve(config), device)
     prepare(trainer)
     losses, seconds = [], []
     for step in range(trainer.step, steps):

@@ -14,7 +14,7 @@ import model_code
 from model_code import Preset
 from model_code.prior import Prior, StoredStates
 from model_code.process import Denoiser, Process, ReverseKernel
-from scripts.config.own_process import register
+from scripts.config.checks import register_process
 from scripts.config.paths import ROOT
 from scripts.errors import UserError
 from scripts.evaluation.bound import BoundEvaluation
@@ -103,7 +103,7 @@ def test_another_process_trains_is_sampled_and_evaluated(
     monkeypatch.setitem(model_code.PROCESSES, "additive_noise", Preset(AdditiveNoise))
     if name == "pixelate":
         name = pixelate_file(tmp_path)
-        register(name)
+        register_process(name)
     density = name == "additive_noise"
     config = array_config(
         tiny_array,
@@ -163,8 +163,7 @@ def test_code_runs_only_where_the_command_line_names_it(
 ) -> None:
     """A checkpoint that names a file is not enough; what cannot be used is one line."""
     name = pixelate_file(tmp_path)
-    monkeypatch.setattr(model_code, "PROCESSES", dict(model_code.PROCESSES))
-    register(name)
+    register_process(name)
     config = array_config(tiny_array, model__process=name, data__uniform_dequantization=False)
     assert train(config, tmp_path / "run") == 0
     del model_code.PROCESSES[name]
@@ -178,11 +177,11 @@ def test_code_runs_only_where_the_command_line_names_it(
         (name.replace("Pixelate", "torch"), "has no class torch"),
     ):
         with pytest.raises(UserError, match=message):
-            register(wrong)
+            register_process(wrong)
     broken = tmp_path / "broken.py"
     broken.write_text("import nothing_of_this_name\n")
     with pytest.raises(UserError, match=r"ModuleNotFoundError: .* \(line 1\)"):
-        register(f"{broken}:A")
+        register_process(f"{broken}:A")
 
 
 def test_the_presets_are_named_in_the_documentation() -> None:

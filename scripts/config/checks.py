@@ -2,16 +2,24 @@
 
 import math
 import re
+import runpy
+import zlib
 from collections.abc import Callable
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from configs import default
-from scripts.config.load import flatten, named_code, refuse_unknown
-from scripts.config.schedule import LOG, check_schedule, with_schedule
+from model_code import HEAT, KEY, PROCESSES, Preset, check_buildable, configured_chain
+from model_code.gaussian import GaussianProcess
+from model_code.process import Process, next_levels
+from scripts.config.load import error_with_line, flatten, named_code, refuse_unknown
+from scripts.config.paths import user_path
+from scripts.config.resolve import LOG, check_schedule, with_schedule
 from scripts.errors import UserError, one_line
 
+process_checksums: dict[str, int] = {}
+"""CRC32 of each file of a user's process that has run, by the value of config.model.process."""
 Check = tuple[str, Callable[[Any], bool]]
 """What is expected of a value, for messages, and whether a value is that."""
 
@@ -109,24 +117,19 @@ def validate(config: ConfigDict) -> None:
         raise UserError(
             f"config.model.chain = {config.model.chain!r}: must be empty with model.protocol = 'released'"
         )
-    from model_code import PROCESSES, build_process, check_buildable  # imports PyTorch
-    from scripts.config import own_process
-
-    process = config.model.process
-    if ".py:" in process and process in named_code and process not in PROCESSES:
-        own_process.register(process)
-
+    name = config.model.process
+    if ".py:" in name and name in named_code and name not in PROCESSES:
+        register_process(name)
     try:
-        check_buildable(with_schedule(config, LOG))
+        process = check_buildable(with_schedule(config, LOG))
     except ValueError as error:
         raise UserError(str(error)) from None
     schedule, power = config.model.blur_schedule, config.training.level_weighting
-    process = build_process(with_schedule(config, LOG))
     if not process.level_weights(power).isfinite().all():
         needed = "must be nearer to 0, so that no weight overflows"
         raise UserError(f"config.training.level_weighting = {power!r}: {needed}")
-    if schedule != LOG and "model.blur_schedule" not in PROCESSES[config.model.process].reads:
-        other = f"process {config.model.process!r} has a blur schedule of its own"
+    if schedule != LOG and "model.blur_schedule" not in PROCESSES[name].reads:
+        other = f"process {name!r} has a blur schedule of its own"
         raise UserError(
             f"config.model.blur_schedule = {one_line(repr(schedule))[:100]}: {other}; must be left at 'log'"
         )
@@ -139,8 +142,6 @@ def doubts(config: ConfigDict) -> list[str]:
     Keys with another value than the default that the process does not read, and a warm-up that
     never ends.
     """
-    from model_code import HEAT, PROCESSES  # imports PyTorch
-
     given, defaults = (dict(flatten(c)) for c in (config, default.get_config()))
     name, warmup, n_iters = config.model.process, config.optim.warmup, config.training.n_iters
     keys = sorted(HEAT - PROCESSES[name].reads)
@@ -151,3 +152,32 @@ def doubts(config: ConfigDict) -> list[str]:
         reached = f"{share} in training.n_iters = {n_iters}"
         lines.append(f"config.optim.warmup = {warmup}: is longer than the run: {reached}")
     return lines
+
+
+def register_process(name: str) -> None:
+    """Run the file and enter its class. Raises UserError if that cannot be done.
+
+    Only for a value in `named_code`: a checkpoint or JSON must never run code.
+    """
+    text, _, class_name = name.rpartition(":")
+    path, shown = user_path(text, KEY), f"{KEY} = {name!r}"
+    if not path.is_file():
+        raise UserError(f"{shown}: there is no such file")
+    try:
+        found: Any = runpy.run_path(str(path)).get(class_name)
+    except Exception as error:
+        raise UserError(f"{shown}: {error_with_line(error, path)}") from error
+    if not isinstance(found, type) or not issubclass(found, Process):
+        raise UserError(f"{shown}: the file has no class {class_name}, a subclass of Process")
+
+    factory: Any = found
+
+    def build(config: ConfigDict) -> Process:
+        process: Process = factory(config)
+        process.chain = configured_chain(config)
+        if isinstance(process, GaussianProcess):
+            process.next_level = next_levels(process.chain, process.K)
+        return process
+
+    PROCESSES[name] = Preset(build)
+    process_checksums[name] = zlib.crc32(path.read_bytes())

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from scripts.config.schedule import log_levels
 from scripts.errors import UserError, one_line
 
 KEYS = {
@@ -62,6 +61,11 @@ def check_release_keys(given: dict[str, Any], model: ConfigDict) -> None:
             f"{listed}: ignored, keys of the original release that are not needed here",
             stacklevel=2,
         )
+
+
+def log_levels(K: int, sigma_min: float, sigma_max: float) -> tuple[float, ...]:
+    """Return what `model_code.blur.blur_schedule` does, to rounding, without PyTorch."""
+    return (0.0, *np.geomspace(sigma_min, sigma_max, K).tolist())
 
 
 def is_log(schedule: Sequence[float], model: ConfigDict) -> bool:

@@ -1,13 +1,13 @@
 """One pass over all training images: for the prior, for their spectrum, or for both at once."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from ml_collections import ConfigDict
 
 from model_code.schedule import matched_schedule
 from model_code.spectrum import DCTMoments
-from scripts.config.schedule import with_schedule
+from scripts.config.resolve import with_schedule
 from scripts.data.images import ImageSource
 from scripts.data.loader import UnreadableImages, clean_batches
 from scripts.errors import UserError
@@ -20,13 +20,11 @@ def training_images(
     config: ConfigDict,
     unreadable: UnreadableImages,
     what_for: str,
-    each: Callable[[torch.Tensor], None] = lambda images: None,
 ) -> Iterator[torch.Tensor]:
     """All readable training images, and mirror images if training mirrors them, in batches float32
     (B, C, H, W).
 
-    Shows progress; `each` gets every batch first. Of several processes each reads its part; a batch
-    may be empty.
+    Shows progress. Of several processes each reads its part; a batch may be empty.
     """
     data = config.data
     with progress_bar(
@@ -41,7 +39,6 @@ def training_images(
         ):
             unreadable.update(batch.unreadable)
             bar.update(len(batch.indices.unique()))
-            each(batch.images)
             yield batch.images
 
 
@@ -53,18 +50,12 @@ def share_moments(moments: DCTMoments) -> DCTMoments:
     return shared
 
 
-def dct_moments(
-    source: ImageSource, config: ConfigDict, unreadable: UnreadableImages
-) -> DCTMoments:
-    """Mean and variance of each DCT coefficient over the training images.
-
-    A collective function; memory is a batch's.
-    """
-    moments = DCTMoments(*source.shape)
-    for _ in training_images(source, config, unreadable, "their spectrum", moments.add):
-        pass
-    unreadable.report(len(source), "training images")
-    return share_moments(moments)
+def dct_moments(batches: Iterable[torch.Tensor], shape: tuple[int, int, int]) -> DCTMoments:
+    """Mean and variance of each DCT coefficient over images (B, C, H, W) of `shape` (C, H, W)."""
+    moments = DCTMoments(*shape)
+    for batch in batches:
+        moments.add(batch)
+    return moments
 
 
 def matched_to(config: ConfigDict, moments: DCTMoments) -> ConfigDict:

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from model_code.prior import Prior
 from model_code.process import CalibrationState, Denoiser, Process, ReverseKernel
 from scripts.config.checks import validate
-from scripts.config.comparison import TRAINING_ONLY
+from scripts.config.resolve import TRAINING_ONLY
 from scripts.data.datasets import Split, load_images
 from scripts.data.images import fingerprint
 from scripts.errors import UserError

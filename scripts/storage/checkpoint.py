@@ -5,12 +5,13 @@ A run directory holds `checkpoints-meta/checkpoint.pth`, from which a restart co
 predecessor as `checkpoint_previous.pth`, and numbered ones, `checkpoints/checkpoint_n.pth`. A file
 holds `step`, `config` (JSON), `ema`, and
 
-- to continue training: `model`, `optimizer`, `scaler`, `data`; numbered ones have the last alone, see `snapshots.py`
+- to continue training: `model`, `optimizer`, `scaler`, `data`; numbered ones have the last alone, see `for_sampling`
 - to sample without the training images: `prior`, the process's prior states, `noise`, what reverse kernels are made from, and
   `sigma_B`, the blur levels, float64 (K + 1,), unless they are spaced evenly in log
 - for the record: `precision` of the training, `provenance`
 """
 
+import contextlib
 import json
 import warnings
 import zipfile
@@ -25,18 +26,28 @@ import torch
 from ml_collections import ConfigDict
 from torch import nn
 
-from model_code import build_model, build_process
+from model_code import build_model
 from model_code.prior import Prior
 from model_code.process import CalibrationState, Process
-from scripts.config.comparison import FREE_IN_INFERENCE, with_levels
-from scripts.config.load import from_json, to_json
-from scripts.config.schedule import settled
+from scripts.config.load import from_json
+from scripts.config.resolve import FREE_IN_INFERENCE, resolve
 from scripts.errors import UserError, one_line
 from scripts.storage.files import atomic_write, sync
 
 FORMAT = "ihdm-1"
 REQUIRED = {"step", "config", "ema"}
 REQUIRED_TO_RESUME = {"model", "optimizer", "scaler", "data", "prior"}
+FOR_SAMPLING = (
+    "step",
+    "config",
+    "sigma_B",
+    "data",
+    "prior",
+    "calibration",
+    "precision",
+    "provenance",
+)
+"""Parts of a checkpoint that a small one has besides the averages."""
 Contents = dict[str, Any]
 
 # The release's optimizer state holds its learning rate as a NumPy scalar. These only rebuild
@@ -78,11 +89,9 @@ def weights_checksum(weights: Iterable[torch.Tensor]) -> int:
 
 def averages(contents: Contents) -> Iterable[torch.Tensor]:
     """The averaged weights of a checkpoint, in the order in which parameters were registered."""
-    return (
-        contents["ema"]["shadow_params"]
-        if is_release(contents)
-        else contents["ema"]["shadow"].values()
-    )
+    if is_release(contents):
+        return contents["ema"]["shadow_params"]
+    return contents["ema"]["shadow"].values()
 
 
 def previous_path(workdir: Path) -> Path:
@@ -101,12 +110,10 @@ def write(path: Path, contents: Contents, previous: Path | None = None) -> None:
             if previous is not None and path.exists():
                 sync(temporary)  # nothing moves before the new one is safe
                 path.replace(previous)
-    except (
-        OSError,
-        RuntimeError,
-    ) as error:  # torch's zip writer reports a full disk as RuntimeError
-        message = f"{path}: the checkpoint could not be written (is the disk full? {error}); earlier ones are intact"
-        raise UserError(message) from None
+    # PyTorch's zip writer reports a full disk as RuntimeError.
+    except (OSError, RuntimeError) as error:
+        what = f"the checkpoint could not be written (is the disk full? {error})"
+        raise UserError(f"{path}: {what}; earlier ones are intact") from None
 
 
 def write_meta(workdir: Path, contents: Contents) -> None:
@@ -149,11 +156,11 @@ def _load(path: Path) -> Any:
         with torch.serialization.safe_globals(_NUMPY_SCALARS), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols of old files
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # zipfile, pickle, torch and their C++ parts each have their own ways to say "damaged"
+    # zipfile, pickle, PyTorch and their C++ parts each have their own ways to say "damaged".
+    except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
-        raise UserError(
-            f"{path}: damaged, or not a checkpoint of plain tensors and numbers only ({reason})"
-        ) from None
+        what = "damaged, or not a checkpoint of plain tensors and numbers only"
+        raise UserError(f"{path}: {what} ({reason})") from None
 
 
 def _first_not_finite(contents: Any, where: str = "") -> str | None:
@@ -162,17 +169,14 @@ def _first_not_finite(contents: Any, where: str = "") -> str | None:
     """
     if isinstance(contents, torch.Tensor):
         return None if bool(contents.isfinite().all()) else where
-    items = (
-        contents.items()
-        if isinstance(contents, dict)
-        else enumerate(contents)
-        if isinstance(contents, list)
-        else ()
-    )
-    names = (
-        _first_not_finite(value, f"{where}.{key}" if where else str(key)) for key, value in items
-    )
-    return next(filter(None, names), None)
+    if isinstance(contents, list):
+        contents = dict(enumerate(contents))
+    if not isinstance(contents, dict):
+        return None
+    for key, value in contents.items():
+        if name := _first_not_finite(value, f"{where}.{key}".removeprefix(".")):
+            return name
+    return None
 
 
 def is_release(contents: Any) -> bool:
@@ -217,11 +221,10 @@ def read_to_resume(workdir: Path) -> Contents | None:
     """
     path, contents = read_newest(workdir) or (None, None)
     if contents and (missing := REQUIRED_TO_RESUME - contents.keys()):
-        lacks = ", ".join(sorted(missing))
-        advice = f"choose another --workdir, and start there from these weights with --config.training.init_from={path}"
-        raise UserError(
-            f"{path}: can be sampled from, but not trained further, as it has no {lacks}; {advice}"
-        )
+        listed = ", ".join(sorted(missing))
+        lacks = f"can be sampled from, but not trained further, as it has no {listed}"
+        start = f"start there from these weights with --config.training.init_from={path}"
+        raise UserError(f"{path}: {lacks}; choose another --workdir, and {start}")
     return contents
 
 
@@ -284,10 +287,9 @@ def read_calibration(
         return found["calibration"] if "calibration" in found else found["measured"]
     if saved is not None:
         return saved
-    raise UserError(
-        f"{file}: measured with the weights of step {found.get('step', 'unknown')}, where {path.name} is of step {step}; "
-        "run python -m scripts.tools.calibrate again"
-    )
+    then = f"measured with the weights of step {found.get('step', 'unknown')}"
+    advice = "run python -m scripts.tools.calibrate again"
+    raise UserError(f"{file}: {then}, where {path.name} is of step {step}; {advice}")
 
 
 def load_trained(config: ConfigDict, workdir: Path | str, checkpoint: int) -> TrainedModel:
@@ -296,25 +298,28 @@ def load_trained(config: ConfigDict, workdir: Path | str, checkpoint: int) -> Tr
     Raises UserError if it is missing or does not fit `config`.
     """
     path, contents = _find(Path(workdir), checkpoint)
-    known = (
-        with_levels(config, contents, FREE_IN_INFERENCE, str(path))
-        if "config" in contents
-        else settled(config)
-    )
     try:
-        model, process = build_model(config), build_process(known)
+        process = resolve(config, contents, str(path), FREE_IN_INFERENCE).process
+        model = build_model(config)
         prior = process.prior_from_state(contents["prior"]) if "prior" in contents else None
+    except UserError:
+        raise
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
     load_averages(model, path, contents)
-    dequantized = json.loads(contents.get("config", to_json(config)))["data"][
-        "uniform_dequantization"
-    ]
-    calibration = contents.get("calibration")
-    data = contents.get("data", {})
-    crc32 = weights_checksum(averages(contents))
+    dequantized = config.data.uniform_dequantization
+    if "config" in contents:
+        dequantized = json.loads(contents["config"])["data"]["uniform_dequantization"]
     return TrainedModel(
-        model.eval(), process, prior, dequantized, contents["step"], crc32, path, calibration, data
+        model=model.eval(),
+        process=process,
+        prior=prior,
+        dequantized=dequantized,
+        step=contents["step"],
+        weights_crc32=weights_checksum(averages(contents)),
+        path=path,
+        saved_calibration=contents.get("calibration"),
+        data=contents.get("data", {}),
     )
 
 
@@ -322,9 +327,8 @@ def saved_config(workdir: Path, checkpoint: int) -> ConfigDict:
     """The configuration in a checkpoint. Raises UserError for the release's, which have none."""
     path, contents = _find(workdir, checkpoint)
     if "config" not in contents:
-        raise UserError(
-            f"{path}: the release's checkpoints have no configuration; name its file with --config"
-        )
+        what = "the release's checkpoints have no configuration"
+        raise UserError(f"{path}: {what}; name its file with --config")
     return from_json(contents["config"], str(path)).lock()
 
 
@@ -332,24 +336,30 @@ def _find(workdir: Path, checkpoint: int) -> tuple[Path, Contents]:
     path = numbered_path(workdir, checkpoint)
     if checkpoint > 0 and not path.is_file():
         there = ", ".join(map(str, numbers(workdir))) or "none"
-        raise UserError(
-            f"--checkpoint={checkpoint}: {workdir} has no {path.relative_to(workdir)}; there are {there}"
-        )
-    found = (path, read(path)) if checkpoint > 0 else read_newest(workdir)
-    if found is None:
-        raise UserError(
-            f"--workdir={workdir}: there is no checkpoint in it; train first, or check the path"
-        )
-    return found
+        missing = f"{workdir} has no {path.relative_to(workdir)}; there are {there}"
+        raise UserError(f"--checkpoint={checkpoint}: {missing}")
+    if checkpoint > 0:
+        return path, read(path)
+    newest = read_newest(workdir)
+    if newest is None:
+        missing = "there is no checkpoint in it; train first, or check the path"
+        raise UserError(f"--workdir={workdir}: {missing}")
+    return newest
 
 
 def load_averages(model: nn.Module, path: Path, contents: Contents, assign: bool = False) -> None:
     """Make the averages the weights of a model; `assign` for one without data. Raises UserError if
     they do not fit.
     """
-    weights = (
-        _release_weights(contents, model) if is_release(contents) else contents["ema"]["shadow"]
-    )
+    weights = contents["ema"].get("shadow")
+    if is_release(contents):
+        # The release keeps a list, in the order in which parameters were registered.
+        names = [name for name, _ in model.named_parameters()]
+        shadow = contents["ema"]["shadow_params"]
+        if len(shadow) != len(names):
+            needed = f"this configuration's model has {len(names)}"
+            raise UserError(f"the checkpoint has {len(shadow)} parameters where {needed}")
+        weights = dict(zip(names, shadow, strict=True))
     try:
         model.load_state_dict(weights, strict=True, assign=assign)
     except RuntimeError as error:
@@ -359,12 +369,50 @@ def load_averages(model: nn.Module, path: Path, contents: Contents, assign: bool
         ) from None
 
 
-def _release_weights(contents: Contents, model: nn.Module) -> dict[str, torch.Tensor]:
-    """The release keeps its averages as a list in the order in which parameters were registered."""
-    shadow = contents["ema"]["shadow_params"]
-    names = [name for name, _ in model.named_parameters()]
-    if len(shadow) != len(names):
-        raise UserError(
-            f"the checkpoint has {len(shadow)} parameters where this configuration's model has {len(names)}"
-        )
-    return dict(zip(names, shadow, strict=True))
+def for_sampling(contents: Contents) -> Contents:
+    """What sampling and evaluation need of a checkpoint: a quarter of it, as weights and Adam's two
+    moments go.
+    """
+    small = {name: contents[name] for name in FOR_SAMPLING if name in contents}
+    if "data" in small:  # checksums of single names would let others test whose images they were
+        small["data"] = {key: n for key, n in small["data"].items() if isinstance(n, int)}
+    # Without the count of updates, which only training needs.
+    return small | {"ema": {"shadow": contents["ema"]["shadow"]}}
+
+
+def free_number(workdir: Path, usual: int, step: int) -> Path:
+    """Where the snapshot of `step` goes: to number `usual`, or behind all others if those go
+    further.
+
+    That happens to a run that goes on with another snapshot_freq or n_iters. A step that is done
+    again has its own number.
+    """
+    steps = _steps(workdir)
+    own = [number for number, found in steps.items() if found == step]
+    return numbered_path(workdir, own[0] if own else max(usual, max(steps, default=0) + 1))
+
+
+def delete_all_but(workdir: Path, keep: int) -> None:
+    """Delete snapshots but those of the last `keep` steps, with what was measured for them later.
+
+    0 keeps all.
+    """
+    steps = {number: step for number, step in _steps(workdir).items() if step is not None}
+    for number in sorted(steps, key=lambda number: steps[number])[: -keep or 0]:
+        path = numbered_path(workdir, number)
+        for file in (path, calibration_path(path), earlier_calibration_path(path)):
+            file.unlink(missing_ok=True)
+
+
+def _steps(workdir: Path) -> dict[int, int | None]:
+    """The step of each snapshot by its number, without reading tensors; None for one that cannot be
+    read.
+    """
+    steps: dict[int, int | None] = dict.fromkeys(numbers(workdir))
+    for number in steps:
+        with contextlib.suppress(Exception):
+            path = numbered_path(workdir, number)
+            steps[number] = int(
+                torch.load(path, map_location="cpu", weights_only=True, mmap=True)["step"]
+            )
+    return steps

@@ -16,7 +16,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from scripts.config import own_process
+from scripts.config.checks import process_checksums
 from scripts.config.paths import ROOT
 
 PACKAGES = (
@@ -34,8 +34,8 @@ def provenance(config: ConfigDict, *, device: str, world_size: int) -> dict[str,
     """Facts about this process as plain data; device: in words; world_size: the processes that
     train together.
     """
-    name, checksums = config.model.process, own_process.checksums
-    own = {"process_crc32": checksums[name]} if name in checksums else {}
+    name = config.model.process
+    own = {"process_crc32": process_checksums[name]} if name in process_checksums else {}
     return own | {
         "time": now(),
         "config_hash": config_hash(config),

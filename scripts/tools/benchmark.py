@@ -16,6 +16,7 @@ from torch.utils.benchmark import Timer
 
 from scripts.config.checks import validate
 from scripts.config.flags import run
+from scripts.config.resolve import resolve
 from scripts.errors import UserError
 from scripts.runtime.device import Precision, device_name, resolve_device, to_device
 from scripts.sampling.reverse import IndependentNoise, reverse_process
@@ -58,7 +59,7 @@ def main() -> int:
 def tasks(config: ConfigDict, device: torch.device, with_diffusers: bool) -> Iterator[Task]:
     """A matrix product, then training and sampling with `config` on noise."""
     theirs = diffusers_unet(config) if with_diffusers else None
-    trainer, work = Trainer(config, device), Work.of(config)
+    trainer, work = Trainer(resolve(config), device), Work.of(config)
     n, size = config.training.batch_size, config.data.image_size
     shape = (config.data.num_channels, size, size)
     images = torch.rand(n, *shape)

@@ -21,10 +21,11 @@ from model_code.schedule import removed_variance
 from model_code.spectrum import DCTMoments, bin_sums, radii_of
 from scripts.config.checks import validate
 from scripts.config.flags import run
-from scripts.config.schedule import LOG, MATCHED, check_schedule, known_levels, with_schedule
+from scripts.config.release import log_levels
+from scripts.config.resolve import LOG, MATCHED, check_schedule, read_levels, with_schedule
 from scripts.data.datasets import load_images, require_outside_data
 from scripts.data.loader import UnreadableImages, none_readable
-from scripts.data.training_set import dct_moments, matched_to
+from scripts.data.training_set import dct_moments, matched_to, share_moments, training_images
 from scripts.errors import UserError
 from scripts.evaluation.pixels import bin_means, octaves, radial_bins
 from scripts.storage.files import atomic_write, make_directory
@@ -35,12 +36,13 @@ Schedules = dict[str, torch.Tensor]
 
 def schedules_for(config: ConfigDict, moments: DCTMoments) -> Schedules:
     """The log and the matched schedule, and the configuration's own where that is another."""
+    model = config.model
     levels = {
-        LOG: known_levels(with_schedule(config, LOG)),
+        LOG: log_levels(model.K, model.blur_sigma_min, model.blur_sigma_max),
         MATCHED: matched_to(config, moments).model.blur_schedule,
     }
     if config.model.blur_schedule not in (LOG, MATCHED):
-        levels["configured"] = known_levels(config)
+        levels["configured"] = read_levels(config)
     return {name: torch.tensor(sigma_B, dtype=torch.float64) for name, sigma_B in levels.items()}
 
 
@@ -154,7 +156,9 @@ def main() -> int:
         require_outside_data(out, "--out", config.data)
         make_directory(out.parent, "--out")
     images, unreadable = load_images(config.data, "train"), UnreadableImages()
-    moments = dct_moments(images, config, unreadable)
+    batches = training_images(images, config, unreadable, "their spectrum")
+    moments = share_moments(dct_moments(batches, images.shape))
+    unreadable.report(len(images), "training images")
     if moments.count < 2:
         raise none_readable(sorted(unreadable))
     schedules = schedules_for(config, moments)

@@ -19,9 +19,8 @@ from scripts.config.flags import run
 from scripts.config.load import RUN_CONFIG
 from scripts.errors import UserError
 from scripts.storage import checkpoint
-from scripts.storage.checkpoint import Contents
+from scripts.storage.checkpoint import Contents, for_sampling
 from scripts.storage.files import atomic_write, make_directory, read_json_lines
-from scripts.storage.snapshots import for_sampling
 
 NO_PATHS = {"group_pattern", "device"}
 """Keys whose slashes are none of a path's: a regular expression, the name of a processor."""

@@ -10,9 +10,9 @@ from ml_collections import ConfigDict
 
 from scripts.config.checks import doubts, validate
 from scripts.config.load import to_json
-from scripts.config.schedule import settled
+from scripts.config.resolve import read_levels
 from scripts.data.datasets import load_images, require_outside_data
-from scripts.data.loader import ReadingFailed, TrainBatches, none_readable, train_loader
+from scripts.data.loader import Batch, ReadingFailed, TrainBatches, none_readable, train_loader
 from scripts.errors import UserError, expected
 from scripts.estimate import Estimate
 from scripts.runtime import distributed
@@ -21,13 +21,16 @@ from scripts.sampling.output import sample_set
 from scripts.sampling.sampler import make_sampler
 from scripts.storage import checkpoint
 from scripts.storage.files import exclusive, make_directory
-from scripts.training.initial import InitialWeights
-from scripts.training.interruption import Interrupted, InterruptionGuard
 from scripts.training.log import LossWindow, MetricsWriter
-from scripts.training.nonfinite import note_nonfinite
 from scripts.training.plan import describe
-from scripts.training.run import Run
-from scripts.training.step import held_out_losses
+from scripts.training.run import (
+    Interrupted,
+    InterruptionGuard,
+    Run,
+    prepare,
+    read_initial_weights,
+)
+from scripts.training.step import StepResult, held_out_losses
 
 
 def train(config: ConfigDict, workdir: Path) -> int:
@@ -40,20 +43,18 @@ def train(config: ConfigDict, workdir: Path) -> int:
     validate(config)
     for line in doubts(config):
         warn(line)
-    size, microbatches = (
-        config.training.batch_size,
-        distributed.world_size() * config.training.accumulation_steps,
-    )
+    size, processes = config.training.batch_size, distributed.world_size()
+    microbatches = processes * config.training.accumulation_steps
     if size % microbatches:
-        split = f"{distributed.world_size()} processes and config.training.accumulation_steps"
-        raise UserError(
-            f"config.training.batch_size = {size}: must be a multiple of {microbatches}, for {split}"
-        )
-    if not checkpoint.existing(workdir):
-        settled(config)  # reads levels from a file, which a run that goes on can do without
+        split = f"{processes} processes and config.training.accumulation_steps"
+        needed = f"must be a multiple of {microbatches}, for {split}"
+        raise UserError(f"config.training.batch_size = {size}: {needed}")
     device = distributed.device(config.device)
-    start_anew = config.training.init_from and not checkpoint.existing(workdir)
-    initial = InitialWeights.read(config) if start_anew else None
+    initial = None
+    if not checkpoint.existing(workdir):
+        read_levels(config)  # a run that is continued does not need their file
+        if config.training.init_from:
+            initial = read_initial_weights(config)
     require_outside_data(workdir, "--workdir", config.data)
     images = load_images(config.data, "train"), load_images(config.data, "held_out")
     distributed.barrier()  # nothing is written before all processes have found the data
@@ -61,41 +62,35 @@ def train(config: ConfigDict, workdir: Path) -> int:
     busy = f"--workdir={workdir}: another training is running there; choose another, or wait"
     with exclusive(workdir, busy), InterruptionGuard() as guard:
         try:
-            run = Run(config, workdir, device, guard, *images, initial)
+            run = prepare(config, workdir, device, guard, *images, initial)
             del initial  # as large as the network
         except Interrupted as interruption:
             print(f"{interruption}: stopped before there was anything to save")
             return interruption.exit_code
         trainer, first_step = run.trainer, run.trainer.step
-        print(describe(trainer.config, trainer.precision, *images, first_step), flush=True)
+        print(describe(run.experiment, trainer.precision, *images, first_step), flush=True)
         try:
             loop(run)
         except Interrupted as interruption:
             run.save()
-            print(
-                f"{interruption}: saved at step {trainer.step}; the same command goes on from there"
-            )
+            saved = f"saved at step {trainer.step}"
+            print(f"{interruption}: {saved}; the same command goes on from there")
             return interruption.exit_code
         except (ReadingFailed, MemoryError, RuntimeError, OSError) as error:
             reason = expected(error)
             if reason is None or not distributed.is_main():
                 raise
-            if not trainer.moving:
+            saved = "Not saved, as it happened within an update"
+            if not trainer.updating:
                 run.save()
-            saved = (
-                "Not saved, as it happened within an update"
-                if trainer.moving
-                else f"Saved at step {trainer.step}"
-            )
-            raise UserError(
-                f"{reason}. {saved}; the same command goes on from the last save"
-            ) from None
+                saved = f"Saved at step {trainer.step}"
+            advice = "the same command goes on from the last save"
+            raise UserError(f"{reason}. {saved}; {advice}") from None
     if trainer.step > first_step:
         print(f"finished at step {trainer.step}: {workdir}")
     else:
-        print(
-            f"already finished at step {first_step}; a larger --config.training.n_iters would go on: {workdir}"
-        )
+        more = "a larger --config.training.n_iters would go on"
+        print(f"already finished at step {first_step}; {more}: {workdir}")
     return 0
 
 
@@ -106,25 +101,18 @@ def loop(run: Run) -> None:
         run.images, config.seed, training.batch_size, data.random_flip, data.uniform_dequantization,
         distributed.shard(range(training.batch_size)),
     )  # fmt: skip
+    pinned = trainer.device.type == "cuda"
+    loading = train_loader(batches, trainer.step, training.n_iters, data.num_workers, pinned)
     window = LossWindow(config.model.K)
     with (
         MetricsWriter(run.workdir, trainer.step) as metrics,
         TrainingProgress(trainer.step, training.n_iters) as progress,
-        closing(
-            train_loader(
-                batches,
-                trainer.step,
-                training.n_iters,
-                data.num_workers,
-                trainer.device.type == "cuda",
-            )
-        ) as loader,
+        closing(loading) as loader,
     ):
-        metrics.event(trainer.step, **run.start, **run.provenance)
+        metrics.event(trainer.step, **run.event, **run.provenance)
         metrics.text(trainer.step, "config", to_json(config))
-        if (
-            trainer.step > 0
-        ):  # a signal may have come between the save at this step and what else was due
+        if trainer.step > 0:
+            # A signal may have come between the save at this step and what else was due.
             saved = distributed.from_main(run.numbered_path().exists())
             if run.due(training.snapshot_freq) and not saved:
                 run.snapshot()
@@ -146,6 +134,41 @@ def loop(run: Run) -> None:
                 run.guard.check_all()
             show(run, metrics, progress)
             started = time.monotonic()
+
+
+def note_nonfinite(run: Run, metrics: MetricsWriter, batch: Batch, result: StepResult) -> None:
+    """Say that a step was skipped, as its gradient is not finite.
+
+    Raises UserError after too many in a row, with the batch's facts in metrics.jsonl.
+    """
+    trainer, most = run.trainer, run.config.training.max_nonfinite_steps
+    if result.finite or trainer.nonfinite_in_a_row == 0:  # float16 has not found its loss scale yet
+        return
+    count = trainer.nonfinite_in_a_row
+    what = f"loss {result.losses.mean().item():g}, gradient {result.grad_norm:g}"
+    if count < most:
+        warn(f"step {trainer.step}: {what}: skipped ({count} in a row)")
+        return
+    names = distributed.gather([run.images.name(i) for i in batch.indices.tolist()])
+    metrics.event(
+        trainer.step,
+        "stopped",
+        precision=trainer.precision.name,
+        images=[name for part in names for name in part],
+        levels=result.levels.tolist(),
+        losses=[str(loss) for loss in result.losses.tolist()],  # as text: JSON has no NaN
+        weights_not_finite=[
+            key for key, weight in trainer.model.named_parameters() if not weight.isfinite().all()
+        ],
+    )
+    saved = "nothing was saved before them"
+    if checkpoint.meta_path(run.workdir).exists():
+        saved = "the last checkpoint is from before them"
+    raise run.divergence(
+        f"{what}, the last of {count} non-finite steps in a row "
+        f"(config.training.max_nonfinite_steps = {most}); {saved}, "
+        f"and the last row of {run.workdir / 'metrics.jsonl'} says more"
+    )
 
 
 def log(run: Run, metrics: MetricsWriter, progress: TrainingProgress, window: LossWindow) -> None:
@@ -212,9 +235,5 @@ def draw_samples(run: Run, directory: Path) -> None:
             sampler = make_sampler(
                 config, model, trainer.process, run.prior, trainer.precision, run.calibration
             )
-            sample_set(
-                directory,
-                sampler,
-                range(config.training.num_samples),
-                on_step=lambda k, u_k: run.guard.check(),
-            )
+            indices = range(config.training.num_samples)
+            sample_set(directory, sampler, indices, on_step=lambda k, u_k: run.guard.check())

@@ -6,8 +6,9 @@ import torch
 from ml_collections import ConfigDict
 from torch.utils.flop_counter import FlopCounterMode
 
-from model_code import build_model, build_process, configured_chain
+from model_code import build_model, configured_chain
 from scripts.config.checks import validate
+from scripts.config.resolve import Experiment
 from scripts.data.datasets import num_groups
 from scripts.data.images import Images
 from scripts.runtime import distributed
@@ -48,16 +49,16 @@ class Work:
 
 
 def describe(
-    config: ConfigDict, precision: Precision, train: Images, held_out: Images, first_step: int
+    experiment: Experiment, precision: Precision, train: Images, held_out: Images, first_step: int
 ) -> str:
     """A few lines for a person: network, data, work per step, device and precision, and how often
     things happen.
     """
+    config = experiment.config
     training, data, work = config.training, config.data, Work.of(config)
     processes, gpus, size = distributed.world_size(), torch.cuda.device_count(), data.image_size
-    micro = (
-        f" in {training.accumulation_steps} microbatches" if training.accumulation_steps > 1 else ""
-    )
+    parts = training.accumulation_steps
+    micro = f" in {parts} microbatches" if parts > 1 else ""
     gflop = f"{work.training * training.batch_size / 1e9:.0f} GFLOP"
     compiled = f", torch.compile {config.compile}" if config.compile != "none" else ""
     counts = f"{len(train)} training images, {len(held_out)} held out"
@@ -67,7 +68,7 @@ def describe(
     lines = [
         f"network      {work}",
         f"data         {data.dataset}, {size}x{size}x{data.num_channels}: {counts}",
-        f"process      {config.model.process}: {build_process(config)}",
+        f"process      {config.model.process}: {experiment.process}",
         f"steps        {first_step} to {training.n_iters}, batches of {training.batch_size}{micro}, {gflop} each",
         f"device       {device_name(precision.device)}, {precision}{compiled}",
         f"every        {training.log_freq} steps a row of metrics, {training.eval_freq} an evaluation, "

@@ -4,20 +4,30 @@ and how it is saved.
 
 import json
 import math
-from collections.abc import Mapping
+import signal
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, TypeVar
 
 import torch
 from ml_collections import ConfigDict
 
-from model_code import build_process
+from model_code import build_model
 from model_code.gaussian import GaussianProcess
 from model_code.prior import Prior
-from model_code.spectrum import DCTMoments
-from scripts.config.comparison import FREE_ON_RESUME, differences, with_levels
+from model_code.unet import MODEL_KEYS
 from scripts.config.load import RUN_CONFIG, to_json
-from scripts.config.schedule import LOG, MATCHED, settled, with_schedule
+from scripts.config.paths import user_path
+from scripts.config.resolve import (
+    MATCHED,
+    Experiment,
+    differences,
+    refuse_differences,
+    resolve,
+)
 from scripts.data.images import ImageSource, describe_change, identity
 from scripts.data.loader import (
     HeldOutBatches,
@@ -26,91 +36,167 @@ from scripts.data.loader import (
     first_readable,
     none_readable,
 )
-from scripts.data.training_set import matched_to, share_moments, training_images
+from scripts.data.training_set import (
+    dct_moments,
+    matched_to,
+    share_moments,
+    training_images,
+)
 from scripts.errors import UserError, one_line
 from scripts.runtime import distributed
 from scripts.runtime.device import Precision, device_name
 from scripts.sampling.calibration import calibrate, calibration_images
-from scripts.storage import checkpoint, snapshots
+from scripts.storage import checkpoint
 from scripts.storage.checkpoint import Contents
 from scripts.storage.files import atomic_write
 from scripts.storage.provenance import provenance
-from scripts.training.initial import InitialWeights
-from scripts.training.interruption import InterruptionGuard
 from scripts.training.step import Trainer
 
+NETWORK = {
+    "data.num_channels",
+    "model.network",
+    *(f"model.{name}" for name in MODEL_KEYS if name != "dropout"),
+}
+"""Keys that say what is computed with the weights; not all of them show in shapes."""
 
+Item = TypeVar("Item")
+
+
+class Interrupted(Exception):
+    """Raised between two pieces of work once a signal has come."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal.Signals(signal_number).name)
+        self.exit_code = 128 + signal_number  # the shells' convention: the run is not finished
+
+
+class InterruptionGuard:
+    """Within the context SIGTERM, SIGHUP and Ctrl-C are noted instead of obeyed, so that a run can
+    save; a second Ctrl-C is obeyed at once.
+
+    SIGHUP stays ignored where it is, as by nohup.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    def __enter__(self) -> "InterruptionGuard":
+        numbers = {signal.SIGTERM, signal.SIGINT}
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            numbers.add(signal.SIGHUP)
+        self._before = {number: signal.signal(number, self._note) for number in numbers}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
+
+    def check(self) -> None:
+        """Raise Interrupted if this process got a signal: for work without collectives, within
+        `until_interrupted`.
+        """
+        if self.received is not None:
+            raise Interrupted(self.received)
+
+    def checked(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Yield the same items, with a `check` before each."""
+        for item in items:
+            self.check()
+            yield item
+
+    def check_all(self) -> None:
+        """Raise Interrupted in all processes if any of them got a signal. A collective function."""
+        received = max(distributed.gather(self.received or 0))
+        if received:
+            raise Interrupted(received)
+
+    @contextmanager
+    def until_interrupted(self) -> Iterator[None]:
+        """For work without collectives: a signal ends it in this process, and after it all
+        processes stop.
+        """
+        with suppress(Interrupted):
+            yield
+        self.check_all()
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """Averages of a checkpoint, which both weights and averages of a new run start from."""
+
+    weights: Mapping[str, torch.Tensor]
+    """By name, on the CPU."""
+    changes: Mapping[str, str]
+    """Settings of model and data that were others there, as `differences` names them; none for the
+    release's.
+    """
+    record: Mapping[str, Any]
+    """Which checkpoint it was, as plain data."""
+
+
+def read_initial_weights(config: ConfigDict) -> InitialWeights:
+    """Read the checkpoint, or the newest in the run directory, that config.training.init_from
+    names.
+
+    Raises UserError if there is none, or if it does not fit the network that `config` describes.
+    """
+    shown = f"config.training.init_from = {config.training.init_from!r}"
+    place = user_path(config.training.init_from, "config.training.init_from")
+    if place.is_file():
+        source: tuple[Path, Contents] | None = place, checkpoint.read(place)
+    else:
+        source = checkpoint.read_newest(place)
+    if source is None:
+        raise UserError(f"{shown}: must be a checkpoint, or a run directory with one")
+    path, contents = source
+    changes: dict[str, str] = {}
+    if "config" in contents:
+        changes = differences(contents["config"], config)
+        where = f"{shown}: {path.name}"
+        refuse_differences(contents["config"], config, changes.keys() - NETWORK, where)
+    with torch.device("meta"):
+        model = build_model(config)
+    checkpoint.load_averages(model, path, contents, assign=True)
+    record = {
+        "file": path.name,
+        "step": contents["step"],
+        "weights_crc32": checkpoint.weights_checksum(checkpoint.averages(contents)),
+    }
+    of_weights = {key: text for key, text in changes.items() if key.startswith(("model.", "data."))}
+    return InitialWeights(model.state_dict(), of_weights, record)
+
+
+@dataclass
 class Run:
     """Everything that a training consists of, and its state on disk."""
 
+    workdir: Path
+    guard: InterruptionGuard
+    images: ImageSource
+    """To train on."""
+    held_out: HeldOutBatches
+    unreadable: UnreadableImages
+    data: dict[str, Any]
+    """`identity` of the images to train on and of those held out, as plain data."""
+    experiment: Experiment
+    prior: Prior
+    trainer: Trainer
+    event: dict[str, Any]
+    """How this start of the run began: the first row that it writes to metrics.jsonl."""
+    provenance: dict[str, Any]
     calibration: dict[str, torch.Tensor] | None = None
     """Of the averaged weights at step `calibration_step`."""
-    calibration_step = -1
+    calibration_step: int = -1
 
-    def __init__(
-        self,
-        config: ConfigDict,
-        workdir: Path,
-        device: torch.device,
-        guard: InterruptionGuard,
-        images: ImageSource,
-        held_out: ImageSource,
-        initial: InitialWeights | None,
-    ) -> None:
-        """images: to train on; initial: for a new run. Raises Interrupted, and UserError if the
-        checkpoint does not fit.
-        """
-        self.config, self.workdir, self.guard, self.images = config, workdir, guard, images
-        self.unreadable = UnreadableImages()
-        data, evaluation = config.data, config.eval
-        self.held_out = HeldOutBatches(
-            held_out,
-            config.seed,
-            evaluation.batch_size,
-            evaluation.num_images,
-            data.uniform_dequantization,
-            data.num_workers,
-        )
-        try:
-            first_readable(held_out, 0, [])
-        except ReadingFailed as error:  # here rather than at the first evaluation
-            raise UserError(f"held-out images: {error}") from None
-        sources = {"": images, "held_out_": held_out}
-        self.data: dict[str, Any] = {}
-        for side, source in sources.items():
-            numbers, checksums = identity(source)
-            tensors = {key: torch.from_numpy(value) for key, value in checksums.items()}
-            self.data |= {side + key: value for key, value in {**numbers, **tensors}.items()}
-        self.provenance = provenance(
-            config, device=device_name(device), world_size=distributed.world_size()
-        )
-        saved = checkpoint.read_to_resume(workdir)
-        if saved is None:
-            known, self.prior = read_training_set(config, images, guard, self.unreadable)
-            self.trainer = Trainer(known, device)
-            if initial is not None:
-                self.trainer.start_from(initial.weights)
-                print(
-                    f"weights of {initial.record['file']} at step {initial.record['step']}, from {config.training.init_from}"
-                )
-            origin, changes = (initial.record, initial.changes) if initial else (None, {})
-        else:
-            known = with_levels(config, saved, FREE_ON_RESUME, f"the checkpoint in {workdir}")
-            self.trainer = Trainer(known, device)
-            self.prior, changes = resume(config, self.trainer, saved, self.data, sources, workdir)
-            origin = saved.get("provenance", {}).get("init_from")
-        self.start: dict[str, Any] = {
-            "event": "started" if saved is None else "resumed",
-            "changed_config": changes,
-        }
-        self.provenance |= {} if origin is None else {"init_from": origin}
-        for key, change in changes.items():
-            print(f"config.{key} was {change}")
-        if distributed.is_main():
-            with atomic_write(workdir / RUN_CONFIG) as temporary:
-                temporary.write_text(
-                    json.dumps({**config.to_dict(), "provenance": self.provenance}, indent=2) + "\n"
-                )
+    @property
+    def config(self) -> ConfigDict:
+        """The user's configuration."""
+        return self.experiment.config
 
     def due(self, freq: int) -> bool:
         """Whether something that happens every `freq` steps, and at the end, happens now."""
@@ -127,10 +213,8 @@ class Run:
             return
         assert isinstance(process, GaussianProcess)
         self.guard.check_all()
-        data, batch_size = config.data, config.eval.batch_size
-        images = calibration_images(
-            self.images, config.training.noise_images, data.uniform_dequantization
-        )
+        dequantized = config.data.uniform_dequantization
+        images = calibration_images(self.images, config.training.noise_images, dequantized)
         with trainer.ema.swapped_in(trainer.model):
             self.calibration = calibrate(
                 process,
@@ -138,7 +222,7 @@ class Run:
                 trainer.precision,
                 images,
                 config.seed,
-                batch_size,
+                config.eval.batch_size,
                 stop=lambda: self.guard.received is not None,
             )
         self.guard.check_all()
@@ -149,7 +233,7 @@ class Run:
         # Rounded up: a last step between two snapshots has a number of its own, and never 0, which
         # means "newest".
         number = math.ceil(self.trainer.step / self.config.training.snapshot_freq)
-        return snapshots.free_number(self.workdir, number, self.trainer.step)
+        return checkpoint.free_number(self.workdir, number, self.trainer.step)
 
     def snapshot(self) -> None:
         """Write the checkpoint to resume from, then a numbered one.
@@ -163,9 +247,9 @@ class Run:
         if distributed.is_main():
             contents = self._contents()
             if not training.snapshot_full:
-                contents = snapshots.for_sampling(contents)
+                contents = checkpoint.for_sampling(contents)
             checkpoint.write(self.numbered_path(), contents)
-            snapshots.delete_all_but(self.workdir, training.keep_snapshots)
+            checkpoint.delete_all_but(self.workdir, training.keep_snapshots)
 
     def save(self) -> None:
         """Write the checkpoint to resume from.
@@ -178,120 +262,194 @@ class Run:
     def _contents(self) -> Contents:
         """All that is in a checkpoint, as plain data."""
         if not self.trainer.all_finite():
-            raise UserError(
-                diverged(
-                    self,
-                    "weights or averages are not finite, and not saved; earlier checkpoints are intact",
-                )
-            )
-        schedule = self.trainer.config.model.blur_schedule
+            what = "weights or averages are not finite, and not saved"
+            raise self.divergence(f"{what}; earlier checkpoints are intact")
+        levels = self.experiment.levels
+        up_to_date = self.calibration_step == self.trainer.step
         return {
             **self.trainer.state_dict(),
             "config": to_json(self.config),
-            "sigma_B": None
-            if isinstance(schedule, str)
-            else torch.tensor(schedule, dtype=torch.float64),
+            "sigma_B": None if levels is None else torch.tensor(levels, dtype=torch.float64),
             "data": self.data,
             "prior": self.prior.state_dict(),
-            "calibration": self.calibration if self.calibration_step == self.trainer.step else None,
+            "calibration": self.calibration if up_to_date else None,
             "provenance": self.provenance,
         }
 
+    def divergence(self, what: str) -> UserError:
+        """An error about weights that are out of range."""
+        advice = f"The same command with a lower config.optim.lr = {self.config.optim.lr:g}"
+        return UserError(f"step {self.trainer.step}: {what}. {advice} may help")
 
-def diverged(run: Run, what: str) -> str:
-    """A message about weights that went astray."""
-    advice = f"The same command with a lower config.optim.lr = {run.config.optim.lr:g} may help"
-    return f"step {run.trainer.step}: {what}. {advice}"
 
+def prepare(
+    config: ConfigDict,
+    workdir: Path,
+    device: torch.device,
+    guard: InterruptionGuard,
+    images: ImageSource,
+    held_out: ImageSource,
+    initial: InitialWeights | None,
+) -> Run:
+    """Begin a run, from `initial` if given, or continue from its newest checkpoint.
 
-def read_training_set(
-    config: ConfigDict, images: ImageSource, guard: InterruptionGuard, unreadable: UnreadableImages
-) -> tuple[ConfigDict, Prior]:
-    """The configuration with its blur levels, matched to the training images if it says so, and the
-    prior, from one pass.
-
-    Raises Interrupted, ReadingFailed if no image can be read, and UserError if no levels can be
-    matched.
+    Raises Interrupted, and UserError if the images cannot be read or the checkpoint does not fit.
     """
-    known, moments = settled(config), DCTMoments(*images.shape)
-    matched = known.model.blur_schedule == MATCHED
+    try:
+        first_readable(held_out, 0, [])
+    except ReadingFailed as error:  # here rather than at the first evaluation
+        raise UserError(f"held-out images: {error}") from None
+    sources = {"": images, "held_out_": held_out}
+    of_images: dict[str, Any] = {}
+    for side, source in sources.items():
+        numbers, checksums = identity(source)
+        tensors = {key: torch.from_numpy(value) for key, value in checksums.items()}
+        of_images |= {side + key: value for key, value in {**numbers, **tensors}.items()}
+    unreadable, saved = UnreadableImages(), checkpoint.read_to_resume(workdir)
+    changes: Mapping[str, str] = {}
+    if saved is None:
+        experiment = _match_levels(config, images, guard, unreadable)
+        prior = _build_prior(experiment, images, guard, unreadable)
+        trainer = Trainer(experiment, device)
+        origin = None
+        if initial is not None:
+            trainer.start_from(initial.weights)
+            changes, origin = initial.changes, initial.record
+            shown = f"{origin['file']} at step {origin['step']}"
+            print(f"weights of {shown}, from {config.training.init_from}")
+    else:
+        where = f"the checkpoint in {workdir}"
+        experiment = resolve(config, saved, where)
+        _refuse_other_images(saved["data"], of_images, sources, config, workdir)
+        changes = differences(saved["config"], config)
+        trainer = Trainer(experiment, device)
+        prior = _resume(trainer, saved, changes, where)
+        origin = saved.get("provenance", {}).get("init_from")
+    for key, change in changes.items():
+        print(f"config.{key} was {change}")
+    evaluation, data = config.eval, config.data
+    facts = provenance(config, device=device_name(device), world_size=distributed.world_size())
+    run = Run(
+        workdir=workdir,
+        guard=guard,
+        images=images,
+        held_out=HeldOutBatches(
+            held_out,
+            config.seed,
+            evaluation.batch_size,
+            evaluation.num_images,
+            data.uniform_dequantization,
+            data.num_workers,
+        ),
+        unreadable=unreadable,
+        data=of_images,
+        experiment=experiment,
+        prior=prior,
+        trainer=trainer,
+        event={"event": "resumed" if saved else "started", "changed_config": dict(changes)},
+        provenance=facts if origin is None else facts | {"init_from": origin},
+    )
+    if distributed.is_main():
+        with atomic_write(workdir / RUN_CONFIG) as temporary:
+            contents = {**config.to_dict(), "provenance": run.provenance}
+            temporary.write_text(json.dumps(contents, indent=2) + "\n")
+    return run
 
-    def each(batch: torch.Tensor) -> None:
-        guard.check()
-        if matched:
-            moments.add(batch)
 
-    process = build_process(
-        with_schedule(known, LOG) if matched else known
-    )  # the prior depends on the last level alone
+def _match_levels(
+    config: ConfigDict, images: ImageSource, guard: InterruptionGuard, unreadable: UnreadableImages
+) -> Experiment:
+    """Resolve the configuration of a new run, with levels computed from its images if it asks for
+    that.
+
+    Raises Interrupted, ReadingFailed if no image can be read, and UserError if no levels match.
+    """
+    if config.model.blur_schedule != MATCHED:
+        return resolve(config)
     with guard.until_interrupted():
-        prior = process.build_prior(training_images(images, config, unreadable, "the prior", each))
+        batches = training_images(images, config, unreadable, "their spectrum")
+        moments = dct_moments(guard.checked(batches), images.shape)
+    moments = share_moments(moments)
+    if moments.count == 0:
+        raise none_readable(sorted(unreadable))
+    return replace(resolve(matched_to(config, moments)), config=config)
+
+
+def _build_prior(
+    experiment: Experiment,
+    images: ImageSource,
+    guard: InterruptionGuard,
+    unreadable: UnreadableImages,
+) -> Prior:
+    """Build the prior from all training images.
+
+    Raises Interrupted, and ReadingFailed if no image can be read.
+    """
+    with guard.until_interrupted():
+        batches = training_images(images, experiment.config, unreadable, "the prior")
+        prior = experiment.process.build_prior(guard.checked(batches))
     unreadable.report(len(images), "training images")
     prior = prior.gathered(distributed.gather_rows)
     if len(prior) == 0:
         raise none_readable(sorted(unreadable))
-    return matched_to(config, share_moments(moments)) if matched else known, prior
+    return prior
 
 
-def resume(
-    config: ConfigDict,
-    trainer: Trainer,
-    saved: Contents,
-    data: dict[str, Any],
+def _refuse_other_images(
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
     sources: Mapping[str, ImageSource],
+    config: ConfigDict,
     workdir: Path,
-) -> tuple[Prior, dict[str, str]]:
-    """Load a checkpoint into `trainer`. Returns its prior, and what has changed in the
-    configuration since.
+) -> None:
+    """Raise UserError if the identity of images in a run's checkpoint is one of other images.
 
-    data: the identity of the images; sources: those to train on, "", and "held_out_". Raises
-    UserError if the checkpoint is one of other images or another model.
+    sources: the images to train on, "", and "held_out_".
     """
-    where = f"the checkpoint in {workdir}"
-    before = saved["data"]  # earlier versions had fewer keys
-    other = [
-        key
-        for key, value in data.items()
-        if isinstance(value, int) and before.get(key, value) != value
-    ]
-    if other:
-        side = "held_out_" if other[0].startswith("held_out_") else ""
-        what = "evaluated on other held-out" if side else "trained on other"
-        differs = [f"{before[f'{side}num_images']} then, {data[f'{side}num_images']} now"]
-        if f"{side}names" in before:
-            checksums = [
-                {key: of[side + key].numpy() for key in ("names", "pixels")}
-                for of in (data, before)
-            ]
-            differs.append(describe_change(sources[side], *checksums))
-        elif f"{side}names_crc32" in other:
-            differs.append("other names or another order")
-        elif f"{side}pixels_crc32" in other:
-            differs.append("the same names, other pixels")
-        raise UserError(
-            f"{where} was {what} images than {config.data.dataset!r} now has ({', '.join(differs)}): restore them, or "
-            f"choose another --workdir; there config.training.init_from={workdir} goes on with these images"
-        )
-    changes = differences(saved["config"], config)
+    numbers = {key: value for key, value in now.items() if isinstance(value, int)}
+    # Earlier versions had fewer keys.
+    other = [key for key, value in numbers.items() if before.get(key, value) != value]
+    if not other:
+        return
+    side = "held_out_" if other[0].startswith("held_out_") else ""
+    what = "evaluated on other held-out" if side else "trained on other"
+    counts = f"{before[f'{side}num_images']} then, {now[f'{side}num_images']} now"
+    reason = ""
+    if f"{side}names" in before:
+        keys = ("names", "pixels")
+        checksums = [{key: of[side + key].numpy() for key in keys} for of in (now, before)]
+        reason = f", {describe_change(sources[side], *checksums)}"
+    elif f"{side}names_crc32" in other:
+        reason = ", other names or another order"
+    elif f"{side}pixels_crc32" in other:
+        reason = ", the same names, other pixels"
+    raise UserError(
+        f"the checkpoint in {workdir} was {what} images than {config.data.dataset!r} now has "
+        f"({counts}{reason}): restore them, or choose another --workdir; there "
+        f"config.training.init_from={workdir} goes on with these images"
+    )
+
+
+def _resume(trainer: Trainer, saved: Contents, changes: Mapping[str, str], where: str) -> Prior:
+    """Load a checkpoint, from `where`, into `trainer`, and return its prior.
+
+    changes: what is new in the configuration. Raises UserError if the checkpoint does not fit.
+    """
+    config = trainer.config
     if config.training.init_from and (change := changes.get("training.init_from")) is not None:
-        raise UserError(
-            f"config.training.init_from was {change}: {where} did not start from that; choose another --workdir"
-        )
+        shown = f"config.training.init_from was {change}"
+        raise UserError(f"{shown}: {where} did not start from that; choose another --workdir")
     precision = saved.get("precision", trainer.precision.name)
     # What "auto" chose when the run began stays, on whatever processor it goes on.
-    asked_for = config.optim.amp_dtype != "auto" or changes.keys() & {
-        "optim.automatic_mp",
-        "optim.amp_dtype",
-    }
+    amp_changed = changes.keys() & {"optim.automatic_mp", "optim.amp_dtype"}
+    asked_for = config.optim.amp_dtype != "auto" or amp_changed
     if precision != trainer.precision.name and not asked_for:
-        reason = (
-            f"as before; config.optim.amp_dtype = 'auto' would choose {trainer.precision.name} here"
-        )
-        trainer.compute_in(Precision.named(trainer.device, precision, reason))
+        would = f"config.optim.amp_dtype = 'auto' would choose {trainer.precision.name} here"
+        trainer.compute_in(Precision.named(trainer.device, precision, f"as before; {would}"))
     try:
         trainer.load_state_dict(saved)
         prior = trainer.process.prior_from_state(saved["prior"])
     except (KeyError, ValueError, RuntimeError) as error:
         raise UserError(f"{where} does not fit its own configuration: {one_line(error)}") from None
     print(f"continuing from step {trainer.step}")
-    return prior, changes
+    return prior

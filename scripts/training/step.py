@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from ml_collections import ConfigDict
 from torch import nn
 
-from model_code import build_model, build_process
+from model_code import build_model
 from model_code.ema import EMA
 from model_code.process import Denoiser, Process
+from scripts.config.resolve import Experiment
 from scripts.runtime import distributed
 from scripts.runtime.device import Precision, to_device
 from scripts.runtime.randomness import Purpose, normal_batch, normal_by_index, stream
@@ -68,9 +68,11 @@ class Trainer:
     Of several processes each takes its part of the batch; all end with the same weights.
     """
 
-    def __init__(self, config: ConfigDict, device: torch.device) -> None:
-        """Raises ValueError for a process or a network that cannot be built."""
-        self.config, self.device, self.process = config, device, build_process(config).to(device)
+    def __init__(self, experiment: Experiment, device: torch.device) -> None:
+        """Raises ValueError for a network that cannot be built."""
+        config = experiment.config
+        self.config, self.device = config, device
+        self.process = experiment.process.to(device)
         torch.manual_seed(config.seed)  # initial weights
         chosen = Precision.of(config, device)
         # Measured in every process, decided by process 0.
@@ -94,7 +96,7 @@ class Trainer:
         self.step = 0  # steps done, skipped ones included
         self.nonfinite_steps = 0  # skipped ones
         self.nonfinite_in_a_row = 0
-        self.moving = False  # within the update: after an error there the state is inconsistent, and must not be saved
+        self.updating = False  # within the update: after an error there the state is inconsistent, and must not be saved
 
     def compute_in(self, precision: Precision) -> None:
         """Set the precision of forward passes, and with it the loss scaling."""
@@ -136,10 +138,10 @@ class Trainer:
         ).item()
         result = StepResult(distributed.gather_rows(torch.cat(losses)), levels, norm)
         if result.finite:
-            self.moving = True
+            self.updating = True
             self.scaler.step(self.optimizer)
             self.ema.update(self.model)
-            self.moving = False
+            self.updating = False
             self.nonfinite_in_a_row = 0
         else:
             self.nonfinite_steps += 1
@@ -220,10 +222,8 @@ class Trainer:
         if state["scaler"]:  # empty unless the run was in float16 when it was saved
             self.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
-        self.nonfinite_steps, self.nonfinite_in_a_row = (
-            state["nonfinite_steps"],
-            state["nonfinite_in_a_row"],
-        )
+        self.nonfinite_steps = state["nonfinite_steps"]
+        self.nonfinite_in_a_row = state["nonfinite_in_a_row"]
 
 
 @torch.no_grad()
@@ -234,11 +234,8 @@ def held_out_losses(trainer: Trainer, images: torch.Tensor, indices: torch.Tenso
     weights alone.
     """
     trainer.model.eval()
-    seed, allowed, positions = (
-        trainer.config.seed,
-        trainer.process.training_levels,
-        indices.tolist(),
-    )
+    seed, allowed = trainer.config.seed, trainer.process.training_levels
+    positions = indices.tolist()
     levels = [
         allowed[int(stream(seed, Purpose.EVAL_LEVEL, position=i).integers(len(allowed)))]
         for i in positions

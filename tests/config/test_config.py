@@ -17,9 +17,9 @@ from configs import default
 from model_code import HEAT, PROCESSES, build_process
 from model_code.unet import MODEL_KEYS
 from scripts.config.checks import doubts, validate
-from scripts.config.comparison import differences, refuse_differences
 from scripts.config.load import flatten, load, to_json
 from scripts.config.paths import ROOT
+from scripts.config.resolve import differences, refuse_differences, resolve
 from scripts.errors import UserError, one_line
 from scripts.runtime.device import Precision
 from scripts.training.plan import Work, describe
@@ -436,7 +436,7 @@ def test_plan_says_what_is_to_come() -> None:
         tiny_config(training__accumulation_steps=2),
         Precision.named(torch.device("cpu"), "float32"),
     )
-    text = describe(config, precision, numbered(90), numbered(10), 0)
+    text = describe(resolve(config), precision, numbered(90), numbered(10), 0)
     for part in (
         "90 training images",
         "10 held out",

@@ -1,9 +1,11 @@
 """model.blur_schedule: what a configuration may say, and what a checkpoint's levels allow."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from ml_collections import ConfigDict
 
 from model_code import build_process
@@ -11,7 +13,8 @@ from model_code.blur import DCTBlur, blur_schedule
 from model_code.gaussian import GaussianProcess
 from scripts.config.checks import doubts, validate
 from scripts.config.load import from_json, load, to_json
-from scripts.config.schedule import as_saved, log_levels, settled
+from scripts.config.release import log_levels
+from scripts.config.resolve import resolve
 from scripts.errors import UserError, one_line
 from tests.config.test_config import release_file
 from tests.tiny import tiny_config
@@ -19,11 +22,16 @@ from tests.tiny import tiny_config
 LEVELS = (0.0, 0.5, 0.9, 4.0)
 
 
-def levels_of(config: ConfigDict) -> list[float]:
-    process = build_process(config)
+def levels_of(config: ConfigDict, checkpoint: dict[str, Any] | None = None) -> list[float]:
+    process = resolve(config, checkpoint, "it").process
     assert isinstance(process, GaussianProcess)
     assert isinstance(process.blur, DCTBlur)
     return process.blur.schedule.tolist()
+
+
+def saved(config: ConfigDict) -> dict[str, Any]:
+    """A checkpoint of a run with these levels."""
+    return {"config": to_json(config), "sigma_B": torch.tensor(LEVELS, dtype=torch.float64)}
 
 
 def given(schedule: object, **overrides: object) -> ConfigDict:
@@ -34,7 +42,7 @@ def given(schedule: object, **overrides: object) -> ConfigDict:
 
 def test_levels_may_be_numbers_or_a_file(tmp_path: Path) -> None:
     np.save(tmp_path / "levels.npy", np.array(LEVELS))
-    for config in (given(LEVELS), settled(given(str(tmp_path / "levels.npy")))):
+    for config in (given(LEVELS), given(str(tmp_path / "levels.npy"))):
         validate(config)
         assert levels_of(config) == list(LEVELS)
         assert levels_of(from_json(to_json(config), "a checkpoint")) == list(LEVELS)
@@ -87,7 +95,7 @@ def test_no_schedule(schedule: object, message: str) -> None:
 def test_files_that_are_no_schedule(tmp_path: Path) -> None:
     path = tmp_path / "levels.npy"
     with pytest.raises(UserError, match=r"levels\.npy': cannot be read .*No such file"):
-        settled(given(str(path)))
+        resolve(given(str(path)))
     for contents in (np.zeros((2, 2)), np.array(["a"]), np.array([0, 1, 2, np.nan])):
         np.save(path, contents)
         with pytest.raises(UserError, match="strictly increasing"):
@@ -129,33 +137,32 @@ def test_a_checkpoint_decides(tmp_path: Path) -> None:
     other = (0.0, 0.5, 1.0, 4.0)
     for trained in (given(str(path)), given("matched"), given(LEVELS)):
         for asked in (trained, given(str(path)), given(LEVELS)):
-            assert levels_of(as_saved(asked, to_json(trained), LEVELS, "it")) == list(LEVELS)
+            assert levels_of(asked, saved(trained)) == list(LEVELS)
         for refused in ("log", other):
             with pytest.raises(
                 UserError,
                 match=r"^it was made with another .*blur_schedule was .*, now .*sigma_B\[2\] was 0\.9, now",
             ):
-                as_saved(given(refused), to_json(trained), LEVELS, "it")
+                resolve(given(refused), saved(trained), "it")
     with pytest.raises(UserError, match=r"blur_schedule was 4 numbers, now 'matched'$"):
-        as_saved(given("matched"), to_json(given(LEVELS)), LEVELS, "it")
-    saved = to_json(given(str(path)))
+        resolve(given("matched"), saved(given(LEVELS)), "it")
     path.unlink()
-    assert levels_of(as_saved(given(str(path)), saved, LEVELS, "it")) == list(LEVELS)
+    assert levels_of(given(str(path)), saved(given(str(path)))) == list(LEVELS)
     np.save(path, np.array(other))
     with pytest.raises(
         UserError,
         match=r"was '.*levels\.npy', now '.*levels\.npy' \(sigma_B\[2\] was 0\.9, now 1\)",
     ):
-        as_saved(given(str(path)), saved, LEVELS, "it")
+        resolve(given(str(path)), saved(given(str(path))), "it")
 
 
 def test_a_checkpoint_of_an_earlier_version_is_log() -> None:
     config = tiny_config()
-    saved = to_json(config).replace('"blur_schedule": "log",', "")
-    assert "blur_schedule" not in saved
-    assert as_saved(config, saved, None, "it") is config
-    assert levels_of(as_saved(given(log_levels(3, 0.5, 4.0)), saved, None, "it"))[
-        1:3
-    ] == pytest.approx([0.5, 2**0.5])
+    text = to_json(config).replace('"blur_schedule": "log",', "")
+    assert "blur_schedule" not in text
+    checkpoint = {"config": text}
+    assert resolve(config, checkpoint).levels is None
+    listed = given(log_levels(3, 0.5, 4.0))
+    assert levels_of(listed, checkpoint)[1:3] == pytest.approx([0.5, 2**0.5])
     with pytest.raises(UserError, match="blur_schedule was 'log', now 'matched'"):
-        as_saved(given("matched"), saved, None, "it")
+        resolve(given("matched"), checkpoint)

@@ -8,8 +8,8 @@ import torch
 from ml_collections import ConfigDict
 
 from scripts.config.checks import validate
-from scripts.config.comparison import FREE_IN_INFERENCE, FREE_ON_RESUME, refuse_differences
 from scripts.config.load import to_json
+from scripts.config.resolve import FREE, FREE_IN_INFERENCE, refuse_differences, resolve
 from scripts.data.datasets import load_images, load_labelled, load_whole, split_indices
 from scripts.data.packs import write_pack
 from scripts.errors import UserError
@@ -53,7 +53,7 @@ def test_all_images_of_a_subject_are_on_one_side(subjects: ConfigDict, tmp_path:
         "as near to a tenth of the images as whole subjects come"
     )
     sides = load_images(subjects, "train"), load_images(subjects, "held_out")
-    text = describe(tiny_config(data__group_pattern=PATTERN), CPU, *sides, 0)
+    text = describe(resolve(tiny_config(data__group_pattern=PATTERN)), CPU, *sides, 0)
     groups = [len(set(map(subject_of, names))) for names in (train_names, held_out)]
     assert (
         f"{len(train_names)} training images, {len(held_out)} held out; {groups[0]} groups for tr"
@@ -179,7 +179,7 @@ def test_settings_that_do_not_go_together() -> None:
 def test_a_checkpoint_knows_its_split(tmp_path: Path) -> None:
     """Other places are free, as data may move. Which images were held out is not."""
     saved, moved = (tiny_config(data__held_out_path=path) for path in ("a", "b"))
-    for free in (FREE_ON_RESUME, FREE_IN_INFERENCE):
+    for free in (FREE, FREE_IN_INFERENCE):
         refuse_differences(to_json(saved), moved, free, "it")
         for other in (tiny_config(), tiny_config(data__group_pattern=PATTERN)):
             with pytest.raises(UserError, match=r"config\.data\.held_out_path was 'a', now ''"):

@@ -5,7 +5,7 @@ from scipy.fft import dctn
 
 from scripts.data.images import ArrayImages
 from scripts.data.loader import UnreadableImages
-from scripts.data.training_set import dct_moments
+from scripts.data.training_set import dct_moments, training_images
 from tests.images import WithDamage
 from tests.tiny import tiny_config
 
@@ -13,7 +13,9 @@ from tests.tiny import tiny_config
 def test_moments_are_of_all_readable_images_and_their_mirror_images() -> None:
     pixels = np.random.default_rng(0).integers(256, size=(11, 8, 8), dtype=np.uint8)
     source, unreadable = WithDamage(ArrayImages(pixels, 8, 1), {4}), UnreadableImages()
-    moments = dct_moments(source, tiny_config(data__random_flip=True), unreadable)
+    config = tiny_config(data__random_flip=True)
+    batches = training_images(source, config, unreadable, "a test")
+    moments = dct_moments(batches, source.shape)
     images = np.stack([source[i] for i in range(11) if i != 4]) / 255
     coefficients = dctn(np.concatenate([images, images[..., ::-1]]), axes=(2, 3), norm="ortho")
     assert (moments.count, len(unreadable)) == (20, 1)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from ml_collections import ConfigDict
 
+from scripts.config.resolve import resolve
 from scripts.storage.checkpoint import meta_path, read
 from scripts.training.step import Trainer
 from tests.tiny import tiny_config
@@ -20,6 +21,10 @@ CPU = torch.device("cpu")
 def array_config(path: Path, **overrides: object) -> ConfigDict:
     """Training on a .npy file, dropout and flips included."""
     return tiny_config(data__dataset="npy", data__path=str(path), **overrides)
+
+
+def trainer_of(config: ConfigDict) -> Trainer:
+    return Trainer(resolve(config), CPU)
 
 
 def before_step(patch: pytest.MonkeyPatch, step: int, what: Callable[[], object]) -> None:

@@ -17,8 +17,8 @@ import torch
 from model_code.calibration import level_state
 from scripts.config.paths import ROOT
 from scripts.storage.checkpoint import meta_path, numbered_path, read
-from scripts.training.interruption import Interrupted, InterruptionGuard
 from scripts.training.loop import train
+from scripts.training.run import Interrupted, InterruptionGuard
 from tests.tiny import TINY
 from tests.training.runs import array_config, differing, final_state
 

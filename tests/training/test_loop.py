@@ -15,6 +15,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from scripts.config.resolve import resolve
 from scripts.errors import UserError
 from scripts.runtime.device import Precision
 from scripts.storage.checkpoint import meta_path, numbered_path, read, write_meta
@@ -328,7 +329,7 @@ def test_all_gpus_are_pointed_out(monkeypatch: pytest.MonkeyPatch) -> None:
     for device, expected in (("auto", True), ("cuda:1", False)):
         assert (
             "torchrun --nproc_per_node=4"
-            in describe(tiny_config(device=device), precision, numbered(9), numbered(1), 0)
+            in describe(resolve(tiny_config(device=device)), precision, numbered(9), numbered(1), 0)
         ) == expected
 
 

@@ -20,7 +20,7 @@ from scripts.training import step
 from scripts.training.loop import train
 from scripts.training.step import Trainer, process_loss
 from tests.tiny import tiny_config
-from tests.training.runs import CPU, array_config, before_step, differing, final_state
+from tests.training.runs import array_config, before_step, differing, final_state, trainer_of
 
 Spoil = Callable[[torch.Tensor], torch.Tensor]
 SPOILT: dict[str, Spoil] = {
@@ -61,7 +61,7 @@ def test_a_nonfinite_step_changes_nothing(
     """
     mixed = precision != "float32"
     config = tiny_config(optim__automatic_mp=mixed, optim__amp_dtype=precision if mixed else "auto")
-    trainer = Trainer(config, CPU)
+    trainer = trainer_of(config)
     trainer.scaler = torch.amp.GradScaler("cpu", init_scale=1.0, enabled=precision == "float16")
     images = torch.rand(4, 1, 8, 8)
     spoil_steps(monkeypatch, {2, 3}, SPOILT[spoilt])

@@ -11,11 +11,9 @@ from torch import nn
 
 from scripts.config.paths import ROOT
 from scripts.training.plan import Work, plan
-from scripts.training.step import Trainer
 from tests.conftest import command
 from tests.tiny import tiny_config
-
-CPU = torch.device("cpu")
+from tests.training.runs import trainer_of
 
 
 def test_plan_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +81,7 @@ def test_recomputing_gives_the_same_numbers_bit_for_bit() -> None:
             "model__attention_levels": (1,),
             "model__dropout": 0.3,
         }
-        trainer = Trainer(tiny_config(**network, training__recompute=recompute), CPU)
+        trainer = trainer_of(tiny_config(**network, training__recompute=recompute))
         nn.init.normal_(
             trainer.model.get_parameter("out.2.weight"), std=0.1
         )  # zero would hide other gradients
@@ -112,7 +110,7 @@ def test_compiled_losses_and_names_are_those_of_the_network_as_it_is(
 
     monkeypatch.setattr(nn.Module, "compile", front_end)
     images = torch.rand(3, 4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    trainers = [Trainer(tiny_config(compile=mode), CPU) for mode in ("none", "reduce-overhead")]
+    trainers = [trainer_of(tiny_config(compile=mode)) for mode in ("none", "reduce-overhead")]
     losses = [[trainer.train_step(batch).losses for batch in images] for trainer in trainers]
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=0)
     assert modes == ["reduce-overhead"]

@@ -14,13 +14,9 @@ from model_code.nn import InputConv
 from scripts.runtime.randomness import Purpose, normal_batch, stream
 from scripts.training.step import Trainer, learning_rate, process_loss
 from tests.tiny import tiny_config
-from tests.training.runs import CPU, differing
+from tests.training.runs import CPU, differing, trainer_of
 
 IMAGES = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-
-
-def trainer_of(config: ConfigDict) -> Trainer:
-    return Trainer(config, CPU)
 
 
 def trained(config: ConfigDict, steps: int) -> Trainer:
