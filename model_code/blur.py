@@ -45,7 +45,7 @@ class Attenuation(nn.Module):
         return self.log_alpha[k].exp().unsqueeze(1)
 
     def at_levels(self, u: Tensor, *levels: Tensor) -> list[Tensor]:
-        """[A_k u for k in levels] from a single DCT; u (B, C, H, W), each k an int64 tensor (B,)."""
+        """[A_k u for k in levels] from a single DCT; u (B, C, H, W), each k int64 (B,)."""
         u = u.float()
         u_hat = dct2(u)
         results = []
@@ -64,6 +64,6 @@ class DCTBlur(Attenuation):
     """The heat equation's blur at the levels of a schedule."""
 
     def __init__(self, schedule: Tensor, height: int, width: int) -> None:
-        """schedule: sigma_B in pixels, float64 (K + 1,); height and width of the images in pixels."""
+        """schedule: sigma_B in pixels, float64 (K + 1,); height and width in pixels."""
         super().__init__(heat_log_alpha(schedule, height, width))
         self.schedule = schedule

@@ -68,7 +68,7 @@ def frequency_bins(height: int, width: int, num_images: int, patch_size: int = 1
 
 
 class Bins:
-    """Bins of the coefficients of an image, and shells, the parts of a bin in which alpha is one."""
+    """Bins of an image's coefficients, and shells, the parts of a bin in which alpha is one."""
 
     def __init__(self, bins: Tensor) -> None:
         """bins: int64 (C, H, W)."""
@@ -255,7 +255,7 @@ class Calibration:
         return GaussianKernel(self.process, kind, chain, eta, fit=fit, bins=bins, planes=planes)
 
     def _low_means(self, values: Tensor) -> Tensor:
-        """Sums over the lowest coefficients in each bin, by its size: (..., C, h, w) to (..., R)."""
+        """Sums over the lowest coefficients in a bin, by its size: (..., C, h, w) to (..., R)."""
         sums = bin_sums(values, self.low_bins, len(self.groups.sizes))
         return sums / self.groups.sizes
 

@@ -45,7 +45,7 @@ def idct2(u_hat: Tensor, planes: Tensor | None = None) -> Tensor:
 
 
 def eigenvalues(height: int, width: int) -> Tensor:
-    """lambda[n, m] = pi^2 (n^2 / H^2 + m^2 / W^2), the decay rate of each cosine: float64 (H, W)."""
+    """lambda[n, m] = pi^2 (n^2 / H^2 + m^2 / W^2), decay rates of cosines: float64 (H, W)."""
     squares = [(math.pi * torch.arange(n, dtype=torch.float64) / n) ** 2 for n in (height, width)]
     return squares[0][:, None] + squares[1]
 

@@ -29,7 +29,7 @@ def gaussian_kl(
 
 
 def negative_log_density(errors: Tensor, variances: Tensor, sizes: Tensor) -> Tensor:
-    """-log N(a; b, diag(w)) in nats, arguments (..., R) as in `gaussian_kl`: L_0 with w = delta^2."""
+    """-log N(a; b, diag(w)) in nats, arguments (..., R) as of `gaussian_kl`; L_0: w = delta^2."""
     return 0.5 * (sizes * (2 * math.pi * variances).log() + errors / variances).sum(-1)
 
 

@@ -42,8 +42,8 @@ class GaussianProcess(Process):
     """float64 (K + 1,), 0 first."""
     num_channels: int
     predicts: Literal["next mean", "x", "eps", "v"]
-    """What the network's output F stands for: u_k + F is the next mean, F is the image x, eps, or in
-    each coefficient v = (alpha eps - sigma x) / sqrt(alpha^2 + sigma^2).
+    """What the network's output F stands for: u_k + F is the next mean, F is the image x, eps, or
+    in each coefficient v = (alpha eps - sigma x) / sqrt(alpha^2 + sigma^2).
     """
     image_range: tuple[float, float] = (-1.0, 1.0)
     """Of x."""
@@ -83,8 +83,8 @@ class GaussianProcess(Process):
     # --- forward ---
 
     def corrupt(self, u0: Tensor, k: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
-        """z_k = A_k x + sigma_k eps, and the target: the next mean A_j x, x / max(sigma_k, 0.05), or
-        eps, also for v.
+        """z_k = A_k x + sigma_k eps, and the target: the next mean A_j x, x / max(sigma_k, 0.05),
+        or eps, also for v.
         """
         x, sigma = self.from_images(u0), self.sigma_of(k).float()
         if self.of_next_mean:
@@ -249,24 +249,21 @@ class GaussianProcess(Process):
         if 0 in (kernel.delta, kernel.eta):
             flag = "--eta=0" if kernel.eta == 0 else "--delta=0"
             raise ValueError(f"{flag}: the bound is infinite without noise; must be above 0")
-        if (
-            kernel.delta is None
-            and not kernel.fit
-            and self.blur.log_alpha[kernel.chain[-2]].max() == -math.inf
-        ):
-            raise ValueError(
-                "--steps: the last step starts at pure noise; take more, or --delta=calibrated"
-            )
+        last = self.blur.log_alpha[kernel.chain[-2]]
+        if kernel.delta is None and not kernel.fit and last.max() == -math.inf:
+            advice = "take more, or --delta=calibrated"
+            raise ValueError(f"--steps: the last step starts at pure noise; {advice}")
         as_released = self.protocol == "released" and kernel.chain == full_chain(self.K)
         return range(1, self.K) if as_released else sorted(kernel.chain[:-2])
 
     def errors(
         self, denoise: Denoiser, u0: Tensor, k: Tensor, eps: Tensor, kernel: GaussianKernel
     ) -> Tensor:
-        """What `terms` needs of the network at levels k (B,), for kernels that differ in delta alone.
+        """What `terms` needs of the network at levels k (B,), for kernels that differ in delta
+        alone.
 
-        Where the fresh noise is the same in all coefficients (heat), squared errors of its mean
-        p z_k + y, in place of p z_k + r x, summed over bins: float64 (B, R). Else the terms, (B, 1).
+        Where the fresh noise is the same in all coefficients (heat), squared errors of its mean p
+        z_k + y, in place of p z_k + r x, summed over bins: float64 (B, R). Else the terms, (B, 1).
         """
         z, _ = self.corrupt(u0, k, eps)
         mean, x = kernel.mean(z, denoise(z, k), k), self.from_images(u0)
@@ -285,7 +282,7 @@ class GaussianProcess(Process):
     def terms(
         self, errors: Tensor, k: Tensor, kernel: GaussianKernel, *, last: bool = False
     ) -> Tensor:
-        """KL(q_s(z_j | z_k, x) || p(z_j | z_k)) at levels k (B,), for the `last` step -log p(u_0 |
+        """KL(q_s(z_j | z_k, x) || p(z_j | z_k)) at levels k (B,); for the `last` step -log p(u_0 |
         z_k): nats, float64 (B,).
         """
         if not self.marginal_noise:
@@ -311,4 +308,5 @@ class GaussianProcess(Process):
         if not isinstance(prior, PriorBank):
             return summary
         size, sigma = math.prod(self.shape), self.sigma[-1].item()
-        return elbo.prior_kl_bound_of_projected(summary, size, prior, sigma, kernel.prior_std)
+        delta = kernel.prior_std
+        return elbo.prior_kl_bound_of_projected(summary, size, prior, sigma, delta)

@@ -50,8 +50,8 @@ class GaussianKernel(ReverseKernel):
         bins: Tensor | None = None,
         planes: Tensor | None = None,
     ) -> None:
-        """delta: the standard deviation of an isotropic kernel; fit: for the steps of the chain; bins: int64 (C, H, W), of its tables; planes: see
-        `dct2`.
+        """delta: the standard deviation of an isotropic kernel; fit: for the steps of the chain;
+        bins: int64 (C, H, W), of its tables; planes: see `dct2`.
         """
         self.process, self.chain, self.eta, self.delta = process, chain, eta, delta
         self.label = label

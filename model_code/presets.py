@@ -14,7 +14,7 @@ from model_code.gaussian import GaussianProcess
 LOG_SNR_MAX, LOG_SNR_MIN = 10.0, -10.0
 """log(a_t^2 / sigma_t^2) of the cosine schedule at t = 0 and t = 1."""
 SMALLEST_SCALE = 0.001
-"""What blurring diffusion leaves of the highest frequencies, so that they can be divided by alpha."""
+"""What blurring diffusion leaves of the highest frequencies, to be divided by."""
 Size = tuple[int, int]
 """Height and width of images."""
 LogBlur = Callable[[Tensor, int, int], Tensor]

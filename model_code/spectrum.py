@@ -1,5 +1,5 @@
-"""Spectra of images in the cosine basis: moments of each coefficient over images, and sums over bins
-of frequencies.
+"""Spectra of images in the cosine basis: moments of each coefficient over images, and sums over
+bins of frequencies.
 """
 
 import torch
