@@ -153,11 +153,20 @@ def append_results(
             f"{name}: {settings[name]}" if name in settings else printable(name)
             for name in param_name.split(",")
         )
-        with (directory / f"{result.score}_log.txt").open("a") as log:
-            log.write(f"{label}, {result.score}: {estimate.value:.8g}\n")
-    with file.open("a") as records:
-        records.write("".join(lines))
+        log = directory / f"{result.score}_log.txt"
+        _append(log, f"{label}, {result.score}: {estimate.value:.8g}\n")
+    _append(file, "".join(lines))
     return file
+
+
+def _append(file: Path, lines: str) -> None:
+    """Add whole lines, after half a line that an interrupted program has left, too."""
+    with file.open("ab+") as opened:
+        if opened.tell() > 0:
+            opened.seek(-1, os.SEEK_END)
+            if opened.read(1) != b"\n":
+                opened.write(b"\n")
+        opened.write(lines.encode())
 
 
 def read_points(file: Path) -> dict[str, list[Result]]:

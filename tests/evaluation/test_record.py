@@ -2,6 +2,7 @@
 run's are said.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -22,10 +24,11 @@ from scripts.data.images import (
     list_images,
 )
 from scripts.data.packs import PackedImages, read_pack, write_pack
+from scripts.estimate import Estimate
 from scripts.evaluation.bound import BoundEvaluation
 from scripts.evaluation.metrics import MODES
 from scripts.evaluation.references import folder_images
-from scripts.evaluation.results import OWNER, results_directory
+from scripts.evaluation.results import OWNER, Result, append_results, results_directory
 from scripts.evaluation.scores import SampleEvaluation
 from scripts.sampling.choice import Choice
 from scripts.storage.checkpoint import load_trained
@@ -235,3 +238,16 @@ def test_two_runs_of_one_name_have_their_own_results(tmp_path: Path) -> None:
     other = results_directory(tmp_path, "mnist", "run", second)
     assert other.parent == place.parent
     assert other != place
+
+
+def test_a_row_after_half_a_row_is_whole(tmp_path: Path) -> None:
+    """A program that was killed while it wrote leaves half a line; the next row is a line of its own."""
+    estimate = Estimate.of(torch.arange(3.0))
+    append_results(tmp_path, [Result("FID", estimate, {})], param_name="delta", seconds=1.0)
+    file = next(tmp_path.glob("*.jsonl"))
+    with file.open("a") as records:
+        records.write('{"score": "FID", "val')
+    append_results(tmp_path, [Result("KID", estimate, {})], param_name="delta", seconds=1.0)
+    first, half, last = file.read_text().splitlines()
+    assert [json.loads(line)["score"] for line in (first, last)] == ["FID", "KID"]
+    assert half.endswith("val")
