@@ -103,22 +103,21 @@ def moments(process: GaussianProcess, u0: Tensor, z: Tensor, F: Tensor, k: Tenso
     images = (z, F.float(), process.from_images(u0))
     z, h, x = (dct2(image, planes).double() for image in images)
     if not process.of_next_mean:
-        A, B = process.estimate_coefficients(k)
-        h = A * z + B * h
+        of_z, of_F = process.estimate_coefficients(k)
+        h = of_z * z + of_F * h
     parts = (z, h, x)
     products = [(parts[i] * parts[j]).sum(0) for i, j in PAIRS]
     return torch.stack([*products, *(part.sum(0) for part in parts)])
 
 
 def level_state(
-    process: GaussianProcess, sums: Tensor, k: int, num_images: int
+    process: GaussianProcess, groups: Bins, sums: Tensor, k: int, num_images: int
 ) -> dict[str, Tensor]:
-    """The `moments` of level k over so many images, by bin and shell.
+    """The `moments` of level k over so many images, by bin and shell; groups: `measured_bins`.
 
     Second moments are centered where c takes care of the means. They stay in float64: residuals are
     differences of nearly equal sums.
     """
-    groups = measured_bins(process, num_images)
     products, (z, h, x) = sums[:6].cpu() / num_images, lowest(sums[6:].cpu()) / num_images
     for product, (i, j) in zip(products, PAIRS, strict=True):
         lowest(product).sub_((z, h, x)[i] * (z, h, x)[j])
@@ -135,7 +134,10 @@ def level_state(
 
 
 def calibration_state(
-    process: GaussianProcess, levels: Mapping[int, dict[str, Tensor]], num_images: int
+    process: GaussianProcess,
+    groups: Bins,
+    levels: Mapping[int, dict[str, Tensor]],
+    num_images: int,
 ) -> dict[str, Tensor]:
     """What checkpoints hold, from the `level_state` of every level of the chain."""
     state = dict(levels[process.K])
@@ -146,7 +148,7 @@ def calibration_state(
         state[name] = table
     if process.num_channels == 3:
         state["planes"] = LUMINANCE_CHROMINANCE
-    bins = measured_bins(process, num_images).bins.to(torch.int16)
+    bins = groups.bins.to(torch.int16)
     return state | {"bin_of_frequency": bins, "num_images": torch.tensor(num_images)}
 
 

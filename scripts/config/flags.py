@@ -489,6 +489,7 @@ class _Stream(io.FileIO):
     """Standard output or error; once it cannot be written to, all lines are dropped."""
 
     def write(self, data: Any) -> int:
+        """Write bytes or drop them, with one warning on the other stream."""
         try:
             return super().write(data) or len(data)  # None: a full pipe that does not block
         except OSError as error:

@@ -248,6 +248,7 @@ def _open_torchvision(name: str, root: Path, split: Split, size: int, channels: 
     from torchvision import datasets  # takes two seconds to import
 
     def read(download: bool = False) -> ArrayImages:
+        """Read the split as torchvision does."""
         found = getattr(datasets, name)(root, train=split == "train", download=download)
         return ArrayImages(
             np.asarray(found.data),

@@ -43,7 +43,7 @@ from scripts.storage.record import Record
 
 @dataclass(frozen=True)
 class Measurement:
-    """What the bound needs of the network and the images, for all kernels with the same mean."""
+    """What the bound needs of the network and the images, for kernels that differ in delta."""
 
     levels: torch.Tensor
     """The levels k of the intermediate terms that were looked at: int64 (B, n), ascending in each

@@ -386,6 +386,7 @@ def compare(
     """
 
     def statistics(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+        """Compare powers by bin (..., R) of two sets: (..., 2 + octaves)."""
         ratio = np.maximum(ours, NO_VARIANCE) / np.maximum(theirs, NO_VARIANCE)
         decibels = 10 * np.log10(ratio)
         distance = np.sqrt((decibels[..., 1:num_radial] ** 2).mean(-1))
@@ -437,6 +438,7 @@ def spectrum(inputs: PixelInputs) -> list[Result]:
         print(f"{key}, dB: {line}", flush=True)
 
     def result(score: str, i: int) -> Result:
+        """Make a result of the i-th statistic."""
         values, errors = of_samples[:, :, i].tolist()
         held_out_value, held_out_error = of_held_out[:, 0, i].tolist()
         own = {

@@ -22,16 +22,20 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
     "cuda" is the GPU number `local_rank`, which is this process's number on its machine. On a GPU,
     PyTorch is told to compute the same numbers every time, and float32 where float32 is asked for.
     """
-    kind, _, number = (
-        ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-    ).partition(":")
+    text = name
+    if name == "auto":
+        text = "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, number = text.partition(":")
     if kind == "cpu" and not number:
         return torch.device("cpu")
     if kind != "cuda" or not (number or "0").isdecimal():
         raise UserError(f"config.device = {name!r}: must be 'auto', 'cpu', 'cuda' or 'cuda:1'")
     count = torch.cuda.device_count()
-    # A scheduler may show each process no GPU but its own.
-    index = int(number) if number else 0 if count == 1 else local_rank
+    index = local_rank
+    if number:
+        index = int(number)
+    elif count == 1:  # a scheduler may show each process no GPU but its own
+        index = 0
     if index >= count:
         raise UserError(
             f"config.device = {name!r}: there is no GPU number {index}, as this machine has "

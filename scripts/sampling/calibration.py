@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from model_code.calibration import calibration_state, level_state, moments
+from model_code.calibration import calibration_state, level_state, measured_bins, moments
 from model_code.gaussian import GaussianProcess
 from model_code.process import Denoiser
 from scripts.data.images import ImageSource
@@ -39,7 +39,7 @@ def calibrate(
     several processes each takes some levels. `stop` is called after each level; the result is None
     if it returned True in any process.
     """
-    levels = process.chain[:-1]
+    levels, groups = process.chain[:-1], measured_bins(process, len(images))
     mine: dict[int, dict[str, torch.Tensor]] = {}
     for k in levels[distributed.rank() :: distributed.world_size()]:
         sums = torch.zeros(())
@@ -53,7 +53,7 @@ def calibrate(
             with precision.autocast():
                 F = model(z, levels_of_batch)
             sums = sums + moments(process, u0, z, F, levels_of_batch).cpu()
-        mine[k] = level_state(process, sums, k, len(images))
+        mine[k] = level_state(process, groups, sums, k, len(images))
         if stop():
             break
     every = {k: state for part in distributed.gather(mine) for k, state in part.items()}
@@ -61,4 +61,4 @@ def calibrate(
         return None
     # An empty tensor, as calibrations are tensors, wherever they are stored.
     computed_in = {"computed_in": torch.empty(0, dtype=precision.dtype)}
-    return calibration_state(process, every, len(images)) | computed_in
+    return calibration_state(process, groups, every, len(images)) | computed_in

@@ -23,13 +23,11 @@ class Choice:
     """
 
     delta: str | float | None = None
-    """A standard deviation, or a name: "auto", "isotropic", "spectral", "calibrated"."""
+    """A standard deviation, or one of `NAMES`."""
     steps: str | None = None
     """"N" evenly spaced, "N:bound" for the best bound, or all levels "K,...,0"."""
     eta: float | None = None
-    """By what the posterior's standard deviation is multiplied, for processes whose kernel is a
-    posterior.
-    """
+    """Share of fresh noise in a step: 1 is ancestral sampling, 0 deterministic."""
     sampler: str = "reverse"
     """A key of `reverse.SAMPLERS`."""
     init: str | None = None

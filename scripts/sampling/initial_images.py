@@ -93,6 +93,7 @@ def unit_images(source: ImageSource, data: ConfigDict) -> Callable[[list[int]], 
     """
 
     def images(indices: list[int]) -> torch.Tensor:
+        """Read these images."""
         unreadable: list[str] = []
         pixels = np.stack([first_readable(source, i, unreadable)[1] for i in indices])
         if unreadable:

@@ -171,6 +171,7 @@ def sample_set(
     with progress_bar(sampler.num_steps, "step", "sampling") as bar:
 
         def observe(k: int, u_k: torch.Tensor) -> None:
+            """Keep what is asked for of a state."""
             if k in levels:
                 frames.append(grid(u_k.float()))
             if k == levels[0] or (keep_states and k in levels):

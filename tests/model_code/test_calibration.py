@@ -16,6 +16,7 @@ from model_code.calibration import (
     calibration_state,
     frequency_bins,
     level_state,
+    measured_bins,
     moments,
     shortest_path,
 )
@@ -186,8 +187,9 @@ def test_the_fit_of_few_images_by_hand(name: str, eta: float) -> None:
     k, j = torch.tensor([3]), torch.tensor([1])
     z, _ = process.corrupt(u0, k, eps)
     F = 0.7 * process.blur(process.from_images(u0), k) + 0.3 * other + 0.05
-    levels = {3: level_state(process, moments(process, u0, z, F, k.expand(n)), 3, n)}
-    calibration = Calibration(process, calibration_state(process, levels, n))
+    groups, sums = measured_bins(process, n), moments(process, u0, z, F, k.expand(n))
+    levels = {3: level_state(process, groups, sums, 3, n)}
+    calibration = Calibration(process, calibration_state(process, groups, levels, n))
     a, b, c, errors = (table[0] for table in calibration.fit(k, j, eta))
 
     r = process.step_coefficients(k, j, eta, process.blur.log_alpha)[1][0]

@@ -112,12 +112,12 @@ def test_a_signal_during_calibration(
     levels: list[int] = []
 
     def interrupted(
-        process: Any, sums: torch.Tensor, k: int, count: int
+        process: Any, groups: Any, sums: torch.Tensor, k: int, count: int
     ) -> dict[str, torch.Tensor]:
         if not levels:
             os.kill(os.getpid(), signal.SIGINT)
         levels.append(k)
-        return level_state(process, sums, k, count)
+        return level_state(process, groups, sums, k, count)
 
     with monkeypatch.context() as patch:
         patch.setattr("scripts.sampling.calibration.level_state", interrupted)
