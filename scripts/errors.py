@@ -23,7 +23,8 @@ def expected(error: BaseException) -> str | None:
     if out_of_memory(error):
         return (
             f"out of memory ({one_line(error)[:200] or type(error).__name__}): for training raise "
-            "config.training.accumulation_steps or set config.training.recompute, otherwise lower --batch_size"
+            "config.training.accumulation_steps or set config.training.recompute, otherwise lower "
+            "--batch_size"
         )
     return None
 

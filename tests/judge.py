@@ -62,7 +62,8 @@ def main(path: str) -> None:
     for name, source in found.items():
         sure = (certainty(model, pixels(source)) > SURE).float()
         print(
-            f"{name}: surer than {SURE} of {sure.mean():.1%} +- {sure.std() / len(sure) ** 0.5:.1%} (N = {len(sure)})"
+            f"{name}: surer than {SURE} of {sure.mean():.1%} +- "
+            f"{sure.std() / len(sure) ** 0.5:.1%} (N = {len(sure)})"
         )
 
 

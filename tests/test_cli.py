@@ -195,11 +195,13 @@ def test_export_continues_where_it_stopped(trained: Path, tmp_path: Path) -> Non
     [
         (
             "--config.model.Kx=3",
-            "config.model.Kx: there is no such key in configs/default.py; did you mean config.model.K?",
+            "config.model.Kx: there is no such key in configs/default.py; did you mean "
+            "config.model.K?",
         ),
         (
             "--config.modle.K=3",
-            "config.modle.K: there is no such key in configs/default.py; did you mean config.model.K?",
+            "config.modle.K: there is no such key in configs/default.py; did you mean "
+            "config.model.K?",
         ),
         ("--config.model.K=many", "--config.model.K=many"),
         ("--worksdir=x", "worksdir"),
@@ -294,11 +296,13 @@ def test_own_images_with_a_truncated_one_among_them(tmp_path: Path) -> None:
         ("--config.model.K=4", "config.model.K was 3, now 4"),
         (
             "--init=/no/where --out=/no/where/x",
-            "--out=/no/where/x/checkpoint_0: pictures there would become images of --init = '/no/where'",
+            "--out=/no/where/x/checkpoint_0: pictures there would become images of --init = "
+            "'/no/where'",
         ),
         (
             "--config.data.held_out_path=/no --num_samples=1 --export_dir=/no/x",
-            "--export_dir=/no/x: pictures there would become images of config.data.held_out_path = '/no'",
+            "--export_dir=/no/x: pictures there would become images of config.data.held_out_path = "
+            "'/no'",
         ),
     ],
 )

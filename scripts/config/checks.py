@@ -102,7 +102,8 @@ def validate(config: ConfigDict) -> None:
     batch_size, steps = config.training.batch_size, config.training.accumulation_steps
     if batch_size % steps:
         raise UserError(
-            f"config.training.accumulation_steps = {steps}: must be a divisor of training.batch_size = {batch_size}"
+            f"config.training.accumulation_steps = {steps}: must be a divisor of "
+            f"training.batch_size = {batch_size}"
         )
     if config.data.group_pattern and config.data.held_out_path:
         shown = f"config.data.group_pattern = {config.data.group_pattern!r}"
@@ -111,11 +112,13 @@ def validate(config: ConfigDict) -> None:
         )
     if config.model.protocol == "released" and config.model.K < 2:
         raise UserError(
-            f"config.model.K = {config.model.K}: must be at least 2 with model.protocol = 'released'"
+            f"config.model.K = {config.model.K}: must be at least 2 with model.protocol = "
+            "'released'"
         )
     if config.model.protocol == "released" and config.model.chain:
         raise UserError(
-            f"config.model.chain = {config.model.chain!r}: must be empty with model.protocol = 'released'"
+            f"config.model.chain = {config.model.chain!r}: must be empty with model.protocol = "
+            "'released'"
         )
     name = config.model.process
     if ".py:" in name and name in named_code and name not in PROCESSES:
@@ -131,7 +134,8 @@ def validate(config: ConfigDict) -> None:
     if schedule != LOG and "model.blur_schedule" not in PROCESSES[name].reads:
         other = f"process {name!r} has a blur schedule of its own"
         raise UserError(
-            f"config.model.blur_schedule = {one_line(repr(schedule))[:100]}: {other}; must be left at 'log'"
+            f"config.model.blur_schedule = {one_line(repr(schedule))[:100]}: {other}; must be left "
+            "at 'log'"
         )
     check_schedule(config)
 

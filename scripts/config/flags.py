@@ -194,7 +194,8 @@ FLAGS = (
     ),
     Flag(
         "sampler", "sample evaluate", ENUM, "reverse",
-        "reverse: a network call a step; heun: deterministic steps of second order, two calls each.",
+        "reverse: a network call a step; heun: deterministic steps of second order, two calls "
+        "each.",
         {"enum_values": ("reverse", "heun")}, never="mode=elbo samples",
     ),
     Flag(

@@ -133,7 +133,8 @@ def refuse_unknown(keys: Iterable[str]) -> None:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0)[0]
             raise UserError(
-                f"config.{key}: there is no such key in configs/default.py; did you mean config.{near}?"
+                f"config.{key}: there is no such key in configs/default.py; did you mean "
+                f"config.{near}?"
             )
 
 

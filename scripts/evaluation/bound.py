@@ -368,8 +368,10 @@ def describe(bound: dict[str, torch.Tensor], settings: dict[str, Any], num_level
     """A few lines for a person: the parts of the bound with their standard errors."""
     looked_at = "all" if settings["exact"] else str(settings["num_levels_per_image"])
     lines = [
-        f"bound on -log p(u_0): step {settings['checkpoint_step']}, delta {settings['delta']}, seed {settings['seed']}, "
-        f"{len(bound['total'])} images ({settings['dataset_split']}), {looked_at} of {num_levels} levels for each"
+        f"bound on -log p(u_0): step {settings['checkpoint_step']}, delta {settings['delta']}, "
+        f"seed {settings['seed']}, "
+        f"{len(bound['total'])} images ({settings['dataset_split']}), {looked_at} of {num_levels} "
+        "levels for each"
     ]
     lines += [f"  {name:<15}{Estimate.of(part)!s:>24} nats" for name, part in bound.items()]
     return "\n".join(lines)

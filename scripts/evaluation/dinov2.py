@@ -40,7 +40,8 @@ class DINOv2Features:
             ) from None
         if weights is None or not weights.is_file():
             raise UserError(
-                f"--dinov2_path={weights or ''}: expected {EXPECTED}; download it, and give its path"
+                f"--dinov2_path={weights or ''}: expected {EXPECTED}; download it, and give its "
+                "path"
             )
         try:
             state = load_file(weights)
@@ -54,7 +55,8 @@ class DINOv2Features:
             network.load_state_dict(state)
         except Exception as error:  # safetensors, a missing key and PyTorch each have their own
             raise UserError(
-                f"--dinov2_path={weights}: cannot be used ({one_line(error)[:200]}); expected {EXPECTED}"
+                f"--dinov2_path={weights}: cannot be used ({one_line(error)[:200]}); expected "
+                f"{EXPECTED}"
             ) from None
         self.device, self._network = device, network.to(device).eval()
         self.settings: dict[str, Any] = {

@@ -41,7 +41,8 @@ def weights_file(inception_path: str = "") -> Path:
             torch.hub.download_url_to_file(inception_url, str(file))
         except OSError as error:
             raise UserError(
-                f"{file} is not there and {inception_url} cannot be downloaded ({error}): put it there by hand, or say where "
+                f"{file} is not there and {inception_url} cannot be downloaded ({error}): put it "
+                "there by hand, or say where "
                 "it is with --inception_path or the environment variable IHDM_INCEPTION_PATH"
             ) from None
     return file

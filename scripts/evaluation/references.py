@@ -82,7 +82,8 @@ def find_reference(
         found = of_images(name, folder_images(path))
     elif "mode" not in extractor.settings:
         raise UserError(
-            f"--dataset_name_cleanfid={name}: clean-fid's statistics are of Inception's features; give a folder"
+            f"--dataset_name_cleanfid={name}: clean-fid's statistics are of Inception's features; "
+            "give a folder"
         )
     else:
         arrays = named_statistics(
@@ -95,7 +96,8 @@ def find_reference(
         if found.features is not None and len(found.features) < metric.fewest(k):
             fewest = metric.fewest(k)
             raise UserError(
-                f"{found.description}: {len(found.features)} images, where {metric.name} needs at least {fewest}"
+                f"{found.description}: {len(found.features)} images, where {metric.name} needs at "
+                f"least {fewest}"
             )
     return found
 
@@ -181,7 +183,8 @@ def named_statistics(
         if file is None:
             raise UserError(
                 f"--dataset_name_cleanfid={name}: there is no {files[0]}; "
-                f"make it with --save_stats --custom_name={name} --cleanfid_mode={mode} --dataset_path=FOLDER"
+                f"make it with --save_stats --custom_name={name} --cleanfid_mode={mode} "
+                "--dataset_path=FOLDER"
             )
         return _read(file) | (
             _read(file.with_name(f"{file.stem}_kid.npz")) if "features" in needs else {}
@@ -200,8 +203,10 @@ def named_statistics(
                 )
     except (OSError, ValueError) as error:  # ValueError: a download that was cut short
         raise UserError(
-            f"--dataset_name_cleanfid={name} --dataset_split={split}: clean-fid's statistics for {image_size} pixels cannot be "
-            f"read from {statistics_folder()} or downloaded ({error}); give a folder of images, or make custom statistics with "
+            f"--dataset_name_cleanfid={name} --dataset_split={split}: clean-fid's statistics for "
+            f"{image_size} pixels cannot be "
+            f"read from {statistics_folder()} or downloaded ({error}); give a folder of images, or "
+            "make custom statistics with "
             "--save_stats"
         ) from None
     return arrays
@@ -257,7 +262,8 @@ def save_statistics(
     file = directory / f"{stem}.npz"
     if file.exists():
         raise UserError(
-            f"--custom_name={name}: there are statistics of that name; choose another, or delete {file}"
+            f"--custom_name={name}: there are statistics of that name; choose another, or delete "
+            f"{file}"
         )
     images = folder_images(folder)
     with tempfile.TemporaryDirectory() as temporary_directory:
@@ -266,7 +272,8 @@ def save_statistics(
         )["features"]
     if len(features) < 2:
         raise UserError(
-            f"--dataset_path={folder}: {len(features)} images can be read, where statistics need at least 2"
+            f"--dataset_path={folder}: {len(features)} images can be read, where statistics need "
+            "at least 2"
         )
     gaussian = Gaussian.of(features)
     with atomic_write(directory / f"{stem}_kid.npz") as temporary:

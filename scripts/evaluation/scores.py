@@ -114,7 +114,8 @@ class SampleEvaluation:
             generated = readable_features(self.cache, native, extractor, self.batch_size, "samples")
             if len(generated) < len(native):
                 raise UserError(
-                    f"--samples={self.given.name}: {len(native) - len(generated)} images cannot be read"
+                    f"--samples={self.given.name}: {len(native) - len(generated)} images cannot be "
+                    "read"
                 )
             generated = generated[: self.num_gen]
         record = record.add(data=self._sizes(sampler, self._reference))
@@ -174,7 +175,8 @@ class SampleEvaluation:
         for metric in self.metrics:
             if self.num_gen < metric.fewest(self.k):
                 raise UserError(
-                    f"--num_gen={self.num_gen}: {metric.name} needs at least {metric.fewest(self.k)} samples"
+                    f"--num_gen={self.num_gen}: {metric.name} needs at least "
+                    f"{metric.fewest(self.k)} samples"
                 )
         if self.given is not None:
             if self.num_gen > (found := len(self.given.images)):
@@ -192,7 +194,8 @@ class SampleEvaluation:
             for split in PARTS:  # before anything is sampled
                 if len(load_images(self.config.data, split)) < 2:
                     raise UserError(
-                        f"{self.config.data.dataset}: there is one {split} image, where this mode needs at least 2"
+                        f"{self.config.data.dataset}: there is one {split} image, where this mode "
+                        "needs at least 2"
                     )
             reference = {"reference": f"{self.config.data.dataset} train"}
             record = record.add(metric={"extractor": "pixels"}, reference=reference)
@@ -231,7 +234,8 @@ class SampleEvaluation:
             most = sampler.initial_images.count * sampler.initial_images.per_image
             if self.num_gen > most:  # one image twice would count as two initial images
                 raise UserError(
-                    f"--num_gen={self.num_gen}: must be at most {most}, all samples of the images of {choice.init}"
+                    f"--num_gen={self.num_gen}: must be at most {most}, all samples of the images "
+                    f"of {choice.init}"
                 )
         return sampler, sampler.record(self.config, trained), dict(trained.data)
 
@@ -256,7 +260,8 @@ class SampleEvaluation:
         if self.given is not None and (size := first_size(self.given.native)) != sampler.shape[1:]:
             made = shown_size(sampler.shape[1:])
             warn(
-                f"samples are {shown_size(size)} pixels, and made {made} as the data set's images are"
+                f"samples are {shown_size(size)} pixels, and made {made} as the data set's images "
+                "are"
             )
         return cached_features(
             self.cache, made_by.key, self.num_gen, self.batch_size, compute, "features of samples"
@@ -310,7 +315,8 @@ def held_out_settings(
     ):
         value = samples.estimate.value
         print(
-            f"{real.score}: {count} held-out images have {real.estimate}; as many samples {value:.4g}",
+            f"{real.score}: {count} held-out images have {real.estimate}; as many samples "
+            f"{value:.4g}",
             flush=True,
         )
         settings[real.score] = {

@@ -129,11 +129,13 @@ def _check_export(directory: Path, settings: dict[str, Any]) -> None:
         ]
         if changed:
             raise UserError(
-                f"--export_dir={directory}: it holds samples made otherwise ({'; '.join(changed)}); choose another"
+                f"--export_dir={directory}: it holds samples made otherwise "
+                f"({'; '.join(changed)}); choose another"
             )
     elif any(directory.glob("*.png")):
         raise UserError(
-            f"--export_dir={directory}: it holds images that are not an earlier export's; choose an empty one"
+            f"--export_dir={directory}: it holds images that are not an earlier export's; choose "
+            "an empty one"
         )
     else:
         with atomic_write(record) as temporary:

@@ -165,7 +165,8 @@ class Sampler:
         if k not in levels:
             near = sorted(sorted(levels, key=lambda j: abs(j - k))[:2])
             raise UserError(
-                f"--from_level={k}: must be a level that is visited; near it {' and '.join(map(str, near))}"
+                f"--from_level={k}: must be a level that is visited; near it "
+                f"{' and '.join(map(str, near))}"
             )
         kernel = self.kernel.starting_at(k)
         one = torch.ones(1, *self.shape, device=self.precision.device)
@@ -324,7 +325,8 @@ def load_sampler(
     if distributed.world_size() > 1 and len(set(distributed.gather(trained.weights_crc32))) > 1:
         # A training that goes on replaces the newest.
         raise UserError(
-            f"{trained.path}: changed while it was read; --checkpoint=n names one that no training replaces"
+            f"{trained.path}: changed while it was read; --checkpoint=n names one that no training "
+            "replaces"
         )
     process = trained.process
     prior = (
@@ -337,7 +339,8 @@ def load_sampler(
         files["train"] = load_images(config.data, "train").version()
         if not from_data:
             print(
-                f"{trained.path} holds no prior: initial states are made from the images of {config.data.dataset}"
+                f"{trained.path} holds no prior: initial states are made from the images of "
+                f"{config.data.dataset}"
             )
         prior = data_prior(config, process)
     computed_in = Precision.named(device, precision)

@@ -34,7 +34,8 @@ def main() -> int:
     device = resolve_device(config.device)
     print(f"{torch.backends.cpu.get_cpu_capability()}; {device_name(device)}")
     print(
-        f"{Precision.of(config, device)}; torch {torch.__version__}, Python {platform.python_version()}"
+        f"{Precision.of(config, device)}; torch {torch.__version__}, Python "
+        f"{platform.python_version()}"
     )
     print(f"{'':<34}     median  quartiles   GFLOP/s  of product  peak GB")
     fastest = 0.0

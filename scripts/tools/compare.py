@@ -102,7 +102,8 @@ def arms_of(runs: Sequence[Path]) -> tuple[list[dict[str, Any]], list[str], list
     ):
         if pair in pairs[:i]:
             raise UserError(
-                f"{runs[i]}: has the configuration and the seed of {runs[pairs.index(pair)]}; leave one out"
+                f"{runs[i]}: has the configuration and the seed of {runs[pairs.index(pair)]}; "
+                "leave one out"
             )
     return configs, keys, arms
 
@@ -310,7 +311,8 @@ def main() -> int:
         print(f"{letter}: {arm}")
     print(write(flags.FLAGS.out, rows, once))
     print(
-        "mean +- standard deviation (number of training seeds); differences: mean +- standard error, paired by seed"
+        "mean +- standard deviation (number of training seeds); differences: mean +- standard "
+        "error, paired by seed"
     )
     print(f"tables and pictures: {flags.FLAGS.out}")
     return 0

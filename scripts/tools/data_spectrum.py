@@ -72,8 +72,10 @@ def describe(moments: DCTMoments, schedules: Schedules) -> str:
     power, (H, W) = moments.variance.sum(0), moments.sum.shape[1:]
     shares = bin_sums(power, octaves(H, W)) / power.sum()
     lines = [
-        f"spectrum of {moments.count:,} images: power ~ radius^{slope(power):.2f}, radially averaged; "
-        f"standard deviation {(power.sum() / moments.sum.numel()).sqrt():.4g} a pixel, about the mean image",
+        f"spectrum of {moments.count:,} images: power ~ radius^{slope(power):.2f}, radially "
+        "averaged; "
+        f"standard deviation {(power.sum() / moments.sum.numel()).sqrt():.4g} a pixel, about the "
+        "mean image",
         "",
         "wavelength, pixels   share of the variance",
         *(
@@ -151,7 +153,8 @@ def main() -> int:
     if out is not None:
         if out.suffix != ".npy" or out.exists() or out.with_suffix(".png").exists():
             raise UserError(
-                f"--out={out}: must be a new file, such as schedule.npy; a picture goes beside it, schedule.png"
+                f"--out={out}: must be a new file, such as schedule.npy; a picture goes beside it, "
+                "schedule.png"
             )
         require_outside_data(out, "--out", config.data)
         make_directory(out.parent, "--out")

@@ -22,7 +22,8 @@ def main() -> int:
     sources = load_whole(config.data)
     write_pack(FLAGS.out, config.data, sources)
     print(
-        f"packed: {sum(map(len, sources.values())):,} images; --config.data.path={FLAGS.out} reads them"
+        f"packed: {sum(map(len, sources.values())):,} images; --config.data.path={FLAGS.out} reads "
+        "them"
     )
     return 0
 

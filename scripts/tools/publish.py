@@ -37,7 +37,8 @@ def publish(workdir: Path, out: Path) -> Path:
         raise UserError(f"--workdir={workdir}: there is no checkpoint of this program in it")
     if checkpoint.meta_path(out).exists():
         raise UserError(
-            f"--out={out}: there is a run in it that can be trained further; choose another directory"
+            f"--out={out}: there is a run in it that can be trained further; choose another "
+            "directory"
         )
     crc32 = checkpoint.weights_checksum(checkpoint.averages(contents))
     calibration = checkpoint.read_calibration(

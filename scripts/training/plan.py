@@ -69,19 +69,23 @@ def describe(
         f"network      {work}",
         f"data         {data.dataset}, {size}x{size}x{data.num_channels}: {counts}",
         f"process      {config.model.process}: {experiment.process}",
-        f"steps        {first_step} to {training.n_iters}, batches of {training.batch_size}{micro}, {gflop} each",
+        f"steps        {first_step} to {training.n_iters}, batches of "
+        f"{training.batch_size}{micro}, {gflop} each",
         f"device       {device_name(precision.device)}, {precision}{compiled}",
-        f"every        {training.log_freq} steps a row of metrics, {training.eval_freq} an evaluation, "
+        f"every        {training.log_freq} steps a row of metrics, {training.eval_freq} an "
+        "evaluation, "
         f"{training.sampling_freq} samples, {training.snapshot_freq_for_preemption} a save, "
         f"{training.snapshot_freq} a numbered checkpoint",
     ]
     if processes > 1:
         lines.append(
-            f"processes    {processes}, with {training.batch_size // processes} images of a batch each"
+            f"processes    {processes}, with {training.batch_size // processes} images of a batch "
+            "each"
         )
     elif precision.device.type == "cuda" and config.device in ("auto", "cuda") and gpus > 1:
         lines.append(
-            f"GPUs         1 of {gpus}; to train on all: torchrun --nproc_per_node={gpus} train.py ..."
+            f"GPUs         1 of {gpus}; to train on all: torchrun --nproc_per_node={gpus} train.py "
+            "..."
         )
     return "\n".join(lines)
 

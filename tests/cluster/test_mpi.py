@@ -56,7 +56,8 @@ def test_signal_to_mpirun(
     seconds = job.ends()
     saved = "SIGTERM: saved at step" in job.output
     measured(
-        f"Open MPI {' '.join(grace)}, {number.name} to mpirun: ended, {saved=}, code {job.process.returncode}",
+        f"Open MPI {' '.join(grace)}, {number.name} to mpirun: ended, {saved=}, code "
+        f"{job.process.returncode}",
         seconds,
     )
     step = read(meta_path(tmp_path))["step"]

@@ -62,7 +62,8 @@ def main(argv: list[str] | None = None) -> int:
     result = "FAILED" if faults.failures else "every run ended bit for bit as the undisturbed one"
     where = ", ".join(f"{count} {name}" for name, count in faults.moments.most_common())
     print(
-        f"{options.kills} kills ({where}) in {faults.runs} runs of {options.n_iters} steps: {result}",
+        f"{options.kills} kills ({where}) in {faults.runs} runs of {options.n_iters} steps: "
+        f"{result}",
         *faults.failures,
         sep="\n",
     )

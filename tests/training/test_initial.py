@@ -180,7 +180,8 @@ def test_nothing_to_start_from(tmp_path: Path) -> None:
     for name, message in (
         (
             "nowhere",
-            "config.training.init_from = .*nowhere': must be a checkpoint, or a run directory with one",
+            "config.training.init_from = .*nowhere': must be a checkpoint, or a run directory with "
+            "one",
         ),
         ("", "config.training.init_from = .*must be a checkpoint, or a run directory"),
         ("text.pth", r"text\.pth: damaged, or not a checkpoint"),
