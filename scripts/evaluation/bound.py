@@ -179,18 +179,15 @@ def level_table(measurement: Measurement, process: Any, kernel: ReverseKernel) -
     def padded(errors: torch.Tensor) -> torch.Tensor:
         return torch.cat([errors, torch.zeros_like(errors[:1])])
 
-    def squared_error(errors: torch.Tensor) -> Estimate:
-        """Not known where errors are the terms themselves."""
-        known = getattr(process, "marginal_noise", True)
-        return Estimate.of(errors.sum(1) if known else torch.full((len(errors),), math.nan))
+    # Where errors are the terms themselves, there is nothing to tell apart.
+    by_bin = getattr(process, "marginal_noise", True)
 
     def row(k: int, errors: torch.Tensor, terms: torch.Tensor) -> LevelRow:
-        return LevelRow(
-            k,
-            squared_error(errors[:-1]),
-            Estimate.of(terms[:-1]),
-            without_errors=terms[-1].item(),
-        )
+        squares = errors[:-1].sum(1)
+        if not by_bin:
+            squares = torch.full_like(squares, math.nan)
+        without_errors = terms[-1].item() if by_bin else math.nan
+        return LevelRow(k, Estimate.of(squares), Estimate.of(terms[:-1]), without_errors)
 
     first = padded(measurement.first_errors)
     rows = [

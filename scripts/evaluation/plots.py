@@ -22,35 +22,37 @@ class LevelRow:
 
     k: int
     error: Estimate
-    """`Process.errors`, summed; for heat dissipation ||A_{k-1} u_0 - mu(u_k, k)||^2."""
+    """||A_{k-1} u_0 - mu(u_k, k)||^2 for heat dissipation, else NaN."""
     term: Estimate
     """L_{k-1} in nats, for k = 1 the reconstruction term L_0."""
     without_errors: float
-    """What the term would be without errors: the part of the sampling noise alone."""
+    """What the term would be without errors, the part of the sampling noise alone; NaN as well."""
 
 
 def plot_by_level(path: Path, rows: Sequence[LevelRow], title: str) -> None:
-    """Write a picture of two panels over the blur level k: terms of the bound for k > 1, and
-    squared errors for all k.
+    """Write a picture of panels over the blur level k: terms of the bound for k > 1 and, where they
+    are known, squared errors for all k.
 
     Both are logarithmic. A line shows what the terms would be if the network made no errors, where
     that is above 0.
     """
     figure = Figure(figsize=(7, 7), layout="constrained")
-    above, below = figure.subplots(2, 1, sharex=True)
-    k, terms = (
-        [row.k for row in rows],
-        rows[1:],
-    )  # the first row is the reconstruction term, which may be negative
+    has_errors = any(math.isfinite(row.error.value) for row in rows)
+    panels = figure.subplots(1 + has_errors, 1, sharex=True, squeeze=False)[:, 0]
+    above, lowest = panels[0], panels[-1]
+    k = [row.k for row in rows]
+    terms = rows[1:]  # the first row is the reconstruction term, which may be negative
     _error_bars(above, k[1:], [row.term for row in terms])
     if any(row.without_errors > 0 for row in terms):
         least = [row.without_errors for row in terms]
         above.plot(k[1:], least, color="gray", ls="--", lw=1, label="without errors of the network")
         above.legend()
     above.set(title=title, ylabel="$L_{k-1}$ in nats", yscale="log")
-    _error_bars(below, k, [row.error for row in rows])
-    below.xaxis.set_major_locator(MaxNLocator(integer=True))
-    below.set(xlabel="blur level $k$", ylabel=r"$\|A_{k-1} u_0 - \mu(u_k, k)\|^2$", yscale="log")
+    if has_errors:
+        _error_bars(lowest, k, [row.error for row in rows])
+        lowest.set(ylabel=r"$\|A_{k-1} u_0 - \mu(u_k, k)\|^2$", yscale="log")
+    lowest.xaxis.set_major_locator(MaxNLocator(integer=True))
+    lowest.set(xlabel="level $k$")
     _save(figure, path)
 
 
