@@ -4,6 +4,7 @@ npm pack emoji-datasource-google@16.0.0
 PYTHONPATH=. python data/make_emoji.py emoji-datasource-google-16.0.0.tgz
 """
 
+import io
 import json
 import sys
 import tarfile
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from scripts.data.datasets import split_indices
-from scripts.data.images import decoded
+from scripts.data.images import fit, opened_image
 
 SIZE = 32
 LEFT_OUT = ("Flags", "Component")
@@ -32,10 +33,11 @@ def make(package: Path, out: Path) -> None:
                 files[name] = archive.extractfile(member).read()
     emoji = [one for one in json.loads(files["emoji.json"]) if one["category"] not in LEFT_OUT]
     emoji.sort(key=lambda one: one["sort_order"])
-    pictures = [
-        decoded(files[f"img/google/64/{one['image']}"], one["image"], (3, SIZE, SIZE))
-        for one in emoji
-    ]
+    pictures = []
+    for one in emoji:
+        encoded = io.BytesIO(files[f"img/google/64/{one['image']}"])
+        with opened_image(encoded, one["image"]) as image:
+            pictures.append(fit(image, (3, SIZE, SIZE)))
     categories = sorted({one["category"] for one in emoji})
     names = [one["short_name"] for one in emoji]
     held_out = np.zeros(len(names), bool)

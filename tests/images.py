@@ -19,20 +19,17 @@ def data_config(
     return data
 
 
-def numbered(n: int, size: int = 4, channels: int = 1) -> ArrayImages:
+def numbered(n: int, size: int = 4) -> ArrayImages:
     """Image i is filled with the value i, so that a batch tells which images it holds."""
-    return ArrayImages(
-        np.broadcast_to(np.arange(n, dtype=np.uint8)[:, None, None], (n, size, size)).copy(),
-        size,
-        channels,
-    )
+    return ArrayImages(np.arange(n, dtype=np.uint8).repeat(size * size).reshape(n, size, size))
 
 
 class WithDamage:
     """Another source in which the images `damaged` cannot be read."""
 
     def __init__(self, source: ImageSource, damaged: set[int]) -> None:
-        self.source, self.damaged, self.shape = source, damaged, source.shape
+        self.source, self.damaged = source, damaged
+        self.shape, self.labels = source.shape, source.labels
 
     def __len__(self) -> int:
         return len(self.source)
@@ -73,4 +70,4 @@ def decoded(
         path.write_bytes(contents)
     else:
         contents.save(path, **save)
-    return FolderImages(tmp_path, [path.name], size, channels)[0]
+    return FolderImages(tmp_path, [path.name], (channels, size, size))[0]

@@ -55,7 +55,7 @@ def main(path: str) -> None:
     """
     data = quickstart.get_config().data
     found = {
-        path: open_images(path, "SAMPLES", 28, 1),
+        path: open_images(path, "SAMPLES", (1, 28, 28)),
         "held-out digits": load_labelled(data, "held_out")[0],
     }
     model = judge()

@@ -147,7 +147,7 @@ def test_programs_are_not_images(tmp_path: Path) -> None:
     program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
     (tmp_path / "a.png").write_bytes(program)
     with pytest.raises(UnreadableImage, match="no image"):
-        FolderImages(tmp_path, ["a.png"], 8, 3)[0]
+        FolderImages(tmp_path, ["a.png"], (3, 8, 8))[0]
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "/x", "a\nb", "a\x1bb"])
@@ -176,7 +176,7 @@ def test_names_of_files_cannot_write_to_the_terminal(
     odd = "a\x1b[2J\n\u202eb\udcff.png"
     with open(os.fsencode(tmp_path / odd), "wb") as file:  # noqa: PTH123  # a name that is not text
         file.write(b"no image")
-    source = FolderImages(tmp_path, [odd], 8, 3)
+    source = FolderImages(tmp_path, [odd], (3, 8, 8))
     assert "\\x1b[2J\\n\\u202eb" in source.name(0)
     with pytest.raises(UnreadableImage) as error:
         source[0]

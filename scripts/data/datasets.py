@@ -18,6 +18,7 @@ from scripts.data.images import (
     Images,
     ImageSource,
     LsunImages,
+    Shape,
     UnreadableImage,
     bilinear,
     list_images,
@@ -29,8 +30,6 @@ from scripts.storage.files import lock, read_npz
 
 Split = Literal["train", "held_out", "all"]
 DATA = Path(__file__).resolve().parents[2] / "data"
-LABELLED = ("mnist5k", "emoji32", "mnist", "cifar10")
-"""Data sets whose images have classes."""
 UNDIVIDED = ("ffhq", "folder", "npy")
 """Data sets that come without a split: names or row numbers decide. Only these have the split
 "all".
@@ -38,13 +37,16 @@ UNDIVIDED = ("ffhq", "folder", "npy")
 
 
 class DataSet(NamedTuple):
-    """How a data set is opened: `open(path, split, image_size, num_channels)`, with any exception
-    if it is not there.
-    """
+    """How a data set is opened: `open(path, split, shape)`, with any exception if it is not there."""
 
-    open: Callable[[Path, Split, int, int], ImageSource]
+    open: Callable[[Path, Split, Shape], ImageSource]
     place: str | None  # below data/; None if only config.data.path can say
     expected: str  # what should be in {place}, for messages
+
+
+def image_shape(data: ConfigDict) -> Shape:
+    """(C, H, W) of the images that `config.data` describes."""
+    return data.num_channels, data.image_size, data.image_size
 
 
 def load_images(data: ConfigDict, split: Split) -> ImageSource:
@@ -53,102 +55,99 @@ def load_images(data: ConfigDict, split: Split) -> ImageSource:
     Raises UserError, naming key and value, for a data set that is unknown, missing, damaged or too
     small.
     """
-    data_set = DATA_SETS.get(data.dataset.lower())
-    if data_set is None:
-        raise UserError(
-            f"config.data.dataset = {data.dataset!r}: must be one of {', '.join(DATA_SETS)}"
-        )
-    value = f"config.data.dataset = {data.dataset!r}" + (
-        f", config.data.path = {data.path!r}" if data.path else ""
-    )
-    if not data.path and data_set.place is None:
+    name = data.dataset.lower()
+    if name not in DATA_SETS:
+        choices = ", ".join(DATA_SETS)
+        raise UserError(f"config.data.dataset = {data.dataset!r}: must be one of {choices}")
+    data_set, shape = DATA_SETS[name], image_shape(data)
+    value = f"config.data.dataset = {data.dataset!r}"
+    if data.path:
+        value += f", config.data.path = {data.path!r}"
+        place = user_path(data.path, "config.data.path")
+    elif data_set.place is None:
         raise UserError(f"{value}: config.data.path is empty; set it to {data_set.expected}")
-    place = user_path(data.path, "config.data.path") if data.path else DATA / str(data_set.place)
-    pattern, open_part, of_files = data.group_pattern, data_set.open, data_set.open is _open_folder
-    if pattern and not of_files:
-        raise UserError(
-            f"config.data.group_pattern = {pattern!r}: {value} is split otherwise; must be empty"
-        )
-    if data.held_out_path:
-        if split == "held_out":
-            return open_images(
-                data.held_out_path, "config.data.held_out_path", data.image_size, data.num_channels
-            )
-        if data.dataset.lower() in UNDIVIDED:
+    else:
+        place = DATA / data_set.place
+    of_files = data_set.open is _open_folder
+    if data.group_pattern and not of_files:
+        shown = f"config.data.group_pattern = {data.group_pattern!r}"
+        raise UserError(f"{shown}: {value} is split otherwise; must be empty")
+    if data.held_out_path and split == "held_out":
+        return open_images(data.held_out_path, "config.data.held_out_path", shape)
+    part = split
+    if name in UNDIVIDED:
+        part = "all"
+        if data.held_out_path:
             _require_apart(data.held_out_path, place)
             split = "all"
     try:
-        parts = read_pack(place, pack_settings(data))
-        if parts is None:
-            open_part = partial(_open_folder, group_pattern=pattern) if of_files else open_part
-            return open_part(place, split, data.image_size, data.num_channels)
-        if split in parts:
-            return PackedImages(place, split, parts[split])
-        keys = _keys(
-            parts["all"]["names"] if of_files else range(parts["all"]["shape"][0]), pattern
-        )
-        return PackedImages(place, "all", parts["all"], split_indices(keys, split))
+        pack = read_pack(place, pack_settings(data))
+        if pack is None:
+            source = data_set.open(place, part, shape)
+        else:
+            source = PackedImages(place, part, pack[part])
+        if split == part:
+            return source
+        assert isinstance(source, ArrayImages | FolderImages)
+        names: Iterable[str] = map(str, range(len(source)))
+        if of_files:
+            assert isinstance(source, PackedImages | FolderImages)
+            names = source.paths
+        return source.part(split_indices(_keys(names, data.group_pattern), split))
     except UserError:
         raise
-    except (
-        Exception
-    ) as error:  # NumPy, torchvision, pickle and LMDB each have their own ways to say "damaged"
+    # NumPy, torchvision, pickle and LMDB each have their own ways to say "damaged".
+    except Exception as error:
         reason = one_line(error) or type(error).__name__
-        expected = data_set.expected.format(place=place)
-        raise UserError(f"{value}: cannot be used ({reason}); expected: {expected}") from error
+        needed = data_set.expected.format(place=place)
+        raise UserError(f"{value}: cannot be used ({reason}); expected: {needed}") from error
 
 
-def open_images(text: str, flag: str, size: int | None, channels: int) -> ImageSource:
+def open_images(text: str, flag: str, shape: Shape | None) -> ImageSource:
     """All images of a folder, of a pack, of an array (.npy, or arr_0 of an .npz), or a single image
     file.
 
-    They are resized as training images are; with size None, an array's stay as they are. Raises
+    They are resized as training images are; with shape None, an array's stay as they are. Raises
     UserError naming `flag` for what is missing or no images.
     """
     path = user_path(text, flag)
     try:
         if path.suffix in (".npy", ".npz"):
-            return ArrayImages(read_images(path), size, channels)
-        assert size is not None
-        if (parts := read_pack(path, {"image_size": size, "num_channels": channels})) is not None:
-            if "all" not in parts:
-                raise ValueError(f"{path} is a pack with a split of its own")
-            return PackedImages(path, "all", parts["all"])
+            return ArrayImages(read_images(path), shape)
+        assert shape is not None
+        settings = {"num_channels": shape[0], "image_size": shape[1]}
+        pack = read_pack(path, settings)
+        if pack is not None and "all" not in pack:
+            raise ValueError(f"{path} is a pack with a split of its own")
+        if pack is not None:
+            return PackedImages(path, "all", pack["all"])
         if path.is_dir():
-            if not (paths := list_images(path)):
-                raise ValueError("no image files in it")
-            warn_of_losses(path, paths)
-            return FolderImages(path, paths, size, channels)
-        source = FolderImages(path.parent, [path.name], size, channels)
+            return _files_below(path, shape, 1)
+        source = FolderImages(path.parent, [path.name], shape)
         source[0]  # raises UnreadableImage
-        warn_of_losses(path.parent, [path.name])
+        warn_of_losses(path.parent, source.paths)
         return source
     except (OSError, ValueError, UnreadableImage) as error:
         right = (
             "a folder of images, a pack, an image file, or uint8 (N, H, W[, C]) as .npy or as "
             "arr_0 of an .npz"
         )
-        raise UserError(
-            f"{flag}={text}: cannot be used ({one_line(error)}); expected: {right}"
-        ) from None
+        reason = one_line(error)
+        raise UserError(f"{flag}={text}: cannot be used ({reason}); expected: {right}") from None
 
 
 def read_images(path: Path) -> np.ndarray:
     """A .npy file, memory-mapped, or `arr_0` of an .npz: uint8 (N, H, W[, C]). Raises ValueError
     for other arrays.
     """
-    array = (
-        read_npz(path).get("arr_0")
-        if path.suffix == ".npz"
-        else np.load(path, mmap_mode="r", allow_pickle=False)
-    )
+    if path.suffix == ".npz":
+        array = read_npz(path).get("arr_0")
+    else:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
     if not isinstance(array, np.ndarray):
         raise ValueError(f"{path} is an archive of arrays (.npz) without arr_0")
-    if (
-        array.dtype != np.uint8
-        or not (array.ndim == 3 or (array.ndim == 4 and array.shape[-1] in (1, 3)))
-        or len(array) == 0
-    ):
+    right_shape = array.ndim == 3 or (array.ndim == 4 and array.shape[-1] in (1, 3))
+    if array.dtype != np.uint8 or not right_shape or len(array) == 0:
         raise ValueError(f"{path} holds {array.dtype} {array.shape}")
     return array
 
@@ -160,9 +159,9 @@ def load_whole(data: ConfigDict) -> dict[str, ImageSource]:
     Held-out images of their own are none of them. Raises UserError as `load_images` does.
     """
     data = ConfigDict({**data.to_dict(), "held_out_path": ""})
-    parts: tuple[Split, ...] = (
-        ("all",) if data.dataset.lower() in UNDIVIDED else ("train", "held_out")
-    )
+    parts: tuple[Split, ...] = ("train", "held_out")
+    if data.dataset.lower() in UNDIVIDED:
+        parts = ("all",)
     return {part: load_images(data, part) for part in parts}
 
 
@@ -171,17 +170,13 @@ def load_labelled(data: ConfigDict, split: Split) -> tuple[ImageSource, np.ndarr
 
     Raises UserError for a data set without.
     """
-    if data.dataset.lower() not in LABELLED:
-        raise UserError(
-            f"--feature_extractor=classifier: config.data.dataset = {data.dataset!r} has no "
-            f"labels, {', '.join(LABELLED)} have; use --feature_extractor=inception"
-        )
-    if data.held_out_path and split == "held_out":
-        shown = f"config.data.held_out_path = {data.held_out_path!r}"
-        raise UserError(f"{shown}: has no labels; use --feature_extractor=inception")
     source = load_images(data, split)
-    assert isinstance(source, ArrayImages)
-    assert source.labels is not None
+    if source.labels is None:
+        key = "held_out_path" if data.held_out_path and split == "held_out" else "dataset"
+        raise UserError(
+            f"--feature_extractor=classifier: config.data.{key} = {data[key]!r}: has no labels, "
+            "mnist5k, emoji32, mnist, cifar10 have; use --feature_extractor=inception"
+        )
     return source, source.labels
 
 
@@ -215,110 +210,92 @@ def num_groups(images: Images, group_pattern: str) -> int:
     return len({match and match[1] for match in matches})
 
 
-def _keys(names: Iterable[str | int], group_pattern: str = "") -> list[bytes]:
+def _keys(names: Iterable[str], group_pattern: str) -> list[bytes]:
     """What `split_indices` takes of names of files or numbers of rows: themselves, or what the
     pattern's first group matches.
 
     Raises UserError for a name that does not match, and if there is only one subject.
     """
-    keys, shown = [str(name) for name in names], f"config.data.group_pattern = {group_pattern!r}"
-    for i, name in enumerate(keys if group_pattern else ()):
-        match = re.search(group_pattern, name)
-        if match is None or match[1] is None:
-            raise UserError(f"{shown}: must match every file, but does not match {printable(name)}")
-        keys[i] = match[1]
-    if group_pattern and len(set(keys)) < 2:
-        raise UserError(
-            f"{shown}: must tell at least 2 subjects apart, but all files are of {keys[0]!r}"
-        )
+    keys, shown = list(names), f"config.data.group_pattern = {group_pattern!r}"
+    if group_pattern:
+        for i, name in enumerate(keys):
+            match = re.search(group_pattern, name)
+            if match is None or match[1] is None:
+                which = f"must match every file, but does not match {printable(name)}"
+                raise UserError(f"{shown}: {which}")
+            keys[i] = match[1]
+        if len(set(keys)) < 2:
+            which = f"must tell at least 2 subjects apart, but all files are of {keys[0]!r}"
+            raise UserError(f"{shown}: {which}")
     return [key.encode("utf-8", "surrogateescape") for key in keys]
 
 
-def _open_embedded(path: Path, split: Split, size: int, channels: int) -> ArrayImages:
+def _open_embedded(path: Path, split: Split, shape: Shape) -> ArrayImages:
     arrays = read_npz(path)
-    indices = np.flatnonzero(arrays["held_out"] == (split == "held_out"))
-    return ArrayImages(arrays["images"], size, channels, indices, labels=arrays["labels"])
+    images = ArrayImages(arrays["images"], shape, labels=arrays["labels"].astype(np.int64))
+    return images.part(np.flatnonzero(arrays["held_out"] == (split == "held_out")))
 
 
-def _open_torchvision(name: str, root: Path, split: Split, size: int, channels: int) -> ArrayImages:
+def _open_torchvision(name: str, root: Path, split: Split, shape: Shape) -> ArrayImages:
     """A data set that torchvision keeps below `root`, downloaded if it is not there; archives that
     are there are used.
     """
     _require_folder(root)
     from torchvision import datasets  # takes two seconds to import
 
-    def read(download: bool = False) -> ArrayImages:
-        """Read the split as torchvision does."""
-        found = getattr(datasets, name)(root, train=split == "train", download=download)
-        return ArrayImages(
-            np.asarray(found.data),
-            size,
-            channels,
-            resize=bilinear,
-            labels=np.asarray(found.targets),
-        )
-
+    read = partial(getattr(datasets, name), root, train=split == "train")
     try:
-        return read()
+        data_set = read()
     except RuntimeError:  # not there, or damaged
         with (root / f".{name}.lock").open("w") as file:
-            lock(
-                file, wait=True
-            )  # torchvision writes in place, and all processes of a job start with this
-            return read(download=True)
+            # torchvision writes in place, and all processes of a job start with this.
+            lock(file, wait=True)
+            data_set = read(download=True)
+    labels = np.array(data_set.targets, np.int64)
+    return ArrayImages(np.asarray(data_set.data), shape, bilinear, labels)
 
 
-def _open_lsun_church(path: Path, split: Split, size: int, channels: int) -> LsunImages:
+def _open_lsun_church(path: Path, split: Split, shape: Shape) -> LsunImages:
     folder = path / ("church_outdoor_train_lmdb" if split == "train" else "church_outdoor_val_lmdb")
     _require_folder(folder)
-    source = LsunImages(folder, size, channels)
+    source = LsunImages(folder, shape)
     if len(source) == 0:
         raise ValueError(f"{folder} has no images")
     return source
 
 
-def _open_afhq(path: Path, split: Split, size: int, channels: int) -> FolderImages:
-    folder = path / ("train" if split == "train" else "val")
-    return FolderImages(folder, _images_below(folder), size, channels)
+def _open_afhq(path: Path, split: Split, shape: Shape) -> FolderImages:
+    return _files_below(path / ("train" if split == "train" else "val"), shape)
 
 
-def _open_folder(
-    path: Path, split: Split, size: int, channels: int, group_pattern: str = ""
-) -> FolderImages:
-    paths = _images_below(path)
-    chosen = split_indices(_keys(paths, group_pattern), split)
-    return FolderImages(path, [paths[i] for i in chosen], size, channels)
+def _open_folder(path: Path, split: Split, shape: Shape) -> FolderImages:
+    return _files_below(path, shape)
 
 
-def _images_below(folder: Path) -> list[str]:
+def _files_below(folder: Path, shape: Shape, fewest: int = 2) -> FolderImages:
     _require_folder(folder)
     paths = list_images(folder)
-    if len(paths) < 2:
-        raise ValueError(
-            f"{folder} has {len(paths) or 'no'} image files, where at least 2 are needed"
-        )
+    if len(paths) < fewest:
+        there = len(paths) or "no"
+        raise ValueError(f"{folder} has {there} image files, where at least {fewest} are needed")
     warn_of_losses(folder, paths)
-    return paths
+    return FolderImages(folder, paths, shape)
 
 
-def _open_npy(path: Path, split: Split, size: int, channels: int) -> ArrayImages:
+def _open_npy(path: Path, split: Split, shape: Shape) -> ArrayImages:
     array = read_images(path)
     if len(array) < 2:
         raise ValueError(f"{path} holds {array.dtype} {array.shape}")
-    return ArrayImages(array, size, channels, split_indices(_keys(range(len(array))), split))
+    return ArrayImages(array, shape)
 
 
 def _require_apart(held_out_path: str, place: Path) -> None:
     """Raise UserError if held-out images would be trained on."""
-    held_out, trained_on = (
-        user_path(held_out_path, "config.data.held_out_path").resolve(),
-        place.resolve(),
-    )
-    if held_out.is_relative_to(trained_on) or trained_on.is_relative_to(held_out):
-        shown = f"config.data.held_out_path = {held_out_path!r}"
+    held_out = user_path(held_out_path, "config.data.held_out_path").resolve()
+    if held_out.is_relative_to(place.resolve()) or place.resolve().is_relative_to(held_out):
         raise UserError(
-            f"{shown}: must be apart from config.data.path = {str(place)!r}, whose images are "
-            "all trained on"
+            f"config.data.held_out_path = {held_out_path!r}: must be apart from config.data.path = "
+            f"{str(place)!r}, whose images are all trained on"
         )
 
 

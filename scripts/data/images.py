@@ -7,11 +7,12 @@ import functools
 import io
 import os
 import zlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from hashlib import blake2b
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, Self
 
 import lmdb
 import numpy as np
@@ -44,6 +45,9 @@ THIN = 8
 """Above this ratio of its sides an image is cropped before it is resized."""
 
 
+Shape = tuple[int, int, int]
+
+
 class UnreadableImage(Exception):
     """One image that cannot be decoded: missing, truncated, no image, or so large that Pillow
     refuses it.
@@ -51,7 +55,6 @@ class UnreadableImage(Exception):
 
     def __init__(self, name: str, reason: object) -> None:
         super().__init__(f"{name}: {reason}")
-        self.name = name
 
 
 class Images(Protocol):
@@ -77,8 +80,9 @@ class Images(Protocol):
 class ImageSource(Images, Protocol):
     """Images of one shape (C, S, S), C 1 or 3."""
 
-    @property
-    def shape(self) -> tuple[int, int, int]: ...
+    shape: Shape
+    labels: np.ndarray | None
+    """Classes from 0, int64 (N,); None where images have none."""
 
 
 def fingerprint(images: Images) -> dict[str, int]:
@@ -95,16 +99,17 @@ def identity(images: Images) -> tuple[dict[str, int], dict[str, np.ndarray]]:
     that the fingerprint looks at, uint32 (up to 64,), 0 where it cannot be read.
     """
     names = [images.name(i).encode() for i in range(len(images))]
-    pixels, of_each = 0, list[int]()
+    crc32, of_each = 0, []
     for i in spread_evenly(len(images)):
-        of_each.append(0)
+        pixels = b""
         with contextlib.suppress(UnreadableImage):
-            encoded = images[i].tobytes()
-            pixels, of_each[-1] = zlib.crc32(encoded, pixels), zlib.crc32(encoded)
+            pixels = images[i].tobytes()
+        crc32 = zlib.crc32(pixels, crc32)
+        of_each.append(zlib.crc32(pixels))
     numbers = {
         "num_images": len(images),
         "names_crc32": zlib.crc32(b"\n".join(names)),
-        "pixels_crc32": pixels,
+        "pixels_crc32": crc32,
     }
     of_names = np.array([zlib.crc32(name) for name in names], np.uint32)
     return numbers, {"names": of_names, "pixels": np.array(of_each, np.uint32)}
@@ -117,11 +122,12 @@ def describe_change(
 
     now: what `identity` says of `images`; before: what it said.
     """
-    gone = np.setdiff1d(before["names"], now["names"]).size
+    gone = np.setdiff1d(before["names"], now["names"])
     new = np.flatnonzero(~np.isin(now["names"], before["names"]))
-    if gone or len(new):
-        shown = f", such as {_few_names(images, new)}" if len(new) else ""
-        return f"names: {gone} gone, {len(new)} new{shown}"
+    if len(new):
+        return f"names: {len(gone)} gone, {len(new)} new, such as {_few_names(images, new)}"
+    if len(gone):
+        return f"names: {len(gone)} gone, 0 new"
     if not np.array_equal(now["names"], before["names"]):
         return "the same names in another order"
     looked_at = np.array(spread_evenly(len(images)))
@@ -131,7 +137,9 @@ def describe_change(
 
 def _few_names(images: Images, indices: np.ndarray) -> str:
     names = [images.name(i) for i in indices[:3]]
-    return ", ".join(names) + (", ..." if len(indices) > 3 else "")
+    if len(indices) > 3:
+        names.append("...")
+    return ", ".join(names)
 
 
 def spread_evenly(num_images: int) -> list[int]:
@@ -147,9 +155,10 @@ def files_version(paths: Iterable[Path], *others: object) -> str:
     """
     digest = blake2b(repr(others).encode("utf-8", "surrogateescape"), digest_size=8)
     for path in paths:
-        state = path.stat() if path.exists() else None
         digest.update(os.fsencode(path.name))
-        digest.update(repr(state and (state.st_size, state.st_mtime_ns)).encode())
+        if path.exists():
+            state = path.stat()
+            digest.update(repr((state.st_size, state.st_mtime_ns)).encode())
     return digest.hexdigest()
 
 
@@ -173,35 +182,32 @@ def box_bicubic(image: Image.Image, size: int) -> Image.Image:
     """Box halvings to less than twice the size, bicubic, central square: as the release and
     guided-diffusion do it.
     """
-    image = _not_thin(image)
+    image = _without_thin_ends(image)
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Resampling.BOX)
     scale = size / min(image.size)
-    image = image.resize(
-        (round(image.width * scale), round(image.height * scale)), Resampling.BICUBIC
-    )
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+    width, height = round(image.width * scale), round(image.height * scale)
+    return _middle(image.resize((width, height), Resampling.BICUBIC), size, size)
 
 
 def bilinear(image: Image.Image, size: int) -> Image.Image:
     """torchvision's `Resize(size)` and `CenterCrop(size)`: what the release does with LSUN, MNIST
     and CIFAR-10.
     """
-    image = _not_thin(image)
-    shorter = min(image.size)
-    image = image.resize(
-        (int(size * image.width / shorter), int(size * image.height / shorter)), Resampling.BILINEAR
-    )
-    left, top = round((image.width - size) / 2), round((image.height - size) / 2)
-    return image.crop((left, top, left + size, top + size))
+    from torchvision.transforms.functional import center_crop, resize  # takes seconds to import
+
+    return center_crop(resize(_without_thin_ends(image), [size]), [size])
 
 
-def _not_thin(image: Image.Image) -> Image.Image:
+def _without_thin_ends(image: Image.Image) -> Image.Image:
     """The middle of an image whose sides are in a ratio above `THIN`: the rest, enlarged with it,
     could take gigabytes.
     """
-    width, height = (min(side, THIN * min(image.size)) for side in image.size)
+    longest = THIN * min(image.size)
+    return _middle(image, min(image.width, longest), min(image.height, longest))
+
+
+def _middle(image: Image.Image, width: int, height: int) -> Image.Image:
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
 
@@ -210,72 +216,71 @@ def _not_thin(image: Image.Image) -> Image.Image:
 
 
 class ArrayImages:
-    """The rows `indices` (default: all) of a uint8 array (N, H, W) or (N, H, W, C), C 1 or 3, in
-    memory or memory-mapped.
-    """
+    """A uint8 array (N, H, W) or (N, H, W, C), C 1 or 3, in memory or memory-mapped."""
 
     def __init__(
         self,
         array: np.ndarray,
-        image_size: int | None,
-        num_channels: int = 1,
-        indices: np.ndarray | None = None,
+        shape: Shape | None = None,
         resize: Resize = box_bicubic,
         labels: np.ndarray | None = None,
     ) -> None:
-        """image_size: None for images as they are, whatever size and channels.
-
-        labels: classes from 0 of all rows (N,); those of the chosen rows become the attribute
-        `labels`, int64.
-        """
+        """shape: None for images as they are."""
         # Pillow wants grey images without the last axis of (N, H, W, 1).
         self._array = array[..., 0] if array.ndim == 4 and array.shape[-1] == 1 else array
-        as_stored = channels_first(self._array[0]).shape
-        self.shape = as_stored if image_size is None else (num_channels, image_size, image_size)
-        self._indices = np.arange(len(array)) if indices is None else indices
-        self.on_disk = isinstance(array, np.memmap)
+        self.shape = shape or channels_first(self._array[0]).shape
+        self._rows = np.arange(len(array))
         self._resize = resize
-        self.labels = None if labels is None else labels[self._indices].astype(np.int64)
+        self.labels = labels
+        self.on_disk = isinstance(array, np.memmap)
+
+    def part(self, indices: np.ndarray) -> Self:
+        """The images of these indices, in their order."""
+        part = copy(self)
+        part._rows = self._rows[indices]
+        if self.labels is not None:
+            part.labels = self.labels[indices]
+        return part
 
     def __len__(self) -> int:
-        return len(self._indices)
+        return len(self._rows)
 
     def __getitem__(self, i: int) -> np.ndarray:
-        pixels = np.asarray(self._array[self._indices[i]])
+        pixels = np.asarray(self._array[self._rows[i]])
         as_stored = channels_first(pixels)
-        return (
-            as_stored
-            if as_stored.shape == self.shape
-            else _fit(Image.fromarray(pixels), self.shape, self._resize)
-        )
+        if as_stored.shape == self.shape:
+            return as_stored
+        return fit(Image.fromarray(pixels), self.shape, self._resize)
 
     def name(self, i: int) -> str:
-        return f"image {self._indices[i]}"
+        return f"image {self._rows[i]}"
 
     def version(self) -> str:
+        rows = self._rows.tobytes()
         if isinstance(self._array, np.memmap):
-            return files_version(
-                [Path(str(self._array.filename))], self.shape, self._indices.tobytes()
-            )
+            return files_version([Path(str(self._array.filename))], self.shape, rows)
         stored = zlib.crc32(np.ascontiguousarray(self._array).data)
-        return files_version([], self.shape, self._indices.tobytes(), stored)
+        return files_version([], self.shape, rows, stored)
 
 
 class FolderImages:
     """Image files named by `paths` relative to `root`, decoded when asked for."""
 
-    def __init__(
-        self, root: Path, paths: Sequence[str], image_size: int, num_channels: int
-    ) -> None:
-        self.shape = (num_channels, image_size, image_size)
-        self._root, self.paths = root, paths
+    labels: np.ndarray | None = None
+
+    def __init__(self, root: Path, paths: Sequence[str], shape: Shape) -> None:
+        self._root, self.paths, self.shape = root, paths, shape
+
+    def part(self, indices: np.ndarray) -> "FolderImages":
+        """The images of these indices, in their order."""
+        return FolderImages(self._root, [self.paths[i] for i in indices], self.shape)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, i: int) -> np.ndarray:
         with opened_image(self._root / self.paths[i], self.name(i)) as image:
-            return _fit(image, self.shape, box_bicubic)
+            return fit(image, self.shape, box_bicubic)
 
     def name(self, i: int) -> str:
         return printable(self.paths[i])
@@ -292,14 +297,15 @@ class LsunImages:
     directory. Raises lmdb.Error if `folder` is not an LMDB, or a damaged one.
     """
 
-    def __init__(self, folder: Path, image_size: int, num_channels: int) -> None:
-        self.shape = (num_channels, image_size, image_size)
+    labels: np.ndarray | None = None
+
+    def __init__(self, folder: Path, shape: Shape) -> None:
+        self.shape = shape
         self._folder = str(folder.resolve())
         environment = _lmdb_environment(self._folder)
         size = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
-        if (
-            folder / "data.mdb"
-        ).stat().st_size < size:  # reading beyond the end of a memory map would kill the process
+        # Reading beyond the end of a memory map would kill the process.
+        if (folder / "data.mdb").stat().st_size < size:
             raise lmdb.Error(f"data.mdb is incomplete: it should have at least {size:,} bytes")
         with environment.begin() as transaction:
             self._keys = list(transaction.cursor().iternext(keys=True, values=False))
@@ -314,7 +320,7 @@ class LsunImages:
         except lmdb.Error as error:
             raise UnreadableImage(self.name(i), error) from error
         with opened_image(io.BytesIO(encoded), self.name(i)) as image:
-            return _fit(image, self.shape, bilinear)
+            return fit(image, self.shape, bilinear)
 
     def name(self, i: int) -> str:
         return printable(self._keys[i].decode("utf-8", "backslashreplace"))
@@ -338,26 +344,31 @@ def list_images(root: Path) -> list[str]:
     Links are followed, and every folder is read once, by its own name rather than a link's.
     Warnings say what is left out. Raises OSError if a folder cannot be listed.
     """
-    found: list[Path] = []
+    images: list[str] = []
     others: Counter[str] = Counter()
-    seen: set[tuple[int, int]] = set()
-    folders, links, repeated = [root], list[Path](), list[Path]()
-    while folders or links:
-        folder = folders.pop() if folders else links.pop(0)
-        place = folder.stat()
-        if (place.st_dev, place.st_ino) in seen:
+    seen: set[Path] = set()
+    repeated: list[Path] = []
+    waiting = deque([root])  # links at the end
+    while waiting:
+        folder = waiting.popleft()
+        if folder.resolve() in seen:
             repeated.append(folder)
             continue
-        seen.add((place.st_dev, place.st_ino))
-        # Hidden files are mostly not images, whatever their suffix: macOS leaves "._photo.jpg"
-        # beside each photo.jpg.
-        for path in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):
-            if path.is_dir():
-                (links if path.is_symlink() else folders).append(path)
-            elif path.suffix.lower() in IMAGE_SUFFIXES:
-                found.append(path)
+        seen.add(folder.resolve())
+        for path in sorted(folder.iterdir()):
+            # Hidden files are mostly not images, whatever their suffix: macOS leaves
+            # "._photo.jpg" beside each photo.jpg.
+            if path.name.startswith("."):
+                continue
+            suffix = path.suffix.lower()
+            if path.is_dir() and path.is_symlink():
+                waiting.append(path)
+            elif path.is_dir():
+                waiting.appendleft(path)
+            elif suffix in IMAGE_SUFFIXES:
+                images.append(path.relative_to(root).as_posix())
             else:
-                others[path.suffix.lower() or "without suffix"] += 1
+                others[suffix or "without suffix"] += 1
     if repeated:
         link = printable(repeated[0].relative_to(root))
         warn_once(
@@ -370,7 +381,7 @@ def list_images(root: Path) -> list[str]:
             f"{root}: {others.total()} files are left out, as their suffixes are not of images "
             f"that are read: {kinds}"
         )
-    return sorted(path.relative_to(root).as_posix() for path in found)
+    return sorted(images)
 
 
 def warn_of_losses(root: Path, paths: Sequence[str]) -> None:
@@ -383,16 +394,14 @@ def warn_of_losses(root: Path, paths: Sequence[str]) -> None:
             several += getattr(image, "is_animated", False)
             if ";16" in str(getattr(image, "tile", "")):  # Pillow's name for how pixels are stored
                 dark += 0 < np.asarray(_eight_bit(image).convert("L")).max() <= FEW_LEVELS
-    lost = []
+    looked = f"{root}: of {len(looked_at)} files that were looked at"
     if dark:
-        lost.append(
-            f"{dark} use few of their 16 bits, and are read as nearly black (12 bits as 17 "
-            "grey levels): scale them"
+        warn_once(
+            f"{looked} {dark} use few of their 16 bits, and are read as nearly black (12 bits as "
+            "17 grey levels): scale them"
         )
     if several:
-        lost.append(f"{several} have several pages or frames, of which only the first is read")
-    if lost:
-        warn_once(f"{root}: of {len(looked_at)} files that were looked at {'; '.join(lost)}")
+        warn_once(f"{looked} {several} have several pages or frames: only the first is read")
 
 
 # --- decoding ---
@@ -437,7 +446,7 @@ def opened_image(file: BinaryIO | Path, name: str) -> Iterator[Image.Image]:
         raise UnreadableImage(name, one_line(error) or type(error).__name__) from error
 
 
-def _fit(image: Image.Image, shape: tuple[int, int, int], resize: Resize) -> np.ndarray:
+def fit(image: Image.Image, shape: Shape, resize: Resize = box_bicubic) -> np.ndarray:
     """Any Pillow image as uint8 (C, S, S) = `shape`: upright, transparency over white, grey or RGB,
     resized and cropped.
 
@@ -447,18 +456,16 @@ def _fit(image: Image.Image, shape: tuple[int, int, int], resize: Resize) -> np.
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return channels_first(
-        np.asarray(resize(image.convert("L" if shape[0] == 1 else "RGB"), shape[1]))
-    )
+    mode = "L" if shape[0] == 1 else "RGB"
+    return channels_first(np.asarray(resize(image.convert(mode), shape[1])))
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
     """16-bit grey scaled to 8 bits; Pillow's own conversion clips all values above 255."""
     if image.mode != "F" and not image.mode.startswith("I"):
         return image
-    values = np.asarray(image).astype(
-        np.int64
-    )  # mode I: Pillow's 32-bit mode for 16-bit PGM, and PNG before Pillow 11
+    # Mode I: Pillow's 32-bit mode for 16-bit PGM, and PNG before Pillow 11.
+    values = np.asarray(image).astype(np.int64)
     if image.mode == "F" or values.min() < 0 or values.max() > 65535:
         raise ValueError("pixels of floating point or 32 bits, whose range is not known")
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))

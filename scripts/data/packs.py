@@ -32,39 +32,27 @@ BLOCK = 1 << 24
 
 
 class PackedImages(ArrayImages):
-    """The rows `indices` (default: all) of one part of a pack; what could not be read when it was
-    packed still cannot.
-    """
+    """One part of a pack; what could not be read when it was packed still cannot."""
 
-    def __init__(
-        self,
-        directory: Path,
-        part: str,
-        described: Mapping[str, Any],
-        indices: np.ndarray | None = None,
-    ) -> None:
+    def __init__(self, directory: Path, part: str, described: Mapping[str, Any]) -> None:
         """Raises OSError and ValueError for files that are missing or damaged."""
         array = np.load(directory / f"{part}.npy", mmap_mode="r", allow_pickle=False)
         self._readable = np.load(directory / f"{part}.readable.npy", allow_pickle=False)
-        if (array.dtype, list(array.shape), len(self._readable)) != (
-            np.uint8,
-            described["shape"],
-            len(array),
-        ):
-            raise ValueError(
-                f"{directory} is damaged: {part}.npy holds {array.dtype} {array.shape}"
-            )
-        labels = None if described["labels"] is None else np.array(described["labels"])
-        super().__init__(array, array.shape[1], array.shape[3], indices, labels=labels)
-        self._names = described["names"]
+        right = array.dtype == np.uint8 and list(array.shape) == described["shape"]
+        if not right or len(self._readable) != len(array):
+            holds = f"{part}.npy holds {array.dtype} {array.shape}"
+            raise ValueError(f"{directory} is damaged: {holds}")
+        labels = described["labels"]
+        super().__init__(array, labels=None if labels is None else np.array(labels))
+        self.paths = described["names"]
 
     def __getitem__(self, i: int) -> np.ndarray:
-        if not self._readable[self._indices[i]]:
+        if not self._readable[self._rows[i]]:
             raise UnreadableImage(self.name(i), "could not be read when it was packed")
         return super().__getitem__(i)
 
     def name(self, i: int) -> str:
-        return printable(self._names[self._indices[i]])
+        return printable(self.paths[self._rows[i]])
 
 
 def pack_settings(data: ConfigDict) -> dict[str, Any]:
@@ -110,41 +98,35 @@ def write_pack(directory: Path, data: ConfigDict, sources: Mapping[str, ImageSou
         )
     parts = {part: _described(source) for part, source in sources.items()}
     record = json.dumps({"version": 1, **pack_settings(data), "parts": parts}).encode()
-    existing = [directory / name for name in (WHOLE, PARTIAL) if (directory / name).exists()]
-    if existing and existing[0].read_bytes() != record:
+    begun = [directory / name for name in (WHOLE, PARTIAL) if (directory / name).exists()]
+    if begun and begun[0].read_bytes() != record:
         raise UserError(
             f"--out={directory}: has a pack of other images or sizes in it; choose another "
             "directory, or delete it"
         )
-    if (
-        not existing
-        and directory.is_dir()
-        and any(path.name[0] != "." for path in directory.iterdir())
-    ):
-        raise UserError(
-            f"--out={directory}: has other files in it; choose a new or an empty directory"
-        )
-    needed = sum(math.prod(described["shape"]) for described in parts.values())
-    free = shutil.disk_usage(make_directory(directory, "--out")).free
-    if not existing and free < needed:
-        raise UserError(
-            f"--out={directory}: needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
-            "choose another disk"
-        )
+    if not begun:
+        if directory.is_dir() and any(path.name[0] != "." for path in directory.iterdir()):
+            raise UserError(
+                f"--out={directory}: has other files in it; choose a new or an empty directory"
+            )
+        needed = sum(math.prod(described["shape"]) for described in parts.values())
+        free = shutil.disk_usage(make_directory(directory, "--out")).free
+        if free < needed:
+            raise UserError(
+                f"--out={directory}: needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
+                "choose another disk"
+            )
     with exclusive(directory, f"--out={directory}: is being packed already; wait"):
-        if not existing:
+        if not begun:
             with atomic_write(directory / PARTIAL) as temporary:
                 temporary.write_bytes(record)
         for part, source in sources.items():
-            _pack_part(directory, part, source, parts[part]["shape"])
-            if (
-                fingerprint(PackedImages(directory, part, parts[part]))
-                != parts[part]["fingerprint"]
-            ):
+            described = parts[part]
+            _pack_part(directory, part, source, described["shape"])
+            if fingerprint(PackedImages(directory, part, described)) != described["fingerprint"]:
                 raise UserError(
-                    f"--out={directory}: images changed while they were packed; delete it, "
-                    "and pack "
-                    "them again"
+                    f"--out={directory}: images changed while they were packed; delete it, and "
+                    "pack them again"
                 )
         if (directory / PARTIAL).exists():
             (directory / PARTIAL).replace(directory / WHOLE)
@@ -153,16 +135,14 @@ def write_pack(directory: Path, data: ConfigDict, sources: Mapping[str, ImageSou
 
 def _described(source: ImageSource) -> dict[str, Any]:
     channels, height, width = source.shape
+    names: Sequence[str] = [source.name(i) for i in range(len(source))]
+    if isinstance(source, FolderImages):
+        names = source.paths  # printable or not: the split is made from them
     return {
         "shape": [len(source), height, width, channels],
         "fingerprint": fingerprint(source),
-        # A folder's as they are, printable or not: the split is made from them.
-        "names": source.paths
-        if isinstance(source, FolderImages)
-        else [source.name(i) for i in range(len(source))],
-        "labels": source.labels.tolist()
-        if isinstance(source, ArrayImages) and source.labels is not None
-        else None,
+        "names": names,
+        "labels": None if source.labels is None else source.labels.tolist(),
     }
 
 
@@ -171,10 +151,10 @@ def _pack_part(directory: Path, part: str, source: ImageSource, shape: Sequence[
     they are there.
     """
     pixels_path, readable_path = directory / f"{part}.npy", directory / f"{part}.readable.npy"
-    readable = (
-        np.load(readable_path, allow_pickle=False) if readable_path.exists() else np.empty(0, bool)
-    )
-    if len(readable) == 0:
+    if readable_path.exists():
+        readable = np.load(readable_path, allow_pickle=False)
+    else:
+        readable = np.empty(0, bool)
         np.lib.format.open_memmap(pixels_path, "w+", np.uint8, tuple(shape))
     first_byte, image_bytes = np.load(pixels_path, mmap_mode="r").offset, math.prod(shape[1:])
     in_block, unreadable = max(1, BLOCK // image_bytes), UnreadableImages()

@@ -21,7 +21,7 @@ from model_code.dct import dct2
 from model_code.prior import StandardNormal
 from model_code.spectrum import DCTMoments, bin_sums, radii_of
 from scripts.config.paths import user_path
-from scripts.data.datasets import Split, load_images, open_images
+from scripts.data.datasets import Split, image_shape, load_images, open_images
 from scripts.data.images import FolderImages, Images, ImageSource, UnreadableImage
 from scripts.data.loader import (
     Checksums,
@@ -86,11 +86,11 @@ class SampleFiles:
     @classmethod
     def read(cls, text: str, config: ConfigDict, seed: int) -> "SampleFiles":
         """All images of a folder or an array. Raises UserError, see `open_images`."""
-        images = open_images(text, "--samples", config.data.image_size, config.data.num_channels)
+        images = open_images(text, "--samples", image_shape(config.data))
         path = user_path(text, "--samples")
         native = cast(Images, images)
         if path.suffix in (".npy", ".npz"):
-            native = open_images(text, "--samples", None, 3)
+            native = open_images(text, "--samples", None)
         elif isinstance(images, FolderImages):
             native = NativeFolder(path if path.is_dir() else path.parent, images.paths)
         origins = np.arange(len(images))

@@ -75,7 +75,7 @@ def find_reference(
     elif path.suffix == ".npz":
         arrays = _read(path)
         if "arr_0" in arrays:
-            found = of_images(name, open_images(name, "--dataset_name_cleanfid", None, 3))
+            found = of_images(name, open_images(name, "--dataset_name_cleanfid", None))
         else:
             found = _reference(name, arrays, extractor.num_features, metrics)
     elif "/" in name:

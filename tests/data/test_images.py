@@ -124,14 +124,13 @@ def test_damaged_foreign_and_huge_files_are_unreadable_by_name(
     contents: bytes, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
-    with pytest.raises(UnreadableImage, match=rf"image\.png: .*{reason}") as caught:
+    with pytest.raises(UnreadableImage, match=rf"^image\.png: .*{reason}"):
         decoded(tmp_path, contents)
-    assert caught.value.name == "image.png"
 
 
 def test_a_file_that_is_gone_is_unreadable(tmp_path: Path) -> None:
     with pytest.raises(UnreadableImage, match=r"gone\.png.*No such file"):
-        FolderImages(tmp_path, ["gone.png"], 4, 3)[0]
+        FolderImages(tmp_path, ["gone.png"], (3, 4, 4))[0]
 
 
 # --- resizing ---
@@ -171,7 +170,7 @@ def test_folders_and_arrays_are_resized_as_in_the_release(
     pixels = pixels[y : y + size, x : x + size].transpose(2, 0, 1)
     np.testing.assert_array_equal(decoded(tmp_path, picture(width, height), size=size), pixels)
     np.testing.assert_array_equal(
-        ArrayImages(np.array(picture(width, height))[None], size, 3)[0], pixels
+        ArrayImages(np.array(picture(width, height))[None], (3, size, size))[0], pixels
     )
 
 
@@ -195,15 +194,14 @@ def test_a_fingerprint_tells_number_names_and_pixels_apart() -> None:
     prints = [
         fingerprint(source)
         for source in (
-            ArrayImages(array, 4, 1),
-            ArrayImages(other_pixels, 4, 1),
-            ArrayImages(array[:99], 4, 1),
-            ArrayImages(
-                np.roll(array, 1, 0), 4, 1, np.roll(np.arange(100), -1)
-            ),  # the same pixels by other names
+            ArrayImages(array),
+            ArrayImages(other_pixels),
+            ArrayImages(array[:99]),
+            # The same pixels by other names.
+            ArrayImages(np.roll(array, 1, 0)).part(np.roll(np.arange(100), -1)),
         )
     ]
-    assert prints[0] == fingerprint(ArrayImages(array.copy(), 4, 1))
+    assert prints[0] == fingerprint(ArrayImages(array.copy()))
     assert all(one != other for i, one in enumerate(prints) for other in prints[:i])
     assert prints[0]["names_crc32"] == prints[1]["names_crc32"]
     assert prints[0]["pixels_crc32"] == prints[3]["pixels_crc32"]
@@ -221,7 +219,7 @@ def test_a_fingerprint_tells_number_names_and_pixels_apart() -> None:
 )
 def test_what_has_changed(rows: list[int], message: str) -> None:
     before, now = (
-        ArrayImages(np.zeros((10, 4, 4), np.uint8), 4, 1, np.array(indices))
+        ArrayImages(np.zeros((10, 4, 4), np.uint8)).part(np.array(indices))
         for indices in (range(4), rows)
     )
     assert describe_change(now, identity(now)[1], identity(before)[1]) == message
@@ -233,7 +231,7 @@ def test_what_has_changed(rows: list[int], message: str) -> None:
 @pytest.mark.parametrize("shape", [(5, 6, 6), (5, 6, 6, 1), (5, 6, 6, 3)])
 def test_array_images_come_back_as_stored_without_a_copy(shape: tuple[int, ...]) -> None:
     array = np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
-    source = ArrayImages(array, 6, 3 if shape[-1] == 3 else 1)
+    source = ArrayImages(array)
     assert np.shares_memory(source[2], array)
     expected = array[2].reshape(6, 6, -1).transpose(2, 0, 1)
     np.testing.assert_array_equal(source[2], expected)
@@ -241,10 +239,10 @@ def test_array_images_come_back_as_stored_without_a_copy(shape: tuple[int, ...])
 
 
 def test_array_images_are_converted_when_size_or_channels_differ() -> None:
-    grey = ArrayImages(np.full((3, 9, 6), 50, np.uint8), 4, 3)
+    grey = ArrayImages(np.full((3, 9, 6), 50, np.uint8), (3, 4, 4))
     assert grey.shape == grey[0].shape == (3, 4, 4)
     assert (grey[0] == 50).all()
-    colour = ArrayImages(np.full((3, 4, 4, 3), [0, 255, 0], np.uint8), 4, 1)
+    colour = ArrayImages(np.full((3, 4, 4, 3), [0, 255, 0], np.uint8), (1, 4, 4))
     assert (colour[0] == 150).all()
 
 
@@ -338,7 +336,7 @@ def test_few_levels_of_16_bits_are_said(
     (folder / "damaged.png").write_bytes(b"no image")
     for split in ("train", "held_out"):
         load_images(data_config("folder", folder), split)
-    open_images(str(folder), "--init", 8, 1)
+    open_images(str(folder), "--init", (1, 8, 8))
     few = f"warning: {folder}: of 5 files that were looked at 3 use few of their 16 bits"
     assert capsys.readouterr().err.count(few) == (bits < 16)
 
@@ -351,12 +349,10 @@ def test_pages_and_frames_that_are_not_read_are_said(
     frames[0].save(tmp_path / f"several{suffix}", save_all=True, append_images=frames[1:])
     frames[0].save(tmp_path / f"one{suffix}")
     load_images(data_config("folder", tmp_path), "train")
-    line = (
-        "of 2 files that were looked at 1 have several pages or frames, of which only the "
-        "first is read"
-    )
-    assert capsys.readouterr().err == f"warning: {tmp_path}: {line}\n"
-    open_images(str(tmp_path / f"several{suffix}"), "--init", 8, 3)
+    line = "1 have several pages or frames: only the first is read"
+    looked = f"{tmp_path}: of 2 files that were looked at"
+    assert capsys.readouterr().err == f"warning: {looked} {line}\n"
+    open_images(str(tmp_path / f"several{suffix}"), "--init", (3, 8, 8))
     assert "of 1 files that were looked at 1 have several pages" in capsys.readouterr().err
 
 
@@ -369,4 +365,4 @@ def test_further_formats(suffix: str, name: str, tmp_path: Path) -> None:
     file = tmp_path / f"1{suffix}"
     Image.new("RGB", (9, 9), (200, 200, 200)).save(file, name)
     assert list_images(tmp_path) == [file.name]
-    assert np.abs(FolderImages(tmp_path, [file.name], 8, 1)[0].astype(int) - 200).max() <= 3
+    assert np.abs(FolderImages(tmp_path, [file.name], (1, 8, 8))[0].astype(int) - 200).max() <= 3

@@ -51,9 +51,7 @@ def assert_same(a: list[Batch], b: list[Batch]) -> None:
 
 
 def random_source(n: int = 13) -> ArrayImages:
-    return ArrayImages(
-        np.random.default_rng(3).integers(256, size=(n, 6, 6, 3), dtype=np.uint8), 6, 3
-    )
+    return ArrayImages(np.random.default_rng(3).integers(256, size=(n, 6, 6, 3), dtype=np.uint8))
 
 
 def make_train_batches(batch_size: int = 5) -> TrainBatches:
@@ -89,7 +87,7 @@ def test_batches_are_read_ahead_in_other_threads_and_no_further_than_needed(
             threads.append(threading.get_ident())
             return super().__getitem__(i)
 
-    source = Recording(np.zeros((13, 6, 6), np.uint8), 6, 1)
+    source = Recording(np.zeros((13, 6, 6), np.uint8))
     reader = train_loader(TrainBatches(source, 0, 4, False, False), 0, 1000, num_workers)
     for _ in range(3):
         next(reader)
@@ -101,7 +99,7 @@ def test_batches_are_read_ahead_in_other_threads_and_no_further_than_needed(
 @pytest.mark.parametrize("num_workers", [1, 64])
 def test_memory_of_reading_ahead_does_not_grow_with_the_cores(num_workers: int) -> None:
     """A batch is 0.2 MB of pixels, 0.8 MB in float32: AHEAD + 1 of the former, 3 of the latter."""
-    source = ArrayImages(np.zeros((40, 64, 64, 3), np.uint8), 64, 3)
+    source = ArrayImages(np.zeros((40, 64, 64, 3), np.uint8))
     tracemalloc.start()
     for batches in (
         train_loader(TrainBatches(source, 0, 16, True, True), 0, 12, num_workers),
@@ -117,18 +115,16 @@ def test_memory_of_reading_ahead_does_not_grow_with_the_cores(num_workers: int) 
 def test_flips_mirror_about_half_of_the_training_images_left_to_right() -> None:
     array = np.zeros((2, 4, 4), np.uint8)
     array[:, 0, 0] = 255  # top left
-    batches = TrainBatches(ArrayImages(array, 4, 1), 0, 64, True, False)
+    batches = TrainBatches(ArrayImages(array), 0, 64, True, False)
     images = torch.cat([batches[step].images for step in range(20)])
     assert ((images[:, 0, 0, 0] == 1) ^ (images[:, 0, 0, 3] == 1)).all()
     mirrored = (images[:, 0, 0, 3] == 1).float().mean().item()
     assert 0.43 < mirrored < 0.57  # five standard deviations of 1280 throws
-    assert (
-        TrainBatches(ArrayImages(array, 4, 1), 0, 64, False, False)[0].images[:, 0, 0, 0] == 1
-    ).all()
+    assert (TrainBatches(ArrayImages(array), 0, 64, False, False)[0].images[:, 0, 0, 0] == 1).all()
 
 
 def test_values_are_v_over_255_or_dequantised_stay_within_their_level_and_fill_it() -> None:
-    source = ArrayImages(np.arange(256, dtype=np.uint8).reshape(1, 16, 16).repeat(2, axis=0), 16, 1)
+    source = ArrayImages(np.arange(256, dtype=np.uint8).reshape(1, 16, 16).repeat(2, axis=0))
     plain = TrainBatches(source, 0, 2, False, False)[0].images
     assert torch.equal(plain[0].flatten(), torch.arange(256) / 255)
     batches = TrainBatches(source, 0, 64, False, True)
@@ -143,7 +139,7 @@ def test_values_are_v_over_255_or_dequantised_stay_within_their_level_and_fill_i
 
 
 def test_noise_differs_between_images_steps_and_epochs() -> None:
-    source = ArrayImages(np.zeros((4, 4, 4), np.uint8), 4, 1)
+    source = ArrayImages(np.zeros((4, 4, 4), np.uint8))
     training = TrainBatches(source, 0, 4, False, True)
     for batches in (
         [training[step] for step in range(3)],

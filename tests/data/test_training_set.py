@@ -12,7 +12,7 @@ from tests.tiny import tiny_config
 
 def test_moments_are_of_all_readable_images_and_their_mirror_images() -> None:
     pixels = np.random.default_rng(0).integers(256, size=(11, 8, 8), dtype=np.uint8)
-    source, unreadable = WithDamage(ArrayImages(pixels, 8, 1), {4}), UnreadableImages()
+    source, unreadable = WithDamage(ArrayImages(pixels), {4}), UnreadableImages()
     config = tiny_config(data__random_flip=True)
     batches = training_images(source, config, unreadable, "a test")
     moments = dct_moments(batches, source.shape)

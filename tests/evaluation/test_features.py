@@ -111,12 +111,11 @@ def test_labels_belong_to_their_images() -> None:
     assert ink[0] > 1.5 * ink[1]
 
 
-def test_a_data_set_without_labels() -> None:
-    data = tiny_config(data__dataset="npy").data
-    with pytest.raises(
-        UserError,
-        match="'npy' has no labels, mnist5k, emoji32, mnist, cifar10 have; use --feature_extractor=inception",
-    ):
+def test_a_data_set_without_labels(tmp_path: Path) -> None:
+    np.save(tmp_path / "array.npy", np.zeros((2, 8, 8), np.uint8))
+    data = tiny_config(data__dataset="npy", data__path=str(tmp_path / "array.npy")).data
+    have = "mnist5k, emoji32, mnist, cifar10 have; use --feature_extractor=inception"
+    with pytest.raises(UserError, match=f"'npy': has no labels, {have}"):
         load_labelled(data, "train")
 
 

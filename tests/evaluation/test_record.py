@@ -81,12 +81,12 @@ def bound(run: Path, config: ConfigDict, **changes: Any) -> BoundEvaluation:
 
 
 def opened_folder(path: Path) -> ImageSource:
-    return FolderImages(path, list_images(path), 8, 1)
+    return FolderImages(path, list_images(path), (1, 8, 8))
 
 
 def opened_array(path: Path) -> ArrayImages:
     return ArrayImages(
-        np.stack([np.asarray(Image.open(path / name)) for name in list_images(path)]), 8
+        np.stack([np.asarray(Image.open(path / name)) for name in list_images(path)])
     )
 
 
@@ -96,7 +96,7 @@ def opened_memory_map(path: Path) -> ArrayImages:
     pixels = np.stack([array[i][0] for i in range(len(array))])
     if not file.exists() or not np.array_equal(np.load(file), pixels):
         np.save(file, pixels)
-    return ArrayImages(np.load(file, mmap_mode="r"), 8)
+    return ArrayImages(np.load(file, mmap_mode="r"))
 
 
 def opened_pack(path: Path) -> ImageSource:

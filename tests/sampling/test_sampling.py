@@ -42,7 +42,7 @@ from tests.golden import fill_golden
 from tests.tiny import tiny_config
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (30, 1, 8, 8), dtype=np.uint8)
-SOURCE = ArrayImages(PIXELS[:, 0], 8, 1)
+SOURCE = ArrayImages(PIXELS[:, 0])
 CPU = torch.device("cpu")
 INTERPOLATION = {"init_input.png", "base_sample.png", "interpolation.png", "process.mp4"}
 FLOAT32 = Precision.named(CPU, "float32")
