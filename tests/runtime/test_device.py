@@ -1,5 +1,6 @@
 """The precision is what the configuration asks for or what is faster."""
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -57,6 +58,12 @@ def test_the_faster_type_is_taken_and_measured_once(
     for _ in range(2):
         assert str(Precision.of(tiny_config(optim__automatic_mp=True), CPU)) == expected
     assert len(timed) == 2
+
+
+def test_waiting_for_other_programs_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine the slower type was taken."""
+    monkeypatch.setattr(torch, "mm", lambda *_: time.sleep(0.1))
+    assert device.shortest_time(torch.float32) < 0.1
 
 
 def test_the_measurement_leaves_the_number_of_threads() -> None:
