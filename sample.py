@@ -6,20 +6,18 @@ python sample.py --workdir W --init=photo.png --from_level=60
 The configuration is the run's own; the release's checkpoints have none, and need --config.
 """
 
-from absl.flags import FLAGS
-
-from scripts.config.flags import run
+from scripts.config.flags import Values, run
 
 
-def main() -> int:
+def main(flags: Values) -> int:
     """Join the other processes, if there are any, and draw."""
     from scripts.runtime import distributed  # imports PyTorch, which --help need not wait for
 
     with distributed.processes():
-        return draw()
+        return draw(flags)
 
 
-def draw() -> int:
+def draw(flags: Values) -> int:
     """Load the model and draw: single images in all processes, pictures in the first."""
     from scripts.data.datasets import require_outside_data
     from scripts.runtime import distributed
@@ -30,10 +28,10 @@ def draw() -> int:
     from scripts.storage.checkpoint import saved_config
     from scripts.storage.files import make_directory
 
-    workdir, export_dir = FLAGS.workdir, FLAGS.export_dir
-    config = FLAGS.config or saved_config(workdir, FLAGS.checkpoint)
-    base = (FLAGS.out or workdir / "additional_samples") / f"checkpoint_{FLAGS.checkpoint}"
-    init = None if FLAGS.init in ("held_out", "train") else FLAGS.init
+    workdir, export_dir = flags.workdir, flags.export_dir
+    config = flags.config or saved_config(workdir, flags.checkpoint)
+    base = (flags.out or workdir / "additional_samples") / f"checkpoint_{flags.checkpoint}"
+    init = None if flags.init in ("held_out", "train") else flags.init
     if export_dir is None:
         require_outside_data(base, "--out", config.data, init=init)
     else:
@@ -41,62 +39,62 @@ def draw() -> int:
     sampler, trained = load_sampler(
         config,
         workdir,
-        FLAGS.checkpoint,
+        flags.checkpoint,
         choice=Choice(
-            FLAGS.delta,
-            FLAGS.steps,
-            FLAGS.eta,
-            FLAGS.sampler,
-            FLAGS.init,
-            FLAGS.per_init,
-            FLAGS.from_level,
+            flags.delta,
+            flags.steps,
+            flags.eta,
+            flags.sampler,
+            flags.init,
+            flags.per_init,
+            flags.from_level,
         ),
-        seed=FLAGS.seed,
-        precision=FLAGS.precision,
-        from_data=FLAGS.prior == "data",
+        seed=flags.seed,
+        precision=flags.precision,
+        from_data=flags.prior == "data",
     )
     if export_dir is not None:
         settings = sampler.record(config, trained).settings()
-        batch_size = FLAGS.batch_size or config.eval.batch_size
+        batch_size = flags.batch_size or config.eval.batch_size
         export(
-            export_dir, sampler, settings, FLAGS.num_samples, batch_size, npz=FLAGS.export == "npz"
+            export_dir, sampler, settings, flags.num_samples, batch_size, npz=flags.export == "npz"
         )
-        print(f"{FLAGS.num_samples} samples in {export_dir}")
+        print(f"{flags.num_samples} samples in {export_dir}")
         return 0
     if not distributed.is_main():
         return 0
     make_directory(base, "--out")
     # Another seed or batch has a name of its own; for whatever else differs see `own_directory`.
     suffix = "" if sampler.seed == config.seed else f"_seed_{sampler.seed}"
-    suffix += "" if FLAGS.number is None else f"_{FLAGS.number}"
-    number = FLAGS.number or 0
-    whole = FLAGS.interpolate or FLAGS.share_noise
+    suffix += "" if flags.number is None else f"_{flags.number}"
+    number = flags.number or 0
+    whole = flags.interpolate or flags.share_noise
     sampler, batch_size = output.fill_rows(
-        sampler, FLAGS.batch_size or 9, 1 if whole else FLAGS.per_init
+        sampler, flags.batch_size or 9, 1 if whole else flags.per_init
     )
-    settings = sampler.record(config, trained).settings() | {"prior": FLAGS.prior}
-    if FLAGS.interpolate:
+    settings = sampler.record(config, trained).settings() | {"prior": flags.prior}
+    if flags.interpolate:
         ends = 2 * number, 2 * number + 1
-        settings |= {"kind": "interpolation", "ends": list(ends), "num_points": FLAGS.num_points}
+        settings |= {"kind": "interpolation", "ends": list(ends), "num_points": flags.num_points}
         directory = output.own_directory(
             base / f"interpolate_delta_{sampler.label}{suffix}", settings
         )
-        output.interpolation_set(directory, sampler, ends, FLAGS.num_points)
+        output.interpolation_set(directory, sampler, ends, flags.num_points)
     else:
         kind: output.Kind = "independent"
-        if FLAGS.same_init:
+        if flags.same_init:
             kind = "same_init"
-        elif FLAGS.share_noise:
+        elif flags.share_noise:
             kind = "share_noise"
         shared = "" if kind == "independent" else f"_{kind}"
         indices = range(number * batch_size, (number + 1) * batch_size)
         settings |= {
             "kind": kind,
             "samples": [indices.start, indices.stop],
-            "save_sample_freq": FLAGS.save_sample_freq,
+            "save_sample_freq": flags.save_sample_freq,
         }
         directory = output.own_directory(base / f"delta_{sampler.label}{shared}{suffix}", settings)
-        every = FLAGS.save_sample_freq
+        every = flags.save_sample_freq
         output.sample_set(directory, sampler, indices, kind=kind, every=every, keep_states=True)
     print(f"step {trained.step}, delta {sampler.label}, seed {sampler.seed}: {directory}")
     return 0

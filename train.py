@@ -11,27 +11,25 @@ import sys
 import warnings
 from pathlib import Path
 
-from absl.flags import FLAGS
-
-from scripts.config.flags import run
+from scripts.config.flags import Values, run
 from scripts.config.paths import ROOT
 
 
-def main() -> int:
+def main(flags: Values) -> int:
     """Wire the flags to `scripts.training.loop`."""
-    if FLAGS.plan:
+    if flags.plan:
         from scripts.training.plan import plan
 
-        print(plan(FLAGS.config, FLAGS.plan_tflops, FLAGS.plan_utilization))
+        print(plan(flags.config, flags.plan_tflops, flags.plan_utilization))
         return 0
     from scripts.runtime import distributed
     from scripts.training.loop import train  # imports PyTorch, which --help need not wait for
 
-    with distributed.processes(FLAGS.config.distributed_timeout_minutes):
-        exit_code = train(FLAGS.config, FLAGS.workdir)
+    with distributed.processes(flags.config.distributed_timeout_minutes):
+        exit_code = train(flags.config, flags.workdir)
         distributed.barrier()  # process 0 has saved: launchers end the others when one exits with an error
         if exit_code == 0 and distributed.is_main():
-            write_page(FLAGS.workdir)
+            write_page(flags.workdir)
         return exit_code
 
 

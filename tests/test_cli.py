@@ -324,6 +324,12 @@ def test_help_and_missing_flags(script: str) -> None:
     assert ("--config" if script == "train.py" else "--workdir") in error_line(forked(script))
 
 
+def test_help_for_a_reader_who_has_seen_enough() -> None:
+    line = f"{shlex.quote(sys.executable)} sample.py --help | head -1"
+    shown = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True)
+    assert (shown.stdout, shown.stderr) == ("Draw samples from a trained model.\n", "")
+
+
 @pytest.mark.parametrize(
     "streams", ["2>&-", ">&-", "<&- >&- 2>&-", "2>&1 | true", "> /dev/full 2> /dev/full"]
 )
@@ -333,7 +339,7 @@ def test_lines_that_cannot_be_printed_end_nothing(streams: str, tmp_path: Path) 
 import os, sys, warnings
 from scripts.config.flags import run
 
-def main():
+def main(flags):
     with open({str(tmp_path / "file")!r}, "w") as file:
         for i in range(300):
             print("x" * 1000)

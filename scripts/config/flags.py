@@ -3,62 +3,41 @@
 And what commands print: bad input is one line, a closed terminal no error.
 """
 
+import errno
 import io
 import os
+import re
 import sys
 import textwrap
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
 from scripts.config.load import RUN_CONFIG, load, named_code, refuse_unknown
 from scripts.config.paths import user_path
 from scripts.errors import USAGE_ERROR, UserError, error_line, expected, one_line
 
+CONFIG, PATH, INTEGER, FLOAT, STRING = "FILE", "PATH", "N", "X", "TEXT"
+BOOL, ENUM, STRINGS = "BOOL", "ENUM", "TEXTS"
+DEFINE: dict[str, Callable[..., object]] = {
+    CONFIG: flags.DEFINE_string,
+    PATH: flags.DEFINE_string,
+    INTEGER: flags.DEFINE_integer,
+    FLOAT: flags.DEFINE_float,
+    STRING: flags.DEFINE_string,
+    BOOL: flags.DEFINE_bool,
+    ENUM: flags.DEFINE_enum,
+    STRINGS: flags.DEFINE_multi_string,
+}
+"""By kinds of flags, of which --help shows the first five."""
 
-class _Parser(flags.ArgumentParser):
-    """A function as the parser of a flag's value."""
-
-    def __init__(self, function: Callable[[str], object]) -> None:
-        self._function = function
-
-    def parse(self, argument: str) -> object:
-        return self._function(argument)
-
-
-def _define_config(name: str, default: None, text: str) -> None:
-    # ml_collections defines a flag for each --config.section.key that it finds in sys.argv, parses
-    # them into the flag's value, and has its own way to read FILE and to say that a key is unknown.
-    # Here the run's own configuration is put into sys.argv first, where only --workdir names it;
-    # FILE is read by `load`, which completes it by the defaults and takes JSON, too; and the result
-    # is locked, so that an unknown key is an error, which `_parse_flags` turns into one line.
-    sys.argv[:] = _with_config_of_run(sys.argv)
-    try:
-        config_flags.DEFINE_config_file(name, default, text)
-    except flags.Error as error:  # a --flagfile that cannot be opened
-        fail(error)
-    flags.FLAGS[name].parser = _Parser(lambda path: load(path).lock())
-
-
-def _define_path(name: str, default: None, text: str) -> None:
-    parser = _Parser(lambda path: user_path(path, f"--{name}"))
-    flags.DEFINE(parser, name, default, text, serializer=flags.ArgumentSerializer())
-
-
-def _define_enum(name: str, default: str | None, text: str, enum_values: Sequence[str]) -> None:
-    flags.DEFINE_enum(name, default, enum_values, text)
-
-
-CONFIG, PATH, ENUM = _define_config, _define_path, _define_enum
-BOOL, INTEGER, FLOAT = flags.DEFINE_bool, flags.DEFINE_integer, flags.DEFINE_float
-STRING, STRINGS = flags.DEFINE_string, flags.DEFINE_multi_string
-VALUES = {CONFIG: "FILE", PATH: "PATH", INTEGER: "N", FLOAT: "X", STRING: "TEXT", STRINGS: "TEXT"}
-"""What --help calls the values of each kind."""
+Values = SimpleNamespace
+"""The values of all flags of a command, by name."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +49,7 @@ class Flag:
 
     name: str
     commands: str
-    define: Callable[..., object]
+    kind: str
     default: Any
     help: str
     limits: dict[str, Any] = field(default_factory=dict)
@@ -259,8 +238,9 @@ FLAGS = (
         {"enum_values": ["png", "npz"]}, only="export_dir",
     ),
     Flag(
-        "num_gen", "evaluate", INTEGER, 50000, "Samples to draw.", {"lower_bound": 1},
-        never="mode=elbo",
+        "num_gen", "evaluate", INTEGER, None,
+        "Samples to draw, by default 50000, or how many of --samples to score, by default all.",
+        {"lower_bound": 1}, never="mode=elbo",
     ),
     Flag(
         "samples", "evaluate", STRING, None,
@@ -431,59 +411,100 @@ def help_text(command: str, about: str) -> str:
             text += f" {words} {', '.join(listed)}." if listed else ""
         if flag.default not in (None, False, "", []):
             text += f" Default: {flag.default}."
-        value = "|".join(flag.limits.get("enum_values", ())) or VALUES.get(flag.define)
-        start = f"  --[no]{flag.name}" if value is None else f"  --{flag.name}={value}"
+        value = "|".join(flag.limits.get("enum_values", ())) or flag.kind
+        start = f"  --[no]{flag.name}" if flag.kind == BOOL else f"  --{flag.name}={value}"
         indent = " " * 6
         lines += [start, *textwrap.wrap(text, 100, initial_indent=indent, subsequent_indent=indent)]
     return "\n".join(lines)
 
 
-def run(command: str, main: Callable[[], int], positional: str | None = None) -> None:
-    """Parse the command line into absl.flags.FLAGS and call `main` for its exit code.
+def parse(command: str, argv: Sequence[str], positional: str | None = None) -> Values:
+    """Parse a command line, of which the first word is the program.
+
+    Raises UserError and flags.Error. Arguments as of `run`.
+    """
+    parser = flags.FlagValues()
+    parser.set_gnu_getopt()  # a value of --config.section.key may be a word of its own
+    for flag in flags_of(command):
+        DEFINE[flag.kind](
+            name=flag.name,
+            default=flag.default,
+            help=flag.help,
+            flag_values=parser,
+            **flag.limits,
+        )
+    words = parser(argv, known_only=True)
+    values = {flag.name: parser[flag.name].value for flag in flags_of(command)}
+    given = {
+        flag.name
+        for flag in flags_of(command)
+        # --nointerpolate is the default, and no more than that.
+        if parser[flag.name].present and (values[flag.name] or flag.default is not False)
+    }
+    for flag in flags_of(command):
+        text = values[flag.name]
+        if flag.kind == PATH and text is not None:
+            values[flag.name] = user_path(text, f"--{flag.name}") if text else None
+    rest = _read_config(values, parser, words)[1:]
+    if positional is not None and rest and positional not in given:
+        if isinstance(values[positional], list):
+            values[positional] = rest
+            rest = []
+        else:
+            values[positional] = user_path(rest.pop(0), f"--{positional}")
+    if rest:
+        raise UserError(f"{rest[0]!r} is not a flag: options are written --name=value")
+    unread = [flag.name for flag in flags_of(command) if flag.help == UNREAD and flag.name in given]
+    if unread:
+        listed = ", ".join(f"--{name}" for name in unread)
+        warnings.warn(f"{listed}: no effect, as in the original release", stacklevel=2)
+    check(command, values, given - set(unread))
+    return Values(**values)
+
+
+def _read_config(
+    values: dict[str, Any], parser: flags.FlagValues, words: Sequence[str]
+) -> list[str]:
+    """Parse what is left of the command line: the configuration, and what it overrides there.
+
+    In `values` the name of a file, by default the run's own, becomes the configuration. Returns the
+    words that are no flags.
+    """
+    workdir = values.get("workdir")
+    if values.get("config", "") is None and workdir and (workdir / RUN_CONFIG).is_file():
+        values["config"] = str(workdir / RUN_CONFIG)
+    if not values.get("config"):
+        return parser(words)
+    config = load(values["config"]).lock()
+    keys = (re.match(r"--?(?:no)?config\.([^=]*)", word) for word in words)
+    refuse_unknown(key[1] for key in keys if key)
+    del parser.config
+    config_flags.DEFINE_config_dict("config", config, flag_values=parser, sys_argv=[*words])
+    rest = parser(words)
+    if "model.process" in config_flags.get_override_values(parser["config"]):
+        named_code.add(config.model.process)
+    values["config"] = config
+    return rest
+
+
+def run(command: str, main: Callable[[Values], int], positional: str | None = None) -> NoReturn:
+    """Parse the command line and call `main` with the values of all flags for its exit code.
 
     A UserError becomes one line on stderr and exit code 2. command: a name in `Flag.commands`.
     positional: a flag that may be given by its value alone, or by its values if it takes many.
     """
-
-    def guarded(argv: list[str]) -> int:
-        """`main`, its errors in one line."""
-        try:
-            rest = argv[1:]
-            if positional is not None and rest and not flags.FLAGS[positional].present:
-                many = isinstance(flags.FLAGS[positional], flags.MultiFlag)
-                flags.FLAGS[positional].parse(rest if many else rest[0])
-                rest = [] if many else rest[1:]
-            if rest:
-                raise UserError(f"{rest[0]!r} is not a flag: options are written --name=value")
-            values: dict[str, Any] = {}
-            given: list[str] = []
-            unread: list[str] = []
-            for flag in flags_of(command):
-                parsed = flags.FLAGS[flag.name]
-                values[flag.name] = parsed.value
-                # --nointerpolate is the default, and no more than that.
-                if parsed.present and (parsed.value or flag.default is not False):
-                    (unread if flag.help == UNREAD else given).append(flag.name)
-            if unread:
-                listed = ", ".join(f"--{name}" for name in unread)
-                warnings.warn(f"{listed}: no effect, as in the original release", stacklevel=2)
-            check(command, values, given)
-            named_code.update(_values_of("config.model.process", sys.argv[1:]))
-            return main()
-        except Exception as error:
-            line = str(error) if isinstance(error, flags.Error) else expected(error)
-            if line is None:
-                raise
-            fail(line)
-
     _keep_streams()
     warnings.formatwarning = lambda message, *_, **__: f"warning: {one_line(message)}\n"
     if {"--help", "-help", "-h", "-?", "--helpshort"} & set(sys.argv[1:]):
         print(help_text(command, sys.modules["__main__"].__doc__ or ""))
-        return
-    for flag in flags_of(command):
-        flag.define(flag.name, flag.default, flag.help, **flag.limits)
-    app.run(guarded, flags_parser=_parse_flags)
+        sys.exit()
+    try:
+        sys.exit(main(parse(command, sys.argv, positional)))
+    except Exception as error:
+        line = str(error) if isinstance(error, flags.Error) else expected(error)
+        if line is None:
+            raise
+        fail(line)
 
 
 class _Stream(io.FileIO):
@@ -497,7 +518,7 @@ class _Stream(io.FileIO):
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self.fileno())
             os.close(null)
-            if self.fileno() == 1:
+            if self.fileno() == 1 and error.errno != errno.EPIPE:  # a reader has seen enough
                 reason = f"standard output: {error.strerror}"
                 print(f"warning: {reason}; going on without", file=sys.stderr)
             return len(data)
@@ -519,50 +540,3 @@ def fail(error: object) -> NoReturn:
     """Print one line and exit."""
     print(error_line(error), file=sys.stderr)
     sys.exit(USAGE_ERROR)
-
-
-def _values_of(name: str, arguments: Sequence[str]) -> set[str]:
-    """What a command line says that a flag is, as --name=value or --name value."""
-    values = set()
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
-        flag, equals, value = argument.lstrip("-").partition("=")
-        if argument.startswith("-") and flag == name:
-            values.add(value if equals else following)
-    return values
-
-
-def _with_config_of_run(argv: list[str]) -> list[str]:
-    """The command line with --config=W/config.json where it has --workdir W and no --config, if
-    there is such a file.
-
-    At its front, so that --config.section.key=value overrides it.
-    """
-    if any(arg.lstrip("-").partition("=")[0] == "config" for arg in argv if arg[:1] == "-"):
-        return argv
-    for i, arg in enumerate(argv):
-        name, _, value = arg.lstrip("-").partition("=")
-        if arg.startswith("-") and name == "workdir":
-            file = Path(value or "".join(argv[i + 1 : i + 2])).expanduser() / RUN_CONFIG
-            return [argv[0], f"--config={file}", *argv[1:]] if file.is_file() else argv
-    return argv
-
-
-def _parse_flags(argv: list[str]) -> list[str]:
-    try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
-        fail(error.__context__ if isinstance(error.__context__, UserError) else error)
-    except (
-        AttributeError,
-        KeyError,
-        IndexError,
-        TypeError,
-    ) as error:  # ml_collections' ways to say that there is no such key
-        names = (arg.lstrip("-").partition("=")[0] for arg in argv)
-        try:
-            refuse_unknown(
-                name.removeprefix("config.") for name in names if name.startswith("config.")
-            )
-        except UserError as unknown:
-            fail(unknown)
-        fail(error)

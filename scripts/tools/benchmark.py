@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
-from absl.flags import FLAGS
 from ml_collections import ConfigDict
 from torch import nn
 from torch.utils.benchmark import Timer
 
 from scripts.config.checks import validate
-from scripts.config.flags import run
+from scripts.config.flags import Values, run
 from scripts.config.resolve import resolve
 from scripts.errors import UserError
 from scripts.runtime.device import Precision, device_name, resolve_device, to_device
@@ -27,9 +26,9 @@ Task = tuple[str, Callable[[], object], float]
 """A name, what to time, and its GFLOP (0 where they were not counted)."""
 
 
-def main() -> int:
+def main(flags: Values) -> int:
     """Measure and print a row for each task; speeds are compared with the matrix product's."""
-    config = FLAGS.config
+    config = flags.config
     validate(config)
     device = resolve_device(config.device)
     print(f"{torch.backends.cpu.get_cpu_capability()}; {device_name(device)}")
@@ -39,11 +38,11 @@ def main() -> int:
     )
     print(f"{'':<34}     median  quartiles   GFLOP/s  of product  peak GB")
     fastest = 0.0
-    for name, task, gflop in tasks(config, device, FLAGS.against is not None):
+    for name, task, gflop in tasks(config, device, flags.against is not None):
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         clock = Timer("task()", globals={"task": task}, num_threads=torch.get_num_threads())
-        times = clock.blocked_autorange(min_run_time=FLAGS.seconds)
+        times = clock.blocked_autorange(min_run_time=flags.seconds)
         row = f"{name:<34}{1e3 * times.median:>8.3g} ms{times.iqr / times.median:>11.0%}"
         if gflop:
             speed = gflop / times.median

@@ -7,12 +7,10 @@ They are written beside the checkpoint as CHECKPOINT.calibration.pth; sample.py 
 them to what training measured.
 """
 
-from absl.flags import FLAGS
-
-from scripts.config.flags import run
+from scripts.config.flags import Values, run
 
 
-def main() -> int:
+def main(flags: Values) -> int:
     """Load, measure, write."""
     from model_code.gaussian import GaussianProcess
     from scripts.data.datasets import load_images
@@ -22,15 +20,15 @@ def main() -> int:
     from scripts.sampling.sampler import load_sampler
     from scripts.storage.checkpoint import load_trained
 
-    config = FLAGS.config
-    process = load_trained(config, FLAGS.workdir, FLAGS.checkpoint).process
+    config = flags.config
+    process = load_trained(config, flags.workdir, flags.checkpoint).process
     if not isinstance(process, GaussianProcess):
         shown = f"config.model.process = {config.model.process!r}"
         raise UserError(f"{shown}: it has no kernels to measure")
     choice = Choice(process.sampling_noises[1])
-    sampler, trained = load_sampler(config, FLAGS.workdir, FLAGS.checkpoint, choice=choice)
+    sampler, trained = load_sampler(config, flags.workdir, flags.checkpoint, choice=choice)
     dequantized = config.data.uniform_dequantization
-    images = calibration_images(load_images(config.data, "train"), FLAGS.num_images, dequantized)
+    images = calibration_images(load_images(config.data, "train"), flags.num_images, dequantized)
     process = process.to(sampler.precision.device)
     seed, batch_size = config.seed, config.eval.batch_size
     state = calibrate(process, sampler.model, sampler.precision, images, seed, batch_size)

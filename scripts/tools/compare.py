@@ -15,10 +15,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import flags
 from matplotlib.figure import Figure
 
-from scripts.config.flags import run
+from scripts.config.flags import Values, run
 from scripts.config.load import RUN_CONFIG, flatten, from_json
 from scripts.config.paths import user_path
 from scripts.errors import UserError
@@ -294,9 +293,9 @@ def write(out: Path, rows: Sequence[dict[str, Any]], arms: Sequence[str]) -> str
     return text
 
 
-def main() -> int:
+def main(flags: Values) -> int:
     """Compare the runs that were named."""
-    runs = [user_path(text, "RUN") for text in flags.FLAGS.run]
+    runs = [user_path(text, "RUN") for text in flags.run]
     configs, keys, arms = arms_of(runs)
     rows = read_scores(runs, [config["seed"] for config in configs], arms)
     if not rows:
@@ -309,12 +308,12 @@ def main() -> int:
         )
     for letter, arm in zip(letters_of(once := list(dict.fromkeys(arms))), once, strict=True):
         print(f"{letter}: {arm}")
-    print(write(flags.FLAGS.out, rows, once))
+    print(write(flags.out, rows, once))
     print(
         "mean +- standard deviation (number of training seeds); differences: mean +- standard "
         "error, paired by seed"
     )
-    print(f"tables and pictures: {flags.FLAGS.out}")
+    print(f"tables and pictures: {flags.out}")
     return 0
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from absl import flags
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
@@ -20,7 +19,7 @@ from model_code.dct import eigenvalues
 from model_code.schedule import removed_variance
 from model_code.spectrum import DCTMoments, bin_sums, radii_of
 from scripts.config.checks import validate
-from scripts.config.flags import run
+from scripts.config.flags import Values, run
 from scripts.config.release import log_levels
 from scripts.config.resolve import LOG, MATCHED, check_schedule, read_levels, with_schedule
 from scripts.data.datasets import load_images, require_outside_data
@@ -145,9 +144,9 @@ def draw(path: Path, moments: DCTMoments, schedules: Schedules) -> None:
         figure.savefig(temporary, dpi=110)
 
 
-def main() -> int:
+def main(flags: Values) -> int:
     """Check, read the images once, print, write."""
-    config, out = flags.FLAGS.config, flags.FLAGS.out
+    config, out = flags.config, flags.out
     validate(config)
     check_schedule(with_schedule(config, MATCHED))
     if out is not None:

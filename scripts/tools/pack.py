@@ -6,23 +6,21 @@ Afterwards `--config.data.path=DIR` is the same data set: order, split, batches,
 command continues what was interrupted.
 """
 
-from absl.flags import FLAGS
-
-from scripts.config.flags import run
+from scripts.config.flags import Values, run
 
 
-def main() -> int:
+def main(flags: Values) -> int:
     """Read, write, say what is there."""
     from scripts.config.checks import validate
     from scripts.data.datasets import load_whole
     from scripts.data.packs import write_pack
 
-    config = FLAGS.config
+    config = flags.config
     validate(config)
     sources = load_whole(config.data)
-    write_pack(FLAGS.out, config.data, sources)
+    write_pack(flags.out, config.data, sources)
     print(
-        f"packed: {sum(map(len, sources.values())):,} images; --config.data.path={FLAGS.out} reads "
+        f"packed: {sum(map(len, sources.values())):,} images; --config.data.path={flags.out} reads "
         "them"
     )
     return 0

@@ -13,9 +13,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from absl import flags
-
-from scripts.config.flags import run
+from scripts.config.flags import Values, run
 from scripts.config.load import RUN_CONFIG
 from scripts.errors import UserError
 from scripts.storage import checkpoint
@@ -101,9 +99,9 @@ def describe_prior(contents: Contents) -> str | None:
     return f"its prior holds {images}, blurred by {blur:g} pixels: {num_kept} numbers a channel"
 
 
-def main() -> int:
+def main(flags: Values) -> int:
     """Publish what the flags name."""
-    path = publish(flags.FLAGS.workdir, flags.FLAGS.out)
+    path = publish(flags.workdir, flags.out)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
     if (prior := describe_prior(checkpoint.read(path))) is not None:
         print(prior)

@@ -16,14 +16,13 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from absl import flags
 from jinja2 import Environment, FileSystemLoader
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
 from configs import default
-from scripts.config.flags import run
+from scripts.config.flags import Values, run
 from scripts.config.load import flatten, to_json
 from scripts.errors import UserError
 from scripts.evaluation.results import RESULTS
@@ -172,9 +171,9 @@ def _line(axes: Axes, rows: list[Row], key: str, label: str, error_key: str = ""
         axes.fill_between(step, value - error, value + error, alpha=0.3)
 
 
-def main() -> int:
+def main(flags: Values) -> int:
     """Write the page of the run that the flag names."""
-    print(f"report in {write_report(flags.FLAGS.workdir)}")
+    print(f"report in {write_report(flags.workdir)}")
     return 0
 
 

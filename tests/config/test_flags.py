@@ -151,15 +151,12 @@ def test_modes_are_those_of_evaluation() -> None:
 def test_every_flag_is_read() -> None:
     """By its command; conditions are about flags that exist."""
     names = {flag.name for flag in FLAGS}
+    commands = {path.stem: path.read_text() for path in ROOT.glob("*.py")}
+    commands |= {path.stem: path.read_text() for path in (ROOT / "scripts/tools").glob("*.py")}
+    commands["evaluate"] += (ROOT / "scripts/evaluation/command.py").read_text()
     for flag in FLAGS:
         for command in flag.commands.split():
-            (script,) = (
-                place / f"{command}.py"
-                for place in (ROOT, ROOT / "scripts" / "tools")
-                if (place / f"{command}.py").exists()
-            )
-            text = script.read_text()
-            read = rf"FLAGS\.{flag.name}\b|values\.{flag.name}\b|\"{flag.name}\""
-            assert flag.help == UNREAD or re.search(read, text), (command, flag.name)
+            read = re.search(rf"flags\.{flag.name}\b", commands[command])
+            assert flag.help == UNREAD or read, (command, flag.name)
         words = f"{flag.only} {flag.never} {flag.unless} {flag.alone}".split()
         assert {word.partition("=")[0] for word in words} <= names, flag.name

@@ -94,16 +94,13 @@ def test_tables_a_schedule_and_a_picture(
     assert "must be a new file" in error_line(tool(f"--config.data.path={fields}", f"--out={out}"))
 
 
-def call(monkeypatch: pytest.MonkeyPatch, config: ConfigDict, out: Path | None) -> None:
+def call(config: ConfigDict, out: Path | None) -> None:
     """The command in this process."""
-    monkeypatch.setattr(
-        data_spectrum, "flags", SimpleNamespace(FLAGS=SimpleNamespace(config=config, out=out))
-    )
-    assert data_spectrum.main() == 0
+    assert data_spectrum.main(SimpleNamespace(config=config, out=out)) == 0
 
 
 def test_shares_of_octaves_and_of_the_last_blur(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """All variance in one frequency: its octave has it all, and blur leaves exp(-lambda sigma_B^2)
     of it.
@@ -117,7 +114,7 @@ def test_shares_of_octaves_and_of_the_last_blur(
     config = tiny_config(
         data__dataset="npy", data__path=str(tmp_path / "waves.npy"), data__image_size=32, model__K=2
     )
-    call(monkeypatch, config, None)
+    call(config, None)
     printed = capsys.readouterr().out
     assert "    8 to 16              100.00%" in printed or "99.9" in printed
     kept = np.exp(-((np.pi * 5 / 32) ** 2) * (32 / 8) ** 2)
@@ -153,11 +150,9 @@ def test_bad_input(
     out: str | None,
     message: str,
     fields: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with pytest.raises(UserError, match=message):
         call(
-            monkeypatch,
             tiny_config(**{"data__dataset": "npy", "data__path": str(fields), **changes}),
             None if out is None else Path(out),
         )

@@ -1,0 +1,143 @@
+"""What evaluate.py does: one evaluation, or a sweep of them, as the flags say."""
+
+from functools import partial
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from scripts.config.checks import validate
+from scripts.config.flags import Values
+from scripts.data.datasets import require_outside_data
+from scripts.errors import UserError
+from scripts.evaluation import references, results, sweep
+from scripts.evaluation.bound import BoundEvaluation
+from scripts.evaluation.classifier import classifier_features
+from scripts.evaluation.dinov2 import DINOv2Features
+from scripts.evaluation.features import Extractor
+from scripts.evaluation.inception import InceptionFeatures
+from scripts.evaluation.metrics import MODES
+from scripts.evaluation.pixels import SampleFiles
+from scripts.evaluation.scores import SampleEvaluation
+from scripts.runtime import distributed
+from scripts.runtime.device import resolve_device
+from scripts.storage.checkpoint import saved_config
+from scripts.storage.files import make_directory
+
+NUM_GEN = 50_000
+"""Samples to draw by default."""
+
+
+def evaluate(flags: Values) -> int:
+    """Evaluate at one point, or at all points of a sweep."""
+    if flags.sweep:
+        new_form = " ".join(f"--{text}" for text in flags.sweep)
+        raise UserError(f"--sweep is no longer a flag: write {new_form}")
+    workdir = flags.workdir
+    checkpoints = sweep.parse_list("checkpoint", flags.checkpoint)
+    config = flags.config or saved_config(workdir, checkpoints[0])
+    validate(config)
+    seeds = [config.seed] if flags.seed is None else sweep.parse_list("seed", flags.seed)
+    axes = {
+        "delta": [None] if flags.delta is None else sweep.parse_list("delta", flags.delta),
+        "steps": [None] if flags.steps is None else sweep.parse_list("steps", flags.steps),
+        "checkpoint": checkpoints,
+        "seed": seeds,
+    }  # the first changes fastest: another delta needs no new network calls for the bound
+    swept = [name for name, values in axes.items() if len(values) > 1]
+    if flags.samples is not None and swept:
+        raise UserError(f"--seed={flags.seed}: must be one with --samples")
+    points = sweep.sweep_points(
+        axes,
+        eta=flags.eta,
+        sampler=flags.sampler,
+        init=flags.init,
+        per_init=flags.per_init,
+        from_level=flags.from_level,
+    )
+    dataset = flags.dataset_name or config.data.dataset.lower()
+    given = None if flags.samples is None else SampleFiles.read(flags.samples, config, seeds[0])
+    experiment = flags.experiment_name or (
+        workdir.resolve().name if given is None else Path(given.name).resolve().stem
+    )
+    named_after = None if flags.experiment_name or given is not None else workdir
+    directory = flags.out or results.results_directory(
+        results.RUNS, dataset, experiment, named_after
+    )
+    cache = workdir / "evaluation" if flags.out is None and workdir else directory / "features"
+    if distributed.is_main():  # before anything is computed
+        for place in (directory,) if flags.mode == "elbo" else (directory, cache):
+            require_outside_data(place, "--out", config.data, samples=flags.samples)
+            make_directory(place, "--out")
+        if flags.out is None and named_after is not None:
+            (directory / results.OWNER).write_text(str(named_after.resolve()))
+    param_name = flags.param_name or ",".join(swept) or ("delta" if given is None else "samples")
+    of_run = workdir if given is None else None
+    runner = sweep.Runner(
+        evaluation(flags, config, directory, cache, given), directory, param_name, of_run
+    )
+    if not swept:
+        runner.run_point(points[0])
+        print(f"scores appended to {directory}")
+        return 0
+    scores = runner.run(points)
+    if distributed.is_main():
+        print(sweep.report(scores, swept, directory))
+    return 0
+
+
+def evaluation(
+    flags: Values, config: ConfigDict, directory: Path, cache: Path, given: SampleFiles | None
+) -> sweep.Evaluation:
+    """Return what --mode names; tables of the bound by level go to `directory`, features to `cache`."""
+    batch_size = flags.batch_size or config.eval.batch_size
+    if flags.mode == "elbo":
+        return BoundEvaluation(
+            config,
+            flags.workdir,
+            directory,
+            split=flags.dataset_split or "test",
+            num_images=config.eval.num_images if flags.num_images is None else flags.num_images,
+            batch_size=batch_size,
+            num_levels_per_image=flags.num_levels_per_image,
+            exact=flags.exact,
+            dequantize=flags.dequantize,
+            precision=flags.precision,
+        )
+    reference = flags.dataset_name_cleanfid
+    if flags.dataset_split and ("/" in reference or reference.endswith(".npz")):
+        shown = f"--dataset_name_cleanfid={reference}"
+        raise UserError(f"--dataset_split has no meaning with {shown}: leave it out")
+    return SampleEvaluation(
+        config,
+        flags.workdir,
+        cache=cache,
+        metrics=MODES[flags.mode],
+        batch_size=batch_size,
+        reference=reference,
+        dataset_split=flags.dataset_split or "train",
+        num_gen=flags.num_gen or (NUM_GEN if given is None else len(given.images)),
+        given=given,
+        make_extractor=partial(make_extractor, flags, config, cache),
+        k=flags.k,
+        precision=flags.precision,
+    )
+
+
+def make_extractor(flags: Values, config: ConfigDict, cache: Path) -> Extractor:
+    """Return what --feature_extractor names; a classifier that is trained for it goes to `cache`."""
+    device = distributed.device(config.device)
+    if flags.feature_extractor == "classifier":
+        return classifier_features(cache, config.data, device)
+    if flags.feature_extractor == "dinov2":
+        return DINOv2Features(flags.dinov2_path, device)
+    return InceptionFeatures(flags.cleanfid_mode, flags.inception_path, device)
+
+
+def save_statistics(flags: Values) -> None:
+    """Make clean-fid statistics of a folder of images, as the flags say."""
+    mode, name = flags.cleanfid_mode, flags.custom_name
+    extractor = InceptionFeatures(mode, flags.inception_path, resolve_device("auto"))
+    path = references.save_statistics(
+        name, flags.dataset_path, extractor, mode, flags.batch_size or 64
+    )
+    print(f"statistics in {path}: --dataset_name_cleanfid={name} --dataset_split=custom")
