@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -60,9 +60,10 @@ class UnreadableImages(set[str]):
         function."""
         self.update(*distributed.gather(sorted(self)))
         if self:
-            others = [f"and {len(self) - NAMED} more"] if len(self) > NAMED else []
-            shown = "; ".join([*sorted(self)[:NAMED], *others])
-            warn(f"{len(self)} of {of} {what} cannot be read: {shown}")
+            shown = sorted(self)[:NAMED]
+            if len(self) > NAMED:
+                shown.append(f"and {len(self) - NAMED} more")
+            warn(f"{len(self)} of {of} {what} cannot be read: {'; '.join(shown)}")
 
 
 @dataclass(frozen=True)
@@ -93,10 +94,11 @@ class Checksums(dict[int, int]):
         return checksum(np.array([self[index] for index in sorted(self)]))
 
 
-class Decoded(NamedTuple):
+@dataclass(frozen=True)
+class Decoded:
     """One image as it is read."""
 
-    position: int
+    index: int
     pixels: np.ndarray | None
     """uint8 (C, H, W), a copy; None if it cannot be read."""
     unreadable: list[str]
@@ -115,29 +117,31 @@ def _uniform_noise(generator: np.random.Generator, shape: tuple[int, ...]) -> np
     """U[0, 1) in steps of 2^-16, float32: added to 0..255 these are exact, so that no value is
     rounded up to the next level.
     """
-    return generator.integers(1 << 16, size=shape, dtype=np.uint16).astype(np.float32) / np.float32(
-        1 << 16
-    )
+    sixteen_bits = generator.integers(1 << 16, size=shape, dtype=np.uint16)
+    return sixteen_bits.astype(np.float32) / np.float32(1 << 16)
 
 
-def first_readable(
-    source: ImageSource, wanted: int, unreadable: list[str]
-) -> tuple[int, np.ndarray]:
-    """The first readable image from `wanted` on, with its index; the others are appended to
-    `unreadable`.
+def read_image(source: ImageSource, index: int) -> Decoded:
+    """An image, whether it can be read or not. Safe to call from several threads."""
+    try:
+        return Decoded(index, np.array(source[index]), [])
+    except UnreadableImage as error:
+        return Decoded(index, None, [str(error)])
+
+
+def first_readable(source: ImageSource, wanted: int) -> Decoded:
+    """The first readable image from `wanted` on, and the unreadable ones before it. Safe to call
+    from several threads.
 
     Raises ReadingFailed if there is none.
     """
-    failed: list[str] = []
+    unreadable: list[str] = []
     for index in itertools.chain(range(wanted, len(source)), range(wanted)):
-        try:
-            image = source[index]
-        except UnreadableImage as error:
-            failed.append(str(error))
-        else:
-            unreadable += failed
-            return index, image
-    raise none_readable(failed)
+        decoded = read_image(source, index)
+        unreadable += decoded.unreadable
+        if decoded.pixels is not None:
+            return replace(decoded, unreadable=unreadable)
+    raise none_readable(unreadable)
 
 
 def none_readable(names: Sequence[str], kind: str = "") -> ReadingFailed:
@@ -169,21 +173,17 @@ class TrainBatches:
     """Those of the batch that are read, where other processes read the others; by default all."""
 
     def __getitem__(self, step: int) -> Batch:
-        return self.finish(step, [self.read(index) for index in self.indices(step)])
+        decoded = [first_readable(self.source, index) for index in self.indices(step)]
+        return self.finish(step, decoded)
 
     def indices(self, step: int) -> list[int]:
         """The images of a step, before any is replaced."""
         num_images = len(self.source)
-        places = (
-            divmod(step * self.batch_size + position, num_images) for position in self._positions
-        )
-        return [int(_permutation(self.seed, epoch, num_images)[place]) for epoch, place in places]
-
-    def read(self, index: int) -> Decoded:
-        """An image, or the next one that is readable. Safe to call from several threads."""
-        unreadable: list[str] = []
-        index, pixels = first_readable(self.source, index, unreadable)
-        return Decoded(index, np.array(pixels), unreadable)
+        indices = []
+        for position in self._positions:
+            epoch, place = divmod(step * self.batch_size + position, num_images)
+            indices.append(int(_permutation(self.seed, epoch, num_images)[place]))
+        return indices
 
     def finish(self, step: int, decoded: Sequence[Decoded]) -> Batch:
         """The batch of a step, mirrored and dequantised."""
@@ -194,10 +194,8 @@ class TrainBatches:
             images[mirrored] = images[mirrored, ..., ::-1]
         noise = None
         if self.uniform_dequantization:
-            streams = (stream(self.seed, Purpose.DEQUANTIZE, step, i) for i in self._positions)
-            noise = np.stack(
-                [_uniform_noise(generator, self.source.shape) for generator in streams]
-            )
+            streams = [stream(self.seed, Purpose.DEQUANTIZE, step, i) for i in self._positions]
+            noise = np.stack([_uniform_noise(each, self.source.shape) for each in streams])
         return Batch(to_unit_range(images, noise), indices, unreadable)
 
     @property
@@ -225,97 +223,64 @@ def train_loader(
         return replace(batch, images=batch.images.pin_memory()) if pin_memory else batch
 
     steps, threads = range(first_step, n_iters), num_threads(num_workers, batches.source)
-    return _read_batches(batches.read, batches.indices, finish, steps, threads)
+    read = partial(first_readable, batches.source)
+    return _read_batches(read, batches.indices, finish, steps, threads)
 
 
 @dataclass(frozen=True)
-class HeldOutBatches:
-    """Batches to evaluate on: `num_images` images (0: all) spread evenly over the source, in order,
-    unreadable ones left out.
+class OrderedBatches:
+    """`num_images` images (0: all) spread evenly over the source, in order, unreadable ones left
+    out; evenly, because many data sets are sorted by class.
 
-    Evenly, because many data sets are sorted by class. An image's noise belongs to (seed, index):
-    always the same, whatever the batch size. Can be iterated over again and again.
+    Values v are v / 255, or dequantised to (v + noise) / 256. Of several processes each reads its
+    part; a batch may be empty. Can be iterated over again and again.
     """
 
     source: ImageSource
-    seed: int
     batch_size: int
-    num_images: int
+    num_workers: int
     uniform_dequantization: bool
-    num_workers: int = 0
+    num_images: int = 0
+    seed: int | None = None
+    """Of the noise, which belongs to (seed, index) whatever the batch size; without, its mean."""
+    mirrored: bool = False
+    """Each image is followed by its mirror image (left and right exchanged), with the same index,
+    in batches that are twice as large."""
 
-    @property
+    @functools.cached_property
     def chosen(self) -> list[int]:
-        """Indices of the images; of several processes each reads its part."""
+        """Indices of this process's images."""
         available = len(self.source)
         wanted = min(self.num_images, available) or available
         return distributed.shard([i * available // wanted for i in range(wanted)])
 
     def __iter__(self) -> Iterator[Batch]:
-        noise = self._noise if self.uniform_dequantization else lambda index: None
-        return _ordered_batches(self.source, self.chosen, self.batch_size, self.num_workers, noise)
+        starts = range(0, max(1, len(self.chosen)), self.batch_size)
+        threads = num_threads(self.num_workers, self.source)
+        read = partial(read_image, self.source)
+        return _read_batches(read, self._indices, self._finish, starts, threads)
 
-    def _noise(self, index: int) -> np.ndarray:
-        return _uniform_noise(
-            stream(self.seed, Purpose.HELD_OUT_DEQUANTIZE, position=index), self.source.shape
-        )
+    def _indices(self, start: int) -> list[int]:
+        return self.chosen[start : start + self.batch_size]
 
-
-def clean_batches(
-    source: ImageSource,
-    batch_size: int,
-    num_workers: int,
-    uniform_dequantization: bool,
-    mirrored: bool = False,
-) -> Iterator[Batch]:
-    """All readable images in order, without noise: v / 255, or dequantised by its mean (v + 0.5) /
-    256.
-
-    mirrored: each image is followed by its mirror image (left and right exchanged), with the same
-    index, in batches that are twice as large. Of several processes each reads its part; a batch may
-    be empty.
-    """
-    mean = 0.5 if uniform_dequantization else None
-    chosen = distributed.shard(range(len(source)))
-    for batch in _ordered_batches(source, chosen, batch_size, num_workers, lambda index: mean):
-        if mirrored:
-            images = torch.stack([batch.images, batch.images.flip(-1)], dim=1).flatten(0, 1)
-            indices, crc32 = batch.indices.repeat_interleave(2), batch.crc32.repeat(2)
-            batch = replace(batch, images=images, indices=indices, crc32=crc32)
-        yield batch
-
-
-def _ordered_batches(
-    source: ImageSource,
-    chosen: Sequence[int],
-    batch_size: int,
-    num_workers: int,
-    noise: Callable[[int], np.ndarray | float | None],
-) -> Iterator[Batch]:
-    """The images `chosen` in at least one batch, image i dequantised by `noise(i)`; unreadable ones
-    are only named.
-    """
-
-    def indices(start: int) -> Sequence[int]:
-        return chosen[start : start + batch_size]
-
-    def finish(_: int, decoded: Sequence[Decoded]) -> Batch:
-        positions, pixels, unreadable = _stacked(decoded, source.shape)
+    def _finish(self, _: int, decoded: Sequence[Decoded]) -> Batch:
+        indices, pixels, unreadable = _stacked(decoded, self.source.shape)
+        crc32 = checksums(pixels)
         images = torch.empty(pixels.shape)
-        for row, index in enumerate(positions.tolist()):
-            images[row] = to_unit_range(pixels[row], noise(index))
-        return Batch(images, positions, unreadable, checksums(pixels))
+        for row, index in enumerate(indices.tolist()):
+            images[row] = to_unit_range(pixels[row], self._noise(index))
+        if self.mirrored:
+            images = torch.stack([images, images.flip(-1)], dim=1).flatten(0, 1)
+            indices, crc32 = indices.repeat_interleave(2), crc32.repeat(2)
+        return Batch(images, indices, unreadable, crc32)
 
-    starts, threads = range(0, max(1, len(chosen)), batch_size), num_threads(num_workers, source)
-    return _read_batches(partial(read_image, source), indices, finish, starts, threads)
-
-
-def read_image(source: ImageSource, index: int) -> Decoded:
-    """An image, whether it can be read or not."""
-    try:
-        return Decoded(index, np.array(source[index]), [])
-    except UnreadableImage as error:
-        return Decoded(index, None, [str(error)])
+    def _noise(self, index: int) -> np.ndarray | float | None:
+        if not self.uniform_dequantization:
+            return None
+        if self.seed is None:
+            return 0.5
+        generator = stream(self.seed, Purpose.HELD_OUT_DEQUANTIZE, position=index)
+        return _uniform_noise(generator, self.source.shape)
 
 
 def _stacked(
@@ -326,8 +291,8 @@ def _stacked(
     pixels = np.empty((len(readable), *shape), np.uint8)
     for row, image in zip(pixels, readable, strict=True):
         row[:] = image.pixels
-    unreadable = dict.fromkeys(itertools.chain(*(image.unreadable for image in decoded)))
-    indices = torch.tensor([image.position for image in readable], dtype=torch.int64)
+    unreadable = dict.fromkeys(name for image in decoded for name in image.unreadable)
+    indices = torch.tensor([image.index for image in readable], dtype=torch.int64)
     return indices, pixels, tuple(unreadable)
 
 

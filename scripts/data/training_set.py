@@ -9,7 +9,7 @@ from model_code.schedule import matched_schedule
 from model_code.spectrum import DCTMoments
 from scripts.config.resolve import with_schedule
 from scripts.data.images import ImageSource
-from scripts.data.loader import UnreadableImages, clean_batches
+from scripts.data.loader import OrderedBatches, UnreadableImages
 from scripts.errors import UserError
 from scripts.runtime import distributed
 from scripts.runtime.progress import progress_bar
@@ -27,16 +27,15 @@ def training_images(
     Shows progress. Of several processes each reads its part; a batch may be empty.
     """
     data = config.data
-    with progress_bar(
-        len(distributed.shard(range(len(source)))), "image", f"reading images for {what_for}"
-    ) as bar:
-        for batch in clean_batches(
-            source,
-            config.eval.batch_size,
-            data.num_workers,
-            data.uniform_dequantization,
-            data.random_flip,
-        ):
+    batches = OrderedBatches(
+        source,
+        config.eval.batch_size,
+        data.num_workers,
+        data.uniform_dequantization,
+        mirrored=data.random_flip,
+    )
+    with progress_bar(len(batches.chosen), "image", f"reading images for {what_for}") as bar:
+        for batch in batches:
             unreadable.update(batch.unreadable)
             bar.update(len(batch.indices.unique()))
             yield batch.images

@@ -20,9 +20,8 @@ from scripts.data.datasets import load_images
 from scripts.data.loader import (
     Batch,
     Checksums,
-    HeldOutBatches,
+    OrderedBatches,
     UnreadableImages,
-    clean_batches,
     none_readable,
 )
 from scripts.errors import UserError
@@ -323,13 +322,9 @@ class BoundEvaluation:
         at_a_time = max(
             1, self.batch_size // min(K, num_levels + 1)
         )  # images that make about one batch for the network
-        batches = HeldOutBatches(
-            images,
-            sampler.seed,
-            at_a_time,
-            self.num_images,
-            dequantize,
-            self.config.data.num_workers,
+        workers = self.config.data.num_workers
+        batches = OrderedBatches(
+            images, at_a_time, workers, dequantize, self.num_images, sampler.seed
         )
         with progress_bar(len(batches.chosen), "image", "likelihood bound") as bar:
             return measure(sampler, batches, self.batch_size, num_levels, bar.update)
@@ -339,8 +334,8 @@ class BoundEvaluation:
         data = self.config.data
         if isinstance(sampler.prior, DataPrior):
             images = load_images(data, "train")
-            batches = clean_batches(
-                images, self.batch_size, data.num_workers, dequantize, data.random_flip
+            batches = OrderedBatches(
+                images, self.batch_size, data.num_workers, dequantize, mirrored=data.random_flip
             )
             unreadable = UnreadableImages()
 

@@ -25,9 +25,8 @@ from scripts.data.datasets import Split, image_shape, load_images, open_images
 from scripts.data.images import FolderImages, Images, ImageSource, UnreadableImage
 from scripts.data.loader import (
     Checksums,
-    HeldOutBatches,
+    OrderedBatches,
     UnreadableImages,
-    clean_batches,
     to_unit_range,
 )
 from scripts.errors import UserError
@@ -156,7 +155,7 @@ class PixelInputs:
         source = load_images(self.data, split)
         count = min(len(source), MOST_BYTES // int(np.prod(source.shape)))
         workers = self.data.num_workers
-        batches = HeldOutBatches(source, 0, block_size(source.shape), count, False, workers)
+        batches = OrderedBatches(source, block_size(source.shape), workers, False, count)
         read = self._readable(batches, count, split, f"{split} images")
         images = torch.cat([images for _, images in read])
         return distributed.gather_rows(images).numpy()
@@ -169,9 +168,9 @@ class PixelInputs:
         """
         source, mirrored = load_images(self.data, "train"), self.data.random_flip
         workers = self.data.num_workers
-        batches = clean_batches(source, block_size(source.shape), workers, False, mirrored)
-        number = len(distributed.shard(range(len(source))))
-        with progress_bar(number, "image", "comparing with training images") as bar:
+        at_a_time = block_size(source.shape)
+        batches = OrderedBatches(source, at_a_time, workers, False, mirrored=mirrored)
+        with progress_bar(len(batches.chosen), "image", "comparing with training images") as bar:
             for indices, images in self._readable(batches, len(source), "train", "training images"):
                 yield indices.numpy(), images.numpy()
                 bar.update(len(indices) // (1 + mirrored))

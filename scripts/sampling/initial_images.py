@@ -94,13 +94,12 @@ def unit_images(source: ImageSource, data: ConfigDict) -> Callable[[list[int]], 
 
     def images(indices: list[int]) -> torch.Tensor:
         """Read these images."""
-        unreadable: list[str] = []
-        pixels = np.stack([first_readable(source, i, unreadable)[1] for i in indices])
+        decoded = [first_readable(source, i) for i in indices]
+        unreadable = dict.fromkeys(name for image in decoded for name in image.unreadable)
         if unreadable:
-            warnings.warn(
-                f"prior: skipped unreadable images {', '.join(dict.fromkeys(unreadable))}",
-                stacklevel=2,
-            )
+            names = ", ".join(unreadable)
+            warnings.warn(f"prior: skipped unreadable images {names}", stacklevel=2)
+        pixels = np.array([image.pixels for image in decoded])
         return to_unit_range(pixels, 0.5 if data.uniform_dequantization else None)
 
     return images

@@ -397,7 +397,7 @@ def with_own_images(
 def data_prior(config: ConfigDict, process: Process) -> DataPrior:
     """Prior states made from the training images when asked for.
 
-    As in `clean_batches`, with `data.random_flip` state 2i is of image i and state 2i + 1 of its
+    As in `OrderedBatches`, with `data.random_flip` state 2i is of image i and state 2i + 1 of its
     mirror image.
     """
     source = load_images(config.data, "train")

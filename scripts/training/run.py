@@ -30,7 +30,7 @@ from scripts.config.resolve import (
 )
 from scripts.data.images import ImageSource, describe_change, identity
 from scripts.data.loader import (
-    HeldOutBatches,
+    OrderedBatches,
     ReadingFailed,
     UnreadableImages,
     first_readable,
@@ -179,7 +179,7 @@ class Run:
     guard: InterruptionGuard
     images: ImageSource
     """To train on."""
-    held_out: HeldOutBatches
+    held_out: OrderedBatches
     unreadable: UnreadableImages
     data: dict[str, Any]
     """`identity` of the images to train on and of those held out, as plain data."""
@@ -296,7 +296,7 @@ def prepare(
     Raises Interrupted, and UserError if the images cannot be read or the checkpoint does not fit.
     """
     try:
-        first_readable(held_out, 0, [])
+        first_readable(held_out, 0)
     except ReadingFailed as error:  # here rather than at the first evaluation
         raise UserError(f"held-out images: {error}") from None
     sources = {"": images, "held_out_": held_out}
@@ -333,13 +333,13 @@ def prepare(
         workdir=workdir,
         guard=guard,
         images=images,
-        held_out=HeldOutBatches(
+        held_out=OrderedBatches(
             held_out,
-            config.seed,
             evaluation.batch_size,
-            evaluation.num_images,
-            data.uniform_dequantization,
             data.num_workers,
+            data.uniform_dequantization,
+            evaluation.num_images,
+            config.seed,
         ),
         unreadable=unreadable,
         data=of_images,

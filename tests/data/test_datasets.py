@@ -26,7 +26,7 @@ from torchvision.datasets import CIFAR10, MNIST
 from scripts.data import datasets
 from scripts.data.datasets import load_images, load_labelled, require_outside_data, split_indices
 from scripts.data.images import UnreadableImage
-from scripts.data.loader import clean_batches
+from scripts.data.loader import OrderedBatches
 from scripts.errors import UserError
 from tests.images import data_config, names_of, save_images
 
@@ -181,7 +181,7 @@ def test_lsun_is_read_by_several_sources_and_threads(lsun: Path, num_workers: in
     ]  # LMDB itself refuses to open a file twice
     assert (len(sources[0]), len(load_images(data, "held_out"))) == (5, 2)
     for source in sources:
-        batches = list(clean_batches(source, 2, num_workers, False))
+        batches = list(OrderedBatches(source, 2, num_workers, False))
         assert torch.cat([batch.images for batch in batches])[:, 0, 0, 0].mul(
             255
         ).round().tolist() == [0, 10, 20, 30]

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from scripts.data import packs
 from scripts.data.datasets import Split, load_images, load_labelled, load_whole
 from scripts.data.images import ArrayImages, FolderImages, fingerprint
-from scripts.data.loader import HeldOutBatches, TrainBatches, clean_batches, num_threads
+from scripts.data.loader import OrderedBatches, TrainBatches, num_threads
 from scripts.data.packs import WHOLE, PackedImages, write_pack
 from scripts.errors import UserError
 from scripts.runtime import distributed
@@ -102,8 +102,8 @@ def test_the_same_data_set(data: ConfigDict, tmp_path: Path) -> None:
         )
         assert [one.name(i) for i in range(len(one))] == [other.name(i) for i in range(len(one))]
         for of in (
-            lambda source: list(clean_batches(source, 7, 0, True, mirrored=True)),
-            lambda source: list(HeldOutBatches(source, 3, 5, 11, True)),
+            lambda source: list(OrderedBatches(source, 7, 0, True, mirrored=True)),
+            lambda source: list(OrderedBatches(source, 5, 0, True, 11, seed=3)),
             lambda source: [TrainBatches(source, 5, 6, True, True)[step] for step in range(9)],
         ):
             assert_same(of(one), of(other))
@@ -318,7 +318,7 @@ def test_memory_does_not_hold_the_images(tmp_path: Path, monkeypatch: pytest.Mon
     write_pack(tmp_path / "pack", data, sources)
     packing = tracemalloc.get_traced_memory()[1]
     tracemalloc.reset_peak()
-    for _ in clean_batches(load_images(packed(data, tmp_path / "pack"), "train"), 4, 0, False):
+    for _ in OrderedBatches(load_images(packed(data, tmp_path / "pack"), "train"), 4, 0, False):
         pass
     reading = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

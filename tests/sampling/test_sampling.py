@@ -16,7 +16,7 @@ from model_code.blur import DCTBlur, blur_schedule
 from model_code.gaussian import GaussianProcess
 from model_code.presets import heat_dissipation
 from scripts.data.images import ArrayImages
-from scripts.data.loader import clean_batches
+from scripts.data.loader import OrderedBatches
 from scripts.errors import UserError
 from scripts.runtime import progress
 from scripts.runtime.device import Precision
@@ -182,7 +182,7 @@ def test_stored_prior_and_data_give_the_same_states(
     monkeypatch.setattr("scripts.sampling.sampler.load_images", lambda data, split: SOURCE)
     process = build_process(config)
     stored = process.build_prior(
-        batch.images for batch in clean_batches(SOURCE, 4, 0, dequantized, mirrored)
+        batch.images for batch in OrderedBatches(SOURCE, 4, 0, dequantized, mirrored=mirrored)
     )
     data, chosen = data_prior(config, process), torch.tensor([6, 7, 29, 6])
     assert len(stored) == len(data) == (60 if mirrored else 30)
