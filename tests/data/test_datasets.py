@@ -3,46 +3,59 @@
 import gzip
 import hashlib
 import io
-import math
 import mmap
-import os
 import pickle
 import struct
 import time
-from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import lmdb
 import numpy as np
 import pytest
 import torch
+from ml_collections import ConfigDict
 from PIL import Image
-from scipy.stats import chisquare
 from torchvision.datasets import CIFAR10, MNIST
 
 from scripts.data import datasets
-from scripts.data.datasets import load_images, load_labelled, require_outside_data, split_indices
-from scripts.data.images import UnreadableImage
+from scripts.data.datasets import load_images, require_outside_data, split_indices
+from scripts.data.images import ArrayImages, ImageSource, UnreadableImage
 from scripts.data.loader import OrderedBatches
 from scripts.errors import UserError
 from tests.images import data_config, names_of, save_images
 
 
-def test_embedded_digits_are_4500_and_500_with_50_of_each_class_held_out() -> None:
-    train, held_out = (
-        load_images(data_config("mnist5k", size=28, channels=1), split)
-        for split in ("train", "held_out")
-    )
-    assert (len(train), len(held_out)) == (4500, 500)
+def both(data: ConfigDict) -> tuple[ImageSource, ImageSource]:
+    return load_images(data, "train"), load_images(data, "held_out")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "sizes"),
+    [("mnist5k", (1, 28, 28), (4500, 500)), ("emoji32", (3, 32, 32), (1473, 163))],
+)
+def test_what_comes_with_the_program(
+    name: str, shape: tuple[int, ...], sizes: tuple[int, int]
+) -> None:
+    """A tenth is held out, of the digits 50 of each class."""
+    train, held_out = both(data_config(name, size=shape[1], channels=shape[0]))
+    assert (len(train), len(held_out)) == sizes
     assert not set(names_of(train)) & set(names_of(held_out))
-    with np.load(datasets.DATA / "mnist5k.npz") as file:
+    with np.load(datasets.DATA / f"{name}.npz") as file:
         labels, images = file["labels"], file["images"]
     rows = [int(name.split()[1]) for name in names_of(held_out)]
-    assert Counter(labels[rows].tolist()) == dict.fromkeys(range(10), 50)
-    np.testing.assert_array_equal(held_out[7][0], images[rows[7]])
+    assert held_out.labels is not None
+    assert held_out.labels.tolist() == labels[rows].tolist()
+    if name == "mnist5k":
+        assert np.bincount(labels[rows]).tolist() == [50] * 10
+    pixels = images[rows[7]].reshape(shape[1], shape[2], -1).transpose(2, 0, 1)
+    np.testing.assert_array_equal(held_out[7], pixels)
+
+
+def test_emoji_come_with_their_licence_and_are_small() -> None:
+    assert (datasets.DATA / "emoji32.npz").stat().st_size < 3e6
+    assert "Apache License" in (datasets.DATA / "emoji32.LICENSE").read_text()
 
 
 pytestmark = pytest.mark.usefixtures("no_network")
@@ -142,16 +155,10 @@ def test_cifar10_is_read_in_rgb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(CIFAR10, "train_list", [["data_batch_1", checksums["data_batch_1"]]])
     monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", checksums["test_batch"]]])
     monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": checksums["batches.meta"]})
-    sources = [
-        load_images(data_config("CIFAR10", tmp_path, size=32), split)
-        for split in ("train", "held_out")
-    ]
+    sources = both(data_config("CIFAR10", tmp_path, size=32))
     assert [len(source) for source in sources] == [3, 2]
-    assert load_labelled(data_config("cifar10", tmp_path, size=32), "train")[1].tolist() == [
-        0,
-        1,
-        2,
-    ]
+    assert sources[0].labels is not None
+    assert sources[0].labels.tolist() == [0, 1, 2]
     for source in sources:
         assert source[1][:, 5, 5].tolist() == [10, 20, 30]
 
@@ -175,16 +182,13 @@ def lsun(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_lsun_is_read_by_several_sources_and_threads(lsun: Path, num_workers: int) -> None:
     data = data_config("lsun_church", lsun)
-    sources = [
-        load_images(data, "train"),
-        load_images(data, "train"),
-    ]  # LMDB itself refuses to open a file twice
+    # LMDB itself refuses to open a file twice.
+    sources = [load_images(data, "train"), load_images(data, "train")]
     assert (len(sources[0]), len(load_images(data, "held_out"))) == (5, 2)
     for source in sources:
         batches = list(OrderedBatches(source, 2, num_workers, False))
-        assert torch.cat([batch.images for batch in batches])[:, 0, 0, 0].mul(
-            255
-        ).round().tolist() == [0, 10, 20, 30]
+        red = torch.cat([batch.images for batch in batches])[:, 0, 0, 0]
+        assert red.mul(255).round().tolist() == [0, 10, 20, 30]
         assert batches[-1].unreadable[0].startswith("key4: ")
 
 
@@ -224,30 +228,20 @@ def test_lsun_neither_reads_nor_writes_pickles(lsun: Path, monkeypatch: pytest.M
 
 
 def test_afhq_takes_its_own_split_from_class_folders(tmp_path: Path) -> None:
-    save_images(
-        tmp_path,
-        [
-            "train/cat/a.png",
-            "train/dog/b.png",
-            "train/wild/c.png",
-            "val/cat/d.png",
-            "val/dog/e.png",
-        ],
-    )
-    data = data_config("afhq", tmp_path)
-    assert names_of(load_images(data, "train")) == ["cat/a.png", "dog/b.png", "wild/c.png"]
-    assert names_of(load_images(data, "held_out")) == ["cat/d.png", "dog/e.png"]
+    names = ["train/cat/a.png", "train/dog/b.png", "train/wild/c.png", "val/cat/d.png", "val/e.png"]
+    save_images(tmp_path, names)
+    train, held_out = both(data_config("afhq", tmp_path))
+    assert names_of(train) == ["cat/a.png", "dog/b.png", "wild/c.png"]
+    assert names_of(held_out) == ["cat/d.png", "e.png"]
 
 
 def test_folder_finds_images_of_any_suffix_in_subfolders_and_leaves_out_the_rest(
     tmp_path: Path,
 ) -> None:
-    wanted = ["a.PNG", "b.JPeG", "deep/er/c.webp", "d.tiff"]
+    wanted = ["a.PNG", "b.JPeG", "d.tiff", "deep/er/c.webp"]
     save_images(tmp_path, [*wanted, "notes.txt", "._a.png", ".trash/e.png", "png"])
-    data = data_config("folder", tmp_path)
-    assert sorted(
-        names_of(load_images(data, "train")) + names_of(load_images(data, "held_out"))
-    ) == sorted(wanted)
+    train, held_out = both(data_config("folder", tmp_path))
+    assert sorted(names_of(train) + names_of(held_out)) == wanted
 
 
 def test_split_of_a_folder_depends_on_names_only(
@@ -257,38 +251,11 @@ def test_split_of_a_folder_depends_on_names_only(
     names = [f"{chr(97 + i % 3)}/{i}.png" for i in range(40)]
     save_images(tmp_path / "one", names)
     save_images(tmp_path / "two", names[::-1])
-    walk = os.walk
-
-    def backwards(*args: Any, **kwargs: Any) -> Any:
-        for folder, subfolders, files in walk(*args, **kwargs):
-            subfolders.reverse()
-            yield folder, subfolders, files[::-1]
-
-    def listed(root: Path) -> list[list[str]]:
-        return [
-            names_of(load_images(data_config("folder", root), split))
-            for split in ("train", "held_out")
-        ]
-
-    expected = listed(tmp_path / "one")
-    monkeypatch.setattr(os, "walk", backwards)
-    assert listed(tmp_path / "two") == expected
+    expected = [names_of(part) for part in both(data_config("folder", tmp_path / "one"))]
+    iterdir = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda folder: reversed(list(iterdir(folder))))
+    assert [names_of(part) for part in both(data_config("folder", tmp_path / "two"))] == expected
     assert expected[0] == sorted(expected[0])
-
-
-@pytest.mark.parametrize("num_images", [1000, 10000])
-def test_held_out_rows_are_as_good_as_random(num_images: int) -> None:
-    """Balanced modulo 2 to 10, and neighbours are held out together as often as by chance: ranks by
-    CRC-32 fail both.
-    """
-    held_out = split_indices([str(i).encode() for i in range(num_images)], "held_out")
-    assert len(held_out) == num_images // 10
-    for modulus in range(2, 11):
-        assert chisquare(np.bincount(held_out % modulus, minlength=modulus)).pvalue > 0.01
-    for distance in range(1, 11):
-        together = np.isin(held_out + distance, held_out).sum()
-        expected = (num_images - distance) * 0.1**2
-        assert abs(together - expected) < 3.5 * math.sqrt(expected)
 
 
 def test_the_split_never_changes() -> None:
@@ -309,46 +276,40 @@ def test_the_split_never_changes() -> None:
 def test_npy_is_memory_mapped_and_split(tmp_path: Path, shape: tuple[int, ...]) -> None:
     array = np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
     np.save(tmp_path / "a.npy", array)
-    train, held_out = (
-        load_images(data_config("npy", tmp_path / "a.npy"), split)
-        for split in ("train", "held_out")
-    )
+    train, held_out = both(data_config("npy", tmp_path / "a.npy"))
     assert (len(train), len(held_out)) == (18, 2)
     assert len({*names_of(train), *names_of(held_out)}) == 20
-    assert isinstance(train._array, np.memmap) or isinstance(train._array.base, np.memmap)  # type: ignore[attr-defined]
+    assert isinstance(train, ArrayImages)
+    assert train.on_disk
     assert held_out[1].shape == (3, 8, 8)
     if shape == (20, 8, 8, 3):
-        np.testing.assert_array_equal(
-            held_out[1], array[int(held_out.name(1).split()[1])].transpose(2, 0, 1)
-        )
+        row = int(held_out.name(1).split()[1])
+        np.testing.assert_array_equal(held_out[1], array[row].transpose(2, 0, 1))
 
 
-@pytest.mark.parametrize(
-    ("place", "dataset", "refused"),
-    [
-        ("images", "folder", "config.data.path"),
-        ("images/run", "folder", "config.data.path"),
-        ("images/../images/a/b", "FFHQ", "config.data.path"),
-        ("link/run", "afhq", "config.data.path"),
-        ("others/run", "mnist5k", "config.data.held_out_path"),
-        ("given/run", "npy", "--init"),
-        ("images/run", "npy", None),
-        ("images2", "folder", None),
-        (".", "folder", None),
-    ],
-)
-def test_pictures_never_become_data(
-    place: str, dataset: str, refused: str | None, tmp_path: Path
-) -> None:
+PLACES = [
+    ("images", "folder", "config.data.path"),
+    ("images/run", "folder", "config.data.path"),
+    ("images/../images/a/b", "FFHQ", "config.data.path"),
+    ("link/run", "afhq", "config.data.path"),
+    ("others/run", "mnist5k", "config.data.held_out_path"),
+    ("given/run", "npy", "--init"),
+]
+
+
+def test_pictures_never_become_data(tmp_path: Path) -> None:
     """Wherever links lead; data sets that are not folders may have anything beside them."""
     (tmp_path / "images").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "images")
-    data = data_config(dataset, tmp_path / "images")
-    data.held_out_path = str(tmp_path / "others")
-    if refused is None:
+
+    def require(place: str, dataset: str) -> None:
+        data = data_config(dataset, tmp_path / "images")
+        data.held_out_path = str(tmp_path / "others")
         require_outside_data(tmp_path / place, "--out", data, init=f"{tmp_path}/given")
-        return
-    with pytest.raises(
-        UserError, match=rf"--out=.*: pictures there would become images of {refused} = "
-    ):
-        require_outside_data(tmp_path / place, "--out", data, init=f"{tmp_path}/given")
+
+    for place, dataset, key in PLACES:
+        line = rf"--out=.*: pictures there would become images of {key} = "
+        with pytest.raises(UserError, match=line):
+            require(place, dataset)
+    for place, dataset in (("images/run", "npy"), ("images2", "folder"), (".", "folder")):
+        require(place, dataset)
