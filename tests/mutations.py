@@ -2,16 +2,20 @@
 
 Mistakes in comparisons, arithmetic, numbers and statements are drawn by --seed and made, one at a
 time, in a scratch copy, where the room's tests run. Statements that these never run do not count.
-By hand: forty mistakes in model_code/ take half an hour, in scripts/ longer.
+By hand: forty mistakes take an hour. Verdicts are kept in --state, a file of JSON lines: the same
+command continues there.
 """
 
 import argparse
 import ast
+import json
 import random
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,16 +85,39 @@ def tests_of(file: Path) -> list[Path]:
     return [path for path in (own, room) if (ROOT / path).exists()]
 
 
-def fails(copy: Path, tests: list[Path]) -> bool:
-    """Whether a test fails in the copy, or hangs."""
+def failing_test(copy: Path, tests: list[Path]) -> str:
+    """The first test that fails in the copy, or hangs; "" if all pass."""
     command = [sys.executable, "-B", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
     try:
         result = subprocess.run(
-            [*command, *map(str, tests)], cwd=copy, capture_output=True, timeout=900, check=False
+            [*command, *map(str, tests)],
+            cwd=copy,
+            capture_output=True,
+            text=True,
+            timeout=900,
+            check=False,
         )
     except subprocess.TimeoutExpired:
-        return True
-    return result.returncode != 0
+        return "a test that hangs"
+    if result.returncode == 0:
+        return ""
+    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", result.stdout, re.M)
+    return failed[1] if failed else "a test that ends pytest"
+
+
+def verdict(copy: Path, file: str, source: str, kind: str, number: int) -> dict[str, str]:
+    """Make one mistake in the copy, run the room's tests, and undo it."""
+    mutated, change = mutate(source, kind, number)
+    tests = tests_of(Path(file))
+    (copy / file).write_text(mutated)
+    by = failing_test(copy, tests)
+    result = "killed" if by else "survived"
+    if not by:
+        (copy / file).write_text(mutate(source, kind, number, raises=True)[0])
+        if not failing_test(copy, tests):
+            result = "not run"
+    (copy / file).write_text(source)
+    return {"verdict": result, "change": f"{file}:{change}", "by": by}
 
 
 def main() -> None:
@@ -98,6 +125,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=40)
+    parser.add_argument("--state", type=Path, default=Path("mutations.jsonl"))
     parser.add_argument("files", nargs="*", help="by default all of model_code/ and scripts/*/")
     options = parser.parse_args()
     every = [*ROOT.glob("model_code/*.py"), *ROOT.glob("scripts/*/*.py")]
@@ -110,24 +138,27 @@ def main() -> None:
         for number in range(sum(place[0] == kind for place in places(ast.parse(source))))
     ]
     random.Random(options.seed).shuffle(drawn)
-    killed = survived = 0
-    with tempfile.TemporaryDirectory() as directory:
+    done = options.state.read_text().splitlines() if options.state.exists() else []
+    rows = [json.loads(line) for line in done]
+    for row in rows:
+        show(row)
+    with tempfile.TemporaryDirectory() as directory, options.state.open("a") as state:
         copy = Path(directory) / "copy"
         shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*"))
-        while drawn and killed + survived < options.count:
-            file, kind, number = drawn.pop()
-            mutated, change = mutate(sources[file], kind, number)
-            tests = tests_of(Path(file))
-            (copy / file).write_text(mutated)
-            verdict = "killed" if fails(copy, tests) else "survived"
-            if verdict == "survived":
-                (copy / file).write_text(mutate(sources[file], kind, number, raises=True)[0])
-                verdict = "survived" if fails(copy, tests) else "not run"
-            (copy / file).write_text(sources[file])
-            killed += verdict == "killed"
-            survived += verdict == "survived"
-            print(f"{verdict:8}  {file}:{change}", flush=True)
-    print(f"{killed} killed, {survived} survived")
+        for file, kind, number in drawn[len(rows) :]:
+            if sum(row["verdict"] != "not run" for row in rows) >= options.count:
+                break
+            rows.append(verdict(copy, file, sources[file], kind, number))
+            state.write(json.dumps(rows[-1]) + "\n")
+            state.flush()
+            show(rows[-1])
+    counts = Counter(row["verdict"] for row in rows)
+    print(f"{counts['killed']} killed, {counts['survived']} survived")
+
+
+def show(row: dict[str, str]) -> None:
+    """Print a verdict on one line."""
+    print(f"{row['verdict']:8}  {row['change']}  {row['by']}", flush=True)
 
 
 if __name__ == "__main__":
