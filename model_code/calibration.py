@@ -57,13 +57,10 @@ def frequency_bins(height: int, width: int, num_images: int, patch_size: int = 1
     exact = radii < min(LARGEST_EXACT_RADIUS, math.sqrt(num_images) / 2)
     rounded = LARGEST_EXACT_RADIUS**2 + radii.round()
     bins = torch.where(exact, (radii**2).round(), rounded).long()
-    rows, columns = (
-        sorted({min(2 * i * n // patch_size, n - 1) for i in range(patch_size // 2 + 1)})
-        for n in (height, width)
-    )
-    for n in rows:
-        for m in columns:
-            bins[n, m] = bins.max() + 1
+    steps = 2 * torch.arange(patch_size // 2 + 1)
+    rows, columns = ((steps * n // patch_size).clamp(max=n - 1).unique() for n in (height, width))
+    blind = torch.cartesian_prod(rows, columns)
+    bins[tuple(blind.T)] = bins.max() + 1 + torch.arange(len(blind))
     return torch.unique(bins, return_inverse=True)[1]  # a radius may have lost its only member
 
 
@@ -105,9 +102,9 @@ def moments(process: GaussianProcess, u0: Tensor, z: Tensor, F: Tensor, k: Tenso
     if not process.of_next_mean:
         of_z, of_F = process.estimate_coefficients(k)
         h = of_z * z + of_F * h
-    parts = (z, h, x)
+    parts = torch.stack([z, h, x])
     products = [(parts[i] * parts[j]).sum(0) for i, j in PAIRS]
-    return torch.stack([*products, *(part.sum(0) for part in parts)])
+    return torch.cat([torch.stack(products), parts.sum(1)])
 
 
 def level_state(
@@ -118,9 +115,11 @@ def level_state(
     Second moments are centered where c takes care of the means. They stay in float64: residuals are
     differences of nearly equal sums.
     """
-    products, (z, h, x) = sums[:6].cpu() / num_images, lowest(sums[6:].cpu()) / num_images
+    products, means = sums.cpu().div(num_images).split([6, 3])
+    means = lowest(means)
     for product, (i, j) in zip(products, PAIRS, strict=True):
-        lowest(product).sub_((z, h, x)[i] * (z, h, x)[j])
+        lowest(product).sub_(means[i] * means[j])
+    z, h, x = means
     # r does not multiply the output of a network that predicts the next mean.
     quadratic = groups.bins if process.of_next_mean else groups.shells
     noise = z - lowest(process.blur.log_alpha[k].cpu()).exp() * x
@@ -143,8 +142,7 @@ def calibration_state(
     state = dict(levels[process.K])
     for name in ("bins", "shells", "means"):
         table = state[name].new_zeros(process.K + 1, *state[name].shape)
-        for k, level in levels.items():
-            table[k] = level[name]
+        table[list(levels)] = torch.stack([level[name] for level in levels.values()])
         state[name] = table
     if process.num_channels == 3:
         state["planes"] = LUMINANCE_CHROMINANCE
@@ -166,16 +164,15 @@ class Calibration:
         """state: of `calibration_state`. Raises ValueError for other images or levels."""
         C, H, W = process.shape
         bins = state["bin_of_frequency"].long()
-        found = len(state["bins"]) - 1, len(state["image_mean"]), *bins.shape[-2:]
-        expected = (process.K, C, H, W)
-        if found != expected:
+        measured = (len(state["bins"]) - 1, len(state["image_mean"]), *bins.shape[-2:])
+        if measured != (process.K, C, H, W):
             other = "the calibration is of other levels or images"
-            raise ValueError(f"{other}: (K, C, H, W) = {found}, not {expected}")
+            raise ValueError(f"{other}: (K, C, H, W) = {measured}, not {(process.K, C, H, W)}")
         self.process, self.state = process, state
         self.groups = groups = Bins(bins.expand(C, H, W))
         self.low_bins = lowest(groups.bins)
-        log_alpha = process.blur.log_alpha.cpu()
-        every = log_alpha.unsqueeze(1).expand(-1, C, H, W)
+        log_alpha = process.blur.log_alpha.cpu().unsqueeze(1)
+        every = log_alpha.expand(-1, C, H, W)
         self.shell_log_alpha = bin_sums(every, groups.shells) / groups.shell_sizes
         self.low_log_alpha = lowest(log_alpha)
         self.low_share = self._low_means(torch.ones(self.low_bins.shape))
@@ -206,10 +203,11 @@ class Calibration:
         squares = yy - 2 * (a * zy + b * qy) + a**2 * zz + 2 * a * b * zq + b**2 * qq
         errors = squares.clamp(min=0) / groups.sizes
 
+        # c, of the lowest frequencies.
         noise, h = state["means"][k].double().unbind(1)
         x = state["image_mean"].double()
-        z = self.low_log_alpha[k].exp().unsqueeze(1) * x + noise
-        r = self.process.step_coefficients(k, j, eta, self.low_log_alpha)[1].unsqueeze(1)
+        z = self.low_log_alpha[k].exp() * x + noise
+        _, r, _ = self.process.step_coefficients(k, j, eta, self.low_log_alpha)
         q = z + h if of_next_mean else r * h
         c = r * x - a[:, self.low_bins] * z - b[:, self.low_bins] * q
         squares = self._low_means(c.square())

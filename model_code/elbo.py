@@ -67,17 +67,18 @@ def prior_kl_bound(test: Tensor, bank: PriorBank, sigma: float, delta: float) ->
     L_K <= log M - logsumexp_i(-KL_i) with KL_i the divergence from the i-th component. Memory does
     not grow with M.
     """
-    return prior_kl_bound_of_projected(bank.project(test), test[0].numel(), bank, sigma, delta)
+    return prior_kl_bound_of_projected(bank.project(test), bank, sigma, delta)
 
 
 def prior_kl_bound_of_projected(
-    projected: Tensor, num_pixels: int, bank: PriorBank, sigma: float, delta: float
+    projected: Tensor, bank: PriorBank, sigma: float, delta: float
 ) -> Tensor:
-    """The same for images of `num_pixels` values that `bank.project` has turned into (B, C, F)."""
+    """The same for images that `bank.project` has turned into (B, C, F)."""
     center = bank.coefficients.double().mean(0)  # a common offset, which would cost digits
     x, y = ((u.double() - center).flatten(1) / delta for u in (projected, bank.coefficients))
+    size = projected.shape[1] * bank.basis[0].numel()
     # The part without distances.
-    constant = 0.5 * num_pixels * (sigma**2 / delta**2 - 1 + 2 * math.log(delta / sigma))
+    constant = 0.5 * size * (sigma**2 / delta**2 - 1 + 2 * math.log(delta / sigma))
     total = x.new_full((len(x),), -math.inf)
     for block in y.split(BANK_CHUNK):
         total = torch.logaddexp(total, torch.logsumexp(-torch.cdist(x, block).square() / 2, 1))

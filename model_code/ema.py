@@ -30,25 +30,17 @@ class EMA:
         weights = [weight.float() for weight in model.parameters()]
         torch._foreach_lerp_(list(self.shadow.values()), weights, 1 - decay)
 
-    @torch.no_grad()
-    def copy_to(self, model: nn.Module) -> None:
-        """Overwrite the weights of `model` with the averages."""
-        for name, weight in model.named_parameters():
-            weight.copy_(self.shadow[name])
-
     @contextmanager
     def swapped_in(self, model: nn.Module) -> Iterator[None]:
         """Within the context `model` computes with the averages; afterwards its own weights are
         back, also after an error.
         """
-        own = [weight.detach().clone() for weight in model.parameters()]
-        self.copy_to(model)
+        own = {name: weight.clone() for name, weight in model.state_dict().items()}
+        model.load_state_dict(self.shadow)
         try:
             yield
         finally:
-            with torch.no_grad():
-                for weight, saved in zip(model.parameters(), own, strict=True):
-                    weight.copy_(saved)
+            model.load_state_dict(own)
 
     def state_dict(self) -> dict[str, object]:
         """Averages by name and the number of updates behind them: plain data for a checkpoint."""

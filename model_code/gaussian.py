@@ -186,12 +186,11 @@ class GaussianProcess(Process):
         "calibrated"; "auto" is calibrated for heat dissipation where that was measured.
         """
         chain = chain or self.chain
-        _, plain, *measured = self.sampling_noises
         if kind == "auto":
-            calibrated = (
-                self.of_next_mean and self.protocol == "paper" and "bins" in (calibration or {})
-            )
-            kind = "calibrated" if calibrated else plain
+            measured = self.of_next_mean and "bins" in (calibration or {})
+            kind = self.sampling_noises[1]
+            if measured and self.protocol == "paper":
+                kind = "calibrated"
         if isinstance(kind, str) and kind not in self.sampling_noises:
             raise ValueError(f"must be one of {', '.join(self.sampling_noises)}")
         if self.of_next_mean and kind != "calibrated":
@@ -201,13 +200,15 @@ class GaussianProcess(Process):
                 needed = "skipping levels that were trained needs the calibrated kernel"
                 raise ValueError(f"{needed}: {CALIBRATE}")
         eta = self.eta if eta is None else eta
-        if kind in measured:
-            return self._calibration(calibration).kernel(str(kind), chain, eta)
+        if kind == "isotropic":
+            kind = self.delta
         if kind == "posterior":
-            return GaussianKernel(self, "posterior", chain, eta)
+            return GaussianKernel(self, kind, chain, eta)
+        if isinstance(kind, str):
+            return self._calibration(calibration).kernel(kind, chain, eta)
         if not self.of_next_mean:
             raise ValueError("its sampling noise is that of its posterior: use --eta, not a number")
-        return isotropic(self, self.delta if isinstance(kind, str) else kind, chain)
+        return isotropic(self, kind, chain)
 
     def best_chain(self, calibration: CalibrationState, steps: int, eta: float | None) -> Chain:
         """By the expected terms of the bound, of ancestral sampling if it is deterministic."""
@@ -232,10 +233,10 @@ class GaussianProcess(Process):
         if not self.prior_of_images:
             return StandardNormal(self.shape)
         bank = PriorBank(**state)
-        found = (bank.coefficients.shape[1], *bank.basis.shape[1:])
-        if found != self.shape:
+        shape = (bank.coefficients.shape[1], *bank.basis.shape[1:])
+        if shape != self.shape:
             expected = f"where this configuration's are {self.shape}"
-            raise ValueError(f"its prior bank is of images {found}, {expected}")
+            raise ValueError(f"its prior bank is of images {shape}, {expected}")
         return bank
 
     # --- bound ---
@@ -268,8 +269,8 @@ class GaussianProcess(Process):
         z, _ = self.corrupt(u0, k, eps)
         mean, x = kernel.mean(z, denoise(z, k), k), self.from_images(u0)
         p, r, s = kernel.coefficients(k)
-        right = p * dct2(z, kernel.planes) + r * dct2(x, kernel.planes)
-        squares = (right - dct2(mean, kernel.planes)).double().square()
+        z_hat, x_hat, mean_hat = (dct2(u, kernel.planes) for u in (z, x, mean))
+        squares = (p * z_hat + r * x_hat - mean_hat).double().square()
         if self.marginal_noise:
             return bin_sums(squares, kernel.bins)
         terms = elbo.gaussian_kl(squares, s**2, kernel.variance(k)).sum((1, 2, 3))
@@ -307,6 +308,5 @@ class GaussianProcess(Process):
         """The paper's bound on L_K, by convexity in the mixture; exact for N(0, I): float64 (B,)."""
         if not isinstance(prior, PriorBank):
             return summary
-        size, sigma = math.prod(self.shape), self.sigma[-1].item()
-        delta = kernel.prior_std
-        return elbo.prior_kl_bound_of_projected(summary, size, prior, sigma, delta)
+        sigma, delta = self.sigma[-1].item(), kernel.prior_std
+        return elbo.prior_kl_bound_of_projected(summary, prior, sigma, delta)

@@ -57,7 +57,6 @@ class GaussianKernel(ReverseKernel):
         self.label = label
         if eta != 1:
             self.label = f"eta_{eta:g}" if label == "posterior" else f"{label}_eta_{eta:g}"
-        self.corrects_mean = label == "calibrated"
         device = process.sigma.device
         bins = torch.zeros(process.shape, dtype=torch.int64) if bins is None else bins
         self.sizes = bin_sums(torch.ones(process.shape), bins)
@@ -67,6 +66,7 @@ class GaussianKernel(ReverseKernel):
         self.row = torch.zeros(process.K + 1, dtype=torch.int64, device=device)
         self.row[list(chain[:-1])] = torch.arange(len(chain) - 1, device=device)
         self.fit = fit and Fit(*(table.to(device) for table in fit))
+        self.correction = self.fit if label == "calibrated" else None
 
     @property
     def prior_std(self) -> float:  # type: ignore[override]
@@ -83,28 +83,24 @@ class GaussianKernel(ReverseKernel):
     def mean(self, u_k: Tensor, F: Tensor, k: Tensor) -> Tensor:
         """p z_k + y, at j = 0 the estimate of the image itself."""
         F, process = F.float(), self.process
-        if process.of_next_mean and not self.corrects_mean:
+        if process.of_next_mean and not self.correction:
             return u_k + F
         p, r, _ = self.coefficients(k)
         of_z, of_F = process.estimate_coefficients(k)
         if not process.of_next_mean:
             of_z, of_F = r * of_z, r * of_F
-        if self.corrects_mean and self.fit:
-            a, b = (table[self.row[k]][:, self.bins] for table in self.fit[:2])
-            of_z, of_F = a + b * of_z, b * of_F
-        mean = mix(p + of_z, u_k, of_F, F, self.planes)
-        if self.corrects_mean and self.fit:
-            c = self.fit.c[self.row[k]].float()
-            padding = (0, u_k.shape[-1] - c.shape[-1], 0, u_k.shape[-2] - c.shape[-2])
-            mean = mean + idct2(pad(c, padding), self.planes)
-        return mean
+        if not self.correction:
+            return mix(p + of_z, u_k, of_F, F, self.planes)
+        a, b, c, _ = (table[self.row[k]] for table in self.correction)
+        a, b = a[:, self.bins], b[:, self.bins]
+        mean = mix(p + a + b * of_z, u_k, b * of_F, F, self.planes)
+        padding = (0, u_k.shape[-1] - c.shape[-1], 0, u_k.shape[-2] - c.shape[-2])
+        return mean + idct2(pad(c.float(), padding), self.planes)
 
     def noise(self, eps: Tensor, k: int) -> Tensor:
         """Eps filtered in the basis, which is orthonormal: there, too, it is standard normal."""
         if self.delta is not None:
             return self.delta * eps
-        if self.eta == 0 and not self.fit:
-            return torch.zeros_like(eps)
         std = self.variance(torch.tensor([k], device=self.bins.device)).sqrt().float()
         return idct2(std * dct2(eps, self.planes), self.planes)
 

@@ -9,8 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ModuleT = TypeVar("ModuleT", bound=nn.Module)
-
 
 def level_embedding(k: Tensor, dim: int) -> Tensor:
     """Sinusoidal embedding of the levels k (B,): float32 (B, dim), cosines first; `dim` even.
@@ -18,9 +16,8 @@ def level_embedding(k: Tensor, dim: int) -> Tensor:
     Frequencies fall geometrically from 1 towards 1/10000 (Vaswani et al., 2017).
     """
     half = dim // 2
-    frequencies = torch.exp(
-        -math.log(10000) / half * torch.arange(half, dtype=torch.float32, device=k.device)
-    )
+    places = torch.arange(half, dtype=torch.float32, device=k.device)
+    frequencies = torch.exp(-math.log(10000) / half * places)
     angles = k.float()[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
@@ -49,6 +46,9 @@ class InputConv(nn.Conv2d):
             return super().forward(x)
         with torch.autocast(kind, enabled=False):
             return super().forward(x.float()).to(torch.get_autocast_dtype(kind))
+
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def zero_init(module: ModuleT) -> ModuleT:
@@ -108,7 +108,7 @@ class ResBlock(nn.Module):
         self.in_layers = nn.Sequential(
             GroupNorm32(32, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
         )
-        self.resample = resample if resample is not None else nn.Identity()
+        self.resample = resample or nn.Identity()
         self.emb_layers = nn.Sequential(
             nn.SiLU(),
             nn.Linear(emb_channels, 2 * out_channels if use_scale_shift_norm else out_channels),

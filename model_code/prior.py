@@ -41,8 +41,8 @@ class Prior(ABC):
         return self
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Plain tensors for a checkpoint, if it has any."""
-        return {}
+        """Plain tensors for a checkpoint, if it has any: the arguments of another."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
 
 class StandardNormal(Prior):
@@ -78,10 +78,6 @@ class StoredStates(Prior):
         """The states of all processes' images."""
         return StoredStates(gather_rows(self.states))
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Plain tensors for a checkpoint, the arguments of another."""
-        return dict(vars(self))
-
 
 @dataclass(frozen=True)
 class PriorBank(Prior):
@@ -112,13 +108,13 @@ class PriorBank(Prior):
         """
         decay = blur.log_alpha[-1].exp().float().cpu()
         n, m = torch.nonzero(decay > NEGLIGIBLE, as_tuple=True)
-        D_H, D_W = dct_matrix(decay.shape[0]), dct_matrix(decay.shape[1])
+        D_H, D_W = (dct_matrix(size) for size in decay.shape)
         basis = (D_H[n][:, :, None] * D_W[m][:, None, :]).float()
         empty = cls(torch.empty(0), basis, decay[n, m])
         rows = [empty.project(batch) for batch in batches]
         if not rows:
             raise ValueError("a prior needs at least one image")
-        return cls(torch.cat(rows), basis, decay[n, m])
+        return replace(empty, coefficients=torch.cat(rows))
 
     def __len__(self) -> int:
         return len(self.coefficients)
@@ -127,31 +123,22 @@ class PriorBank(Prior):
         """A_K u in the bank's basis: images u (B, C, H, W) in [0, 1] to float32 (B, C, F), on the
         bank's device.
         """
-        return (
-            images.to(self.basis.device).float().flatten(2) @ self.basis.flatten(1).T * self.decay
-        )
+        u = images.to(self.basis).flatten(2)
+        return u @ self.basis.flatten(1).T * self.decay
 
     def means(self, indices: Tensor) -> Tensor:
         """A_K u_i for int64 indices (B,) of the bank: float32 (B, C, H, W)."""
-        return (self.coefficients[indices] @ self.basis.flatten(1)).unflatten(
-            2, self.basis.shape[1:]
-        )
+        return torch.einsum("bcf,fhw->bchw", self.coefficients[indices], self.basis)
 
     def dequantized(self) -> "PriorBank":
         """The bank of v / 255 as that of the same images dequantised, (v + 1/2) / 256 on average:
         exact, as A_K is linear.
         """
         coefficients = self.coefficients * (255 / 256)
-        H, W = self.basis.shape[1:]
-        coefficients[:, :, 0] += (
-            0.5 / 256 * math.sqrt(H * W)
-        )  # the constant comes first, and no blur changes it
+        # The constant comes first, and no blur changes it.
+        coefficients[:, :, 0] += 0.5 / 256 * math.sqrt(self.basis[0].numel())
         return replace(self, coefficients=coefficients)
 
     def gathered(self, gather_rows: Callable[[Tensor], Tensor]) -> "PriorBank":
         """The bank of all processes' images."""
         return replace(self, coefficients=gather_rows(self.coefficients))
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Plain tensors for a checkpoint, the arguments of another."""
-        return dict(vars(self))

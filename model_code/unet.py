@@ -128,11 +128,10 @@ class UNet(nn.Module):
     def from_config(cls, config: ConfigDict) -> "UNet":
         """As config.model and config.data say. Raises ValueError for settings that cannot be."""
         model = config.model
-        for section, name, expected, ok in _checks(config):
-            if not ok:
-                raise ValueError(
-                    f"config.{section}.{name} = {config[section][name]!r}: must be {expected}"
-                )
+        for key, right, holds in _checks(config):
+            if not holds:
+                section, name = key.split(".")
+                raise ValueError(f"config.{key} = {config[section][name]!r}: must be {right}")
         return cls(
             num_channels=config.data.num_channels,
             recompute=config.training.recompute,
@@ -163,45 +162,29 @@ MODEL_KEYS = signature(UNet).parameters.keys() - {"num_channels", "recompute"}
 """Keys of config.model that are arguments of `UNet`."""
 
 
-def _checks(config: ConfigDict) -> Iterator[tuple[str, str, str, bool]]:
-    """(section, key, what is expected, whether it holds) for the network's settings; later ones
-    rely on earlier ones.
+def _checks(config: ConfigDict) -> Iterator[tuple[str, str, bool]]:
+    """(key, what is expected, whether it holds) for the network's settings; later ones rely on
+    earlier ones.
     """
     model = config.model
     for name in ("model_channels", "num_res_blocks", "num_heads", "patch_size"):
-        yield "model", name, "at least 1", model[name] >= 1
+        yield f"model.{name}", "at least 1", model[name] >= 1
     channels, mult, patch_size = model.model_channels, model.channel_mult, model.patch_size
     levels, whole = len(mult), all(isinstance(m, int) and m > 0 for m in mult)
-    yield (
-        "model",
-        "channel_mult",
-        "a positive integer per level, such as (1, 2, 2)",
-        levels > 0 and whole,
-    )
-    yield (
-        "model",
-        "model_channels",
-        "a multiple of 32, the number of groups in GroupNorm",
-        channels % 32 == 0,
-    )
+    right = "a positive integer per level, such as (1, 2, 2)"
+    yield "model.channel_mult", right, levels > 0 and whole
+    right = "a multiple of 32, the number of groups in GroupNorm"
+    yield "model.model_channels", right, channels % 32 == 0
     factor = patch_size * 2 ** (levels - 1)
     patches = f" and model.patch_size = {patch_size}" if patch_size > 1 else ""
     right = f"divisible by {factor}, for {levels} levels in model.channel_mult{patches}"
-    yield "data", "image_size", right, config.data.image_size % factor == 0
+    yield "data.image_size", right, config.data.image_size % factor == 0
+    right = f"levels from 0 to {levels - 1}, as model.channel_mult has {levels}"
     in_range = all(level in range(levels) for level in model.attention_levels)
-    yield (
-        "model",
-        "attention_levels",
-        f"levels from 0 to {levels - 1}, as model.channel_mult has {levels}",
-        in_range,
-    )
+    yield "model.attention_levels", right, in_range
     size = model.num_head_channels
-    yield "model", "num_head_channels", "-1 or greater than 0", size == -1 or size > 0
+    yield "model.num_head_channels", "-1 or greater than 0", size == -1 or size > 0
     name, divisor = ("num_heads", model.num_heads) if size == -1 else ("num_head_channels", size)
     attended = [channels * mult[level] for level in (*model.attention_levels, levels - 1)]
-    yield (
-        "model",
-        name,
-        "a divisor of the channels at every level with attention",
-        all(c % divisor == 0 for c in attended),
-    )
+    right = "a divisor of the channels at every level with attention"
+    yield f"model.{name}", right, all(c % divisor == 0 for c in attended)

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,6 +27,7 @@ OTHER: dict[type[ast.AST], type[ast.AST]] = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.Pow: ast.Mult,
     ast.FloorDiv: ast.Mult, ast.Mod: ast.Mult, ast.MatMult: ast.Mult,
 }  # fmt: skip
+HANGS = "a test that hangs or ends pytest"
 Place = tuple[str, list[ast.stmt], int, ast.AST]
 """Where a mistake can be made: its kind, the block, the statement in it, the node in that."""
 
@@ -85,9 +86,10 @@ def tests_of(file: Path) -> list[Path]:
     return [path for path in (own, room) if (ROOT / path).exists()]
 
 
-def failing_test(copy: Path, tests: list[Path]) -> str:
-    """The first test that fails in the copy, or hangs; "" if all pass."""
+def failing_test(copy: Path, tests: Iterable[object], without: Iterable[str] = ()) -> str:
+    """The first test that fails in the copy, or hangs; "" if all pass. `without` are not run."""
     command = [sys.executable, "-B", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+    command += [f"--deselect={test}" for test in without]
     try:
         result = subprocess.run(
             [*command, *map(str, tests)],
@@ -98,25 +100,36 @@ def failing_test(copy: Path, tests: list[Path]) -> str:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return "a test that hangs"
+        return HANGS
     if result.returncode == 0:
         return ""
     failed = re.search(r"^(?:FAILED|ERROR) (\S+)", result.stdout, re.M)
-    return failed[1] if failed else "a test that ends pytest"
+    return failed[1] if failed else HANGS
 
 
-def verdict(copy: Path, file: str, source: str, kind: str, number: int) -> dict[str, str]:
-    """Make one mistake in the copy, run the room's tests, and undo it."""
+def verdict(
+    copy: Path, file: str, source: str, kind: str, number: int, broken: set[str]
+) -> dict[str, str]:
+    """Make one mistake in the copy, run the room's tests, and undo it.
+
+    Tests that fail without it, too, join `broken`, and are not run again.
+    """
     mutated, change = mutate(source, kind, number)
     tests = tests_of(Path(file))
-    (copy / file).write_text(mutated)
-    by = failing_test(copy, tests)
+    while True:
+        (copy / file).write_text(mutated)
+        by = failing_test(copy, tests, broken)
+        (copy / file).write_text(source)
+        if by in ("", HANGS) or not failing_test(copy, [by]):
+            break
+        print(f"broken    {by}", flush=True)
+        broken.add(by)
     result = "killed" if by else "survived"
     if not by:
         (copy / file).write_text(mutate(source, kind, number, raises=True)[0])
-        if not failing_test(copy, tests):
+        if not failing_test(copy, tests, broken):
             result = "not run"
-    (copy / file).write_text(source)
+        (copy / file).write_text(source)
     return {"verdict": result, "change": f"{file}:{change}", "by": by}
 
 
@@ -142,13 +155,14 @@ def main() -> None:
     rows = [json.loads(line) for line in done]
     for row in rows:
         show(row)
+    broken: set[str] = set()
     with tempfile.TemporaryDirectory() as directory, options.state.open("a") as state:
         copy = Path(directory) / "copy"
         shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*"))
         for file, kind, number in drawn[len(rows) :]:
             if sum(row["verdict"] != "not run" for row in rows) >= options.count:
                 break
-            rows.append(verdict(copy, file, sources[file], kind, number))
+            rows.append(verdict(copy, file, sources[file], kind, number, broken))
             state.write(json.dumps(rows[-1]) + "\n")
             state.flush()
             show(rows[-1])

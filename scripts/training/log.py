@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, suppress
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,7 +36,8 @@ class MetricsWriter(AbstractContextManager["MetricsWriter"]):
         Rows of events stay whatever their step: those steps do not repeat them.
         """
         path = workdir / "metrics.jsonl"
-        self._workdir, self._first_step, self._writes = workdir, first_step, distributed.is_main()
+        self._folder, self._first_step = workdir / "tensorboard", first_step
+        self._writes = distributed.is_main()
         rows = []
         if self._writes:
             rows = [
@@ -55,11 +57,13 @@ class MetricsWriter(AbstractContextManager["MetricsWriter"]):
         """TensorBoard's writer, made when it is first used."""
         from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
-        return SummaryWriter(str(self._workdir / "tensorboard"), purge_step=self._first_step + 1)
+        return SummaryWriter(str(self._folder), purge_step=self._first_step + 1)
 
     def _summarize(self, add: Callable[["SummaryWriter"], object]) -> None:
+        if not self._writes:
+            return
         with optional("tensorboard"):
-            (self._workdir / "tensorboard").mkdir(exist_ok=True)  # tidy users remove it
+            self._folder.mkdir(exist_ok=True)  # tidy users remove it
             add(self._summaries)
             self._summaries.flush()  # while its directory is there
 
@@ -67,43 +71,40 @@ class MetricsWriter(AbstractContextManager["MetricsWriter"]):
         if self._writes:
             with suppress(OSError):  # a full disk was reported when the row was written
                 self._file.close()
-            with optional("tensorboard"):
-                self._summaries.close()
+        self._summarize(lambda board: board.close())
 
     def write(self, step: int, **values: float) -> None:
         """One row: the step and named numbers, to the eight digits that a float32 has. Raises
         OSError.
         """
-        if self._writes:
-            self._append({"step": step, **{name: float(f"{v:.8g}") for name, v in values.items()}})
 
-            def scalars(board: "SummaryWriter") -> None:
-                for name, value in values.items():
-                    board.add_scalar(name, value, step)
+        def scalars(board: "SummaryWriter") -> None:
+            for name, value in values.items():
+                board.add_scalar(name, value, step)
 
-            self._summarize(scalars)
+        self._append({"step": step, **{name: float(f"{v:.8g}") for name, v in values.items()}})
+        self._summarize(scalars)
 
     def event(self, step: int, event: str, **facts: Any) -> None:
         """One row about the run itself, such as "resumed", with plain data; not in TensorBoard."""
-        if self._writes:
-            self._append({"step": step, "event": event, **facts})
+        self._append({"step": step, "event": event, **facts})
 
     def text(self, step: int, name: str, text: str) -> None:
         """Preformatted text in TensorBoard."""
-        if self._writes:
-            lines = "\n".join(f"    {line}" for line in text.splitlines())
-            self._summarize(lambda board: board.add_text(name, lines, step))
+        lines = indent(text, "    ")
+        self._summarize(lambda board: board.add_text(name, lines, step))
 
     def image(self, step: int, name: str, path: Path) -> None:
         """The picture in a file, in TensorBoard."""
-        if self._writes:
-            self._summarize(
-                lambda board: board.add_image(
-                    name, np.asarray(Image.open(path)), step, dataformats="HWC"
-                )
-            )
+
+        def picture(board: "SummaryWriter") -> None:
+            board.add_image(name, np.asarray(Image.open(path)), step, dataformats="HWC")
+
+        self._summarize(picture)
 
     def _append(self, row: dict[str, Any]) -> None:
+        if not self._writes:
+            return
         try:
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()
@@ -116,8 +117,7 @@ class LossWindow:
 
     def __init__(self, K: int) -> None:
         """Levels 1..K are divided into `NUM_BANDS` bands of equal size, as far as possible."""
-        num_bands = min(NUM_BANDS, K)
-        self.edges = [K * i // num_bands for i in range(num_bands + 1)]
+        self.edges = sorted({K * i // NUM_BANDS for i in range(NUM_BANDS + 1)})
         self.results: list[StepResult] = []
         self.seconds = 0.0
 
@@ -130,16 +130,13 @@ class LossWindow:
         """Images per second and means over the finite steps of the window by name; then the next
         window begins.
         """
-        row = {
-            "images_per_second": sum(len(result.losses) for result in self.results) / self.seconds
-        }
+        num_images = sum(len(result.losses) for result in self.results)
+        row = {"images_per_second": num_images / self.seconds}
         finite = [result for result in self.results if result.finite]
         self.results, self.seconds = [], 0.0
         if finite:
-            losses, levels = (
-                torch.cat([r.losses.cpu() for r in finite]),
-                torch.cat([r.levels for r in finite]),
-            )
+            losses = torch.cat([result.losses.cpu() for result in finite])
+            levels = torch.cat([result.levels for result in finite])
             row["loss"] = losses.mean().item()
             row["grad_norm"] = sum(result.grad_norm for result in finite) / len(finite)
             for low, high in pairwise(self.edges):

@@ -94,3 +94,5 @@ def test_small_and_impossible_schedules() -> None:
         matched_schedule(torch.eye(8)[:1] * torch.eye(8)[:, :1], 5, 0.5, 4.0)
     with pytest.raises(ValueError, match="alike but for their brightness"):
         matched_schedule(torch.full((8, 8), float("nan")), 5, 0.5, 4.0)
+    with pytest.raises(ValueError, match="alike but for their brightness"):  # rounding errors
+        matched_schedule(torch.full((8, 8), 1e-10), 5, 0.5, 4.0)
