@@ -16,7 +16,7 @@ import json
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from torch import nn
 from model_code import build_model
 from model_code.prior import Prior
 from model_code.process import CalibrationState, Process
-from scripts.config.load import from_json
+from scripts.config.load import flatten, from_json
 from scripts.config.resolve import FREE_IN_INFERENCE, resolve
 from scripts.errors import UserError, one_line
 from scripts.storage.files import atomic_write, sync
@@ -37,7 +37,7 @@ from scripts.storage.files import atomic_write, sync
 FORMAT = "ihdm-1"
 REQUIRED = {"step", "config", "ema"}
 REQUIRED_TO_RESUME = {"model", "optimizer", "scaler", "data", "prior"}
-FOR_SAMPLING = (
+FOR_SAMPLING = [
     "step",
     "config",
     "sigma_B",
@@ -46,7 +46,7 @@ FOR_SAMPLING = (
     "calibration",
     "precision",
     "provenance",
-)
+]
 """Parts of a checkpoint that a small one has besides the averages."""
 Contents = dict[str, Any]
 
@@ -54,8 +54,12 @@ Contents = dict[str, Any]
 # numbers; older files name them by NumPy 1's module path.
 _scalar = np.float64(0).__reduce__()[0]
 _NUMPY_SCALARS: list[Any] = [
-    *((_scalar, f"numpy.{core}.multiarray.scalar") for core in ("_core", "core")),
-    *(np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType),
+    (_scalar, "numpy._core.multiarray.scalar"),
+    (_scalar, "numpy.core.multiarray.scalar"),
+    np.dtype,
+    np.dtypes.Float64DType,
+    np.dtypes.Float32DType,
+    np.dtypes.Int64DType,
 ]
 
 
@@ -79,19 +83,12 @@ def earlier_calibration_path(path: Path) -> Path:
     return path.with_suffix(".noise.pth")
 
 
-def weights_checksum(weights: Iterable[torch.Tensor]) -> int:
+def weights_crc32(contents: Contents) -> int:
     """A number that tells one set of averaged weights from another."""
     checksum = 0
-    for weight in weights:
+    for weight in contents["ema"]["shadow"].values():
         checksum = zlib.crc32(weight.detach().cpu().contiguous().numpy().tobytes(), checksum)
     return checksum
-
-
-def averages(contents: Contents) -> Iterable[torch.Tensor]:
-    """The averaged weights of a checkpoint, in the order in which parameters were registered."""
-    if is_release(contents):
-        return contents["ema"]["shadow_params"]
-    return contents["ema"]["shadow"].values()
 
 
 def previous_path(workdir: Path) -> Path:
@@ -122,22 +119,25 @@ def write_meta(workdir: Path, contents: Contents) -> None:
 
 
 def read(path: Path) -> Contents:
-    """Read a checkpoint of ours or of the release onto the CPU.
+    """Read a checkpoint of ours or of the release onto the CPU; the release's has no "config".
 
     Raises UserError if it is missing, damaged or foreign.
     """
     if not path.is_file():
         raise UserError(f"{path}: there is no such checkpoint")
     contents = _load(path)
-    ours = (
-        isinstance(contents, dict)
-        and contents.get("format") == FORMAT
-        and contents.keys() >= REQUIRED
-    )
-    if not (ours or is_release(contents)):
+    keys = contents.keys() if isinstance(contents, dict) else set()
+    release = keys >= {"step", "ema", "model"} and "shadow_params" in contents["ema"]
+    if release:
+        # It keeps averages as a list, in the order in which parameters were registered.
+        names = [name.removeprefix("module.") for name in contents["model"]]
+        averages = zip(names, contents["ema"]["shadow_params"], strict=False)
+        contents["ema"] = {"shadow": dict(averages)}
+    elif not (keys >= REQUIRED and contents.get("format") == FORMAT):
         raise UserError(f"{path}: not a checkpoint of this program or of the original release")
-    if name := _first_not_finite({key: contents.get(key) for key in ("ema", "model", "optimizer")}):
-        raise UserError(f"{path}: {name} holds NaN or infinity; use an earlier checkpoint")
+    for name, value in flatten({key: contents.get(key) for key in ("ema", "model", "optimizer")}):
+        if isinstance(value, torch.Tensor) and not value.isfinite().all():
+            raise UserError(f"{path}: {name} holds NaN or infinity; use an earlier checkpoint")
     if "noise" in contents:  # the key of earlier versions
         contents["calibration"] = contents.pop("noise")
     return contents
@@ -161,31 +161,6 @@ def _load(path: Path) -> Any:
         reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
         what = "damaged, or not a checkpoint of plain tensors and numbers only"
         raise UserError(f"{path}: {what} ({reason})") from None
-
-
-def _first_not_finite(contents: Any, where: str = "") -> str | None:
-    """The name of a tensor in nested dictionaries and lists that holds NaN or infinity, such as
-    ema.shadow.head.bias.
-    """
-    if isinstance(contents, torch.Tensor):
-        return None if bool(contents.isfinite().all()) else where
-    if isinstance(contents, list):
-        contents = dict(enumerate(contents))
-    if not isinstance(contents, dict):
-        return None
-    for key, value in contents.items():
-        if name := _first_not_finite(value, f"{where}.{key}".removeprefix(".")):
-            return name
-    return None
-
-
-def is_release(contents: Any) -> bool:
-    """Whether this is a file of the original release rather than ours."""
-    return (
-        isinstance(contents, dict)
-        and {"ema", "model", "step"} <= contents.keys()
-        and "shadow_params" in contents["ema"]
-    )
 
 
 def existing(workdir: Path) -> list[Path]:
@@ -230,10 +205,8 @@ def read_to_resume(workdir: Path) -> Contents | None:
 
 def numbers(workdir: Path) -> list[int]:
     """Of the numbered checkpoints of a run, ascending."""
-    stems = (
-        path.stem.removeprefix("checkpoint_")
-        for path in numbered_path(workdir, 0).parent.glob("checkpoint_*.pth")
-    )
+    paths = (workdir / "checkpoints").glob("checkpoint_*.pth")
+    stems = [path.stem.removeprefix("checkpoint_") for path in paths]
     return sorted(int(number) for number in stems if number.isdecimal())
 
 
@@ -316,7 +289,7 @@ def load_trained(config: ConfigDict, workdir: Path | str, checkpoint: int) -> Tr
         prior=prior,
         dequantized=dequantized,
         step=contents["step"],
-        weights_crc32=weights_checksum(averages(contents)),
+        weights_crc32=weights_crc32(contents),
         path=path,
         saved_calibration=contents.get("calibration"),
         data=contents.get("data", {}),
@@ -351,22 +324,12 @@ def load_averages(model: nn.Module, path: Path, contents: Contents, assign: bool
     """Make the averages the weights of a model; `assign` for one without data. Raises UserError if
     they do not fit.
     """
-    weights = contents["ema"].get("shadow")
-    if is_release(contents):
-        # The release keeps a list, in the order in which parameters were registered.
-        names = [name for name, _ in model.named_parameters()]
-        shadow = contents["ema"]["shadow_params"]
-        if len(shadow) != len(names):
-            needed = f"this configuration's model has {len(names)}"
-            raise UserError(f"the checkpoint has {len(shadow)} parameters where {needed}")
-        weights = dict(zip(names, shadow, strict=True))
     try:
-        model.load_state_dict(weights, strict=True, assign=assign)
+        model.load_state_dict(contents["ema"]["shadow"], strict=True, assign=assign)
     except RuntimeError as error:
         reason = one_line(error).partition(": ")[2][:400]
-        raise UserError(
-            f"{path} holds another architecture than this configuration: {reason}"
-        ) from None
+        what = "holds another architecture than this configuration"
+        raise UserError(f"{path} {what}: {reason}") from None
 
 
 def for_sampling(contents: Contents) -> Contents:
@@ -410,9 +373,8 @@ def _steps(workdir: Path) -> dict[int, int | None]:
     """
     steps: dict[int, int | None] = dict.fromkeys(numbers(workdir))
     for number in steps:
+        path = numbered_path(workdir, number)
         with contextlib.suppress(Exception):
-            path = numbered_path(workdir, number)
-            steps[number] = int(
-                torch.load(path, map_location="cpu", weights_only=True, mmap=True)["step"]
-            )
+            contents = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            steps[number] = int(contents["step"])
     return steps

@@ -31,22 +31,19 @@ def publish(workdir: Path, out: Path) -> Path:
     Raises UserError if there is nothing to publish or `out` is itself a run that can go on.
     """
     path, contents = checkpoint.read_newest(workdir) or (None, None)
-    if path is None or contents is None or checkpoint.is_release(contents):
+    if path is None or contents is None or "config" not in contents:
         raise UserError(f"--workdir={workdir}: there is no checkpoint of this program in it")
     if checkpoint.meta_path(out).exists():
         raise UserError(
             f"--out={out}: there is a run in it that can be trained further; choose another "
             "directory"
         )
-    crc32 = checkpoint.weights_checksum(checkpoint.averages(contents))
+    crc32 = checkpoint.weights_crc32(contents)
     calibration = checkpoint.read_calibration(
         path, contents.get("calibration"), contents["step"], crc32
     )
     path = checkpoint.numbered_path(make_directory(out, "--out"), 1)
-    if (
-        path.exists()
-        and checkpoint.weights_checksum(checkpoint.averages(checkpoint.read(path))) != crc32
-    ):
+    if path.exists() and checkpoint.weights_crc32(checkpoint.read(path)) != crc32:
         raise UserError(f"--out={out}: other weights are published there; choose another directory")
     published = without_folders(for_sampling(contents) | {"calibration": calibration})
     checkpoint.write(path, published)

@@ -165,7 +165,7 @@ def read_initial_weights(config: ConfigDict) -> InitialWeights:
     record = {
         "file": path.name,
         "step": contents["step"],
-        "weights_crc32": checkpoint.weights_checksum(checkpoint.averages(contents)),
+        "weights_crc32": checkpoint.weights_crc32(contents),
     }
     of_weights = {key: text for key, text in changes.items() if key.startswith(("model.", "data."))}
     return InitialWeights(model.state_dict(), of_weights, record)
