@@ -66,7 +66,14 @@ def evaluate(flags: Values) -> int:
     cache = workdir / "evaluation" if flags.out is None and workdir else directory / "features"
     if distributed.is_main():  # before anything is computed
         for place in (directory,) if flags.mode == "elbo" else (directory, cache):
-            require_outside_data(place, "--out", config.data, samples=flags.samples)
+            require_outside_data(
+                place,
+                "--out",
+                config.data,
+                samples=flags.samples,
+                dataset_name_cleanfid=flags.dataset_name_cleanfid,
+                init=None if flags.init in ("held_out", "train") else flags.init,
+            )
             make_directory(place, "--out")
         if flags.out is None and named_after is not None:
             (directory / results.OWNER).write_text(str(named_after.resolve()))

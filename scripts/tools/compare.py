@@ -18,8 +18,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from scripts.config.flags import Values, run
-from scripts.config.load import RUN_CONFIG, flatten, from_json
+from scripts.config.load import RUN_CONFIG, flatten, from_json, load
 from scripts.config.paths import user_path
+from scripts.data.datasets import require_outside_data
 from scripts.errors import UserError
 from scripts.evaluation.results import RESULTS
 from scripts.storage.files import atomic_write, make_directory, read_json_lines
@@ -297,6 +298,8 @@ def main(flags: Values) -> int:
     """Compare the runs that were named."""
     runs = [user_path(text, "RUN") for text in flags.run]
     configs, keys, arms = arms_of(runs)
+    for path in runs:
+        require_outside_data(flags.out, "--out", load(str(path / RUN_CONFIG)).data)
     rows = read_scores(runs, [config["seed"] for config in configs], arms)
     if not rows:
         raise UserError(

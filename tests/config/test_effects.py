@@ -1,13 +1,14 @@
 """Every flag that is accepted beside others changes what a command makes, or what it records."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import sample
 from scripts.config.flags import UNREAD, flags_of, parse
@@ -17,6 +18,7 @@ from scripts.sampling.sampler import Sampler
 from scripts.storage import checkpoint
 from scripts.training.loop import train
 from tests.config.test_flags import MEANINGFUL, names_of
+from tests.tiny import tiny_config
 from tests.training.runs import array_config
 
 ANOTHER: dict[str, Any] = {
@@ -103,7 +105,7 @@ def made(monkeypatch: pytest.MonkeyPatch, place: Path, tmp_path: Path) -> Made:
 
 
 def outcome(
-    command_name: str, options: dict[str, object], directory: Path, made: Made
+    command_name: str, options: Mapping[str, object], directory: Path, made: Made
 ) -> dict[str, object]:
     """What the command makes, as far as `made` notes it, and the files below the directory."""
     made.clear()
@@ -172,3 +174,23 @@ def test_an_accepted_flag_changes_something(
         elif outcome(command_name, changed, tmp_path / str(number), made) == plain:
             without_effect.add(name)
     assert without_effect == WITHOUT_EFFECT.get(words, set())
+
+
+def test_an_export_draws_as_many_images_at_a_time_as_an_evaluation(
+    place: Path, tmp_path: Path, made: Made
+) -> None:
+    options = {"workdir": place / "run", "export_dir": tmp_path / "export", "num_samples": 9}
+    outcome("sample", options, tmp_path, made)
+    assert made["drawn at a time"] == tiny_config().eval.batch_size
+
+
+@pytest.mark.parametrize("read", ["init", "dataset_name_cleanfid", "samples"])
+def test_no_results_among_images_that_are_read(read: str, place: Path, tmp_path: Path) -> None:
+    options = {"config": place / "run" / "config.json", read: tmp_path, "out": tmp_path / "scores"}
+    if read == "samples":
+        Image.new("L", (8, 8)).save(tmp_path / "0.png")
+    else:
+        options["workdir"] = place / "run"
+    with pytest.raises(UserError, match=f"pictures there would become images of --{read} = "):
+        outcome("evaluate", options, tmp_path, {})
+    assert not (tmp_path / "scores").exists()

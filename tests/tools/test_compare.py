@@ -3,6 +3,7 @@
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 
 from scripts.config.load import to_json
 from scripts.errors import UserError
-from scripts.tools.compare import arms_of, curves, read_scores, write
+from scripts.tools.compare import arms_of, curves, main, read_scores, write
 from tests.conftest import command, error_line
 from tests.tiny import tiny_config
 
@@ -192,3 +193,9 @@ def test_bad_input(runs: list[Path], tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert "model.sigma: 0.01 (a2), 0.01 (a3), 0.02 (b2)" in result.stdout
     assert "B - A" in result.stdout
+
+
+def test_no_tables_among_the_images_of_a_run(tmp_path: Path) -> None:
+    run = made_run(tmp_path, "a", [], data__dataset="folder", data__path=str(tmp_path))
+    with pytest.raises(UserError, match=r"become images of config\.data\.path"):
+        main(SimpleNamespace(run=[str(run)], out=tmp_path / "out"))
