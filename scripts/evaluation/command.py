@@ -132,7 +132,7 @@ def evaluation(
 
 def make_extractor(flags: Values, config: ConfigDict, cache: Path) -> Extractor:
     """Return what --feature_extractor names; a classifier that is trained for it goes to `cache`."""
-    device = distributed.device(config.device)
+    device = resolve_device(config.device)
     if flags.feature_extractor == "classifier":
         return classifier_features(cache, config.data, device)
     if flags.feature_extractor == "dinov2":

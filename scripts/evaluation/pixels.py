@@ -34,7 +34,7 @@ from scripts.estimate import Estimate, count
 from scripts.evaluation.features import NativeFolder
 from scripts.evaluation.results import Result
 from scripts.runtime import distributed
-from scripts.runtime.device import Precision
+from scripts.runtime.device import Precision, resolve_device
 from scripts.runtime.progress import progress_bar
 from scripts.runtime.randomness import Purpose, stream
 from scripts.sampling.output import grid, to_uint8
@@ -96,7 +96,7 @@ class SampleFiles:
         if (path / "origins.txt").is_file():
             exported = np.loadtxt(path / "origins.txt", dtype=int, ndmin=1)
             origins = exported if len(exported) == len(images) else origins
-        precision = Precision.named(distributed.device(config.device), "float32")
+        precision = Precision.named(resolve_device(config.device), "float32")
         return cls(text, images, native, origins, seed, precision)
 
     @property

@@ -27,6 +27,7 @@ from scripts.evaluation.pixels import PixelInputs, SampleFiles, initial_images
 from scripts.evaluation.references import find_reference, first_size, readable_features
 from scripts.evaluation.results import Result
 from scripts.runtime import distributed
+from scripts.runtime.device import resolve_device
 from scripts.runtime.progress import warn
 from scripts.sampling.choice import Choice
 from scripts.sampling.output import to_uint8
@@ -125,7 +126,7 @@ class SampleEvaluation:
             self._reference,
             sampler.seed,
             self.k,
-            distributed.device(self.config.device),
+            resolve_device(self.config.device),
             groups,
         )
         real: dict[str, dict[str, Any]] = {}

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -15,27 +16,23 @@ from torch import nn
 from scripts.errors import UserError
 
 
-def resolve_device(name: str, local_rank: int = 0) -> torch.device:
+def resolve_device(name: str) -> torch.device:
     """The device that config.device names; "auto" is a GPU if there is one. Raises UserError if it
     is not to be had.
 
-    "cuda" is the GPU number `local_rank`, which is this process's number on its machine. On a GPU,
-    PyTorch is told to compute the same numbers every time, and float32 where float32 is asked for.
+    "cuda" is, for the i-th process of a machine, its i-th GPU. On a GPU, PyTorch is told to compute
+    the same numbers every time, and float32 where float32 is asked for.
     """
-    text = name
-    if name == "auto":
-        text = "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, number = text.partition(":")
-    if kind == "cpu" and not number:
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
-    if kind != "cuda" or not (number or "0").isdecimal():
+    index, count = 0, torch.cuda.device_count()
+    if re.fullmatch(r"cuda:\d+", name):
+        index = int(name.removeprefix("cuda:"))
+    elif name not in ("auto", "cuda"):
         raise UserError(f"config.device = {name!r}: must be 'auto', 'cpu', 'cuda' or 'cuda:1'")
-    count = torch.cuda.device_count()
-    index = local_rank
-    if number:
-        index = int(number)
-    elif count == 1:  # a scheduler may show each process no GPU but its own
-        index = 0
+    elif count != 1 and torch.distributed.is_initialized():
+        # A scheduler may show each process no GPU but its own.
+        index = int(os.environ.get("LOCAL_RANK", 0))
     if index >= count:
         raise UserError(
             f"config.device = {name!r}: there is no GPU number {index}, as this machine has "
@@ -43,9 +40,8 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
         )
     device = torch.device("cuda", index)
     torch.cuda.set_device(device)
-    os.environ.setdefault(
-        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
-    )  # read when CUDA starts; without it sums vary in order
+    # Read when CUDA starts; without it sums vary in order.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time
     torch.backends.cudnn.allow_tf32 = False
@@ -54,11 +50,9 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
 
 def device_name(device: torch.device) -> str:
     """A device in words: "NVIDIA H100" or "cpu, 4 threads"."""
-    return (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"cpu, {torch.get_num_threads()} threads"
-    )
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu, {torch.get_num_threads()} threads"
 
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -112,14 +106,11 @@ class Precision:
         if device.type == "cuda":
             return cls.named(device, "bfloat16", "the default on CUDA")
         ratio = bfloat16_ratio()
-        compared = (
-            f"{ratio:.2g} times as long as float32"
-            if ratio > 1
-            else f"{ratio:.0%} of float32's time"
-        )
-        return cls.named(
-            device, "bfloat16" if ratio < 1 else "float32", f"bfloat16 took {compared} here"
-        )
+        if ratio < 1:
+            reason = f"bfloat16 took {ratio:.0%} of float32's time here"
+            return cls.named(device, "bfloat16", reason)
+        reason = f"bfloat16 took {ratio:.2g} times as long as float32 here"
+        return cls.named(device, "float32", reason)
 
     @property
     def name(self) -> str:

@@ -25,7 +25,6 @@ from torch import nn
 from torch.distributed.rendezvous import rendezvous
 
 from scripts.errors import USAGE_ERROR, UserError, error_line, expected, one_line
-from scripts.runtime.device import resolve_device
 
 Part = TypeVar("Part", bound=Sequence[int])
 CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
@@ -48,9 +47,9 @@ def cores() -> int:
     """How many cores of this machine this process may use: those of its container, shared with its
     neighbours.
     """
-    usable = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )  # macOS has none
+    usable = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):  # macOS has none
+        usable = len(os.sched_getaffinity(0))
     if CPU_MAX.exists():
         quota, period = CPU_MAX.read_text().split()
         if quota != "max":
@@ -125,10 +124,10 @@ def averaging_gradients(model: nn.Module, device: torch.device) -> nn.Module:
 
     The wrapper renames all parameters: use `model` itself for everything else.
     """
+    if world_size() == 1:
+        return model
     gpus = [device] if device.type == "cuda" else None
-    return (
-        model if world_size() == 1 else nn.parallel.DistributedDataParallel(model, device_ids=gpus)
-    )
+    return nn.parallel.DistributedDataParallel(model, device_ids=gpus)
 
 
 def averaging_after(model: nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:
@@ -136,15 +135,6 @@ def averaging_after(model: nn.Module, last: bool) -> contextlib.AbstractContextM
     the last part only.
     """
     return contextlib.nullcontext() if world_size() == 1 or last else model.no_sync()  # type: ignore[operator]
-
-
-def device(name: str) -> torch.device:
-    """What config.device names; the i-th process of a machine gets its i-th GPU. Raises UserError
-    if there is none.
-    """
-    return resolve_device(
-        name, int(os.environ.get("LOCAL_RANK", 0)) if dist.is_initialized() else 0
-    )
 
 
 @contextlib.contextmanager
@@ -164,9 +154,8 @@ def processes(timeout_minutes: float = 120.0) -> Iterator[None]:
         return
     try:
         if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
-            os.environ.setdefault(
-                "GLOO_SOCKET_IFNAME", "lo"
-            )  # one machine, whatever its name resolves to
+            # One machine, whatever its name resolves to.
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         _join(timedelta(minutes=timeout_minutes))
         with (
             Path(os.devnull).open("w") as nowhere,
@@ -191,13 +180,8 @@ def _meet() -> tuple[object, ...]:
         host = "127.0.0.1" if local.size == world.size else socket.gethostname()
         with socket.socket() as free:
             free.bind(("", 0))
-            return (
-                world.rank,
-                world.size,
-                local.rank,
-                local.size,
-                *world.bcast((host, free.getsockname()[1])),
-            )
+            meeting_point = world.bcast((host, free.getsockname()[1]))
+        return world.rank, world.size, local.rank, local.size, *meeting_point
     # Only a step that srun started has a number of tasks: a job script or a shell in an allocation
     # is one process.
     if int(env.get("SLURM_STEP_NUM_TASKS", 1)) == 1:
@@ -208,17 +192,11 @@ def _meet() -> tuple[object, ...]:
             "srun on several machines: set MASTER_ADDR to the name of the first, see "
             "docs/cluster.md"
         )
-    port = (
-        20000 + (10 * int(env["SLURM_JOB_ID"]) + int(env["SLURM_STEP_ID"])) % 12000
-    )  # a job may run several steps at a time
+    # A job may run several steps at a time.
+    port = 20000 + (10 * int(env["SLURM_JOB_ID"]) + int(env["SLURM_STEP_ID"])) % 12000
     meeting_point = env.get("MASTER_ADDR", "127.0.0.1"), env.get("MASTER_PORT", port)
-    return (
-        env["SLURM_PROCID"],
-        size,
-        env["SLURM_LOCALID"],
-        size if one_machine else 0,
-        *meeting_point,
-    )
+    local_size = size if one_machine else 0
+    return env["SLURM_PROCID"], size, env["SLURM_LOCALID"], local_size, *meeting_point
 
 
 def _mpi(launcher: str) -> Any:
@@ -243,13 +221,10 @@ def _mpi(launcher: str) -> Any:
         if "0" not in (env.get("OMPI_COMM_WORLD_RANK"), env.get("PMI_RANK")):
             time.sleep(10)  # while process 0 says it for all
             sys.exit(USAGE_ERROR)
-        found = (
-            f"this mpirun is {launcher}'s, but mpi4py has another library "
-            f"({one_line(library)[:60]})"
-        )
+        other = one_line(library)[:60]
         raise UserError(
-            f"{found}: use the mpirun of that, or name {launcher}'s library: "
-            "MPI4PY_LIBMPI=/path/to/libmpi.so"
+            f"this mpirun is {launcher}'s, but mpi4py has another library ({other}): use the "
+            f"mpirun of that, or name {launcher}'s library: MPI4PY_LIBMPI=/path/to/libmpi.so"
         )
     MPI.Init()
     return MPI
@@ -270,31 +245,28 @@ def _join(timeout: timedelta) -> None:
     try:
         store, number, size = next(rendezvous("env://", timeout=timedelta(minutes=MEETING_MINUTES)))
     except dist.DistError as error:
-        reason, size, place = (
-            str(error).splitlines()[0],
-            env["WORLD_SIZE"],
-            f"{env['MASTER_ADDR']}:{env['MASTER_PORT']}",
-        )
-        who = f"process {env['RANK']} of {size}, on {socket.gethostname()}: {one_line(reason)}"
-        look = f"MASTER_ADDR and MASTER_PORT, {place}, must be process 0's machine and a free port"
-        raise UserError(f"{who}. {look}, and all {size} must have been started") from None
+        place, reason = f"{env['MASTER_ADDR']}:{env['MASTER_PORT']}", str(error).splitlines()[0]
+        raise UserError(
+            f"process {env['RANK']} of {env['WORLD_SIZE']}, on {socket.gethostname()}: "
+            f"{one_line(reason)}. MASTER_ADDR and MASTER_PORT, {place}, must be process 0's "
+            f"machine and a free port, and all {env['WORLD_SIZE']} must have been started"
+        ) from None
     # Objects and tensors on the CPU go through Gloo, gradients on GPUs through NCCL.
-    backend = (
-        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
-    )
+    backend = "gloo"
+    if torch.cuda.is_available() and dist.is_nccl_available():
+        backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=timeout)
     # A machine that loses power or network closes no connection. The kernel finds out in two
     # minutes, if it is told to ask. (TCP_USER_TIMEOUT would find it sooner, but also end
     # connections to a process that is only busy.)
+    timers = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 9}
     for entry in Path("/proc/self/fd").glob("*"):  # Linux's
         with contextlib.suppress(OSError):  # of the listing itself
             if str(entry.readlink()).startswith("socket:"):
                 with socket.socket(fileno=os.dup(int(entry.name))) as connection:
                     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                    for name, value in (("KEEPIDLE", 30), ("KEEPINTVL", 10), ("KEEPCNT", 9)):
-                        connection.setsockopt(
-                            socket.IPPROTO_TCP, getattr(socket, f"TCP_{name}"), value
-                        )
+                    for timer, value in timers.items():
+                        connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, timer), value)
 
 
 def _lost(error: BaseException) -> str | None:
@@ -313,17 +285,14 @@ def _end_job(error: BaseException) -> NoReturn:
         # An error that all processes have is printed by process 0 only: the launcher then ends
         # this one.
         time.sleep(2)
-    known = expected(error) or _lost(error)
-    print(
-        error_line(known) if known else f"process {rank()}:\n{traceback.format_exc()}",
-        file=sys.stderr,
-        flush=True,
-    )
+    code, line = 1, expected(error) or _lost(error)
+    if expected(error):
+        code = USAGE_ERROR
+    text = error_line(line) if line else f"process {rank()}:\n{traceback.format_exc()}"
+    print(text, file=sys.stderr, flush=True)
     sys.stdout.flush()
-    code = USAGE_ERROR if expected(error) else 1
-    if (
-        "mpi4py.MPI" in sys.modules
-    ):  # started by mpirun, which takes an exit alone for the normal end of one process
+    # mpirun takes an exit alone for the normal end of one process.
+    if "mpi4py.MPI" in sys.modules:
         time.sleep(0.5)  # Abort may overtake the line on its way through mpirun
         sys.modules["mpi4py.MPI"].COMM_WORLD.Abort(code)
     os._exit(code)

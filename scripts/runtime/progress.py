@@ -7,7 +7,8 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from datetime import timedelta
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -17,14 +18,18 @@ from scripts.runtime import distributed
 SECONDS_BETWEEN_LINES = 30
 
 
-def warn(text: str) -> None:
-    """A warning, as a line on stderr that does not break a bar."""
-    if not distributed.is_main():
-        return
+def say(text: str, file: TextIO | None = None) -> None:
+    """A line on stdout, or on another file, that does not break a bar."""
     if sys.stderr.isatty():
-        tqdm.write(f"warning: {text}", file=sys.stderr)
+        tqdm.write(text, file=file or sys.stdout)
     else:  # tqdm would write its bars anew with every line
-        print(f"warning: {text}", file=sys.stderr, flush=True)
+        print(text, file=file, flush=True)
+
+
+def warn(text: str) -> None:
+    """A warning, as a line on stderr."""
+    if distributed.is_main():
+        say(f"warning: {text}", sys.stderr)
 
 
 @functools.cache
@@ -33,20 +38,13 @@ def warn_once(text: str) -> None:
     warn(text)
 
 
-_failed: set[str] = set()
-
-
 @contextmanager
 def optional(what: str) -> Iterator[None]:
-    """Make errors of the body a warning, the first one of each kind: nothing depends on its
-    outputs.
-    """
+    """Make errors of the body a warning, given once: nothing depends on its outputs."""
     try:
         yield
     except Exception as error:
-        if what not in _failed:
-            _failed.add(what)
-            warn(f"{what}: {one_line(error) or type(error).__name__}; going on without")
+        warn_once(f"{what}: {one_line(error) or type(error).__name__}; going on without")
 
 
 class _Lines(tqdm):
@@ -70,18 +68,15 @@ def progress_bar(total: int, unit: str, description: str, initial: int = 0) -> t
     """A tqdm bar that leaves nothing behind; where there is no terminal, it shows only work of over
     half a minute.
     """
-    options: dict[str, Any] = {
-        "leave": False,
-        "dynamic_ncols": True,
-        "disable": not distributed.is_main(),
-    }
+    options: dict[str, Any] = {"leave": False, "dynamic_ncols": True}
     kind = tqdm
     if not sys.stderr.isatty():
-        kind, options = (
-            _Lines,
-            options | {"delay": SECONDS_BETWEEN_LINES, "mininterval": SECONDS_BETWEEN_LINES},
-        )
-    return kind(total=total, unit=unit, desc=description, initial=initial, **options)
+        kind = _Lines
+        options |= {"delay": SECONDS_BETWEEN_LINES, "mininterval": SECONDS_BETWEEN_LINES}
+    hidden = not distributed.is_main()
+    return kind(
+        total=total, unit=unit, desc=description, initial=initial, disable=hidden, **options
+    )
 
 
 class TrainingProgress(AbstractContextManager["TrainingProgress"]):
@@ -114,19 +109,7 @@ class TrainingProgress(AbstractContextManager["TrainingProgress"]):
                 flush=True,
             )
 
-    def say(self, text: str) -> None:
-        """A message on stdout that does not break the bar."""
-        if self.on_terminal:
-            tqdm.write(text, file=sys.stdout)
-        else:
-            print(text, flush=True)
-
 
 def duration(seconds: float) -> str:
-    """Seconds as "42 s", "5 min 10 s", "3 h 20 min" or "4 d 3 h"."""
-    minutes, whole_seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    parts = [(days, "d"), (hours, "h"), (minutes, "min"), (whole_seconds, "s")]
-    first = next((i for i, (value, _) in enumerate(parts) if value), len(parts) - 1)
-    return " ".join(f"{value} {unit}" for value, unit in parts[first : first + 2] if value) or "0 s"
+    """Seconds as "0:05:10" or "2 days, 3:20:00"."""
+    return str(timedelta(seconds=round(seconds)))

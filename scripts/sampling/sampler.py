@@ -16,7 +16,7 @@ from scripts.data.datasets import Split, load_images
 from scripts.data.images import fingerprint
 from scripts.errors import UserError
 from scripts.runtime import distributed
-from scripts.runtime.device import Precision, to_device
+from scripts.runtime.device import Precision, resolve_device, to_device
 from scripts.runtime.progress import warn_once
 from scripts.runtime.randomness import Purpose, stream
 from scripts.sampling.choice import Choice
@@ -315,7 +315,7 @@ def load_sampler(
     """
     config = saved_config(workdir, checkpoint) if config is None else config
     validate(config)
-    device = distributed.device(config.device)
+    device = resolve_device(config.device)
     initial_images = (
         None
         if choice.init is None

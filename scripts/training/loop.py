@@ -16,7 +16,8 @@ from scripts.data.loader import Batch, ReadingFailed, TrainBatches, none_readabl
 from scripts.errors import UserError, expected
 from scripts.estimate import Estimate
 from scripts.runtime import distributed
-from scripts.runtime.progress import TrainingProgress, warn
+from scripts.runtime.device import resolve_device
+from scripts.runtime.progress import TrainingProgress, say, warn
 from scripts.sampling.output import sample_set
 from scripts.sampling.sampler import make_sampler
 from scripts.storage import checkpoint
@@ -49,7 +50,7 @@ def train(config: ConfigDict, workdir: Path) -> int:
         split = f"{processes} processes and config.training.accumulation_steps"
         needed = f"must be a multiple of {microbatches}, for {split}"
         raise UserError(f"config.training.batch_size = {size}: {needed}")
-    device = distributed.device(config.device)
+    device = resolve_device(config.device)
     initial = None
     if not checkpoint.existing(workdir):
         read_levels(config)  # a run that is continued does not need their file
@@ -195,7 +196,7 @@ def show(
     if run.due(training.sampling_freq) and not sampled:
         draw_samples(run, directory)
         metrics.image(step, "samples", directory / "final.png")
-        progress.say(f"step {step}: samples in {directory}")
+        say(f"step {step}: samples in {directory}")
 
 
 def held_out_loss(run: Run) -> dict[str, float]:

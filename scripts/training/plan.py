@@ -120,7 +120,7 @@ sampling   {calls} forward passes, {sample_work / 1e12:.3g} TFLOP an image
 assumed    {tflops:g} TFLOP/s a device, {utilization:.0%} of it reached (--plan_tflops, --plan_utilization);
            gradients exchanged during the backward pass, 300 GB/s in a machine of 8, 50 GB/s between machines
 
-devices  images each      step     training  device-hours   50,000 samples  device-hours"""
+devices  images each      step          training  device-hours   50,000 samples  device-hours"""
     for devices in (1, 8, 64):
         if training.batch_size % devices:
             table += f"\n{devices:>7}  a batch of {training.batch_size} cannot be shared out evenly"
@@ -133,7 +133,7 @@ devices  images each      step     training  device-hours   50,000 samples  devi
         step = max(batch_work / devices / speed, exchange)
         whole, sampling = training.n_iters * step, 50_000 * sample_work / devices / speed
         table += (
-            f"\n{devices:>7}{training.batch_size // devices:>13}{1e3 * step:>7.1f} ms{duration(whole):>13}"
+            f"\n{devices:>7}{training.batch_size // devices:>13}{1e3 * step:>7.1f} ms{duration(whole):>18}"
             f"{whole * devices / 3600:>14.4g}{duration(sampling):>17}{sampling * devices / 3600:>14.4g}"
         )
     return table

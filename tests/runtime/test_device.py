@@ -22,9 +22,14 @@ def forget_measurement() -> Iterator[None]:
     bfloat16_ratio.cache_clear()
 
 
-def pretend_gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+def pretend_gpus(monkeypatch: pytest.MonkeyPatch, count: int, local_rank: int | None) -> None:
+    """Let this be one of several processes on a machine with so many GPUs."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if local_rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", str(local_rank))
     for setting in ("torch.cuda.set_device", "torch.use_deterministic_algorithms"):
         monkeypatch.setattr(setting, lambda *args, **options: None)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)
@@ -112,16 +117,17 @@ def test_precision_by_name(name: str) -> None:
         ("auto", 0, 0, "cpu"),
         ("auto", 4, 2, "cuda:2"),
         ("auto", 1, 2, "cuda:0"),
+        ("cuda", 4, None, "cuda:0"),  # one process of a machine, as Kubeflow starts them
         ("cuda:3", 4, 1, "cuda:3"),
         ("cpu", 4, 1, "cpu"),
     ],
 )
 def test_device_by_name(
-    name: str, gpus: int, local_rank: int, expected: str, monkeypatch: pytest.MonkeyPatch
+    name: str, gpus: int, local_rank: int | None, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The i-th process of a machine gets its i-th GPU, or the only one that it sees."""
-    pretend_gpus(monkeypatch, gpus)
-    assert str(device.resolve_device(name, local_rank)) == expected
+    pretend_gpus(monkeypatch, gpus, local_rank)
+    assert str(device.resolve_device(name)) == expected
 
 
 @pytest.mark.parametrize(
@@ -130,8 +136,7 @@ def test_device_by_name(
 def test_devices_that_are_not_there(
     name: str, local_rank: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pretend_gpus(monkeypatch, 4)
-    with pytest.raises(
-        UserError, match=rf"config\.device = '{name}': (must be|there is no GPU number 4)"
-    ):
-        device.resolve_device(name, local_rank)
+    pretend_gpus(monkeypatch, 4, local_rank)
+    problem = "(must be|there is no GPU number 4)"
+    with pytest.raises(UserError, match=rf"config\.device = '{name}': {problem}"):
+        device.resolve_device(name)

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from scripts.config.paths import ROOT
@@ -281,13 +280,6 @@ def test_variables_left_over_in_a_shell(
         UserError, match=f"but {name}='{value}': a launcher sets RANK, .*: unset RANK WORLD_SIZE$"
     ):
         distributed._join(timedelta(minutes=1))
-
-
-def test_a_machine_of_one_process_has_no_local_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As Kubeflow starts them."""
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
-    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
-    assert distributed.device("cpu") == torch.device("cpu")
 
 
 @NO_MPI

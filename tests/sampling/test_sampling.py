@@ -225,7 +225,7 @@ def test_an_encoder_that_is_missing_or_fails(
 ) -> None:
     """One warning in all, and everything else is there."""
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", encoder)
-    monkeypatch.setattr(progress, "_failed", set())
+    progress.warn_once.cache_clear()
     for _ in range(2):
         sample_set(tmp_path, sampler, range(2))
     interpolation_set(tmp_path / "path", sampler, (0, 1), 3)

@@ -134,7 +134,7 @@ def test_tensorboard_is_optional(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     """Its folder may be removed, and comes back; what cannot be written is one warning."""
-    monkeypatch.setattr(progress, "_failed", set())
+    progress.warn_once.cache_clear()
     config = array_config(tiny_array, training__log_freq=1)
     folder = tmp_path / "tensorboard"
     with monkeypatch.context() as patch:
@@ -152,7 +152,7 @@ def test_pictures_that_cannot_be_made_are_optional(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """Training ends as it would, with a warning for each kind; going on does not draw again."""
-    monkeypatch.setattr(progress, "_failed", set())
+    progress.warn_once.cache_clear()
     for name in ("save_gif", "save_mp4"):
         monkeypatch.setattr(f"scripts.sampling.output.{name}", lambda path, frames: 1 // 0)
     for _ in range(2):
