@@ -1,9 +1,14 @@
-"""The notebook runs from top to bottom."""
+"""The notebook runs from top to bottom, and commands print what the documents quote."""
+
+import re
+from pathlib import Path
 
 import nbformat
+import pytest
 from nbclient import NotebookClient
 
 from scripts.config.paths import ROOT
+from tests.conftest import command
 
 TOUR = ROOT / "docs" / "tour.ipynb"
 
@@ -42,3 +47,21 @@ def test_tour() -> None:
         for output in cell.get("outputs", [])
         if output.get("name") == "stderr"
     ]
+
+
+QUOTED = [
+    (words.split(), printed)
+    for document in sorted((ROOT / "docs").glob("*.md"))
+    for words, printed in re.findall(r"\$ python (.*)\n([^`]+)", document.read_text())
+    if "benchmark" not in words  # times of one machine
+]
+
+
+@pytest.mark.parametrize(("words", "printed"), QUOTED, ids=lambda part: part[0])
+def test_commands_print_what_the_documents_quote(
+    words: list[str], printed: str, tmp_path: Path
+) -> None:
+    """From its beginning; the last lines may name files."""
+    new_file = str(tmp_path / "schedule.npy")
+    result = command(*(word.replace("schedule.npy", new_file) for word in words))
+    assert result.stdout.startswith(printed), result.stderr
