@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 SMALLEST_VARIANCE = 1e-8
 """Of a bin at j = 0, where only the error counts: training images may agree in a frequency."""
+SMALLEST_SHARE = 1e-12
+"""Of the variance that is to be explained: below it differences of sums in float64 are rounding."""
 PRIOR_IMAGES = 1.0
 """Weight of the prior belief y = q, in images: with few images the regression shrinks to it."""
 LARGEST_EXACT_RADIUS = 12
@@ -198,8 +200,11 @@ class Calibration:
             # Ridge regression of what q leaves over.
             ridge, left_q, left_z = 1 + PRIOR_IMAGES / n, qy - qq, zy - zq
             determinant = (qq * zz * ridge**2 - zq**2).clamp(min=1e-300)
-            a = (qq * ridge * left_z - zq * left_q) / determinant
-            b = 1 + (zz * ridge * left_q - zq * left_z) / determinant
+            # An output that is the same for all images says nothing that c does not.
+            varies = qq > SMALLEST_SHARE * yy
+            more_z = torch.where(varies, (qq * ridge * left_z - zq * left_q) / determinant, 0)
+            more_q = torch.where(varies, (zz * ridge * left_q - zq * left_z) / determinant, 0)
+            a, b = more_z, 1 + more_q
         squares = yy - 2 * (a * zy + b * qy) + a**2 * zz + 2 * a * b * zq + b**2 * qq
         errors = squares.clamp(min=0) / groups.sizes
 
@@ -252,7 +257,10 @@ class Calibration:
         fit = self.fit(k, j, eta, identity=kind == "spectral")
         fit.error[-1].clamp_(min=SMALLEST_VARIANCE)
         bins, planes = self.groups.bins, self.state.get("planes")
-        return GaussianKernel(self.process, kind, chain, eta, fit=fit, bins=bins, planes=planes)
+        image_fit = self.fit(k, torch.zeros_like(k), eta) if kind == "calibrated" else None
+        return GaussianKernel(
+            self.process, kind, chain, eta, fit=fit, image_fit=image_fit, bins=bins, planes=planes
+        )
 
     def _low_means(self, values: Tensor) -> Tensor:
         """Sums over the lowest coefficients in a bin, by its size: (..., C, h, w) to (..., R)."""

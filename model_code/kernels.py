@@ -47,11 +47,12 @@ class GaussianKernel(ReverseKernel):
         *,
         delta: float | None = None,
         fit: Fit | None = None,
+        image_fit: Fit | None = None,
         bins: Tensor | None = None,
         planes: Tensor | None = None,
     ) -> None:
         """delta: the standard deviation of an isotropic kernel; fit: for the steps of the chain;
-        bins: int64 (C, H, W), of its tables; planes: see `dct2`.
+        image_fit: for steps from its levels to 0; bins: int64 (C, H, W), of its tables; planes: see `dct2`.
         """
         self.process, self.chain, self.eta, self.delta = process, chain, eta, delta
         self.label = label
@@ -66,6 +67,8 @@ class GaussianKernel(ReverseKernel):
         self.row = torch.zeros(process.K + 1, dtype=torch.int64, device=device)
         self.row[list(chain[:-1])] = torch.arange(len(chain) - 1, device=device)
         self.fit = fit and Fit(*(table.to(device) for table in fit))
+        self.image_fit = image_fit and Fit(*(table.to(device) for table in image_fit))
+        self.estimates_images = not process.of_next_mean or image_fit is not None
         self.correction = self.fit if label == "calibrated" else None
 
     @property
@@ -82,16 +85,29 @@ class GaussianKernel(ReverseKernel):
 
     def mean(self, u_k: Tensor, F: Tensor, k: Tensor) -> Tensor:
         """p z_k + y, at j = 0 the estimate of the image itself."""
-        F, process = F.float(), self.process
-        if process.of_next_mean and not self.correction:
-            return u_k + F
+        if self.process.of_next_mean and not self.correction:
+            return u_k + F.float()
         p, r, _ = self.coefficients(k)
+        return self._mean(self.correction, p, r, u_k, F, k)
+
+    def estimate(self, u_k: Tensor, F: Tensor, k: Tensor) -> Tensor:
+        """x_hat, the estimate of the image x, the best affine one where that was measured: (B, C,
+        H, W). Needs `estimates_images`.
+        """
+        zero = torch.zeros(1, 1, 1, 1, dtype=torch.float64, device=u_k.device)
+        return self._mean(self.image_fit, zero, zero + 1, u_k, F, k)
+
+    def _mean(
+        self, fit: Fit | None, p: Tensor, r: Tensor, u_k: Tensor, F: Tensor, k: Tensor
+    ) -> Tensor:
+        """p z_k plus the estimate of r x, by a fit or as the network says."""
+        F, process = F.float(), self.process
         of_z, of_F = process.estimate_coefficients(k)
         if not process.of_next_mean:
             of_z, of_F = r * of_z, r * of_F
-        if not self.correction:
+        if not fit:
             return mix(p + of_z, u_k, of_F, F, self.planes)
-        a, b, c, _ = (table[self.row[k]] for table in self.correction)
+        a, b, c, _ = (table[self.row[k]] for table in fit)
         a, b = a[:, self.bins], b[:, self.bins]
         mean = mix(p + a + b * of_z, u_k, b * of_F, F, self.planes)
         padding = (0, u_k.shape[-1] - c.shape[-1], 0, u_k.shape[-2] - c.shape[-2])
@@ -112,6 +128,12 @@ class GaussianKernel(ReverseKernel):
         if self.fit:
             square = square + self.fit.error[self.row[k]][:, self.bins]
         return square
+
+    def estimate_error(self, k: Tensor) -> Tensor:
+        """The mean squared error of `estimate`, as it was measured: float64 (B, C, H, W)."""
+        if self.image_fit is None:
+            raise ValueError("the error of its estimates was not measured: --delta=calibrated")
+        return self.image_fit.error[self.row[k]][:, self.bins]
 
     def bin_variances(self, k: Tensor) -> Tensor:
         """v in each bin where it is one number: float64 (B, R)."""
