@@ -69,43 +69,27 @@ def kept_variance(sigma_B: float, power: torch.Tensor) -> float:
 def describe(moments: DCTMoments, schedules: Schedules) -> str:
     """Tables for a person."""
     power, (H, W) = moments.variance.sum(0), moments.sum.shape[1:]
-    shares = bin_sums(power, octaves(H, W)) / power.sum()
+    deviation = (power.sum() / moments.sum.numel()).sqrt()
     lines = [
         f"spectrum of {moments.count:,} images: power ~ radius^{slope(power):.2f}, radially "
-        "averaged; "
-        f"standard deviation {(power.sum() / moments.sum.numel()).sqrt():.4g} a pixel, about the "
-        "mean image",
+        f"averaged; standard deviation {deviation:.4g} a pixel, about the mean image",
         "",
         "wavelength, pixels   share of the variance",
-        *(
-            f"{2 ** (i + 1):>6} to {2 ** (i + 2):<10}{share:>12.2%}"
-            for i, share in enumerate(shares[:-1].tolist())
-        ),
-        f"brightness{'':<10}{shares[-1].item():>12.2%}",
-        "",
-        "last blur, pixels    variance that the prior hands over, of all but brightness",
     ]
-    last = schedules[MATCHED][-1].item()
-    for sigma, name in [(W / part, f"W / {part}") for part in (8, 4, 2)] + [(last, "configured")]:
-        kept = kept_variance(sigma, power)
-        lines.append(f"{sigma:>6.4g}  {name:<12}{kept:>12.2%}")
-    removed = [removed_variance(sigma_B, power)[1:] for sigma_B in schedules.values()]
-    spread = [f"{(steps.max() / steps.min()).item() if len(steps) else 1:.5g}" for steps in removed]
-    table = {"variance removed by a step, k = 2..K: largest / smallest": spread}
-    first = min(sigma_B[1].item() for sigma_B in schedules.values())
-    for edge in range(int(np.floor(np.log2(first))), int(np.ceil(np.log2(last)))):
-        counts = [
-            int(((sigma_B >= 2.0**edge) & (sigma_B < 2.0 ** (edge + 1))).sum())
-            for sigma_B in schedules.values()
-        ]
-        table[f"levels with sigma_B from {2.0**edge:g} up to {2.0 ** (edge + 1):g} pixels"] = [
-            str(count) for count in counts
-        ]
-    lines += ["", f"{'schedule':<60}" + "".join(f"{name:>12}" for name in schedules)]
-    return "\n".join(
-        lines
-        + [f"{name:<60}" + "".join(f"{value:>12}" for value in row) for name, row in table.items()]
-    )
+    shares = (bin_sums(power, octaves(H, W)) / power.sum()).tolist()
+    for i, share in enumerate(shares[:-1]):
+        lines.append(f"{2 ** (i + 1):>6} to {2 ** (i + 2):<10}{share:>12.2%}")
+    lines.append(f"brightness{'':<10}{shares[-1]:>12.2%}")
+    lines.append("\nlast blur, pixels    variance that the prior hands over, of all but brightness")
+    blurs = {"W / 8": W / 8, "W / 4": W / 4, "W / 2": W / 2}
+    for name, sigma in {**blurs, "configured": schedules[MATCHED][-1].item()}.items():
+        lines.append(f"{sigma:>6.4g}  {name:<12}{kept_variance(sigma, power):>12.2%}")
+    lines.append("\nschedule    variance removed by a step, k = 2..K: largest / smallest")
+    for name, sigma_B in schedules.items():
+        steps = removed_variance(sigma_B, power)[1:]
+        spread = (steps.max() / steps.min()).item() if len(steps) else 1
+        lines.append(f"{name:<12}{spread:>12.5g}")
+    return "\n".join(lines)
 
 
 def draw(path: Path, moments: DCTMoments, schedules: Schedules) -> None:
@@ -119,24 +103,15 @@ def draw(path: Path, moments: DCTMoments, schedules: Schedules) -> None:
     radii, means = bin_means(radii_of(H, W), bins)[1:], bin_means(power, bins)[1:]
     spectrum.loglog(2 * max(H, W) / radii, means, ".-", lw=1)
     spectrum.set_xscale("log", base=2)
-    spectrum.xaxis.set_major_formatter("{x:g}")
     spectrum.invert_xaxis()
-    spectrum.set(
-        title=f"Spectrum, slope {slope(power):.2f}",
-        xlabel="wavelength in pixels",
-        ylabel="variance of a coefficient",
-    )
-    total = bin_sums(power, torch.where(radii_of(H, W) > 0, 1, 0))[1]
+    spectrum.set(title=f"Variance, slope {slope(power):.2f}", xlabel="wavelength in pixels")
     for name, sigma_B in schedules.items():
         k = np.arange(1, len(sigma_B))
+        removed = removed_variance(sigma_B, power)[1:] / (power.sum() - power[0, 0])
         levels.semilogy(k, sigma_B[1:], label=name)
-        steps.semilogy(k[1:], removed_variance(sigma_B, power)[1:] / total, label=name)
-    levels.set(title="Blur levels", xlabel="level $k$", ylabel=r"$\sigma_B$ in pixels")
-    steps.set(
-        title="Variance removed by each step",
-        xlabel="level $k$",
-        ylabel="share of all but brightness",
-    )
+        steps.semilogy(k[1:], removed, label=name)
+    levels.set(title=r"$\sigma_B$ in pixels", xlabel="level $k$")
+    steps.set(title="Share of the variance that each step removes", xlabel="level $k$")
     for axes in (spectrum, levels, steps):
         axes.grid(alpha=0.3, which="both")
     levels.legend()

@@ -1,5 +1,6 @@
 """What the tool says about fields whose spectra are known, and what it writes."""
 
+import re
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -67,26 +68,18 @@ def test_tables_a_schedule_and_a_picture(
     assert (
         "spectrum of 360 images: power ~ radius^-2.0" in done.stdout or "radius^-1.9" in done.stdout
     )
-    rows = {
-        line[:60].strip(): line[60:].split() for line in done.stdout.splitlines() if len(line) > 60
-    }
-    assert rows["schedule"] == ["log", "matched"]
-    log_spread, matched_spread = map(
-        float, rows["variance removed by a step, k = 2..K: largest / smallest"]
-    )
-    assert log_spread > 1.5
-    assert matched_spread < 1.01
-    octaves = [list(map(int, row)) for name, row in rows.items() if name.startswith("levels with")]
-    assert np.sum(octaves, 0).tolist() == [12, 12]
+    log, matched = re.findall(r"^(?:log|matched) +([0-9.]+)$", done.stdout, re.MULTILINE)
+    assert float(log) > 1.5
+    assert float(matched) < 1.01
     schedule = np.load(out)
     assert (schedule[0], schedule[1], schedule[-1], schedule.shape) == (0, 0.5, 20, (13,))
     validate(tiny_config(model__K=12, model__blur_schedule=str(out)))
     power = torch.where(radii_of(28, 28) > 0, radii_of(28, 28).clamp(min=1) ** -2, 0)
-    found, log = (
+    found, evenly = (
         removed_variance(s, power)[1:]
         for s in (torch.from_numpy(schedule), blur_schedule(12, 0.5, 20.0))
     )
-    assert found.max() / found.min() < 1.3 < log.max() / log.min(), (
+    assert found.max() / found.min() < 1.3 < evenly.max() / evenly.min(), (
         "of the true spectrum, which 360 images show to some percent"
     )
     with Image.open(out.with_suffix(".png")) as picture:
