@@ -18,7 +18,7 @@ from scripts.config.checks import register_process
 from scripts.config.paths import ROOT
 from scripts.errors import UserError
 from scripts.evaluation.bound import BoundEvaluation
-from scripts.sampling.choice import Choice
+from scripts.evaluation.results import Point
 from scripts.sampling.sampler import load_sampler
 from scripts.storage.checkpoint import saved_config
 from scripts.training.loop import train
@@ -145,14 +145,14 @@ def test_another_process_trains_is_sampled_and_evaluated(
     )
     if ":" in name:
         with pytest.raises(UserError, match="Pixelate has no bound"):
-            bound(checkpoint=0, choice=Choice(), seed=0)
+            bound(Point(seed=0))
         return
-    nats, bits = bound(checkpoint=0, choice=Choice(), seed=0)
+    nats, bits = bound(Point(seed=0))
     assert nats.per_image is not None
     assert np.isfinite(nats.per_image).all()
     if not density:
         with pytest.raises(UserError, match=r"--eta=0: the bound is infinite"):
-            bound(checkpoint=0, choice=Choice(eta=0.0), seed=0)
+            bound(Point(eta=0.0, seed=0))
     offset = 8 if density else 0  # densities and probabilities of 8-bit images
     nats_per_bit = 64 * math.log(2)
     assert bits.estimate.value == pytest.approx(nats.estimate.value / nats_per_bit + offset)

@@ -2,37 +2,31 @@
 and a picture by level.
 """
 
-import csv
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from ml_collections import ConfigDict
 
 from model_code.elbo import bits_per_dim
 from model_code.prior import Prior
-from model_code.process import Process, ReverseKernel
+from model_code.process import ReverseKernel
 from scripts.data.datasets import load_images
-from scripts.data.loader import (
-    Batch,
-    Checksums,
-    OrderedBatches,
-    UnreadableImages,
-    none_readable,
-)
+from scripts.data.loader import Batch, OrderedBatches, none_readable
 from scripts.errors import UserError
 from scripts.estimate import Estimate
-from scripts.evaluation.features import SPLITS, data_set_images
-from scripts.evaluation.plots import LevelRow, plot_by_level
-from scripts.evaluation.results import Result
+from scripts.evaluation.features import SPLITS, Reading, data_set_images
+from scripts.evaluation.results import Point, Result, error_bars, save_figure
 from scripts.runtime import distributed
 from scripts.runtime.progress import progress_bar
 from scripts.runtime.randomness import Purpose, normal_by_index, stream
-from scripts.sampling.choice import Choice
 from scripts.sampling.initial_images import DataPrior
 from scripts.sampling.sampler import Sampler, load_sampler, with_own_images
 from scripts.storage.checkpoint import TrainedModel
@@ -59,10 +53,6 @@ class Measurement:
     images_crc32: int = 0
     """Checksum of the images' pixels before any noise."""
 
-    def last(self, kernel: ReverseKernel) -> torch.Tensor:
-        """The last level before 0, for each image."""
-        return torch.full((len(self.first_errors),), kernel.chain[-2])
-
     def bound(self, process: Any, prior: Prior, kernel: ReverseKernel) -> dict[str, torch.Tensor]:
         """The bound on -log p(u_0) for a reverse kernel, "total" and its parts, in nats: each
         float64 (B,).
@@ -71,22 +61,14 @@ class Measurement:
         and "reconstruction" L_0.
         """
         B, n = self.levels.shape
+        last = torch.full((B,), kernel.chain[-2])
         terms = process.terms(self.errors.flatten(0, 1), self.levels.flatten(), kernel).view(B, n)
         parts = {
             "prior": process.prior_term(self.summary, prior, kernel),
             "intermediate": terms.sum(1) * (self.num_levels / max(1, n)),
-            "reconstruction": process.terms(
-                self.first_errors, self.last(kernel), kernel, last=True
-            ),
+            "reconstruction": process.terms(self.first_errors, last, kernel, last=True),
         }
         return parts | {"total": parts["prior"] + parts["intermediate"] + parts["reconstruction"]}
-
-
-def with_bound(process: Process) -> Any:
-    """The process as one with a bound. Raises UserError if it has none."""
-    if not hasattr(process, "prior_term"):
-        raise UserError(f"--mode=elbo: {type(process).__name__} has no bound on the likelihood")
-    return process
 
 
 def draw_strata(seed: int, index: int, levels: Sequence[int], num_draws: int) -> list[int]:
@@ -121,51 +103,58 @@ def measure(
     a function of (seed, image
     index). Raises ReadingFailed if no image can be read.
     """
-    process, kernel = with_bound(sampler.process), sampler.kernel
-    levels, last = process.bound_levels(kernel), kernel.chain[-2]
+    process: Any = sampler.process
+    levels, last = process.bound_levels(sampler.kernel), sampler.kernel.chain[-2]
     parts: list[tuple[torch.Tensor, ...]] = []
-    unreadable, seen = UnreadableImages(), Checksums()
-    for batch in batches:
-        seen.note(batch)
-        unreadable.update(batch.unreadable)
+    reading = Reading("images to evaluate")
+    for batch in reading.batches(batches):
         if len(batch.images) == 0:
             continue
-        indices = batch.indices.tolist()
-        k = torch.tensor(
-            [
-                [last, *draw_strata(sampler.seed, index, levels, num_levels_per_image)]
-                for index in indices
-            ]
+        strata = (
+            draw_strata(sampler.seed, index, levels, num_levels_per_image)
+            for index in batch.indices.tolist()
         )
+        k = torch.tensor([[last, *drawn] for drawn in strata])
         summary = process.prior_summary(batch.images, sampler.prior).cpu()
         parts.append((k, _errors(sampler, batch, k, batch_size), summary))
         on_images(len(batch.images))
     parts = list(chain.from_iterable(distributed.gather(parts)))
-    readable = sum(len(summary) for *_, summary in parts)
-    unreadable.report(
-        readable + sum(map(len, distributed.gather(unreadable))), "images to evaluate"
-    )
     if not parts:
-        raise none_readable(sorted(unreadable))
+        raise none_readable(sorted(reading.unreadable))
     k, errors, summary = (torch.cat(part) for part in zip(*parts, strict=True))
-    return Measurement(k[:, 1:], errors[:, 1:], errors[:, 0], summary, len(levels), seen.total())
+    return Measurement(k[:, 1:], errors[:, 1:], errors[:, 0], summary, len(levels), reading.crc32)
 
 
 def _errors(sampler: Sampler, batch: Batch, levels: torch.Tensor, batch_size: int) -> torch.Tensor:
     """`GaussianProcess.errors` of every image at its row of levels (B, n), with noise that belongs
     to (seed, index, level).
     """
+    process: Any = sampler.process
+    device, errors = sampler.precision.device, []
     rows = torch.arange(len(levels)).repeat_interleave(levels.shape[1])
-    device, process, errors = sampler.precision.device, with_bound(sampler.process), []
     for row, k in zip(rows.split(batch_size), levels.flatten().split(batch_size), strict=True):
         places = zip(k.tolist(), batch.indices[row].tolist(), strict=True)
         eps = normal_by_index(device, sampler.seed, Purpose.BOUND_NOISE, places, sampler.shape)
+        images = batch.images[row].to(device)
         with sampler.precision.autocast():
-            images = batch.images[row].to(device)
-            errors.append(
-                process.errors(sampler.model, images, k.to(device), eps, sampler.kernel).cpu()
-            )
+            found = process.errors(sampler.model, images, k.to(device), eps, sampler.kernel)
+        errors.append(found.cpu())
     return torch.cat(errors).view(*levels.shape, -1)
+
+
+class LevelRow(NamedTuple):
+    """One row of the table by level: means over the images that were looked at at level k."""
+
+    k: int
+    num_images: int
+    squared_error: float
+    """||A_{k-1} u_0 - mu(u_k, k)||^2 for heat dissipation, else NaN."""
+    squared_error_se: float
+    term_nats: float
+    """L_{k-1}, for k = 1 the reconstruction term L_0."""
+    term_se: float
+    term_without_errors: float
+    """What the term would be without errors, the part of the sampling noise alone; NaN as well."""
 
 
 def level_table(measurement: Measurement, process: Any, kernel: ReverseKernel) -> list[LevelRow]:
@@ -174,36 +163,23 @@ def level_table(measurement: Measurement, process: Any, kernel: ReverseKernel) -
 
     With protocol 'released' k = 1 has two rows, as its sum counts that level twice.
     """
-
-    def padded(errors: torch.Tensor) -> torch.Tensor:
-        return torch.cat([errors, torch.zeros_like(errors[:1])])
-
-    # Where errors are the terms themselves, there is nothing to tell apart.
-    by_bin = getattr(process, "marginal_noise", True)
-
-    def row(k: int, errors: torch.Tensor, terms: torch.Tensor) -> LevelRow:
-        squares = errors[:-1].sum(1)
-        if not by_bin:
-            squares = torch.full_like(squares, math.nan)
-        without_errors = terms[-1].item() if by_bin else math.nan
-        return LevelRow(k, Estimate.of(squares), Estimate.of(terms[:-1]), without_errors)
-
-    first = padded(measurement.first_errors)
-    rows = [
-        row(
-            kernel.chain[-2],
-            first,
-            process.terms(first, torch.full((len(first),), kernel.chain[-2]), kernel, last=True),
-        )
-    ]
     levels = measurement.levels
     drawn_before = torch.zeros_like(levels, dtype=torch.bool)
     drawn_before[:, 1:] = levels[:, 1:] == levels[:, :-1]
+    errors_at = [(kernel.chain[-2], measurement.first_errors)]
     for level in levels.unique().tolist():
-        errors = padded(measurement.errors[(levels == level) & ~drawn_before])
-        rows.append(
-            row(level, errors, process.terms(errors, torch.full((len(errors),), level), kernel))
-        )
+        errors_at.append((level, measurement.errors[(levels == level) & ~drawn_before]))
+    rows = []
+    for i, (k, errors) in enumerate(errors_at):
+        with_zero = torch.cat([errors, torch.zeros_like(errors[:1])])
+        terms = process.terms(with_zero, torch.full((len(with_zero),), k), kernel, last=i == 0)
+        term, square = Estimate.of(terms[:-1]), Estimate.of(errors.sum(1))
+        without_errors = terms[-1].item()
+        if not getattr(process, "marginal_noise", True):
+            # Errors are the terms themselves, and there is nothing to tell apart.
+            square, without_errors = Estimate(math.nan, math.nan, len(errors)), math.nan
+        values = (square.value, square.standard_error, term.value, term.standard_error)
+        rows.append(LevelRow(k, len(errors), *values, without_errors))
     return rows
 
 
@@ -232,53 +208,48 @@ class BoundEvaluation:
         default=None, init=False
     )
 
-    def record(self, *, checkpoint: int, choice: Choice, seed: int) -> Record:
+    def record(self, point: Point) -> Record:
         """All that the bound depends on, known without the network.
 
         Raises UserError as the call does.
         """
-        return self._prepare(checkpoint, choice, seed)[2]
+        return self._prepare(point)[2]
 
-    def _prepare(
-        self, checkpoint: int, choice: Choice, seed: int
-    ) -> tuple[Sampler, TrainedModel, Record]:
+    def _prepare(self, point: Point) -> tuple[Sampler, TrainedModel, Record]:
         sampler, trained = load_sampler(
             self.config,
             self.workdir,
-            checkpoint,
-            choice=choice,
-            seed=seed,
+            point.checkpoint,
+            choice=point,
+            seed=point.seed,
             precision=self.precision,
             scoring=True,
         )
-        likelihood = with_bound(sampler.process)
+        process: Any = sampler.process
+        if not hasattr(process, "prior_term"):
+            raise UserError(f"--mode=elbo: {type(process).__name__} has no bound on the likelihood")
         try:
-            num_terms = len(likelihood.bound_levels(sampler.kernel))
+            num_terms = len(process.bound_levels(sampler.kernel))
         except ValueError as error:
             raise UserError(str(error)) from None
         num_levels = num_terms if self.exact else min(num_terms, self.num_levels_per_image)
         record = sampler.record(self.config, trained).add(
             data={
                 "dataset_split": self.split,
-                "dequantized": self.dequantize and not likelihood.discrete,
+                "dequantized": self.dequantize and not process.discrete,
             },
             metric={
-                "protocol": sampler.process.protocol,
+                "protocol": process.protocol,
                 "num_levels_per_image": num_levels,
                 "exact": num_levels == num_terms,
             },
             options={"most_images": self.num_images},
         )
-        data_set_images(
-            self.config.data, self.split
-        )  # raises UserError for a split that does not exist
-        return (
-            sampler,
-            trained,
-            with_own_images(record, self.config.data, [SPLITS[self.split]], trained.data),
-        )
+        data_set_images(self.config.data, self.split)  # raises UserError for an unknown split
+        record = with_own_images(record, self.config.data, [SPLITS[self.split]], trained.data)
+        return sampler, trained, record
 
-    def __call__(self, *, checkpoint: int, choice: Choice, seed: int) -> list[Result]:
+    def __call__(self, point: Point) -> list[Result]:
         """The bound in nats ("ELBO") and in bits per dimension ("BPD"), each with its value for
         every image.
 
@@ -286,24 +257,22 @@ class BoundEvaluation:
         each runs the network on its part of the images, and only process 0 has results, the others
         get none. Raises UserError for a delta of 0.
         """
-        sampler, trained, record = self._prepare(checkpoint, choice, seed)
+        sampler, trained, record = self._prepare(point)
         kernel, dequantize = sampler.kernel, record.data["dequantized"]
-        key = trained.weights_crc32, seed, kernel.chain, kernel.checksum()
+        key = trained.weights_crc32, sampler.seed, kernel.chain, kernel.checksum()
         if self._measured is None or self._measured[0] != key:
             sampler = replace(sampler, prior=self._prior(sampler, trained.dequantized, dequantize))
             self._measured = (key, sampler.prior, self._measure(sampler, dequantize))
         _, prior, measurement = self._measured
         if not distributed.is_main():
             return []
-        process = with_bound(sampler.process)
+        process: Any = sampler.process
         bound = measurement.bound(process, prior, kernel)
         settings = record.add(data={"images_crc32": measurement.images_crc32}).row()
         settings["nats"] = {name: asdict(Estimate.of(part)) for name, part in bound.items()}
         print(describe(bound, settings, measurement.num_levels))
-        folder = (
-            self.directory
-            / f"bound_step_{trained.step}_delta_{sampler.label}_{settings['key'][:8]}"
-        )
+        name = f"bound_step_{trained.step}_delta_{sampler.label}_{settings['key'][:8]}"
+        folder = self.directory / name
         title = f"step {trained.step}, delta {sampler.label}, {len(bound['total'])} images"
         write_by_level(folder, level_table(measurement, process, kernel), title)
         print(f"by level: {folder / 'bound_by_level.png'}")
@@ -317,14 +286,13 @@ class BoundEvaluation:
         ]
 
     def _measure(self, sampler: Sampler, dequantize: bool) -> Measurement:
-        images, K = data_set_images(self.config.data, self.split), sampler.num_steps
+        data, K = self.config.data, sampler.num_steps
         num_levels = K if self.exact else self.num_levels_per_image
-        at_a_time = max(
-            1, self.batch_size // min(K, num_levels + 1)
-        )  # images that make about one batch for the network
-        workers = self.config.data.num_workers
+        images = data_set_images(data, self.split)
+        # Images that make about one batch for the network.
+        at_a_time = max(1, self.batch_size // min(K, num_levels + 1))
         batches = OrderedBatches(
-            images, at_a_time, workers, dequantize, self.num_images, sampler.seed
+            images, at_a_time, data.num_workers, dequantize, self.num_images, sampler.seed
         )
         with progress_bar(len(batches.chosen), "image", "likelihood bound") as bar:
             return measure(sampler, batches, self.batch_size, num_levels, bar.update)
@@ -332,24 +300,19 @@ class BoundEvaluation:
     def _prior(self, sampler: Sampler, is_dequantized: bool, dequantize: bool) -> Prior:
         """The prior over training images, dequantised as the images are."""
         data = self.config.data
+        process: Any = sampler.process
         if isinstance(sampler.prior, DataPrior):
             images = load_images(data, "train")
             batches = OrderedBatches(
                 images, self.batch_size, data.num_workers, dequantize, mirrored=data.random_flip
             )
-            unreadable = UnreadableImages()
-
-            def readable() -> Iterator[torch.Tensor]:
-                for batch in batches:
-                    unreadable.update(batch.unreadable)
-                    yield batch.images
-
-            prior = sampler.process.build_prior(readable()).gathered(distributed.gather_rows)
-            unreadable.report(len(images), "training images")
+            readable = Reading("training images").batches(batches)
+            prior = process.build_prior(batch.images for batch in readable)
+            prior = prior.gathered(distributed.gather_rows)
             if len(prior) == 0:
                 raise none_readable([images.name(0)])
             return prior
-        if is_dequantized and not dequantize and not with_bound(sampler.process).discrete:
+        if is_dequantized and not dequantize and not process.discrete:
             raise UserError(
                 "--nodequantize: the model was trained on dequantised images; leave it out"
             )
@@ -370,30 +333,31 @@ def describe(bound: dict[str, torch.Tensor], settings: dict[str, Any], num_level
 
 
 def write_by_level(folder: Path, rows: list[LevelRow], title: str) -> None:
-    """Write `bound_by_level.csv` and `bound_by_level.png`, with a row and a point per level."""
+    """Write `bound_by_level.csv` and `bound_by_level.png`, with a row and a point per level.
+
+    The picture has panels over the blur level k, both logarithmic: terms of the bound for k > 1 and,
+    where there are any, squared errors for all k. A line shows what the terms would be if the network
+    made no errors, where that is above 0.
+    """
     make_directory(folder, "evaluation results")
-    with (
-        atomic_write(folder / "bound_by_level.csv") as temporary,
-        temporary.open("w", newline="") as file,
-    ):
-        table = csv.writer(file)
-        table.writerow(
-            [
-                "k",
-                "num_images",
-                "squared_error",
-                "squared_error_se",
-                "term_nats",
-                "term_se",
-                "term_without_errors",
-            ]
-        )
-        for row in rows:
-            estimates = (
-                row.error.value,
-                row.error.standard_error,
-                row.term.value,
-                row.term.standard_error,
-            )
-            table.writerow([row.k, row.error.num_images, *estimates, row.without_errors])
-    plot_by_level(folder / "bound_by_level.png", rows, title)
+    with atomic_write(folder / "bound_by_level.csv") as temporary:
+        header = ",".join(LevelRow._fields)
+        np.savetxt(temporary, rows, "%.12g", ",", header=header, comments="")
+    k, _, squares, squares_se, terms, terms_se, least = np.array(rows).T
+    has_errors = bool(np.isfinite(squares).any())
+    figure = Figure(figsize=(7, 7), layout="constrained")
+    panels = figure.subplots(1 + has_errors, 1, sharex=True, squeeze=False)[:, 0]
+    above, lowest = panels[0], panels[-1]
+    # The first row is the reconstruction term, which may be negative.
+    error_bars(above, k[1:], terms[1:], terms_se[1:])
+    if (least[1:] > 0).any():
+        label = "without errors of the network"
+        above.plot(k[1:], least[1:], color="gray", ls="--", lw=1, label=label)
+        above.legend()
+    above.set(title=title, ylabel="$L_{k-1}$ in nats", yscale="log")
+    if has_errors:
+        error_bars(lowest, k, squares, squares_se)
+        lowest.set(ylabel=r"$\|A_{k-1} u_0 - \mu(u_k, k)\|^2$", yscale="log")
+    lowest.xaxis.set_major_locator(MaxNLocator(integer=True))
+    lowest.set(xlabel="level $k$")
+    save_figure(figure, folder / "bound_by_level.png")

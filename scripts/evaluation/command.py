@@ -16,8 +16,7 @@ from scripts.evaluation.dinov2 import DINOv2Features
 from scripts.evaluation.features import Extractor
 from scripts.evaluation.inception import InceptionFeatures
 from scripts.evaluation.metrics import MODES
-from scripts.evaluation.pixels import SampleFiles
-from scripts.evaluation.scores import SampleEvaluation
+from scripts.evaluation.scores import SampleEvaluation, SampleFiles
 from scripts.runtime import distributed
 from scripts.runtime.device import resolve_device
 from scripts.storage.checkpoint import saved_config
@@ -55,11 +54,11 @@ def evaluate(flags: Values) -> int:
         from_level=flags.from_level,
     )
     dataset = flags.dataset_name or config.data.dataset.lower()
-    given = None if flags.samples is None else SampleFiles.read(flags.samples, config, seeds[0])
+    files = None if flags.samples is None else SampleFiles.read(flags.samples, config, seeds[0])
     experiment = flags.experiment_name or (
-        workdir.resolve().name if given is None else Path(given.name).resolve().stem
+        workdir.resolve().name if files is None else Path(files.name).resolve().stem
     )
-    named_after = None if flags.experiment_name or given is not None else workdir
+    named_after = None if flags.experiment_name or files is not None else workdir
     directory = flags.out or results.results_directory(
         results.RUNS, dataset, experiment, named_after
     )
@@ -77,10 +76,10 @@ def evaluate(flags: Values) -> int:
             make_directory(place, "--out")
         if flags.out is None and named_after is not None:
             (directory / results.OWNER).write_text(str(named_after.resolve()))
-    param_name = flags.param_name or ",".join(swept) or ("delta" if given is None else "samples")
-    of_run = workdir if given is None else None
+    param_name = flags.param_name or ",".join(swept) or ("delta" if files is None else "samples")
+    of_run = workdir if files is None else None
     runner = sweep.Runner(
-        evaluation(flags, config, directory, cache, given), directory, param_name, of_run
+        evaluation(flags, config, directory, cache, files), directory, param_name, of_run
     )
     if not swept:
         runner.run_point(points[0])
@@ -93,8 +92,8 @@ def evaluate(flags: Values) -> int:
 
 
 def evaluation(
-    flags: Values, config: ConfigDict, directory: Path, cache: Path, given: SampleFiles | None
-) -> sweep.Evaluation:
+    flags: Values, config: ConfigDict, directory: Path, cache: Path, files: SampleFiles | None
+) -> BoundEvaluation | SampleEvaluation:
     """Return what --mode names; tables of the bound by level go to `directory`, features to `cache`."""
     batch_size = flags.batch_size or config.eval.batch_size
     if flags.mode == "elbo":
@@ -122,8 +121,8 @@ def evaluation(
         batch_size=batch_size,
         reference=reference,
         dataset_split=flags.dataset_split or "train",
-        num_gen=flags.num_gen or (NUM_GEN if given is None else len(given.images)),
-        given=given,
+        num_gen=flags.num_gen or (NUM_GEN if files is None else len(files.images)),
+        files=files,
         make_extractor=partial(make_extractor, flags, config, cache),
         k=flags.k,
         precision=flags.precision,

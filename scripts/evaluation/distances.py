@@ -1,4 +1,5 @@
-"""Distances between two sets of features: Frechet and kernel.
+"""Distances between two sets of features: Frechet, kernel, and by nearest neighbours precision and
+recall (Kynkaanniemi et al., 2019, with k = 3), density and coverage (Naeem et al., 2020, with k = 5).
 
 Everything here is arithmetic on arrays: features (N, d), one row per image. Standard errors are
 those over generated images, or over groups of them, int64 (N,), that are independent of each other,
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.linalg
+import torch
 
 from scripts.estimate import Estimate, count, error_of_mean
 from scripts.runtime.randomness import Purpose, stream
@@ -19,6 +21,9 @@ SUBSET_SIZE = 1000
 KERNEL_ROWS, KERNEL_GROUPS, MOST_OF_A_GROUP = 2000, 200, 10
 """About so many generated images give the variance of KID; there may be more groups, or more of a
 group, if fewer would do."""
+JACKKNIFE_PARTS = 20
+ROWS = 1024
+"""Rows of a distance matrix in memory at once."""
 
 
 @dataclass(frozen=True)
@@ -37,21 +42,19 @@ class Gaussian:
 
 @dataclass(frozen=True)
 class Reference:
-    """What is known of a reference set: mean and covariance of its features, the features (M, d),
-    or both.
-    """
+    """A reference set: mean and covariance of its features, the features (M, d), or both."""
 
     description: str
     features: np.ndarray | None
     moments: Gaussian | None = None
     size: tuple[int, int] | None = None
-    """(H, W) of its first image, where that is known."""
+    """(H, W) of its first image; None for statistics."""
     crc32: int = 0
     """`checksum` of its images as they were read, or of a file's arrays."""
 
     @functools.cached_property
     def gaussian(self) -> Gaussian:
-        """Mean and covariance, from the features where they are not known."""
+        """Mean and covariance, by default those of the features."""
         if self.moments is not None:
             return self.moments
         assert self.features is not None
@@ -79,17 +82,15 @@ def frechet_estimate(
     own = Gaussian.of(generated)
     root, difference = _root(reference.sigma), own.mu - reference.mu
     _, singular, vt = scipy.linalg.svd(_root(own.sigma) @ root)
-    distance = (
-        (difference**2).sum() + np.trace(own.sigma) + np.trace(reference.sigma) - 2 * singular.sum()
-    )
-    kept = singular > singular.max(initial=0.0) * len(singular) * np.finfo(np.float64).eps
-    half = (vt[kept] / np.sqrt(singular[kept])[:, None]) @ root  # T = half^T half
+    traces = np.trace(own.sigma) + np.trace(reference.sigma)
+    distance = (difference**2).sum() + traces - 2 * singular.sum()
+    positive = singular > singular.max(initial=0.0) * len(singular) * np.finfo(np.float64).eps
+    half = (vt[positive] / np.sqrt(singular[positive])[:, None]) @ root  # T = half^T half
     y = generated - own.mu
     influence = 2 * y @ difference + (y**2).sum(1) - ((y @ half.T) ** 2).sum(1)
     influence -= influence.mean()
-    return Estimate(
-        float(distance), error_of_mean(influence, groups), len(y), count(groups)
-    ), influence
+    error = error_of_mean(influence, groups)
+    return Estimate(float(distance), error, len(y), count(groups)), influence
 
 
 def frechet_of_reference(reference: Gaussian, num_images: int) -> float:
@@ -157,8 +158,8 @@ def _kernel_variance(generated: np.ndarray, reference: np.ndarray, groups: np.nd
     x, member = generated[rows], np.searchsorted(chosen, group[rows])
     g = np.concatenate(
         [
-            _kernel(x[i : i + 256], reference).mean(1, dtype=np.float64)
-            for i in range(0, len(x), 256)
+            _kernel(part, reference).mean(1, dtype=np.float64)
+            for part in np.split(x, range(256, len(x), 256))
         ]
     )
     square = _kernel(x.astype(np.float64), x.astype(np.float64)) - g[:, None] - g
@@ -180,3 +181,76 @@ def _mean_apart(square: np.ndarray, groups: np.ndarray) -> float:
     """The mean over pairs of different groups."""
     apart = groups[:, None] != groups
     return np.where(apart, square, 0).sum() / max(1, apart.sum())
+
+
+def prdc_estimates(
+    generated: np.ndarray,
+    reference: np.ndarray,
+    k: int,
+    device: torch.device,
+    groups: np.ndarray | None = None,
+) -> dict[str, Estimate]:
+    """Precision, recall, density and coverage of features (N, d) and (M, d), both of more than k
+    images, with standard errors over generated images.
+
+    groups: int64 (N,), of images that are not independent. Errors of precision and density are of
+    means over images; those of recall and coverage by the jackknife, over 20 parts of the groups.
+    """
+    x = torch.from_numpy(generated).to(device, torch.float32)
+    y = torch.from_numpy(reference).to(device, torch.float32)
+    centre = y.mean(0)  # the rounding of inner products grows with the distance from the origin
+    x, y = x - centre, y - centre
+    radius_y = neighbour_distance(y, k)
+    balls, reached = _within(x, y, radius_y, k)
+    num_groups, errors = count(groups), torch.full((2,), torch.inf)
+    members = np.arange(len(x)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    parts = min(JACKKNIFE_PARTS, members.max() + 1)
+    if parts > 1:
+        part = torch.from_numpy(members % parts).to(device)
+        without = [_within(x[part != i], y, radius_y, k)[1] for i in range(parts)]
+        shares = torch.stack(without).double().mean(2)
+        errors = (shares.var(0, correction=0) * (parts - 1)).sqrt()
+    recall, coverage = (
+        Estimate(value, error, len(x), num_groups)
+        for value, error in zip(reached.double().mean(1).tolist(), errors.tolist(), strict=True)
+    )
+    return {
+        "Precision": Estimate.of(balls > 0, groups),
+        "Recall": recall,
+        "Density": Estimate.of(balls / k, groups),
+        "Coverage": coverage,
+    }
+
+
+def neighbour_distance(x: torch.Tensor, k: int) -> torch.Tensor:
+    """Distance of each row of x (N, d) from its k-th nearest neighbour, itself not counted, or its
+    last one: (N,).
+    """
+    radius = x.new_empty(len(x))
+    for start in range(0, len(x), ROWS):
+        distances = torch.cdist(x[start : start + ROWS], x)
+        distances.diagonal(start).fill_(torch.inf)
+        radius[start : start + ROWS] = distances.kthvalue(min(k, len(x) - 1), dim=1).values
+    return radius
+
+
+def _within(
+    x: torch.Tensor, y: torch.Tensor, radius_y: torch.Tensor, k: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """For generated images (N, d) how many reference balls each is in: (N,); for reference images
+    (M, d) recall and coverage: bool (2, M).
+
+    An image's ball reaches to its k-th nearest neighbour in its own set. A generated image is
+    precise if it is in a ball of the reference; a reference image is recalled if it is in a
+    generated image's ball, covered if a generated image is in its own.
+    """
+    balls = x.new_empty(len(x))
+    recalled, covered = reached = torch.zeros(2, len(y), dtype=torch.bool, device=x.device)
+    blocks = (part.split(ROWS) for part in (x, neighbour_distance(x, k), balls))
+    for rows, radius_x, inside in zip(*blocks, strict=True):
+        distances = torch.cdist(rows, y)
+        within = distances < radius_y
+        inside[:] = within.sum(1)
+        covered |= within.any(0)
+        recalled |= (distances < radius_x[:, None]).any(0)
+    return balls, reached

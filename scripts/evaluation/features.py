@@ -3,7 +3,8 @@
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,15 +14,16 @@ from ml_collections import ConfigDict
 
 from scripts.data.datasets import Split, load_images
 from scripts.data.images import (
+    FolderImages,
     Images,
     ImageSource,
     UnreadableImage,
     channels_first,
     checksums,
-    files_version,
     opened_image,
 )
-from scripts.errors import UserError, printable
+from scripts.data.loader import Batch, Checksums, UnreadableImages
+from scripts.errors import UserError
 from scripts.runtime import distributed
 from scripts.runtime.progress import progress_bar
 from scripts.storage.files import atomic_write, make_directory
@@ -65,20 +67,17 @@ def data_set_images(data: ConfigDict, split: str) -> ImageSource:
     return load_images(data, SPLITS[split])
 
 
-class NativeFolder:
+class NativeFolder(FolderImages):
     """Image files as clean-fid reads them: RGB, each at its own size."""
 
     def __init__(self, root: Path, paths: Sequence[str]) -> None:
-        self._root, self._paths = root, paths
+        super().__init__(root, paths, (3, 0, 0))
         self.altered: Counter[str] = Counter()
         """Images that clean-fid's way of reading changes, by what happens to them."""
 
-    def __len__(self) -> int:
-        return len(self._paths)
-
     def __getitem__(self, i: int) -> np.ndarray:
         """Image i, uint8 (3, H, W). Raises UnreadableImage."""
-        with opened_image(self._root / self._paths[i], self.name(i)) as image:
+        with opened_image(self._root / self.paths[i], self.name(i)) as image:
             for what, happens in (
                 ("16-bit grey, clipped to white", image.mode.startswith("I")),
                 ("floating point, clipped to black and white", image.mode == "F"),
@@ -88,11 +87,25 @@ class NativeFolder:
                 self.altered[what] += happens
             return channels_first(np.asarray(image.convert("RGB")))
 
-    def name(self, i: int) -> str:
-        return printable(self._root / self._paths[i])
 
-    def version(self) -> str:
-        return files_version((self._root / path for path in self._paths), self._paths)
+class Reading:
+    """One pass over batches of all processes. At its end a line says which images could not be
+    read, and `crc32` is the checksum of those that could."""
+
+    def __init__(self, what: str) -> None:
+        """what: the images are, in the line."""
+        self.what, self.unreadable, self.crc32 = what, UnreadableImages(), 0
+
+    def batches(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches. A collective function, when all are read."""
+        seen = Checksums()
+        for batch in batches:
+            seen.note(batch)
+            self.unreadable.update(batch.unreadable)
+            yield batch
+        self.crc32 = seen.total()
+        number = len(seen) + sum(map(len, distributed.gather(self.unreadable)))
+        self.unreadable.report(number, self.what)
 
 
 def features_of(pixels: torch.Tensor, extractor: Extractor) -> np.ndarray:
@@ -105,7 +118,7 @@ def features_of(pixels: torch.Tensor, extractor: Extractor) -> np.ndarray:
 
 
 def row_type(extractor: Extractor) -> np.dtype:
-    """What is kept of an image."""
+    """What is cached of an image."""
     return np.dtype([("features", np.float32, (extractor.num_features,)), ("crc32", np.uint32)])
 
 
@@ -115,14 +128,13 @@ def image_features(images: Images, indices: Sequence[int], extractor: Extractor)
     for row, index in enumerate(indices):
         with contextlib.suppress(UnreadableImage):
             pixels[row] = images[index]
-    found = np.zeros(len(indices), row_type(extractor))
-    found["features"] = np.nan
+    features = np.zeros(len(indices), row_type(extractor))
+    features["features"] = np.nan
     for shape in {image.shape for image in pixels.values()}:
         rows = [row for row, image in pixels.items() if image.shape == shape]
-        found[rows] = features_of(
-            torch.from_numpy(np.stack([pixels[row] for row in rows])), extractor
-        )
-    return found
+        stacked = torch.from_numpy(np.stack([pixels[row] for row in rows]))
+        features[rows] = features_of(stacked, extractor)
+    return features
 
 
 def cached_features(
@@ -156,9 +168,7 @@ def cached_features(
             wanted = range(start, min(start + at_a_time, count))
             mine = distributed.shard(wanted)
             rows = [compute(mine)] if len(mine) else []
-            blocks.append(
-                np.concatenate([row for rows in distributed.gather(rows) for row in rows])
-            )
+            blocks.append(np.concatenate(list(chain.from_iterable(distributed.gather(rows)))))
             pending.append(blocks[-1])
             bar.update(len(wanted))
             if distributed.is_main() and (

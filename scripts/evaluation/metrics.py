@@ -16,8 +16,8 @@ from scripts.evaluation.distances import (
     frechet_estimate,
     frechet_of_reference,
     kernel_estimate,
+    prdc_estimates,
 )
-from scripts.evaluation.prdc import prdc_estimates
 from scripts.evaluation.results import Result
 
 FEW_TIMES = 3.0

@@ -5,11 +5,10 @@ Images are uint8 (N, C, H, W). Samples that share an initial image are not indep
 int64 (N,), says which do.
 """
 
-import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,28 +17,17 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from model_code.dct import dct2
-from model_code.prior import StandardNormal
 from model_code.spectrum import DCTMoments, bin_sums, radii_of
-from scripts.config.paths import user_path
-from scripts.data.datasets import Split, image_shape, load_images, open_images
-from scripts.data.images import FolderImages, Images, ImageSource, UnreadableImage
-from scripts.data.loader import (
-    Checksums,
-    OrderedBatches,
-    UnreadableImages,
-    to_unit_range,
-)
-from scripts.errors import UserError
+from scripts.data.datasets import Split, load_images
+from scripts.data.loader import Batch, OrderedBatches, to_unit_range
 from scripts.estimate import Estimate, count
-from scripts.evaluation.features import NativeFolder
+from scripts.evaluation.features import Reading
 from scripts.evaluation.results import Result
 from scripts.runtime import distributed
-from scripts.runtime.device import Precision, resolve_device
 from scripts.runtime.progress import progress_bar
 from scripts.runtime.randomness import Purpose, stream
 from scripts.sampling.output import grid, to_uint8
 from scripts.sampling.sampler import Sampler
-from scripts.storage.record import Record
 
 MOST_BYTES = 1 << 30
 """Of a split in memory: so many of its images, spread evenly."""
@@ -68,97 +56,31 @@ COLUMNS = 12
 
 
 @dataclass(frozen=True)
-class SampleFiles:
-    """Samples that another program made, with what scores need of a `Sampler`."""
-
-    name: str
-    images: ImageSource
-    """At the configuration's size."""
-    native: Images
-    """As a folder or an array that is a reference is read."""
-    origins: np.ndarray
-    """Int64 (N,): their initial images, as an export with --per_init says in `origins.txt`;
-    otherwise one for each."""
-    seed: int
-    precision: Precision
-
-    @classmethod
-    def read(cls, text: str, config: ConfigDict, seed: int) -> "SampleFiles":
-        """All images of a folder or an array. Raises UserError, see `open_images`."""
-        images = open_images(text, "--samples", image_shape(config.data))
-        path = user_path(text, "--samples")
-        native = cast(Images, images)
-        if path.suffix in (".npy", ".npz"):
-            native = open_images(text, "--samples", None)
-        elif isinstance(images, FolderImages):
-            native = NativeFolder(path if path.is_dir() else path.parent, images.paths)
-        origins = np.arange(len(images))
-        if (path / "origins.txt").is_file():
-            exported = np.loadtxt(path / "origins.txt", dtype=int, ndmin=1)
-            origins = exported if len(exported) == len(images) else origins
-        precision = Precision.named(resolve_device(config.device), "float32")
-        return cls(text, images, native, origins, seed, precision)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) at the configuration's size."""
-        return self.images.shape
-
-    def record(self) -> Record:
-        """What identifies the images."""
-        files = {"samples": self.images.version()}
-        return Record(weights={"samples": self.name}, options={"seed": self.seed}, files=files)
-
-    def independent(self, indices: Sequence[int]) -> torch.Tensor:
-        """Images (B, C, H, W) in [0, 1]. Raises UserError for one that cannot be read."""
-        try:
-            return to_unit_range(np.stack([self.images[i] for i in indices]))
-        except UnreadableImage as error:
-            raise UserError(f"--samples={self.name}: {error}") from None
-
-
-def initial_images(
-    sampler: Sampler | SampleFiles, data: ConfigDict, num_samples: int
-) -> np.ndarray:
-    """The initial image of each sample, int64 (N,), or its mirror image.
-
-    Without initial images, and of samples that another program made, every sample has a number of
-    its own.
-    """
-    if isinstance(sampler, SampleFiles):
-        return sampler.origins[:num_samples]
-    if isinstance(sampler.prior, StandardNormal):
-        return np.arange(num_samples)
-    origins = np.array(sampler.origins(range(num_samples)))
-    return origins if sampler.initial_images is not None else origins // (1 + data.random_flip)
-
-
-@dataclass(frozen=True)
 class PixelInputs:
     """What a measure of pixels may use. Every process has all of it."""
 
     samples: np.ndarray
-    sampler: Sampler | SampleFiles
+    groups: np.ndarray
     data: ConfigDict
+    seed: int
+    device: torch.device
+    starts: np.ndarray | None = None
+    """The position of the training image that each sample started from, int64 (N,); None if it
+    started from something else."""
+    sampler: Sampler | None = None
+    """Where the samples come from, if a model of ours made them."""
     read: dict[str, int] = field(default_factory=dict)
     """Checksums of the images of each split that was read, under "train_crc32" and
     "held_out_crc32".
     """
 
-    @functools.cached_property
-    def groups(self) -> np.ndarray:
-        """`initial_images` of the samples."""
-        return initial_images(self.sampler, self.data, len(self.samples))
-
     def in_memory(self, split: Split) -> np.ndarray:
         """The images of a split, at most 1 GiB of them. A collective function."""
-        source = load_images(self.data, split)
-        count = min(len(source), MOST_BYTES // int(np.prod(source.shape)))
-        workers = self.data.num_workers
-        batches = OrderedBatches(source, block_size(source.shape), workers, False, count)
-        read = self._readable(batches, count, split, f"{split} images")
-        images = torch.cat([images for _, images in read])
-        return distributed.gather_rows(images).numpy()
+        source, workers = load_images(self.data, split), self.data.num_workers
+        number = min(len(source), MOST_BYTES // int(np.prod(source.shape)))
+        batches = OrderedBatches(source, block_size(source.shape), workers, False, number)
+        read = self._read(batches, split, f"{split} images")
+        return distributed.gather_rows(torch.cat([to_uint8(each.images) for each in read])).numpy()
 
     def training_blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Positions and images of the training set, with mirror images if training mirrors them;
@@ -167,27 +89,17 @@ class PixelInputs:
         A collective function, when all are read.
         """
         source, mirrored = load_images(self.data, "train"), self.data.random_flip
-        workers = self.data.num_workers
-        at_a_time = block_size(source.shape)
+        workers, at_a_time = self.data.num_workers, block_size(source.shape)
         batches = OrderedBatches(source, at_a_time, workers, False, mirrored=mirrored)
         with progress_bar(len(batches.chosen), "image", "comparing with training images") as bar:
-            for indices, images in self._readable(batches, len(source), "train", "training images"):
-                yield indices.numpy(), images.numpy()
-                bar.update(len(indices) // (1 + mirrored))
+            for batch in self._read(batches, "train", "training images"):
+                yield batch.indices.numpy(), to_uint8(batch.images).numpy()
+                bar.update(len(batch.indices) // (1 + mirrored))
 
-    def _readable(
-        self, batches: Iterable[Any], number: int, split: str, what: str
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Indices and images of batches; when all are read, their checksum is noted, and a line
-        says which could not be read.
-        """
-        unreadable, seen = UnreadableImages(), Checksums()
-        for batch in batches:
-            seen.note(batch)
-            unreadable.update(batch.unreadable)
-            yield batch.indices, to_uint8(batch.images)
-        unreadable.report(number, what)
-        self.read[f"{split}_crc32"] = seen.total()
+    def _read(self, batches: Iterable[Batch], split: Split, what: str) -> Iterator[Batch]:
+        reading = Reading(what)
+        yield from reading.batches(batches)
+        self.read[f"{split}_crc32"] = reading.crc32
 
 
 def block_size(shape: tuple[int, ...]) -> int:
@@ -231,9 +143,8 @@ def bootstrap(
     """
     members = np.arange(len(rows)) if groups is None else np.unique(groups, return_inverse=True)[1]
     G = members.max() + 1
-    counts = stream(seed, Purpose.BOOTSTRAP, number).multinomial(
-        G, np.full(G, 1 / G), size=REPLICATES
-    )
+    rng = stream(seed, Purpose.BOOTSTRAP, number)
+    counts = rng.multinomial(G, np.full(G, 1 / G), size=REPLICATES)
     replicates = statistic(rows, counts[:, members])
     return replicates if G > 1 else np.full_like(replicates, np.nan)
 
@@ -246,14 +157,13 @@ def interval(replicates: np.ndarray) -> np.ndarray:
 def bootstrap_result(
     score: str, value: float, replicates: np.ndarray, inputs: PixelInputs, settings: dict[str, Any]
 ) -> Result:
-    """A score whose error and interval are those of replicates; they are unknown with a single
-    group.
-    """
+    """A score whose error and interval are those of replicates; a single group has neither."""
     error = float(replicates.std(ddof=1))
     estimate = Estimate(value, error, len(inputs.samples), count(inputs.groups))
+    if not math.isfinite(error):
+        return Result(score, estimate, settings)
     low, high = interval(replicates).tolist()
-    known = math.isfinite(error)
-    return Result(score, estimate, settings, (min(low, value), max(high, value)) if known else None)
+    return Result(score, estimate, settings, (min(low, value), max(high, value)))
 
 
 # --- radial bins and octaves ---
@@ -386,15 +296,13 @@ def compare(
 
     def statistics(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
         """Compare powers by bin (..., R) of two sets: (..., 2 + octaves)."""
-        ratio = np.maximum(ours, NO_VARIANCE) / np.maximum(theirs, NO_VARIANCE)
-        decibels = 10 * np.log10(ratio)
-        distance = np.sqrt((decibels[..., 1:num_radial] ** 2).mean(-1))
-        totals = (
-            np.maximum(each[..., num_radial:], NO_VARIANCE).sum(-1) for each in (ours, theirs)
+        ours, theirs = np.maximum(ours, NO_VARIANCE), np.maximum(theirs, NO_VARIANCE)
+        decibels = 10 * np.log10(ours / theirs)
+        distance = np.sqrt((decibels[..., 1:num_radial] ** 2).mean(-1, keepdims=True))
+        total, reference = (
+            each[..., num_radial:].sum(-1, keepdims=True) for each in (ours, theirs)
         )
-        return np.concatenate(
-            [distance[..., None], np.divide(*totals)[..., None], decibels[..., num_radial:]], -1
-        )
+        return np.concatenate([distance, total / reference, decibels[..., num_radial:]], -1)
 
     replicates = statistics(
         bootstrap(weighted_mean, samples, seed, 0, groups),
@@ -410,12 +318,11 @@ def spectrum(inputs: PixelInputs) -> list[Result]:
     """
     size, real = inputs.samples.shape[2:], inputs.in_memory("held_out")
     number = min(len(real), len(inputs.samples))
-    evenly = np.linspace(0, len(real) - 1, number).astype(int)  # they may be sorted by class
     bins = [radial_bins(*size), octaves(*size)]
     num_radial = int(bins[0].max()) + 1
-    seed, groups, device = inputs.sampler.seed, inputs.groups, inputs.sampler.precision.device
+    seed, groups, device = inputs.seed, inputs.groups, inputs.device
     ours = powers(inputs.samples, bins, device, groups)
-    held_out = powers(real[evenly], bins, device)
+    held_out = powers(real[evenly_spread(len(real), number)], bins, device)
     training = powers(inputs.in_memory("train"), bins, device)
     of_samples = compare(ours, training, num_radial, seed, groups)
     of_held_out = compare(held_out, training, num_radial, seed)
@@ -435,29 +342,27 @@ def spectrum(inputs: PixelInputs) -> list[Result]:
         }
         line = ", ".join(f"{name} {dB:+.2f} +- {error:.2f}" for name, dB, error in rows[::-1])
         print(f"{key}, dB: {line}", flush=True)
-
-    def result(score: str, i: int) -> Result:
-        """Make a result of the i-th statistic."""
+    results = []
+    for i, score in enumerate(("LogSpectralDistance", "VarianceRatio")):
         values, errors = of_samples[:, :, i].tolist()
-        held_out_value, held_out_error = of_held_out[:, 0, i].tolist()
         own = {
-            "held_out": held_out_value,
-            "held_out_standard_error": held_out_error,
+            "held_out": float(of_held_out[0, 0, i]),
+            "held_out_standard_error": float(of_held_out[1, 0, i]),
             "value_at_held_out_images": float(as_many[0, 0, i]),
             "by_plane": dict(zip(PLANES, values, strict=False)),
         }
-        return Result(
-            score, Estimate(values[0], errors[0], len(ours), count(groups)), settings | own
-        )
-
-    totals = (each[:, 0, num_radial:].sum(1) for each in (ours, training))
-    per_image = next(totals) / next(totals).mean()
+        estimate = Estimate(values[0], errors[0], len(ours), count(groups))
+        results.append(Result(score, estimate, settings | own))
     spectra = {"samples": ours, "held out": held_out, "training": training}
     picture = draw_spectra(bins[0], spectra, of_samples, of_held_out)
-    return [
-        replace(result("LogSpectralDistance", 0), picture=picture),
-        replace(result("VarianceRatio", 1), per_image=per_image),
-    ]
+    total, mean = (each[:, 0, num_radial:].sum(1) for each in (ours, training))
+    per_image = total / mean.mean()
+    return [replace(results[0], picture=picture), replace(results[1], per_image=per_image)]
+
+
+def evenly_spread(available: int, number: int) -> np.ndarray:
+    """Indices of `number` images spread evenly over a data set, which may be sorted by class."""
+    return np.linspace(0, available - 1, number).astype(int)
 
 
 def draw_spectra(
@@ -483,7 +388,7 @@ def draw_spectra(
     if of_samples.shape[1] == len(PLANES):
         tables |= {f"samples, {PLANES[i]}": of_samples[:, i] for i in (4, 5)}
     series = {
-        label: [value[2:], *(value + np.outer([-2, 2], error))[:, 2:]]
+        label: value[2:] + np.outer([0, -2, 2], error[2:])
         for label, (value, error) in tables.items()
     }
     plot_octaves(right, series, "variance over that of training images, dB", 0)
@@ -493,22 +398,15 @@ def draw_spectra(
 # --- copying: do samples repeat training images? ---
 
 
-def without_mean(images: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Images uint8 (B, C, H, W) without the mean of each channel: float64 (B, d), from values in
-    [0, 1].
+def in_spaces(images: np.ndarray, device: torch.device) -> list[torch.Tensor]:
+    """In each of `SPACES` coordinates of images uint8 (B, C, H, W), from values in [0, 1]: float64
+    (B, d), DCT coefficients but the mean of each channel, all of them and those that a low-pass
+    keeps.
     """
-    u = torch.from_numpy(images).to(device).double() / 255
-    return (u - u.mean((2, 3), keepdim=True)).flatten(1)
-
-
-def low_frequencies(images: np.ndarray, device: torch.device) -> torch.Tensor:
-    """DCT coefficients of images uint8 (B, C, H, W) that a low-pass keeps, but the constant:
-    float64 (B, d).
-    """
-    u = torch.from_numpy(images).to(device).double() / 255
-    low = low_pass(octaves(*u.shape[2:])).to(device)
-    low[0, 0] = False
-    return dct2(u)[..., low].flatten(1)
+    octave = octaves(*images.shape[2:]).to(device)
+    varying = octave < octave.max()
+    coefficients = dct2(torch.from_numpy(images).to(device).double() / 255)
+    return [coefficients[..., one].flatten(1) for one in (varying, varying & low_pass(octave))]
 
 
 def nearest_training_images(
@@ -524,29 +422,21 @@ def nearest_training_images(
     shape = (len(SPACES), len(images))
     least = torch.full(shape, torch.inf, dtype=torch.float64, device=device)
     nearest = torch.zeros(shape, dtype=torch.int64, device=device)
-    low = torch.cat([low_frequencies(images[rows], device) for rows in blocks(images)])
     for positions, block in training:
         if len(block) == 0:  # a process may have none
             continue
-        theirs = (without_mean(block, device), low_frequencies(block, device))
-        position = torch.from_numpy(positions).to(device)
+        theirs, position = in_spaces(block, device), torch.from_numpy(positions).to(device)
         for rows in blocks(images):
-            ours = (without_mean(images[rows], device), low[rows])
-            for space, (x, y) in enumerate(zip(ours, theirs, strict=True)):
-                squared, index = squared_distances(x, y).min(1)
-                nearer = squared < least[space, rows]
+            pairs = zip(in_spaces(images[rows], device), theirs, strict=True)
+            for space, (x, y) in enumerate(pairs):
+                # Float64 by matrix products is exact to far less than a grey level.
+                distance, index = torch.cdist(x, y).min(1)
+                nearer = distance < least[space, rows]
                 nearest[space, rows] = torch.where(nearer, position[index], nearest[space, rows])
-                least[space, rows] = torch.minimum(squared, least[space, rows])
-    distances, process = torch.stack(distributed.gather(least.sqrt().cpu())).min(0)
+                least[space, rows] = torch.minimum(distance, least[space, rows])
+    distances, process = torch.stack(distributed.gather(least.cpu())).min(0)
     of_processes = torch.stack(distributed.gather(nearest.cpu()))
     return distances.numpy(), of_processes.gather(0, process[None])[0].numpy()
-
-
-def squared_distances(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Of rows of x (n, d) and y (m, d), float64: (n, m), exact to far less than a grey level;
-    torch.cdist copies both.
-    """
-    return ((x**2).sum(1)[:, None] + (y**2).sum(1)).addmm_(x, y.T, alpha=-2).clamp_(min=0)
 
 
 def ratio_of_medians(
@@ -593,12 +483,9 @@ def copying(inputs: PixelInputs) -> list[Result]:
     """
     N, results = len(inputs.samples), list[Result]()
     images = np.concatenate([inputs.samples, inputs.in_memory("held_out")])
-    device, seed = inputs.sampler.precision.device, inputs.sampler.seed
-    distances, nearest = nearest_training_images(images, inputs.training_blocks(), device)
-    starts = starting_positions(inputs)
-    for suffix, ours, held_out, positions in zip(
-        SPACES, distances[:, :N], distances[:, N:], nearest[:, :N], strict=True
-    ):
+    distances, nearest = nearest_training_images(images, inputs.training_blocks(), inputs.device)
+    for suffix, distance, positions in zip(SPACES, distances, nearest[:, :N], strict=True):
+        ours, held_out = distance[:N], distance[N:]
         settings = {
             "median": float(np.median(ours)),
             "held_out_median": float(np.median(held_out)),
@@ -606,28 +493,13 @@ def copying(inputs: PixelInputs) -> list[Result]:
         }
         measures = {"NearestRatio": ratio_of_medians, "NearerThanHeldOut": nearer_than_held_out}
         for score, measure in measures.items():
-            value, replicates = measure(ours, held_out, seed, inputs.groups)
+            value, replicates = measure(ours, held_out, inputs.seed, inputs.groups)
             results.append(bootstrap_result(score + suffix, value, replicates, inputs, settings))
-        if starts is not None:
-            own = Estimate.of(torch.from_numpy(positions == starts), inputs.groups)
+        if inputs.starts is not None:
+            own = Estimate.of(torch.from_numpy(positions == inputs.starts), inputs.groups)
             results.append(Result(f"NearestIsOwnInit{suffix}", own, settings, own.wilson()))
     results[0] = replace(results[0], picture=draw_nearest(inputs, distances[:, :N], nearest))
     return results
-
-
-def starting_positions(inputs: PixelInputs) -> np.ndarray | None:
-    """The position of the training image that each sample started from, int64 (N,); None if it
-    started from something else.
-    """
-    sampler = inputs.sampler
-    if isinstance(sampler, SampleFiles):
-        return None
-    if sampler.initial_images is not None:
-        from_training = sampler.initial_images.settings.get("init") == "train"
-    else:  # the prior has one state for each training image, if all could be read
-        training = (1 + inputs.data.random_flip) * len(load_images(inputs.data, "train"))
-        from_training = len(sampler.prior) == training
-    return inputs.groups if from_training else None
 
 
 def draw_nearest(inputs: PixelInputs, distances: np.ndarray, nearest: np.ndarray) -> Figure:
@@ -636,12 +508,13 @@ def draw_nearest(inputs: PixelInputs, distances: np.ndarray, nearest: np.ndarray
     """
     picture = Figure(figsize=(9, 4.2), layout="constrained")
     source = load_images(inputs.data, "train")
-    for i, axes in enumerate(picture.subplots(len(SPACES))):
+    for i, (space, axes) in enumerate(
+        zip(SPACES.values(), picture.subplots(len(SPACES)), strict=True)
+    ):
         first = distances[i].argsort(kind="stable")[:COLUMNS]
         originals = np.stack([source[int(position)] for position in nearest[i, first]])
         rows = np.concatenate([inputs.samples[first], originals])
         axes.imshow(grid(torch.from_numpy(rows) / 255, len(first)))
-        space = list(SPACES.values())[i]
         title = f"{space}: samples nearest to a training image, and below each that image"
         axes.set_title(title, fontsize=9)
         axes.axis("off")
@@ -692,21 +565,15 @@ def diversity(inputs: PixelInputs) -> list[Result]:
     pixel and after a low-pass.
     """
     sampler, bins = inputs.sampler, octaves(*inputs.samples.shape[2:])
-    assert isinstance(sampler, Sampler)
+    assert sampler is not None
     assert sampler.initial_images is not None
-    per_init, device = sampler.initial_images.per_image, sampler.precision.device
     data, first, std = moments(sampler, inputs.in_memory("train"))
     total = bin_sums(data.sum(0), bins).numpy()
-    components = variance_components(inputs.samples, per_init, bins, device)
-    within, between = (part / total for part in components)
-    parts = {"WithinInit": within, "BetweenInits": between, "WithinAndBetween": within + between}
-    means = {score: part.mean(0) for score, part in parts.items()}
-    replicates = {
-        score: bootstrap(weighted_mean, part, sampler.seed)  # the same initial images in all
-        for score, part in parts.items()
-    }
-    share = means["WithinInit"] / means["WithinAndBetween"]
-    share_ends = interval(replicates["WithinInit"] / replicates["WithinAndBetween"])
+    per_init = sampler.initial_images.per_image
+    within, between = variance_components(inputs.samples, per_init, bins, inputs.device)
+    parts = np.stack([within, between, within + between], 1) / total  # (S, 3, R)
+    means, replicates = parts.mean(0), bootstrap(weighted_mean, parts, inputs.seed)
+    share, share_ends = means[0] / means[2], interval(replicates[:, 0] / replicates[:, 2])
     not_handed_over, ideal = predicted_within(data, first, std, bins)
     columns = {
         "share": share,
@@ -718,20 +585,18 @@ def diversity(inputs: PixelInputs) -> list[Result]:
         name: {key: column[i].tolist() for key, column in columns.items()}
         for i, name in enumerate(octave_names(len(total)))
     }
-    settings = {"within_by_octave": by_octave}
-    results = []
-    octave = np.arange(len(total))
-    for suffix, kept in (
-        ("", octave >= 0),
-        ("LowPass", low_pass(torch.from_numpy(octave)).numpy()),
-    ):
-        weights = np.where(kept, total, 0) / total[kept].sum()
-        for score, mean in means.items():
-            value, spread = float(mean @ weights), replicates[score] @ weights
+    scores = ("WithinInit", "BetweenInits", "WithinAndBetween")
+    results, settings = [], {"within_by_octave": by_octave}
+    octave = torch.arange(len(total))
+    for suffix, counted in (("", octave >= 0), ("LowPass", low_pass(octave))):
+        weights = np.where(counted, total, 0)
+        weights /= weights.sum()
+        for i, score in enumerate(scores):
+            value, spread = float(means[i] @ weights), replicates[:, i] @ weights
             results.append(bootstrap_result(score + suffix, value, spread, inputs, settings))
     picture = Figure(figsize=(10, 4), layout="constrained")
     left, right = picture.subplots(1, 2)
-    variances = {score: [mean, *interval(replicates[score])] for score, mean in means.items()}
+    variances = {score: [means[i], *interval(replicates[:, i])] for i, score in enumerate(scores)}
     plot_octaves(left, variances, "variance over that of training images", 1)
     shares = {
         "samples": [share, *share_ends],
@@ -748,7 +613,7 @@ def moments(sampler: Sampler, images: np.ndarray) -> tuple[torch.Tensor, torch.T
     those, in units of images.
     """
     process, k, device = sampler.process, sampler.kernel.chain[0], sampler.precision.device
-    data, first = DCTMoments(*images.shape[1:]), DCTMoments(*images.shape[1:])
+    data, first = (DCTMoments(*images.shape[1:]) for _ in range(2))
     for rows in blocks(images):
         u0 = to_unit_range(images[rows]).to(device)
         data.add(u0.cpu())

@@ -4,7 +4,6 @@ folder, or a data set.
 
 import contextlib
 import tempfile
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -71,15 +70,15 @@ def find_reference(
         )
 
     if name == "":
-        found = of_images(f"{data.dataset} {split}", data_set_images(data, split))
+        reference = of_images(f"{data.dataset} {split}", data_set_images(data, split))
     elif path.suffix == ".npz":
         arrays = _read(path)
         if "arr_0" in arrays:
-            found = of_images(name, open_images(name, "--dataset_name_cleanfid", None))
+            reference = of_images(name, open_images(name, "--dataset_name_cleanfid", None))
         else:
-            found = _reference(name, arrays, extractor.num_features, metrics)
+            reference = _reference(name, arrays, extractor.num_features, metrics)
     elif "/" in name:
-        found = of_images(name, folder_images(path))
+        reference = of_images(name, folder_images(path))
     elif "mode" not in extractor.settings:
         raise UserError(
             f"--dataset_name_cleanfid={name}: clean-fid's statistics are of Inception's features; "
@@ -89,17 +88,17 @@ def find_reference(
         arrays = named_statistics(
             name.removeprefix(CLEANFID), extractor.settings["mode"], split, data.image_size, metrics
         )
-        found = _reference(
+        reference = _reference(
             f"{name} {split}, clean-fid's statistics", arrays, extractor.num_features, metrics
         )
     for metric in metrics:
-        if found.features is not None and len(found.features) < metric.fewest(k):
-            fewest = metric.fewest(k)
+        fewest, features = metric.fewest(k), reference.features
+        if features is not None and len(features) < fewest:
             raise UserError(
-                f"{found.description}: {len(found.features)} images, where {metric.name} needs at "
+                f"{reference.description}: {len(features)} images, where {metric.name} needs at "
                 f"least {fewest}"
             )
-    return found
+    return reference
 
 
 def folder_images(folder: Path) -> NativeFolder:
@@ -130,7 +129,6 @@ def readable_features(
     """Rows of `features_of` all images (M,) that can be read, cached in `directory`; `what` they
     are in messages."""
     record = Record(metric=extractor.settings, files={"images": images.version()})
-    altered = images.altered if isinstance(images, NativeFolder) else Counter[str]()
 
     def compute(indices: range) -> np.ndarray:
         return image_features(images, indices, extractor)
@@ -138,8 +136,8 @@ def readable_features(
     rows = cached_features(
         directory, record.key, len(images), batch_size, compute, f"features of {what}"
     )
-    unreadable = UnreadableImages()
-    for i in np.flatnonzero(np.isnan(rows["features"][:, 0])).tolist():
+    unreadable, missing = UnreadableImages(), np.isnan(rows["features"][:, 0])
+    for i in np.flatnonzero(missing).tolist():
         reason = f"{images.name(i)}: could not be read when its features were computed"
         if len(unreadable) < NAMED:  # the cache has no reasons
             try:
@@ -148,10 +146,10 @@ def readable_features(
                 reason = str(error)
         unreadable.add(reason)
     unreadable.report(len(images), what)
-    if altered.total():
-        kinds = "; ".join(f"{count} with {what}" for what, count in altered.most_common() if count)
-        warn(f"{what} are read as clean-fid reads them: {kinds}")
-    return rows[~np.isnan(rows["features"][:, 0])]
+    if isinstance(images, NativeFolder) and images.altered.total():
+        altered = [f"{n} with {kind}" for kind, n in images.altered.most_common() if n]
+        warn(f"{what} are read as clean-fid reads them: {'; '.join(altered)}")
+    return rows[~missing]
 
 
 # --- files of statistics ---
@@ -221,15 +219,21 @@ def _read(file: Path) -> Arrays:
         if arrays[name].dtype.kind != "f" or not np.isfinite(arrays[name]).all():
             raise UserError(f"{file}: {name} must be finite numbers; make the statistics again")
     sigma = arrays.get("sigma", np.zeros((1, 1)))
-    if sigma.ndim == 2 and sigma.shape[0] == sigma.shape[1]:
-        values = np.linalg.eigvalsh((sigma + sigma.T) / 2)
-        if values[0] < -1e-6 * max(values[-1], 1e-12) * len(values) or not np.allclose(
-            sigma, sigma.T, atol=1e-6 * values[-1]
-        ):
-            raise UserError(
-                f"{file}: sigma is no covariance, as it is not symmetric and positive semi-definite"
-            )
+    if sigma.ndim == 2 and sigma.shape[0] == sigma.shape[1] and not _is_covariance(sigma):
+        raise UserError(
+            f"{file}: sigma is no covariance, as it is not symmetric and positive semi-definite"
+        )
     return arrays
+
+
+def _is_covariance(sigma: np.ndarray) -> bool:
+    """Whether a matrix is symmetric and positive semi-definite, within the rounding of float32."""
+    tolerance = 1e-6 * np.abs(sigma).max()
+    try:
+        np.linalg.cholesky(sigma + len(sigma) * max(tolerance, 1e-12) * np.eye(len(sigma)))
+    except np.linalg.LinAlgError:
+        return False
+    return np.allclose(sigma, sigma.T, atol=tolerance)
 
 
 def _reference(where: str, arrays: Arrays, d: int, metrics: Sequence[Metric]) -> Reference:

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from scripts.config.paths import ROOT, plain_name
 from scripts.errors import printable
 from scripts.estimate import Estimate
+from scripts.sampling.choice import Choice
 from scripts.storage.files import atomic_write, make_directory, read_json_lines
 from scripts.storage.provenance import commit, now, program_version
 
@@ -26,6 +28,16 @@ RESULTS = Path("evaluation", "results.jsonl")
 """In a run directory: all scores of its model, with all that they depend on."""
 OWNER = "run.txt"
 """In a directory of results that was named after a run: which run that is."""
+
+
+@dataclass(frozen=True)
+class Point(Choice):
+    """The settings of an evaluation."""
+
+    checkpoint: int = 0
+    """Its number, 0 for the newest."""
+    seed: int | None = None
+    """None for the configuration's."""
 
 
 @dataclass(frozen=True)
@@ -52,20 +64,13 @@ class Result:
     """Of this result and of those that come with it."""
 
     def __str__(self) -> str:
-        interval = (
-            ""
-            if self.interval is None
-            else ", 95% interval {:.4f} to {:.4f}".format(*self.interval)
-        )
         images, groups = self.estimate.num_images, self.estimate.num_groups
-        initial = (
-            ""
-            if groups in (None, images)
-            else f" from {groups} initial image{'s' if groups != 1 else ''}"
-        )
-        return f"{self.score}: {self.estimate} (N = {images}{initial}{interval})" + (
-            self.note and f"; {self.note}"
-        )
+        text = f"{self.score}: {self.estimate} (N = {images}"
+        if groups not in (None, images):
+            text += f" from {groups} initial image{'s' if groups != 1 else ''}"
+        if self.interval is not None:
+            text += ", 95% interval {:.4f} to {:.4f}".format(*self.interval)
+        return f"{text})" + (self.note and f"; {self.note}")
 
 
 def results_directory(
@@ -104,18 +109,16 @@ def append_results(
     workdir: Path | None = None,
     point: str | None = None,
 ) -> Path:
-    """Append to <directory>/<SCORE>_log.txt, and the same with everything behind it to a .jsonl.
+    """Append to the release's logs, see `append_log`, and with everything behind it to a .jsonl.
 
-    param_name: settings, separated by commas, whose values are then given ("delta: 0.0125, FID:
-    21.3"), or any label. seconds: time taken. workdir: the run directory of the model, see
-    `results_file`; pictures are beside that file. point: key of a sweep's point, for `read_points`.
-    Returns the file. Raises UserError for a directory that is not writable.
+    seconds: time taken. workdir: the run directory of the model, see `results_file`; pictures are
+    beside that file. point: key of a sweep's point, for `read_points`. Returns the file. Raises
+    UserError for a directory that is not writable.
     """
-    make_directory(directory, "evaluation results")
     file = results_file(directory, workdir)
     make_directory(file.parent, "--workdir")
     at = commit()
-    common = {
+    common: dict[str, Any] = {
         "param_name": param_name,
         "versions": {
             "torch": importlib.metadata.version("torch"),
@@ -124,10 +127,11 @@ def append_results(
         "seconds": round(seconds, 2),
         "finished": now(),
     }
-    lines = []
+    if point is not None:
+        common |= {"point": point, "scores_of_point": len(results)}
+    lines = ""
     for result in results:
-        settings, estimate = result.settings, result.estimate
-        error = estimate.standard_error
+        estimate, error = result.estimate, result.estimate.standard_error
         row: dict[str, Any] = {
             "score": result.score,
             "value": estimate.value,
@@ -137,26 +141,37 @@ def append_results(
             "interval_95": result.interval,
             "note": result.note,
         }
-        row |= settings | common
+        row |= result.settings | common
         if point is not None:
-            row |= {"point": point, "scores_of_point": len(results)}
             arrays = {"per_image": result.per_image, "groups": result.groups}
             row |= {name: array.tolist() for name, array in arrays.items() if array is not None}
         if result.picture is not None:
-            crc32 = zlib.crc32(json.dumps([settings, estimate.num_images]).encode())
-            row["picture"] = f"{result.score}_{crc32:08x}.png"
-            with atomic_write(file.with_name(row["picture"])) as temporary:
-                result.picture.savefig(temporary, dpi=150)
-            print(f"picture: {file.with_name(row['picture'])}", flush=True)
-        lines.append(json.dumps(row) + "\n")
-        label = ", ".join(
-            f"{name}: {settings[name]}" if name in settings else printable(name)
-            for name in param_name.split(",")
-        )
-        log = directory / f"{result.score}_log.txt"
-        _append(log, f"{label}, {result.score}: {estimate.value:.8g}\n")
-    _append(file, "".join(lines))
+            crc32 = zlib.crc32(json.dumps([result.settings, estimate.num_images]).encode())
+            picture = file.with_name(f"{result.score}_{crc32:08x}.png")
+            save_figure(result.picture, picture)
+            print(f"picture: {picture}", flush=True)
+            row["picture"] = picture.name
+        lines += json.dumps(row) + "\n"
+        append_log(directory, result, param_name)
+    _append(file, lines)
     return file
+
+
+def append_log(directory: Path, result: Result, param_name: str, once: bool = False) -> None:
+    """Append to <directory>/<SCORE>_log.txt, as the release does: "delta: 0.0125, FID: 21.3".
+
+    param_name: settings, separated by commas, whose values come first, or any label. once: unless
+    the file has the line.
+    """
+    make_directory(directory, "evaluation results")
+    settings, file = result.settings, directory / f"{result.score}_log.txt"
+    label = ", ".join(
+        f"{name}: {settings[name]}" if name in settings else printable(name)
+        for name in param_name.split(",")
+    )
+    line = f"{label}, {result.score}: {result.estimate.value:.8g}\n"
+    if not (once and file.exists() and line in file.read_text().splitlines(keepends=True)):
+        _append(file, line)
 
 
 def _append(file: Path, lines: str) -> None:
@@ -174,13 +189,8 @@ def read_points(file: Path) -> dict[str, list[Result]]:
     points: dict[str, dict[str, Result]] = defaultdict(dict)
     for row in read_json_lines(file):
         if "point" in row:
-            error = row["standard_error"]
-            estimate = Estimate(
-                row["value"],
-                math.inf if error is None else error,
-                row["num_images"],
-                row["num_initial_images"],
-            )
+            error = math.inf if row["standard_error"] is None else row["standard_error"]
+            estimate = Estimate(row["value"], error, row["num_images"], row["num_initial_images"])
             arrays: dict[str, Any] = {
                 name: np.array(row[name]) for name in ("per_image", "groups") if name in row
             }
@@ -190,3 +200,18 @@ def read_points(file: Path) -> dict[str, list[Result]]:
         for point, results in points.items()
         if all(result.settings["scores_of_point"] == len(results) for result in results.values())
     }
+
+
+def error_bars(
+    axes: Axes, x: Sequence[Any], values: Sequence[float], errors: Sequence[float], label: str = ""
+) -> None:
+    """Draw values with their standard errors; one that is not finite, of a single image, has no bar."""
+    bars = np.where(np.isfinite(errors), errors, np.nan)
+    axes.errorbar(x, values, bars, fmt="o-", ms=3, lw=1, capsize=2, label=label or None)
+    axes.grid(alpha=0.3, which="both")
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a picture file."""
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=150)

@@ -1,4 +1,4 @@
-"""Scores of a trained model's samples."""
+"""Scores of samples: of a checkpoint's, or of those that another program made."""
 
 import functools
 import warnings
@@ -11,42 +11,121 @@ import numpy as np
 import torch
 from ml_collections import ConfigDict
 
-from scripts.data.datasets import Split, load_images
-from scripts.data.images import checksum, checksums
+from model_code.prior import StandardNormal
+from scripts.config.paths import user_path
+from scripts.data.datasets import Split, image_shape, load_images, open_images
+from scripts.data.images import (
+    FolderImages,
+    Images,
+    ImageSource,
+    UnreadableImage,
+    checksum,
+    checksums,
+)
+from scripts.data.loader import to_unit_range
 from scripts.errors import UserError
 from scripts.evaluation.distances import Reference
 from scripts.evaluation.features import (
     SPLITS,
     Extractor,
+    NativeFolder,
     cached_features,
     data_set_images,
     features_of,
 )
 from scripts.evaluation.metrics import Inputs, Metric
-from scripts.evaluation.pixels import PixelInputs, SampleFiles, initial_images
+from scripts.evaluation.pixels import PixelInputs, evenly_spread
 from scripts.evaluation.references import find_reference, first_size, readable_features
-from scripts.evaluation.results import Result
+from scripts.evaluation.results import Point, Result
 from scripts.runtime import distributed
 from scripts.runtime.device import resolve_device
 from scripts.runtime.progress import warn
-from scripts.sampling.choice import Choice
 from scripts.sampling.output import to_uint8
 from scripts.sampling.sampler import Sampler, load_sampler, with_own_images
 from scripts.storage.record import Record
 
 PARTS: tuple[Split, ...] = ("train", "held_out")
-PER_SEED = 10
-"""Samples of each seed where those are compared, unless --per_init says otherwise."""
+PER_INIT = 10
+"""Samples of each initial image where those are compared, unless --per_init says otherwise."""
+
+
+@dataclass(frozen=True)
+class SampleFiles:
+    """Samples that another program made, with what scores need of a `Sampler`."""
+
+    name: str
+    images: ImageSource
+    """At the configuration's size."""
+    native: Images
+    """As a folder or an array that is a reference is read."""
+    initial: np.ndarray
+    """Int64 (N,): their initial images, as an export with --per_init says in `origins.txt`;
+    otherwise one for each."""
+    seed: int
+
+    @classmethod
+    def read(cls, text: str, config: ConfigDict, seed: int) -> "SampleFiles":
+        """All images of a folder or an array. Raises UserError, see `open_images`."""
+        images = open_images(text, "--samples", image_shape(config.data))
+        path = user_path(text, "--samples")
+        native: Images = images
+        if path.suffix in (".npy", ".npz"):
+            native = open_images(text, "--samples", None)
+        elif isinstance(images, FolderImages):
+            native = NativeFolder(path if path.is_dir() else path.parent, images.paths)
+        initial = np.arange(len(images))
+        if (path / "origins.txt").is_file():
+            exported = np.loadtxt(path / "origins.txt", dtype=int, ndmin=1)
+            initial = exported if len(exported) == len(images) else initial
+        return cls(text, images, native, initial, seed)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) at the configuration's size."""
+        return self.images.shape
+
+    def record(self) -> Record:
+        """What identifies the images."""
+        files = {"samples": self.images.version()}
+        return Record(weights={"samples": self.name}, options={"seed": self.seed}, files=files)
+
+    def independent(self, indices: Sequence[int]) -> torch.Tensor:
+        """Images (B, C, H, W) in [0, 1]. Raises UserError for one that cannot be read."""
+        try:
+            return to_unit_range(np.stack([self.images[i] for i in indices]))
+        except UnreadableImage as error:
+            raise UserError(f"--samples={self.name}: {error}") from None
+
+
+def initial_images(
+    source: Sampler | SampleFiles, data: ConfigDict, num_samples: int
+) -> tuple[np.ndarray, bool]:
+    """The initial image of each sample, int64 (N,), or its mirror image; and whether these are
+    positions in the training set.
+
+    Without initial images, and of samples that another program made, every sample has a number of
+    its own.
+    """
+    if isinstance(source, SampleFiles):
+        return source.initial[:num_samples], False
+    if isinstance(source.prior, StandardNormal):
+        return np.arange(num_samples), False
+    origins = np.array(source.origins(range(num_samples)))
+    if source.initial_images is not None:
+        return origins, source.initial_images.settings.get("init") == "train"
+    # The prior has one state for each training image, if all could be read, or two with mirror images.
+    copies = 1 + data.random_flip
+    return origins // copies, len(source.prior) == copies * len(load_images(data, "train"))
 
 
 @dataclass(frozen=True)
 class SampleEvaluation:
-    """Scores of a checkpoint's samples 0..num_gen-1, as uint8 images, against a reference."""
+    """Scores of samples 0..num_gen-1 of a checkpoint, as uint8 images, against a reference."""
 
     config: ConfigDict
     workdir: Path
     cache: Path
-    """Where features are kept, so that an interrupted evaluation continues."""
+    """Directory of features, from which an interrupted evaluation continues."""
     metrics: Sequence[Metric]
     batch_size: int
     num_gen: int
@@ -58,15 +137,15 @@ class SampleEvaluation:
     """Of features, for metrics that need them; it may download or train."""
     k: int = 5
     precision: str = "float32"
-    given: SampleFiles | None = None
-    """Samples to score instead."""
+    files: SampleFiles | None = None
+    """Samples to score in place of a checkpoint's."""
 
-    def record(self, *, checkpoint: int, choice: Choice, seed: int | None) -> Record:
-        """All that scores depend on, known without samples. Raises UserError as the call does."""
+    def record(self, point: Point) -> Record:
+        """All that scores depend on, without any samples. Raises UserError as the call does."""
         measures = {"measures": [metric.name for metric in self.metrics], "k": self.k}
-        return self._prepare(checkpoint, choice, seed)[2].add(metric=measures)
+        return self._prepare(point)[2].add(metric=measures)
 
-    def __call__(self, *, checkpoint: int, choice: Choice, seed: int | None) -> list[Result]:
+    def __call__(self, point: Point) -> list[Result]:
         """Scores of a checkpoint (0: the newest); none in processes other than 0, which only sample
         and compute features.
 
@@ -74,81 +153,85 @@ class SampleEvaluation:
         the score of held-out images, see `held_out_settings`. Raises UserError for whatever is
         missing or does not fit, before anything is sampled.
         """
-        sampler, made_by, record = self._prepare(checkpoint, choice, seed)
-        compute = self._of_pixels if self._needs_pixels else self._of_features
-        return compute(sampler, made_by, record)
+        source, samples_record, record = self._prepare(point)
+        compute = self._of_pixels if self._of_images else self._of_features
+        return compute(source, samples_record, record)
 
     def _of_pixels(
-        self, sampler: Sampler | SampleFiles, made_by: Record, record: Record
+        self, source: Sampler | SampleFiles, samples_record: Record, record: Record
     ) -> list[Result]:
-        samples = self._generated(
-            sampler, made_by.add(metric={"extractor": "pixels"}), torch.Tensor.numpy
+        samples_record = samples_record.add(metric={"extractor": "pixels"})
+        samples = self._generated(source, samples_record, torch.Tensor.numpy)
+        groups, in_training = initial_images(source, self.config.data, self.num_gen)
+        inputs = PixelInputs(
+            samples,
+            groups,
+            self.config.data,
+            source.seed,
+            self._device,
+            groups if in_training else None,
+            source if isinstance(source, Sampler) else None,
         )
-        inputs = PixelInputs(samples, sampler, self.config.data)
         results = scores(self.metrics, inputs)  # by all processes
-        record = record.add(
-            data={"samples_crc32": checksum(checksums(samples))}, reference=inputs.read
-        )
+        crc32 = {"samples_crc32": checksum(checksums(samples))}
+        settings = record.add(data=crc32, reference=inputs.read).row()
         return [
-            replace(result, settings=record.row() | result.settings)
+            replace(result, settings=settings | result.settings)
             for result in results
             if distributed.is_main()
         ]
 
     def _of_features(
-        self, sampler: Sampler | SampleFiles, made_by: Record, record: Record
+        self, source: Sampler | SampleFiles, samples_record: Record, record: Record
     ) -> list[Result]:
-        extractor = self._extractor
-        if (
-            any(metric.name == "fid" for metric in self.metrics)
-            and self.num_gen <= extractor.num_features
-        ):
-            text = f"FID of {self.num_gen} samples in {extractor.num_features} dimensions is far too high; raise --num_gen"
+        extractor, reference, data = self._extractor, self._reference, self.config.data
+        names = [metric.name for metric in self.metrics]
+        if "fid" in names and self.num_gen <= extractor.num_features:
+            text = (
+                f"FID of {self.num_gen} samples in {extractor.num_features} dimensions is far too "
+                "high; raise --num_gen"
+            )
             warnings.warn(text, stacklevel=2)
-        if self.given is None or not self.reference:
-            made_by = made_by.add(metric=extractor.settings)
-            generated = self._generated(
-                sampler, made_by, functools.partial(features_of, extractor=extractor)
-            )
-        else:  # as the reference is read
-            native = self.given.native
-            generated = readable_features(self.cache, native, extractor, self.batch_size, "samples")
-            if len(generated) < len(native):
-                raise UserError(
-                    f"--samples={self.given.name}: {len(native) - len(generated)} images cannot be "
-                    "read"
-                )
-            generated = generated[: self.num_gen]
-        record = record.add(data=self._sizes(sampler, self._reference))
-        groups = initial_images(sampler, self.config.data, self.num_gen)
-        inputs = Inputs(
-            generated["features"],
-            self._reference,
-            sampler.seed,
-            self.k,
-            resolve_device(self.config.device),
-            groups,
-        )
-        real: dict[str, dict[str, Any]] = {}
+
+        def readable(images: Images, what: str) -> np.ndarray:
+            return readable_features(self.cache, images, extractor, self.batch_size, what)
+
+        if isinstance(source, SampleFiles) and self.reference:  # as the reference is read
+            generated = readable(source.native, "samples")
+            if unreadable := len(source.native) - len(generated):
+                raise UserError(f"--samples={source.name}: {unreadable} images cannot be read")
+            generated, size = generated[: self.num_gen], first_size(source.native)
+        else:
+            samples_record = samples_record.add(metric=extractor.settings)
+            extract = functools.partial(features_of, extractor=extractor)
+            generated, size = self._generated(source, samples_record, extract), source.shape[1:]
+        crc32 = checksum(generated["crc32"])
+        record = record.add(data={"samples_crc32": crc32})
+        if self.reference and reference.size is not None and size not in (None, reference.size):
+            sizes = f"samples are {shown(size)} pixels, reference images {shown(reference.size)}"
+            warn(f"{sizes}; each is taken at its own size")
+            record = record.add(data={"samples_size": size, "reference_size": reference.size})
+        groups, _ = initial_images(source, data, self.num_gen)
+        features = generated["features"]
+        inputs = Inputs(features, reference, source.seed, self.k, self._device, groups)
+        held_out = None
         if not self.reference and self.dataset_split == "train":
-            images = data_set_images(self.config.data, "held_out")
-            held_out = readable_features(
-                self.cache, images, extractor, self.batch_size, "held-out images"
-            )["features"]
-            real = (
-                held_out_settings(self.metrics, inputs, held_out) if distributed.is_main() else {}
-            )
+            held_out = readable(data_set_images(data, "held_out"), "held-out images")["features"]
         if not distributed.is_main():
             return []
-        record = record.add(data={"samples_crc32": checksum(generated["crc32"])})
+        real = {} if held_out is None else held_out_settings(self.metrics, inputs, held_out)
         return [
             replace(result, settings=record.row() | result.settings | real.get(result.score, {}))
             for result in scores(self.metrics, inputs)
         ]
 
     @property
-    def _needs_pixels(self) -> bool:
+    def _of_images(self) -> bool:
         return any(metric.needs in ("pixels", "initial images") for metric in self.metrics)
+
+    @property
+    def _device(self) -> torch.device:
+        return resolve_device(self.config.device)
 
     @functools.cached_property
     def _extractor(self) -> Extractor:
@@ -169,118 +252,95 @@ class SampleEvaluation:
             self.batch_size,
         )
 
-    def _prepare(
-        self, checkpoint: int, choice: Choice, seed: int | None
-    ) -> tuple[Sampler | SampleFiles, Record, Record]:
+    def _prepare(self, point: Point) -> tuple[Sampler | SampleFiles, Record, Record]:
         """Where samples come from, all that they depend on, and what all scores have in common."""
+        data = self.config.data
         for metric in self.metrics:
-            if self.num_gen < metric.fewest(self.k):
+            if self.num_gen < (fewest := metric.fewest(self.k)):
                 raise UserError(
-                    f"--num_gen={self.num_gen}: {metric.name} needs at least "
-                    f"{metric.fewest(self.k)} samples"
+                    f"--num_gen={self.num_gen}: {metric.name} needs at least {fewest} samples"
                 )
-        if self.given is not None:
-            if self.num_gen > (found := len(self.given.images)):
+        source: Sampler | SampleFiles
+        if self.files is not None:
+            source, at_training = self.files, dict[str, int]()
+            samples_record, available = source.record(), len(source.images)
+            if self.num_gen > available:
                 raise UserError(
-                    f"--num_gen={self.num_gen}: --samples={self.given.name} has {found} images"
+                    f"--num_gen={self.num_gen}: --samples={source.name} has {available} images"
                 )
-            sampler: Sampler | SampleFiles = self.given
-            made_by, known = self.given.record(), dict[str, int]()
         else:
-            if any(metric.needs == "initial images" for metric in self.metrics):
-                choice = self._by_seed(choice)
-            sampler, made_by, known = self._sampler(checkpoint, choice, seed)
-        record = made_by.add(options={"num_gen": self.num_gen})
-        if self._needs_pixels:
+            source, samples_record, at_training = self._sampler(point)
+        record = samples_record.add(options={"num_gen": self.num_gen})
+        if self._of_images:
             for split in PARTS:  # before anything is sampled
-                if len(load_images(self.config.data, split)) < 2:
+                if len(load_images(data, split)) < 2:
                     raise UserError(
-                        f"{self.config.data.dataset}: there is one {split} image, where this mode "
-                        "needs at least 2"
+                        f"{data.dataset}: there is one {split} image, where this mode needs at least 2"
                     )
-            reference = {"reference": f"{self.config.data.dataset} train"}
-            record = record.add(metric={"extractor": "pixels"}, reference=reference)
-            return sampler, made_by, with_own_images(record, self.config.data, PARTS, known)
-        against = self._reference
-        record = record.add(
-            reference={
-                "reference": against.description,
-                "reference_images": None if against.features is None else len(against.features),
-                "reference_crc32": against.crc32,
-            },
-            metric={f"features_{key}": value for key, value in self._extractor.settings.items()},
-        )
-        own = () if self.reference else {SPLITS[self.dataset_split], "held_out"}
-        return sampler, made_by, with_own_images(record, self.config.data, own, known)
+            settings, read = {"extractor": "pixels"}, set(PARTS)
+            against: dict[str, Any] = {"reference": f"{data.dataset} train"}
+        else:
+            features, reference = self._extractor.settings, self._reference
+            settings = {f"features_{key}": value for key, value in features.items()}
+            read = set() if self.reference else {SPLITS[self.dataset_split], "held_out"}
+            against = {
+                "reference": reference.description,
+                "reference_images": None if reference.features is None else len(reference.features),
+                "reference_crc32": reference.crc32,
+            }
+        record = record.add(metric=settings, reference=against)
+        return source, samples_record, with_own_images(record, data, read, at_training)
 
-    def _sampler(
-        self, checkpoint: int, choice: Choice, seed: int | None
-    ) -> tuple[Sampler, Record, dict[str, int]]:
-        """With what its samples depend on, and the fingerprint of the images that the checkpoint
-        knows.
-        """
+    def _sampler(self, point: Point) -> tuple[Sampler, Record, dict[str, int]]:
+        """With what its samples depend on, and the fingerprint of the training's images."""
+        compares_initial = any(metric.needs == "initial images" for metric in self.metrics)
+        if compares_initial:
+            per_init = PER_INIT if point.per_init is None else point.per_init
+            if per_init < 2 or self.num_gen % per_init or self.num_gen < 2 * per_init:
+                raise UserError(
+                    f"--num_gen={self.num_gen} --per_init={per_init}: --per_init must be at least 2 "
+                    "and --num_gen a multiple of it, at least 2 times as many"
+                )
+            point = replace(point, init=point.init or "train", per_init=per_init)
         sampler, trained = load_sampler(
             self.config,
             self.workdir,
-            checkpoint,
-            choice=choice,
-            seed=seed,
+            point.checkpoint,
+            choice=point,
+            seed=point.seed,
             precision=self.precision,
             scoring=True,
         )
-        if (
-            any(metric.needs == "initial images" for metric in self.metrics)
-            and sampler.initial_images is not None
-        ):
-            most = sampler.initial_images.count * sampler.initial_images.per_image
+        initial = sampler.initial_images
+        if compares_initial and initial is not None:
+            most = initial.count * initial.per_image
             if self.num_gen > most:  # one image twice would count as two initial images
                 raise UserError(
                     f"--num_gen={self.num_gen}: must be at most {most}, all samples of the images "
-                    f"of {choice.init}"
+                    f"of {point.init}"
                 )
         return sampler, sampler.record(self.config, trained), dict(trained.data)
 
-    def _sizes(self, sampler: Sampler | SampleFiles, against: Reference) -> dict[str, Any]:
-        """(H, W) of samples and reference images for the record, and a line where they differ."""
-        size = first_size(sampler.native) if isinstance(sampler, SampleFiles) else sampler.shape[1:]
-        if against.size is None or size is None or not self.reference or against.size == size:
-            return {}
-        ours, theirs = shown_size(size), shown_size(against.size)
-        warn(f"samples are {ours} pixels, reference images {theirs}; each is taken at its own size")
-        return {"samples_size": size, "reference_size": against.size}
-
     def _generated(
         self,
-        sampler: Sampler | SampleFiles,
-        made_by: Record,
+        source: Sampler | SampleFiles,
+        record: Record,
         extract: Callable[[torch.Tensor], np.ndarray],
     ) -> np.ndarray:
         def compute(indices: range) -> np.ndarray:
-            return extract(to_uint8(sampler.independent(indices)))
+            return extract(to_uint8(source.independent(indices)))
 
-        if self.given is not None and (size := first_size(self.given.native)) != sampler.shape[1:]:
-            made = shown_size(sampler.shape[1:])
-            warn(
-                f"samples are {shown_size(size)} pixels, and made {made} as the data set's images "
-                "are"
-            )
+        if isinstance(source, SampleFiles):
+            size, made = first_size(source.native), source.shape[1:]
+            if size != made:
+                sizes = f"samples are {shown(size)} pixels, and made {shown(made)}"
+                warn(f"{sizes} as the data set's images are")
         return cached_features(
-            self.cache, made_by.key, self.num_gen, self.batch_size, compute, "features of samples"
+            self.cache, record.key, self.num_gen, self.batch_size, compute, "features of samples"
         )
 
-    def _by_seed(self, choice: Choice) -> Choice:
-        """The choice with initial images of which several samples are drawn.
 
-        Raises UserError where that cannot be.
-        """
-        per_init = PER_SEED if choice.per_init is None else choice.per_init
-        if per_init < 2 or self.num_gen % per_init or self.num_gen < 2 * per_init:
-            right = "--per_init must be at least 2 and --num_gen a multiple of it, at least 2 times as many"
-            raise UserError(f"--num_gen={self.num_gen} --per_init={per_init}: {right}")
-        return replace(choice, init=choice.init or "train", per_init=per_init)
-
-
-def shown_size(size: tuple[int, ...] | None) -> str:
+def shown(size: tuple[int, ...] | None) -> str:
     """(H, W) as width x height."""
     return "of unknown size" if size is None else f"{size[1]} x {size[0]}"
 
@@ -300,29 +360,24 @@ def held_out_settings(
     """For each score, printed and returned, what held-out images (H, d) get in place of samples, as
     a perfect model would.
 
-    Scores depend on the number of images, so the score of equally many samples is given with it.
+    Scores depend on the number of images, so the score of equally many samples comes with it.
     Metrics that need more images than are held out are left out.
     """
     count = min(len(inputs.generated), len(held_out))
     metrics = [metric for metric in metrics if count >= metric.fewest(inputs.k)]
-    evenly = np.linspace(0, len(held_out) - 1, count).astype(
-        int
-    )  # data sets may be sorted by class
-    settings, groups = {}, None if inputs.groups is None else inputs.groups[:count]
-    for real, samples in zip(
-        scores(metrics, replace(inputs, generated=held_out[evenly], groups=None)),
-        scores(metrics, replace(inputs, generated=inputs.generated[:count], groups=groups)),
-        strict=True,
-    ):
-        value = samples.estimate.value
+    real = replace(inputs, generated=held_out[evenly_spread(len(held_out), count)], groups=None)
+    groups = None if inputs.groups is None else inputs.groups[:count]
+    as_many = replace(inputs, generated=inputs.generated[:count], groups=groups)
+    settings = {}
+    for result, own in zip(scores(metrics, real), scores(metrics, as_many), strict=True):
+        score, value = result.score, own.estimate.value
         print(
-            f"{real.score}: {count} held-out images have {real.estimate}; as many samples "
-            f"{value:.4g}",
+            f"{score}: {count} held-out images have {result.estimate}; as many samples {value:.4g}",
             flush=True,
         )
-        settings[real.score] = {
-            "held_out": real.estimate.value,
-            "held_out_standard_error": real.estimate.standard_error,
+        settings[score] = {
+            "held_out": result.estimate.value,
+            "held_out_standard_error": result.estimate.standard_error,
             "held_out_images": count,
             "value_at_held_out_images": value,
         }

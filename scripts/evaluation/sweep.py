@@ -9,41 +9,33 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from scripts.errors import UserError
 from scripts.estimate import Estimate, count, error_of_mean
 from scripts.evaluation.metrics import distance_from_best
-from scripts.evaluation.plots import plot_sweep
-from scripts.evaluation.results import Result, append_results, read_points, results_file
+from scripts.evaluation.results import (
+    Point,
+    Result,
+    append_log,
+    append_results,
+    error_bars,
+    read_points,
+    results_file,
+    save_figure,
+)
 from scripts.runtime import distributed
-from scripts.sampling.choice import Choice, parse_delta
+from scripts.sampling.choice import parse_delta
 from scripts.storage.files import atomic_write, make_directory
 from scripts.storage.record import Record
 
-
-@dataclass(frozen=True)
-class Point(Choice):
-    """The settings of an evaluation."""
-
-    checkpoint: int = 0
-    """Its number, 0 for the newest."""
-    seed: int = 0
-
-
 Scores = Sequence[tuple[Point, list[Result]]]
-
-
-class Evaluation(Protocol):
-    """Scores of one point after another."""
-
-    def record(self, *, checkpoint: int, choice: Choice, seed: int) -> Record:
-        """All that they depend on."""
-
-    def __call__(self, *, checkpoint: int, choice: Choice, seed: int) -> list[Result]:
-        """The scores; of several processes only process 0 has them."""
+Series = dict[str, list[tuple[Any, Estimate]]]
+"""A score over the values of one setting, by the values of the others."""
 
 
 def parse_list(flag: str, text: str) -> list[Any]:
@@ -97,7 +89,8 @@ def sweep_points(axes: Mapping[str, Sequence[Any]], **settings: Any) -> list[Poi
 class Runner:
     """Evaluates points and records their scores."""
 
-    evaluation: Evaluation
+    evaluation: Any
+    """A `BoundEvaluation` or a `SampleEvaluation`."""
     directory: Path
     """Of the release's logs."""
     param_name: str
@@ -110,7 +103,7 @@ class Runner:
         record: of a sweep's point. Raises UserError if the weights are not those of the record.
         """
         started = time.monotonic()
-        results = self.evaluation(checkpoint=point.checkpoint, choice=point, seed=point.seed)
+        results = self.evaluation(point)
         seconds = time.monotonic() - started
         for result in results:
             if record and result.settings.get("weights_crc32") != record.weights["weights_crc32"]:
@@ -136,18 +129,21 @@ class Runner:
 
         Make all records first, so that an error in one shows at once.
         """
-        records = [
-            self.evaluation.record(checkpoint=p.checkpoint, choice=p, seed=p.seed) for p in points
-        ]
+        records = [self.evaluation.record(point) for point in points]
         file = results_file(self.directory, self.workdir)
         keys, recorded = distributed.from_main(([r.key for r in records], read_points(file)))
         number = sum(key in recorded for key in keys)
         print(f"sweep of {len(points)} points, {number} of them in {file}", flush=True)
         scores = []
         for i, (point, record, key) in enumerate(zip(points, records, keys, strict=True), 1):
-            if key not in recorded:
+            if key in recorded:
+                results = recorded[key]
+                for result in results if distributed.is_main() else ():
+                    append_log(self.directory, result, self.param_name, once=True)
+            else:
                 print(f"[{i}/{len(points)}] {point}", flush=True)
-            scores.append((point, recorded.get(key) or self.run_point(point, record)))
+                results = self.run_point(point, record)
+            scores.append((point, results))
         return scores
 
 
@@ -161,10 +157,11 @@ def difference(result: Result, best: Result) -> Estimate | None:
     a, b = result.per_image, best.per_image
     if a is None or b is None or len(a) != len(b) or len(a) < 2:
         return None
-    groups = [np.arange(len(a)) if each.groups is None else each.groups for each in (result, best)]
-    together = np.concatenate(groups)
-    error = 2 * error_of_mean(np.concatenate([a - a.mean(), b.mean() - b]), together)
-    return Estimate(result.estimate.value - best.estimate.value, error, len(a), count(together))
+    groups = np.concatenate(
+        [np.arange(len(a)) if each.groups is None else each.groups for each in (result, best)]
+    )
+    error = 2 * error_of_mean(np.concatenate([a - a.mean(), b.mean() - b]), groups)
+    return Estimate(result.estimate.value - best.estimate.value, error, len(a), count(groups))
 
 
 def report(scores: Scores, names: Sequence[str], directory: Path) -> str:
@@ -181,7 +178,7 @@ def report(scores: Scores, names: Sequence[str], directory: Path) -> str:
         values = [distance_from_best(score, result.estimate.value) for result in results]
         best = values.index(min(values))
         head += f"{score:>24}{'from the best':>24}"
-        series: dict[str, list[tuple[float | str, Estimate]]] = {}
+        series: Series = {}
         for i, ((point, _), result) in enumerate(zip(scores, results, strict=True)):
             away = None if i == best else difference(result, results[best])
             shown = "-" if away is None else str(away)
@@ -190,9 +187,31 @@ def report(scores: Scores, names: Sequence[str], directory: Path) -> str:
             series.setdefault(label, []).append((getattr(point, names[0]), result.estimate))
         place = ", ".join(f"{name} = {getattr(scores[best][0], name)}" for name in names)
         ends.append(f"best {score}: {results[best].estimate} at {place}")
-        plot_sweep(path.with_name(f"{path.stem}_{score}.png"), names[0], score, series)
+        plot(path.with_name(f"{path.stem}_{score}.png"), names[0], score, series)
     last = "from the best: differences with errors paired by image"
     text = "\n".join([head, *lines, *ends, last])
     with atomic_write(path) as temporary:
         temporary.write_text(text + "\n")
     return f"{text}\ntable and plots: {path.with_suffix('')}*"
+
+
+def plot(path: Path, axis: str, score: str, series: Series) -> None:
+    """Write a picture of a score over the values of a swept setting `axis`, a line for each of the
+    named series.
+    """
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for label, points in series.items():
+        values, estimates = zip(*points, strict=True)
+        try:
+            x: list[Any] = [float(value) for value in values]
+        except ValueError:
+            x = [str(value) for value in values]
+        errors = [one.standard_error for one in estimates]
+        error_bars(axes, x, [one.value for one in estimates], errors, label)
+    if axis != "delta":
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel=axis, ylabel=score)
+    if any(series):
+        axes.legend()
+    save_figure(figure, path)

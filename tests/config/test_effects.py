@@ -86,14 +86,12 @@ def made(monkeypatch: pytest.MonkeyPatch, place: Path, tmp_path: Path) -> Made:
         made.setdefault("drawn at a time", len(indices))
         return independent(sampler, indices, *rest)
 
-    def note(runner: sweep.Runner, point: sweep.Point) -> None:
+    def note(runner: sweep.Runner, point: results.Point) -> None:
         made["checkpoint"] = point.checkpoint
         made["cache"] = getattr(runner.evaluation, "cache", None)
-        made["record"] = runner.evaluation.record(
-            checkpoint=point.checkpoint, choice=point, seed=point.seed
-        ).key
+        made["record"] = runner.evaluation.record(point).key
         made["places"] = runner.directory, runner.param_name, runner.workdir
-        made["images at a time"] = runner.evaluation.batch_size  # type: ignore[attr-defined]
+        made["images at a time"] = runner.evaluation.batch_size
         made["mode"] = type(runner.evaluation)
 
     monkeypatch.setattr(Sampler, "independent", count)

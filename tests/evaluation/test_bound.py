@@ -135,16 +135,15 @@ def test_squared_errors_by_level() -> None:
     rows = level_table(exact(), PAPER, KERNEL)
     assert [row.k for row in rows] == list(range(1, K + 1))
     for row in rows:
-        assert row.error.num_images == len(IMAGES)
-        assert abs(row.error.value - expected_squared_error(row.k)) < 4 * row.error.standard_error
-        assert row.term.value - row.without_errors == pytest.approx(
-            row.error.value / (2 * DELTA**2), rel=1e-4
-        )
+        assert row.num_images == len(IMAGES)
+        assert abs(row.squared_error - expected_squared_error(row.k)) < 4 * row.squared_error_se
+        of_errors = row.squared_error / (2 * DELTA**2)
+        assert row.term_nats - row.term_without_errors == pytest.approx(of_errors, rel=1e-4)
     bound = exact_bound()
-    assert sum(row.term.value for row in rows[1:]) == pytest.approx(
+    assert sum(row.term_nats for row in rows[1:]) == pytest.approx(
         bound["intermediate"].mean().item()
     )
-    assert rows[0].term.value == pytest.approx(bound["reconstruction"].mean().item())
+    assert rows[0].term_nats == pytest.approx(bound["reconstruction"].mean().item())
 
 
 def test_bits_per_dim() -> None:

@@ -13,6 +13,7 @@ from scripts.evaluation.distances import (
     _kernel_variance,
     frechet_estimate,
     kernel_estimate,
+    prdc_estimates,
 )
 from scripts.evaluation.pixels import (
     compare,
@@ -22,7 +23,6 @@ from scripts.evaluation.pixels import (
     radial_bins,
     ratio_of_medians,
 )
-from scripts.evaluation.prdc import prdc_estimates
 
 CPU = torch.device("cpu")
 GROUPS = np.repeat(np.arange(30), 10)

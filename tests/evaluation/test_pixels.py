@@ -13,9 +13,9 @@ from model_code.prior import StandardNormal
 from scripts.data.datasets import load_images
 from scripts.errors import UserError
 from scripts.evaluation.metrics import MODES, distance_from_best
-from scripts.evaluation.pixels import PixelInputs, initial_images, starting_positions
-from scripts.evaluation.results import Result, append_results
-from scripts.evaluation.scores import SampleEvaluation
+from scripts.evaluation.pixels import PixelInputs
+from scripts.evaluation.results import Point, Result, append_results
+from scripts.evaluation.scores import SampleEvaluation, initial_images
 from scripts.sampling.choice import Choice
 from scripts.sampling.sampler import load_sampler
 from scripts.storage.files import read_json_lines
@@ -38,7 +38,7 @@ def evaluate(
     evaluation = SampleEvaluation(
         config or tiny_config(), run, cache=run / "evaluation", metrics=MODES[mode], batch_size=8, num_gen=num_gen,
     )  # fmt: skip
-    return evaluation(checkpoint=0, choice=Choice(**choice), seed=3)
+    return evaluation(Point(**choice, seed=3))
 
 
 def test_spectrum_of_a_run(run: Path) -> None:
@@ -95,21 +95,23 @@ def test_where_samples_start(run: Path) -> None:
     """At the row of the prior that was drawn, if the prior has one for each training image or
     mirror image.
     """
-    samples = np.zeros((5, 1, 8, 8), np.uint8)
+    data = tiny_config().data
     sampler, _ = load_sampler(tiny_config(), run, 0)
-    assert starting_positions(PixelInputs(samples, sampler, tiny_config().data)) is None, (
-        "the prior is of 100 images"
-    )
+    rows, in_training = initial_images(sampler, data, 5)
+    assert not in_training, "the prior is of 100 images"
+    assert rows.tolist() == [row // 2 for row in sampler.origins(range(5))]
     sampler, _ = load_sampler(tiny_config(), run, 0, from_data=True)
-    rows = sampler.origins(range(5))
-    assert max(rows) > 4500
-    starts = starting_positions(PixelInputs(samples, sampler, tiny_config().data))
-    assert starts is not None
-    assert starts.tolist() == [row // 2 for row in rows]
+    rows, in_training = initial_images(sampler, data, 5)
+    assert in_training
+    assert max(sampler.origins(range(5))) > 4500
+    assert rows.tolist() == [row // 2 for row in sampler.origins(range(5))]
     noise = replace(sampler, prior=StandardNormal((1, 8, 8)))
-    assert initial_images(noise, tiny_config().data, 5).tolist() == [0, 1, 2, 3, 4]
-    sampler, _ = load_sampler(tiny_config(), run, 0, choice=Choice(init="held_out"))
-    assert starting_positions(PixelInputs(samples, sampler, tiny_config().data)) is None
+    assert initial_images(noise, data, 5)[0].tolist() == [0, 1, 2, 3, 4]
+    for init in ("held_out", "train"):
+        sampler, _ = load_sampler(tiny_config(), run, 0, choice=Choice(init=init))
+        rows, in_training = initial_images(sampler, data, 5)
+        assert rows.tolist() == sampler.origins(range(5))
+        assert in_training == (init == "train")
 
 
 def test_diversity_of_a_run(run: Path) -> None:
@@ -170,13 +172,13 @@ def test_pictures_are_kept_and_shown(run: Path, tmp_path: Path) -> None:
 
 
 def test_images_that_measures_leave_out_are_said(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sampler, _ = load_sampler(tiny_config(), run, 0)
     monkeypatch.setattr(
         "scripts.evaluation.pixels.load_images", lambda *_: WithDamage(numbered(9), {2, 4})
     )
-    inputs = PixelInputs(np.zeros((5, 1, 8, 8), np.uint8), sampler, tiny_config().data)
+    samples = np.zeros((5, 1, 8, 8), np.uint8)
+    inputs = PixelInputs(samples, np.arange(5), tiny_config().data, 0, torch.device("cpu"))
     for split in ("train", "held_out"):
         assert len(inputs.in_memory(split)) == 7
     assert sum(len(positions) for positions, _ in inputs.training_blocks()) == 14, (

@@ -8,7 +8,7 @@ import prdc
 import pytest
 
 from scripts.estimate import wilson_interval
-from scripts.evaluation.prdc import prdc_estimates
+from scripts.evaluation.distances import prdc_estimates
 from tests.evaluation.test_distances import CPU, features, spread_ratio
 
 
@@ -24,7 +24,7 @@ def test_scores_are_those_of_the_package_prdc(
     assert {score.lower(): estimate.value for score, estimate in found.items()} == pytest.approx(
         expected
     )
-    monkeypatch.setattr("scripts.evaluation.prdc.ROWS", 7)
+    monkeypatch.setattr("scripts.evaluation.distances.ROWS", 7)
     assert prdc_estimates(x, y, k, CPU) == found
 
 

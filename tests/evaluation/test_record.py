@@ -28,13 +28,12 @@ from scripts.estimate import Estimate
 from scripts.evaluation.bound import BoundEvaluation
 from scripts.evaluation.metrics import MODES
 from scripts.evaluation.references import folder_images
-from scripts.evaluation.results import OWNER, Result, append_results, results_directory
+from scripts.evaluation.results import OWNER, Point, Result, append_results, results_directory
 from scripts.evaluation.scores import SampleEvaluation
-from scripts.sampling.choice import Choice
 from scripts.storage.checkpoint import load_trained
 from scripts.storage.record import Record
+from tests.evaluation.evaluations import Recorder
 from tests.evaluation.made_run import make_run
-from tests.evaluation.test_scores import Recorder
 from tests.tiny import tiny_config
 
 COUNT = 130
@@ -125,31 +124,28 @@ def test_caches_and_finished_points_notice_every_image(run: Path, tmp_path: Path
     computed again.
     """
     config, others = folder_config(tmp_path / "images"), noise(tmp_path / "others", 2)
-    evaluations: dict[str, tuple[Any, Choice]] = {
-        "reference": (sample_scores(run, config, reference=str(others)), Choice()),
+    evaluations: dict[str, tuple[Any, Point]] = {
+        "reference": (sample_scores(run, config, reference=str(others)), Point(seed=1)),
         "initial images": (
             sample_scores(run, config, reference=str(tmp_path / "images")),
-            Choice(init=str(others)),
+            Point(init=str(others), seed=1),
         ),
-        "data set": (bound(run, folder_config(others), split="train"), Choice(0.0125)),
+        "data set": (bound(run, folder_config(others), split="train"), Point(0.0125, seed=1)),
         "training images": (
             sample_scores(run, folder_config(others), metrics=MODES["spectrum"]),
-            Choice(),
+            Point(seed=1),
         ),
     }
-    keys = {
-        name: evaluation.record(checkpoint=0, choice=choice, seed=1).key
-        for name, (evaluation, choice) in evaluations.items()
-    }
-    (before,) = evaluations["reference"][0](checkpoint=0, choice=Choice(), seed=1)
-    for name, (evaluation, choice) in evaluations.items():
+    keys = {name: evaluation.record(point).key for name, (evaluation, point) in evaluations.items()}
+    (before,) = evaluations["reference"][0](Point(seed=1))
+    for name, (evaluation, point) in evaluations.items():
         again = replace(evaluation)
-        assert again.record(checkpoint=0, choice=choice, seed=1).key == keys[name], name
+        assert again.record(point).key == keys[name], name
     noise(others, 3, range(UNSEEN, UNSEEN + 1))
-    for name, (evaluation, choice) in evaluations.items():
+    for name, (evaluation, point) in evaluations.items():
         again = replace(evaluation)
-        assert again.record(checkpoint=0, choice=choice, seed=1).key != keys[name], name
-    (after,) = replace(evaluations["reference"][0])(checkpoint=0, choice=Choice(), seed=1)
+        assert again.record(point).key != keys[name], name
+    (after,) = replace(evaluations["reference"][0])(Point(seed=1))
     assert after.estimate.value != before.estimate.value
     assert after.settings["reference_crc32"] != before.settings["reference_crc32"]
     assert after.settings["samples_crc32"] == before.settings["samples_crc32"]
@@ -167,7 +163,7 @@ def test_records_have_checksums_of_what_was_scored(run: Path, tmp_path: Path) ->
     held_out, training = (of_images(load_images(data, split)) for split in ("held_out", "train"))
 
     def row(evaluation: Any) -> dict[str, Any]:
-        return evaluation(checkpoint=0, choice=Choice(0.0125), seed=1)[0].settings
+        return evaluation(Point(0.0125, seed=1))[0].settings
 
     config = folder_config(tmp_path / "images")
     rows = [
@@ -198,15 +194,13 @@ def test_other_images_than_the_runs_are_said(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     others = folder_config(noise(tmp_path / "others", 4, range(100)))
-    (result, _) = bound(run, others)(checkpoint=0, choice=Choice(0.0125), seed=1)
+    (result, _) = bound(run, others)(Point(0.0125, seed=1))
     assert result.settings["other_images"] == ["held_out"]
     line = "the held_out images of 'folder' are not those of the checkpoint's run: 10 images, 13 then, other names, other pixels"
     assert capsys.readouterr().err.count(line) == 1
-    (result,) = sample_scores(run, others)(checkpoint=0, choice=Choice(init="train"), seed=1)
+    (result,) = sample_scores(run, others)(Point(init="train", seed=1))
     assert result.settings["other_images"] == ["held_out", "train"]
-    (result,) = sample_scores(run, others, reference=str(tmp_path / "images"))(
-        checkpoint=0, choice=Choice(), seed=1
-    )
+    (result,) = sample_scores(run, others, reference=str(tmp_path / "images"))(Point(seed=1))
     assert "other_images" not in result.settings, "only the run's own reference and samples count"
     assert load_trained(others, run, 0).data["num_images"] == 117
 

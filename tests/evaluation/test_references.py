@@ -9,7 +9,7 @@ from PIL import Image
 
 from scripts.errors import UserError
 from scripts.evaluation.references import folder_images, readable_features, save_statistics
-from tests.evaluation.test_scores import Recorder
+from tests.evaluation.evaluations import Recorder
 from tests.images import save_images
 
 
@@ -50,8 +50,8 @@ def test_what_cannot_be_read_is_said_with_the_reason(
         (line,) = [line for line in lines if "cannot be read" in line]
         assert line.startswith("warning: 6 of 11 images cannot be read: ")
         assert line.endswith("; and 1 more")
-        assert re.search(r"/0b\.png: .*trunc", line)
-        assert "/1b.png: no image, or damaged" in line
+        assert re.search(r"0b\.png: .*trunc", line)
+        assert "1b.png: no image, or damaged" in line
 
 
 def test_reading_as_clean_fid_does_is_said(

@@ -23,10 +23,11 @@ from scripts.evaluation.distances import Gaussian, Reference, frechet_estimate
 from scripts.evaluation.inception import InceptionFeatures
 from scripts.evaluation.metrics import MODES, Inputs
 from scripts.evaluation.references import save_statistics
-from scripts.evaluation.results import Result
+from scripts.evaluation.results import Point, Result
 from scripts.evaluation.scores import SampleEvaluation
 from scripts.sampling.choice import Choice
 from scripts.sampling.sampler import Sampler, load_sampler
+from tests.evaluation.evaluations import Recorder
 from tests.evaluation.inception_stand_in import write_stand_in
 from tests.evaluation.made_run import make_run
 from tests.tiny import tiny_config
@@ -74,31 +75,14 @@ def evaluate(run: Path, folder: Path) -> Evaluate:
             "mode": "kid", "batch_size": 8, "num_gen": 11, "reference": str(folder),
             "make_extractor": lambda: InceptionFeatures("clean", str(run), CPU),
         } | changes  # fmt: skip
-        choice, seed = Choice(options.pop("delta", None)), options.pop("seed", None)
+        point = Point(options.pop("delta", None), seed=options.pop("seed", None))
         metrics = MODES[options.pop("mode")]
         evaluation = SampleEvaluation(
             config or tiny_config(), run, cache=run / "evaluation", metrics=metrics, **options
         )
-        return {
-            result.score: result for result in evaluation(checkpoint=0, choice=choice, seed=seed)
-        }
+        return {result.score: result for result in evaluation(point)}
 
     return call
-
-
-class Recorder:
-    """Mean and spread of an image as its features, and all batches that it was given."""
-
-    settings: dict[str, Any] = {"extractor": "recorder"}  # noqa: RUF012
-    num_features = 2
-
-    def __init__(self) -> None:
-        self.batches: list[torch.Tensor] = []
-
-    def __call__(self, pixels: torch.Tensor) -> np.ndarray:
-        self.batches.append(pixels)
-        x = pixels.float().flatten(1)
-        return torch.stack([x.mean(1), x.std(1)], 1).numpy()
 
 
 def test_exactly_the_first_samples_rounded(evaluate: Evaluate, run: Path) -> None:
@@ -256,8 +240,8 @@ def use_short_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
             generated[:, :8], Gaussian(reference.mu[:8], reference.sigma[:8, :8]), groups
         )
 
-    monkeypatch.setattr("scripts.evaluation.distances.frechet_estimate", short_estimate)
-    monkeypatch.setattr("scripts.evaluation.distances.frechet_of_reference", lambda *_: 0.0)
+    monkeypatch.setattr("scripts.evaluation.metrics.frechet_estimate", short_estimate)
+    monkeypatch.setattr("scripts.evaluation.metrics.frechet_of_reference", lambda *_: 0.0)
 
 
 def test_published_statistics_by_name(

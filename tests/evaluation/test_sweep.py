@@ -10,9 +10,8 @@ from PIL import Image
 
 from scripts.errors import UserError
 from scripts.estimate import Estimate
-from scripts.evaluation.results import Result, append_results, results_directory
-from scripts.evaluation.sweep import Point, Runner, parse_list, report, sweep_points
-from scripts.sampling.choice import Choice
+from scripts.evaluation.results import Point, Result, append_results, results_directory
+from scripts.evaluation.sweep import Runner, parse_list, report, sweep_points
 from scripts.storage.files import read_json_lines
 from scripts.storage.record import Record
 
@@ -72,23 +71,23 @@ class Evaluation:
     """
 
     def __init__(self, calls_until_interruption: int | None = None, weights: int = 1) -> None:
-        self.asked: list[Choice] = []
+        self.asked: list[Point] = []
         self.left, self.weights = calls_until_interruption, weights
 
-    def record(self, *, checkpoint: int, choice: Choice, seed: int) -> Record:
+    def record(self, point: Point) -> Record:
         return Record(
             weights={"weights_crc32": self.weights},
-            kernel={"delta": choice.delta},
-            options={"seed": seed},
+            kernel={"delta": point.delta},
+            options={"seed": point.seed},
         )
 
-    def __call__(self, *, checkpoint: int, choice: Choice, seed: int) -> list[Result]:
+    def __call__(self, point: Point) -> list[Result]:
         if self.left == len(self.asked):
             raise KeyboardInterrupt
-        self.asked.append(choice)
-        settings = SETTINGS | self.record(checkpoint=checkpoint, choice=choice, seed=seed).row()
-        delta = choice.delta if isinstance(choice.delta, float | int) else 2.5
-        value = (delta - 2) ** 2 + seed / 100
+        self.asked.append(point)
+        settings = SETTINGS | self.record(point).row()
+        delta = point.delta if isinstance(point.delta, float | int) else 2.5
+        value = (delta - 2) ** 2 + (point.seed or 0) / 100
         rng = np.random.default_rng(0)
         images = value + rng.standard_normal(10) + 0.1 * delta * rng.standard_normal(10)
         return [

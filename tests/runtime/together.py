@@ -22,10 +22,9 @@ from scripts.errors import UserError
 from scripts.evaluation.bound import BoundEvaluation
 from scripts.evaluation.features import cached_features
 from scripts.evaluation.metrics import MODES
-from scripts.evaluation.results import append_results
+from scripts.evaluation.results import Point, append_results
 from scripts.evaluation.scores import SampleEvaluation
 from scripts.runtime import distributed
-from scripts.sampling.choice import Choice
 from scripts.sampling.export import export
 from scripts.sampling.sampler import load_sampler
 from scripts.storage.checkpoint import meta_path, read
@@ -81,13 +80,13 @@ def evaluate(place: Path, name: str) -> None:
             exact=False,
             batch_size=4,
         )
-        results = bound(checkpoint=0, choice=Choice(0.0125), seed=0)
+        results = bound(Point(0.0125, seed=0))
         append_results(scores, results, param_name="delta", seconds=0)
     for mode in ("spectrum", "copying"):
         measures = SampleEvaluation(
             config, place / "alone", cache=place / f"{name}-samples", metrics=MODES[mode], batch_size=2, num_gen=7,
         )  # fmt: skip
-        results = measures(checkpoint=0, choice=Choice(init="train"), seed=0)
+        results = measures(Point(init="train", seed=0))
         append_results(place / f"{name}-measures", results, param_name="delta", seconds=0)
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from scripts.errors import UserError
 from scripts.evaluation.bound import BoundEvaluation
+from scripts.evaluation.results import Point
 from scripts.sampling.choice import Choice
 from scripts.sampling.sampler import load_sampler
 from tests.conftest import command
@@ -39,7 +40,7 @@ def test_blurring_diffusion(tmp_path: Path) -> None:
             batch_size=8,
         )
         for delta in order:
-            nats, _ = evaluate(checkpoint=0, choice=Choice(delta), seed=0)
+            nats, _ = evaluate(Point(delta, seed=0))
             assert bounds.setdefault(delta, nats.estimate.value) == pytest.approx(
                 nats.estimate.value
             )
