@@ -1,7 +1,7 @@
 """What docs/performance.md and docs/cluster.md claim about GPUs, checked on this machine: a verdict
 for each claim.
 
-python -m tests.gpu_check [--config=configs/mnist/small_mnist.py] [--steps=40] [--compile] [--device=cpu]
+python -m tests.gpu_check [--config=C] [--steps=40] [--compile] [--device=cpu]
 
 A few minutes on one GPU (--compile: some more). With two, NCCL is checked; with diffusers
 installed, its speed is compared. The exit code is 1 if a claim does not hold. On a processor it
@@ -120,7 +120,7 @@ def deviation(losses: np.ndarray, reference: np.ndarray) -> float:
 def near(
     text: str, found: Training, reference: Training, tolerance: float, skipped: int = 0
 ) -> Claim:
-    """Whether losses are those of `reference` to `tolerance`, with at most `skipped` skipped steps."""
+    """Whether losses are those of `reference` to `tolerance`, skipping so many steps at most."""
     skips, difference = found.trainer.nonfinite_steps, deviation(found.losses, reference.losses)
     holds = bool(difference <= tolerance) and skips <= skipped  # a nan does not hold
     return Claim(text, f"differs by {difference:.2%}, {skips} steps skipped", holds)
@@ -235,9 +235,14 @@ def two_processes(config: ConfigDict, device: torch.device, steps: int) -> Claim
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "config.json"
         settings = with_changes(
-            config, device=device.type, model__dropout=0.0, training__log_freq=1, training__n_iters=min(steps, 5),
-            training__num_samples=1, model__sampling_noise="isotropic",
-        )  # fmt: skip
+            config,
+            device=device.type,
+            model__dropout=0.0,
+            model__sampling_noise="isotropic",
+            training__log_freq=1,
+            training__n_iters=min(steps, 5),
+            training__num_samples=1,
+        )
         file.write_text(json.dumps(settings.to_dict()))
         for count in (1, 2):
             run = Path(directory) / str(count)

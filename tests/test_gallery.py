@@ -48,7 +48,7 @@ def test_process_ends_with_the_samples(gallery: Path) -> None:
 
 
 def test_initial_states_are_above_their_samples(gallery: Path) -> None:
-    """One for all in same_init, different ones in share_noise; an interpolation's ends are samples."""
+    """One for all in same_init, different ones in share_noise; interpolations end in samples."""
     for name, num_initial_states in (("same_init", 1), ("share_noise", COLUMNS)):
         initial, results = tiles(gallery / f"{name}.png")
         assert len({image.tobytes() for image in initial}) == num_initial_states

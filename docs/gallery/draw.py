@@ -19,11 +19,11 @@ COLUMNS = 12
 ROWS = 3
 CLIP_FRAMES = 30
 GREYS = 32
-"""Levels of each channel in the clip: with all 256 the noise of the process would take megabytes."""
+"""Levels of each channel in the clip: with all 256 the noise would take megabytes."""
 
 
 def draw(workdir: Path, out: Path) -> None:
-    """Write all pictures to `out`. Raises UserError if the checkpoint or the data set is missing."""
+    """Write all pictures to `out`. Raises UserError without checkpoint or data set."""
     config = saved_config(workdir, 0)
     sampler, _ = load_sampler(config, workdir, 0)
     make_directory(out, "OUT")

@@ -37,7 +37,7 @@ UNDIVIDED = ("ffhq", "folder", "npy")
 
 
 class DataSet(NamedTuple):
-    """How a data set is opened: `open(path, split, shape)`, with any exception if it is not there."""
+    """How a data set is opened: `open(path, split, shape)`, with any exception if that fails."""
 
     open: Callable[[Path, Split, Shape], ImageSource]
     place: str | None  # below data/; None if only config.data.path can say
@@ -184,7 +184,7 @@ def split_indices(keys: Sequence[bytes], split: Split) -> np.ndarray:
     """Indices, ascending, of the keys that belong to `split`: a tenth is held out, at least one
     image and at most 1000.
 
-    Images with equal keys stay together: a group that is larger than what is wanted is passed over,
+    Images with equal keys are on one side: a group larger than what is wanted is passed over,
     unless nothing else is left and more would be missing without it. Ranked by a hash of the key,
     so that neither seed nor order matters. A cryptographic hash, because the ranks of similar keys,
     such as row numbers, must be as good as random; those of a CRC are not.

@@ -450,7 +450,7 @@ def fit(image: Image.Image, shape: Shape, resize: Resize = box_bicubic) -> np.nd
     """Any Pillow image as uint8 (C, S, S) = `shape`: upright, transparency over white, grey or RGB,
     resized and cropped.
 
-    Raises ValueError for pixels without a known range: floating point and 32-bit integers.
+    Raises ValueError for pixels whose range is not certain: floating point and 32-bit integers.
     """
     image = _eight_bit(ImageOps.exif_transpose(image))
     if image.has_transparency_data:

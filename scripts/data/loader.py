@@ -107,7 +107,7 @@ class Decoded:
 
 def to_unit_range(pixels: np.ndarray, noise: np.ndarray | float | None = None) -> torch.Tensor:
     """uint8 values v to float32: v / 255, or dequantised by noise in [0, 1) to (v + noise) / 256.
-    Any shape, kept.
+    Any shape.
     """
     values = pixels.astype(np.float32)
     return torch.from_numpy(values / 255 if noise is None else (values + noise) / 256)

@@ -4,7 +4,7 @@ and fingerprints need.
 A pack is a directory. `packed_images.json` says what it holds; until all is there it is called
 `packed_images.partial.json`. For each part ("all", or "train" and "held_out" where the data set
 comes with that split) `PART.npy` has the pixels, uint8 (N, S, S, C), and `PART.readable.npy`, bool
-(n,), whether they could be read, of the first n images while packing goes on.
+(n,), whether they could be read, of the first n images while it is being packed.
 """
 
 import json
@@ -28,7 +28,7 @@ from scripts.storage.files import atomic_write, exclusive, make_directory, sync
 
 WHOLE, PARTIAL = "packed_images.json", "packed_images.partial.json"
 BLOCK = 1 << 24
-"""Bytes of pixels that are written and recorded together."""
+"""Bytes of pixels that are written and recorded at a time."""
 
 
 class PackedImages(ArrayImages):
@@ -70,9 +70,7 @@ def read_pack(directory: Path, settings: Mapping[str, Any]) -> dict[str, Any] | 
     Raises ValueError for half a pack, and for one that was made with other `settings` than these.
     """
     if (directory / PARTIAL).exists():
-        raise ValueError(
-            f"{directory} is half a pack: the command that began it, given again, completes it"
-        )
+        raise ValueError(f"{directory} is half a pack: the command that began it completes it")
     if not (directory / WHOLE).exists():
         return None
     record = json.loads((directory / WHOLE).read_text())

@@ -20,7 +20,7 @@ def resolve_device(name: str) -> torch.device:
     """The device that config.device names; "auto" is a GPU if there is one. Raises UserError if it
     is not to be had.
 
-    "cuda" is, for the i-th process of a machine, its i-th GPU. On a GPU, PyTorch is told to compute
+    "cuda" is, for the i-th process of a machine, its i-th GPU. On a GPU, PyTorch is set to compute
     the same numbers every time, and float32 where float32 is asked for.
     """
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):

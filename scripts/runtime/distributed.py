@@ -109,8 +109,8 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor:
 
 
 def compute_rows(indices: Part, compute: Callable[[Part], torch.Tensor]) -> torch.Tensor:
-    """`compute(indices)`, one row per index, computed by all processes together and returned to
-    all; `indices` is not empty.
+    """`compute(indices)`, one row per index, shared out to all processes and returned to all of
+    them; `indices` is not empty.
     """
     mine = shard(indices)
     # A process without indices computes one row, to know the shape, and drops it.
@@ -257,7 +257,7 @@ def _join(timeout: timedelta) -> None:
         backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=timeout)
     # A machine that loses power or network closes no connection. The kernel finds out in two
-    # minutes, if it is told to ask. (TCP_USER_TIMEOUT would find it sooner, but also end
+    # minutes, if it is set to ask. (TCP_USER_TIMEOUT would find it sooner, but also end
     # connections to a process that is only busy.)
     timers = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 9}
     for entry in Path("/proc/self/fd").glob("*"):  # Linux's
@@ -275,7 +275,9 @@ def _lost(error: BaseException) -> str | None:
     if "gloo/transport" not in text and "remote process exited" not in text:
         return None
     reason = re.sub(r"^\[.*?\] |\. This is typically .*", "", text)[:200]
-    look = "the log of that machine says what ended it; the same command goes on from what is saved"
+    look = (
+        "the log of that machine says what ended it; the same command continues from what is saved"
+    )
     return f"process {rank()} on {socket.gethostname()} lost another one: {reason}: {look}"
 
 

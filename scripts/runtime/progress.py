@@ -1,4 +1,4 @@
-"""Progress for people: bars with time to go on a terminal, now and then a line in a log file. Of
+"""Progress: bars with the time that is left on a terminal, a line at times in a log file. Of
 process 0 only.
 """
 
@@ -44,7 +44,7 @@ def optional(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        warn_once(f"{what}: {one_line(error) or type(error).__name__}; going on without")
+        warn_once(f"{what}: {one_line(error) or type(error).__name__}; continuing without it")
 
 
 class _Lines(tqdm):

@@ -5,9 +5,11 @@ A run directory holds `checkpoints-meta/checkpoint.pth`, from which a restart co
 predecessor as `checkpoint_previous.pth`, and numbered ones, `checkpoints/checkpoint_n.pth`. A file
 holds `step`, `config` (JSON), `ema`, and
 
-- to continue training: `model`, `optimizer`, `scaler`, `data`; numbered ones have the last alone, see `for_sampling`
-- to sample without the training images: `prior`, the process's prior states, `noise`, what reverse kernels are made from, and
-  `sigma_B`, the blur levels, float64 (K + 1,), unless they are spaced evenly in log
+- to continue training: `model`, `optimizer`, `scaler`, `data`; of these numbered checkpoints have
+  `data` alone, see `for_sampling`
+- to sample without the training images: `prior`, the process's prior states, `calibration`, what
+  reverse kernels are made from, and `sigma_B`, the blur levels, float64 (K + 1,), unless they are
+  spaced evenly in log
 - for the record: `precision` of the training, `provenance`
 """
 
@@ -97,8 +99,8 @@ def previous_path(workdir: Path) -> Path:
 
 
 def write(path: Path, contents: Contents, previous: Path | None = None) -> None:
-    """Write a checkpoint; the old one is kept as `previous` if given. Raises UserError if it cannot
-    be written whole.
+    """Write a checkpoint; rename the old one to `previous`, if that is not None. Raises UserError
+    if it cannot be written whole.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -227,7 +229,7 @@ class TrainedModel:
     saved_calibration: CalibrationState
     """The calibration in the checkpoint itself."""
     data: Mapping[str, int]
-    """`fingerprint` of the images that it was trained on, and of those held out; empty if unknown."""
+    """`fingerprint` of the images that it was trained on, and of those held out; or empty."""
 
     def calibration(self) -> CalibrationState:
         """The newest calibration, see `read_calibration`."""
@@ -347,7 +349,7 @@ def free_number(workdir: Path, usual: int, step: int) -> Path:
     """Where the snapshot of `step` goes: to number `usual`, or behind all others if those go
     further.
 
-    That happens to a run that goes on with another snapshot_freq or n_iters. A step that is done
+    That happens to a run that continues with another snapshot_freq or n_iters. A step that is done
     again has its own number.
     """
     steps = _steps(workdir)

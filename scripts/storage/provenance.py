@@ -31,8 +31,8 @@ PACKAGES = (
 
 
 def provenance(config: ConfigDict, *, device: str, world_size: int) -> dict[str, Any]:
-    """Facts about this process as plain data; device: in words; world_size: the processes that
-    train together.
+    """Facts about this process as plain data; device: in words; world_size: the number of
+    processes.
     """
     name = config.model.process
     own = {"process_crc32": process_checksums[name]} if name in process_checksums else {}

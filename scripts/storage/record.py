@@ -19,7 +19,7 @@ class Record:
     """
 
     weights: Part = field(default_factory=dict)
-    """Step and checksum of a checkpoint and settings of its model, or where given samples are from."""
+    """Step and checksum of a checkpoint and settings of its model; or where samples come from."""
     kernel: Part = field(default_factory=dict)
     """Of the reverse process: its chain, its numbers, and the calibration that they come from."""
     data: Part = field(default_factory=dict)
@@ -35,7 +35,7 @@ class Record:
     version: int = STREAM_VERSION
     files: dict[str, str] = field(default_factory=dict)
     """Versions of all images and weights that are read (see `data.images.files_version`). They are
-    known before anything is computed, on this machine: rows have checksums of pixels instead."""
+    there before anything is computed, on this machine: rows have checksums of pixels instead."""
 
     @property
     def key(self) -> str:

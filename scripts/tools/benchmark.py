@@ -1,7 +1,9 @@
-"""Measure how fast a configuration runs on this machine, beside a matrix product of the same precision.
+"""Measure how fast a configuration runs on this machine, beside a matrix product.
 
-python -m scripts.tools.benchmark --config configs/mnist/quickstart.py [--config.training.batch_size=32 ...] [--seconds=10]
-python -m scripts.tools.benchmark --config configs/mnist/small_mnist.py --against=diffusers    # needs pip install diffusers
+python -m scripts.tools.benchmark --config configs/mnist/quickstart.py [--seconds=10]
+python -m scripts.tools.benchmark --config configs/mnist/small_mnist.py --against=diffusers
+
+The second needs `pip install diffusers`.
 """
 
 import platform

@@ -3,8 +3,8 @@ more images.
 
 python -m scripts.tools.calibrate --config C --workdir W [--checkpoint 0] [--num_images 48]
 
-They are written beside the checkpoint as CHECKPOINT.calibration.pth; sample.py and evaluate.py prefer
-them to what training measured.
+They are written beside the checkpoint as CHECKPOINT.calibration.pth; sample.py and evaluate.py
+prefer them to what training measured.
 """
 
 from scripts.config.flags import Values, run

@@ -83,23 +83,21 @@ def arms_of(runs: Sequence[Path]) -> tuple[list[dict[str, Any]], list[str], list
     for path in runs:
         if not (path / RUN_CONFIG).is_file():
             raise UserError(f"{path}: not a run directory, it has no {RUN_CONFIG}")
-        configs.append(
-            dict(flatten(from_json((path / RUN_CONFIG).read_text(), str(path / RUN_CONFIG))))
-        )
+        file = path / RUN_CONFIG
+        configs.append(dict(flatten(from_json(file.read_text(), str(file)))))
     keys = [key for key in configs[0] if len({str(config[key]) for config in configs}) > 1]
-    told = [key for key in keys if key not in NOT_OF_AN_ARM]
+    shown = [key for key in keys if key not in NOT_OF_AN_ARM]
     arms = [
-        ", ".join(f"{key.rpartition('.')[2]} {config[key]}" for key in told) or "all"
+        ", ".join(f"{key.rpartition('.')[2]} {config[key]}" for key in shown) or "all"
         for config in configs
     ]
-    for i, pair in enumerate(
-        pairs := [(arm, config["seed"]) for arm, config in zip(arms, configs, strict=True)]
-    ):
-        if pair in pairs[:i]:
-            raise UserError(
-                f"{runs[i]}: has the configuration and the seed of {runs[pairs.index(pair)]}; "
-                "leave one out"
-            )
+    first: dict[tuple[str, int], Path] = {}
+    for path, arm, config in zip(runs, arms, configs, strict=True):
+        same = arm, config["seed"]
+        if same in first:
+            what = f"has the configuration and the seed of {first[same]}"
+            raise UserError(f"{path}: {what}; leave one out")
+        first[same] = path
     return configs, keys, arms
 
 
@@ -112,10 +110,8 @@ def read_scores(
     latest: dict[tuple[str, ...], dict[str, Any]] = {}
     for path, seed, arm in zip(runs, seeds, arms, strict=True):
         for row in read_json_lines(path / RESULTS):
-            if "steps" not in row and (calls := len(row.get("chain", ())) - 1) not in (
-                -1,
-                row["model"]["K"],
-            ):
+            calls = len(row.get("chain", ())) - 1
+            if "steps" not in row and calls >= 0 and calls != row["model"]["K"]:
                 row["steps"] = str(calls)
             row |= {"arm": arm, "run": str(path), "training_seed": seed}
             same = ("run", "score", "checkpoint_step", "seed", "key", *SETTINGS)
@@ -125,12 +121,10 @@ def read_scores(
         for key in SETTINGS:
             values[row["score"], key].add(str(row.get(key)))
     for row in latest.values():
-        told = (
-            key
-            for key in SETTINGS
-            if len(values[row["score"], key]) > 1 and row.get(key) is not None
-        )
-        row["setting"] = ", ".join([row["score"], *(f"{key} {row[key]}" for key in told)])
+        row["setting"] = row["score"]
+        for key in SETTINGS:
+            if len(values[row["score"], key]) > 1 and row.get(key) is not None:
+                row["setting"] += f", {key} {row[key]}"
     tell_apart(list(latest.values()))
     return sorted(latest.values(), key=lambda row: (row["setting"], row["checkpoint_step"]))
 
@@ -301,10 +295,10 @@ def main(flags: Values) -> int:
             f"{', '.join(map(str, runs))}: no {RESULTS} in them yet; evaluate.py adds scores"
         )
     for key in keys:
-        print(
-            f"{key}: {', '.join(f'{config[key]} ({path.name})' for config, path in zip(configs, runs, strict=True))}"
-        )
-    for letter, arm in zip(letters_of(once := list(dict.fromkeys(arms))), once, strict=True):
+        values = zip(configs, runs, strict=True)
+        print(f"{key}: " + ", ".join(f"{config[key]} ({path.name})" for config, path in values))
+    once = list(dict.fromkeys(arms))
+    for letter, arm in zip(letters_of(once), once, strict=True):
         print(f"{letter}: {arm}")
     print(write(flags.out, rows, once))
     print(

@@ -2,9 +2,9 @@
 
 python -m scripts.tools.data_spectrum --config C [--out schedule.npy]
 
---out keeps the matched schedule, for config.model.blur_schedule, and a picture beside it, schedule.png. Spectra are variances
-of DCT coefficients of training images about their mean image; brightness, the constant, which no
-blur changes, is apart.
+--out writes the matched schedule, for config.model.blur_schedule, and a picture beside it,
+schedule.png. Spectra are variances of DCT coefficients of training images about their mean image;
+brightness, the constant, which no blur changes, is apart.
 """
 
 import math
@@ -59,11 +59,11 @@ def slope(power: torch.Tensor) -> float:
 
 
 def kept_variance(sigma_B: float, power: torch.Tensor) -> float:
-    """The share of the variance, the constant's aside, that is left after a blur of so many pixels."""
+    """The share of the variance, without the constant's, that a blur of so many pixels leaves."""
     varying = power.double().clone()
     varying[0, 0] = 0
-    kept = (-eigenvalues(*power.shape) * sigma_B**2).exp() * varying
-    return (kept.sum() / varying.sum()).item()
+    blurred = (-eigenvalues(*power.shape) * sigma_B**2).exp() * varying
+    return (blurred.sum() / varying.sum()).item()
 
 
 def describe(moments: DCTMoments, schedules: Schedules) -> str:
@@ -144,9 +144,8 @@ def main(flags: Values) -> int:
         draw(out.with_suffix(".png"), moments, schedules)
         with atomic_write(out) as temporary:
             np.save(temporary, schedules[MATCHED].numpy())
-        print(
-            f"\nmatched schedule: --config.model.blur_schedule={out}\npicture: {out.with_suffix('.png')}"
-        )
+        print(f"\nmatched schedule: --config.model.blur_schedule={out}")
+        print(f"picture: {out.with_suffix('.png')}")
     return 0
 
 

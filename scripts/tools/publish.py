@@ -28,7 +28,7 @@ def publish(workdir: Path, out: Path) -> Path:
     """Write `checkpoints/checkpoint_1.pth` (its path is returned), `config.json` and
     `metrics.jsonl` of a run to `out`.
 
-    Raises UserError if there is nothing to publish or `out` is itself a run that can go on.
+    Raises UserError if there is nothing to publish or `out` is itself a run that can continue.
     """
     path, contents = checkpoint.read_newest(workdir) or (None, None)
     if path is None or contents is None or "config" not in contents:

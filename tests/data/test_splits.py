@@ -73,10 +73,18 @@ def test_all_images_of_a_subject_are_on_one_side(subjects: ConfigDict, tmp_path:
 @pytest.mark.parametrize(
     ("sizes", "held_out"),
     [
-        ([1, 1], 1), ([99, 1], 1), ([1, 99], 1), ([50, 50], 50), ([3] * 5, 3), ([1] * 100, 10), ([7] * 10, 7),
-        ([110] * 8 + [10], 120), ([900, *[5] * 20], 100), ([2000] + [10] * 1800, 1000),
+        ([1, 1], 1),
+        ([99, 1], 1),
+        ([1, 99], 1),
+        ([50, 50], 50),
+        ([3] * 5, 3),
+        ([1] * 100, 10),
+        ([7] * 10, 7),
+        ([110] * 8 + [10], 120),
+        ([900, *[5] * 20], 100),
+        ([2000] + [10] * 1800, 1000),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("naming", range(6))
 def test_a_large_group_is_held_out_only_if_there_is_nothing_else(
     sizes: list[int], held_out: int, naming: int

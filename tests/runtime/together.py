@@ -41,10 +41,19 @@ FEATURES = 8
 def training_config(place: Path, **overrides: object) -> ConfigDict:
     """On a folder of images, without dropout, whose masks depend on the number of processes."""
     settings = {
-        "data__dataset": "folder", "data__path": str(place / "folder"), "training__n_iters": STEPS, "training__log_freq": 1,
-        "training__batch_size": 8, "training__eval_freq": 5, "training__sampling_freq": 5, "eval__num_images": 5,
-        "model__dropout": 0.0, "optim__warmup": 100, "data__uniform_dequantization": True, "model__blur_schedule": "matched",
-    }  # fmt: skip
+        "data__dataset": "folder",
+        "data__path": str(place / "folder"),
+        "data__uniform_dequantization": True,
+        "model__blur_schedule": "matched",
+        "model__dropout": 0.0,
+        "optim__warmup": 100,
+        "training__n_iters": STEPS,
+        "training__batch_size": 8,
+        "training__log_freq": 1,
+        "training__eval_freq": 5,
+        "training__sampling_freq": 5,
+        "eval__num_images": 5,
+    }
     return tiny_config(**{**settings, **overrides})
 
 
@@ -84,8 +93,13 @@ def evaluate(place: Path, name: str) -> None:
         append_results(scores, results, param_name="delta", seconds=0)
     for mode in ("spectrum", "copying"):
         measures = SampleEvaluation(
-            config, place / "alone", cache=place / f"{name}-samples", metrics=MODES[mode], batch_size=2, num_gen=7,
-        )  # fmt: skip
+            config,
+            place / "alone",
+            cache=place / f"{name}-samples",
+            metrics=MODES[mode],
+            batch_size=2,
+            num_gen=7,
+        )
         results = measures(Point(init="train", seed=0))
         append_results(place / f"{name}-measures", results, param_name="delta", seconds=0)
 

@@ -235,7 +235,7 @@ def test_an_encoder_that_is_missing_or_fails(
     }
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: process.mp4: ")
-    assert line.endswith("; going on without")
+    assert line.endswith("; continuing without it")
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,7 @@ def test_the_releases_own_files(name: str, tmp_path: Path) -> None:
 def test_numpy_1_names_of_the_releases_learning_rate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Files from the release's time name NumPy's scalars by a module that has since been renamed."""
+    """Files from the release's time name NumPy's scalars by a module that was renamed later."""
     path = tmp_path / "old.pth"
     torch.save(release_contents(torch.nn.Linear(1, 1)), path, _use_new_zipfile_serialization=False)
     data = path.read_bytes()
@@ -254,10 +254,8 @@ def test_calibration_precision_and_dequantization(tmp_path: Path) -> None:
     for weight in later["ema"]["shadow"].values():
         weight += 0.25
     write_meta(tmp_path, later | {"step": 9})
-    with pytest.raises(
-        UserError,
-        match=r"checkpoint\.calibration\.pth: measured with the weights of step \d+, where .* step 9; run python",
-    ):
+    stale = r"checkpoint\.calibration\.pth: measured with the weights of step \d+, where .* step 9"
+    with pytest.raises(UserError, match=f"{stale}; run python"):
         load_trained(config, tmp_path, 0).calibration()
     kept = {"calibration": {"errors": torch.zeros(2)}, "precision": "bfloat16"}
     write_meta(tmp_path, later | kept)

@@ -71,7 +71,8 @@ def test_going_on_from_a_snapshot(run: Path, tiny_array: Path, tmp_path: Path) -
     """
     shutil.copytree(run, tmp_path / "small")
     shutil.rmtree(tmp_path / "small" / "checkpoints-meta")
-    message = r"checkpoint_3\.pth: can be sampled from, but not trained further, .* --config\.training\.init_from=.*_3\.pth$"
+    advice = r".* --config\.training\.init_from=.*_3\.pth$"
+    message = rf"checkpoint_3\.pth: can be sampled from, but not trained further, {advice}"
     with pytest.raises(UserError, match=message) as error:
         train(matched(tiny_array), tmp_path / "small")
     assert "\n" not in str(error.value)

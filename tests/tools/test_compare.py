@@ -86,7 +86,7 @@ def compared(runs: list[Path], out: Path) -> dict[str, list[str]]:
 
 
 def test_arms_and_pairs(runs: list[Path], tmp_path: Path) -> None:
-    """Runs that differ in their seed alone are one arm; only seeds that both arms have are paired."""
+    """Runs that differ in their seed alone are one arm; seeds that both arms have are paired."""
     _, keys, arms = arms_of(runs)
     assert keys == ["model.sigma", "seed"]
     assert arms == ["sigma 0.01"] * 3 + ["sigma 0.02"] * 3
@@ -168,7 +168,7 @@ def test_chains_of_as_many_steps(tmp_path: Path) -> None:
     ["images_crc32", "reference_crc32", "kernel_crc32", "samples_crc32", "calibration_images"],
 )
 def test_what_only_looks_alike_is_no_repetition(differs: str, tmp_path: Path) -> None:
-    """Of a score that was computed again the last counts, of other images or another kernel both."""
+    """Of a score that was computed again the last counts; of other images or kernels both."""
     rows = [
         {"value": value, "key": f"key {number}", differs: number}
         for value, number in ((1.0, 5), (2.0, 5), (9.0, 6))
