@@ -73,8 +73,9 @@ UNREAD = "No effect, as in the original release, which defines this flag and doe
 FEATURES = "mode=fid mode=kid mode=prdc mode=all"
 PIXELS = "mode=spectrum mode=copying mode=diversity"
 MODES = ("elbo", "fid", "kid", "prdc", "all", "spectrum", "copying", "diversity")
-EXTRACTORS = ("inception", "classifier", "dinov2")
-OTHER_EXTRACTORS = "feature_extractor=classifier feature_extractor=dinov2"
+EXTRACTORS = ("inception", "classifier", "robust_classifier", "dinov2")
+CLASSIFIERS = "feature_extractor=classifier feature_extractor=robust_classifier"
+OTHER_EXTRACTORS = CLASSIFIERS + " feature_extractor=dinov2"
 
 FLAGS = (
     Flag(
@@ -84,7 +85,7 @@ FLAGS = (
         required="samples", unless="workdir",
     ),
     Flag(
-        "config", "train benchmark calibrate data_spectrum pack", CONFIG, None,
+        "config", "train benchmark calibrate data_spectrum pack planted", CONFIG, None,
         "Configuration: a file of configs/ or your own, or the config.json of a run; by default "
         "that in --workdir. --config.section.key=value overrides any key of configs/default.py.",
         required=ALWAYS,
@@ -275,9 +276,13 @@ FLAGS = (
         {"enum_values": EXTRACTORS}, only=FEATURES,
     ),
     Flag(
+        "feature_extractor", "planted", ENUM, "inception", "What makes the features.",
+        {"enum_values": EXTRACTORS},
+    ),
+    Flag(
         "dataset_name_cleanfid", "evaluate", STRING, "",
         "Reference: clean-fid's name for it, an .npz or a folder; by default the config's data "
-        "set.", only=FEATURES, never="feature_extractor=classifier",
+        "set.", only=FEATURES, never=CLASSIFIERS,
     ),
     Flag(
         "cleanfid_mode", "evaluate", ENUM, "clean", "As clean-fid's modes.",
@@ -285,12 +290,20 @@ FLAGS = (
         only=FEATURES + " save_stats", never=OTHER_EXTRACTORS,
     ),
     Flag(
+        "cleanfid_mode", "planted", ENUM, "clean", "As clean-fid's modes.",
+        {"enum_values": ["clean", "legacy_tensorflow", "legacy_pytorch"]}, never=OTHER_EXTRACTORS,
+    ),
+    Flag(
+        "inception_path", "planted", STRING, "",
+        "inception-2015-12-05.pt, or the folder that it is in.", never=OTHER_EXTRACTORS,
+    ),
+    Flag(
         "inception_path", "evaluate", STRING, "",
         "inception-2015-12-05.pt, or the folder that it is in.", only=FEATURES + " save_stats",
         never=OTHER_EXTRACTORS,
     ),
     Flag(
-        "dinov2_path", "evaluate", PATH, None,
+        "dinov2_path", "evaluate planted", PATH, None,
         "Weights of timm's vit_large_patch14_dinov2.lvd142m, a .safetensors file.",
         only="feature_extractor=dinov2",
     ),
@@ -328,7 +341,7 @@ FLAGS = (
         "dataset_path", "evaluate", PATH, None, "Folder of images to make them of.",
         only="save_stats", required="save_stats",
     ),
-    Flag("out", "compare publish", PATH, None, "Directory to write to.", required=ALWAYS),
+    Flag("out", "compare publish planted", PATH, None, "Directory to write to.", required=ALWAYS),
     Flag(
         "out", "pack", PATH, None,
         "Directory for the pack: a new one, an empty one, or a pack that was interrupted.",

@@ -132,8 +132,8 @@ def evaluation(
 def make_extractor(flags: Values, config: ConfigDict, cache: Path) -> Extractor:
     """Return what --feature_extractor names; a classifier that is trained for it goes to `cache`."""
     device = resolve_device(config.device)
-    if flags.feature_extractor == "classifier":
-        return classifier_features(cache, config.data, device)
+    if flags.feature_extractor in ("classifier", "robust_classifier"):
+        return classifier_features(cache, config.data, device, flags.feature_extractor)
     if flags.feature_extractor == "dinov2":
         return DINOv2Features(flags.dinov2_path, device)
     return InceptionFeatures(flags.cleanfid_mode, flags.inception_path, device)

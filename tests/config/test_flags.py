@@ -142,7 +142,9 @@ def test_command_lines_of_the_release(command: str, given: str) -> None:
 
 def test_modes_are_those_of_evaluation() -> None:
     assert set(MODES) == {"elbo", *metrics.MODES}
-    (extractor,) = (flag for flag in FLAGS if flag.name == "feature_extractor")
+    (extractor,) = (
+        flag for flag in FLAGS if (flag.name, flag.commands) == ("feature_extractor", "evaluate")
+    )
     for name, mode in metrics.MODES.items():
         of_features = mode[0].needs in ("moments", "features")
         assert of_features == (f"mode={name}" in extractor.only.split())
@@ -153,7 +155,8 @@ def test_every_flag_is_read() -> None:
     names = {flag.name for flag in FLAGS}
     commands = {path.stem: path.read_text() for path in ROOT.glob("*.py")}
     commands |= {path.stem: path.read_text() for path in (ROOT / "scripts/tools").glob("*.py")}
-    commands["evaluate"] += (ROOT / "scripts/evaluation/command.py").read_text()
+    for command in ("evaluate", "planted"):
+        commands[command] += (ROOT / "scripts/evaluation/command.py").read_text()
     for flag in FLAGS:
         for command in flag.commands.split():
             read = re.search(rf"flags\.{flag.name}\b", commands[command])
