@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from scripts.data.images import ArrayImages, ImageSource, UnreadableImage, checksum, checksums
+from scripts.data.images import ArrayImages, ImageSource, UnreadableImage, checksums
 from scripts.errors import UserError
 from scripts.runtime import distributed
 from scripts.runtime.progress import warn
@@ -78,20 +78,6 @@ class Batch:
     """Images that could not be decoded, each as "name: reason"."""
     crc32: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint32))
     """`checksums` of the pixels (B,), of images to evaluate on."""
-
-
-class Checksums(dict[int, int]):
-    """Checksums of the pixels of images that were read, by index."""
-
-    def note(self, batch: Batch) -> None:
-        """Add those of a batch."""
-        self.update(zip(batch.indices.tolist(), batch.crc32.tolist(), strict=False))
-
-    def total(self) -> int:
-        """Of the images of all processes in order. A collective function."""
-        for others in distributed.gather(dict(self)):
-            self.update(others)
-        return checksum(np.array([self[index] for index in sorted(self)]))
 
 
 @dataclass(frozen=True)

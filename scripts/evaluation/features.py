@@ -19,10 +19,11 @@ from scripts.data.images import (
     ImageSource,
     UnreadableImage,
     channels_first,
+    checksum,
     checksums,
     opened_image,
 )
-from scripts.data.loader import Batch, Checksums, UnreadableImages
+from scripts.data.loader import Batch, UnreadableImages
 from scripts.errors import UserError
 from scripts.runtime import distributed
 from scripts.runtime.progress import progress_bar
@@ -98,12 +99,14 @@ class Reading:
 
     def batches(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The batches. A collective function, when all are read."""
-        seen = Checksums()
+        seen: dict[int, int] = {}
         for batch in batches:
-            seen.note(batch)
+            seen.update(zip(batch.indices.tolist(), batch.crc32.tolist(), strict=True))
             self.unreadable.update(batch.unreadable)
             yield batch
-        self.crc32 = seen.total()
+        for others in distributed.gather(dict(seen)):
+            seen.update(others)
+        self.crc32 = checksum(np.array([seen[index] for index in sorted(seen)]))
         number = len(seen) + sum(map(len, distributed.gather(self.unreadable)))
         self.unreadable.report(number, self.what)
 
