@@ -99,9 +99,9 @@ def build_process(config: ConfigDict) -> Process:
     if name not in PROCESSES:
         raise ValueError(f"{KEY} = {name!r}: must be one of {', '.join(PROCESSES)}")
     process = PROCESSES[name].build(config)
-    noise, known = config.model.sampling_noise, process.sampling_noises
-    if noise not in known:
-        raise ValueError(f"config.model.sampling_noise = {noise!r}: must be {' or '.join(known)}")
+    noise, valid = config.model.sampling_noise, process.sampling_noises
+    if noise not in valid:
+        raise ValueError(f"config.model.sampling_noise = {noise!r}: must be {' or '.join(valid)}")
     return process
 
 

@@ -179,7 +179,7 @@ class Calibration:
         self.low_log_alpha = lowest(log_alpha)
         self.low_share = self._low_means(torch.ones(self.low_bins.shape))
 
-    def fit(self, k: Tensor, j: Tensor, eta: float = 1.0, *, identity: bool = False) -> Fit:
+    def fit(self, k: Tensor, j: Tensor, eta: float, *, identity: bool = False) -> Fit:
         """Regressions of y = r x on (z_k, q, 1) for pairs of int64 levels k > j (P,).
 
         With `identity` y is q, and the errors are those of the network's own estimate.
@@ -227,7 +227,7 @@ class Calibration:
         errors = errors * inflation + share * uncertain
         return Fit(a, b, c * share[:, self.low_bins], errors)
 
-    def costs(self, chain: Chain, eta: float = 1.0) -> Tensor:
+    def costs(self, chain: Chain, eta: float) -> Tensor:
         """The expected term of the bound in nats for every step k -> j between levels of a chain:
         float64 (K + 1, K + 1).
         """
@@ -243,13 +243,13 @@ class Calibration:
             costs[level, j] = 0.5 * torch.where(j == 0, density.sum(1), steps.sum(1))
         return costs
 
-    def best_chain(self, chain: Chain, steps: int, eta: float = 1.0) -> Chain:
+    def best_chain(self, chain: Chain, steps: int, eta: float) -> Chain:
         """The `steps` + 1 levels of a chain, both ends included, whose bound is expected to be
         lowest (Watson et al., 2021).
         """
         return shortest_path(self.costs(chain, eta), chain[0], steps)
 
-    def kernel(self, kind: str, chain: Chain, eta: float = 1.0) -> GaussianKernel:
+    def kernel(self, kind: str, chain: Chain, eta: float) -> GaussianKernel:
         """The best kernel of every step of a chain, "calibrated", or "spectral": the best of those
         whose mean is the network's own.
         """

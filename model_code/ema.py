@@ -1,4 +1,4 @@
-"""Exponential moving average of a model's weights, kept by parameter name."""
+"""Exponential moving average of a model's weights, by parameter name."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,7 +24,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Follow the weights of `model`, the one given to the constructor, by one step."""
+        """Follow the weights of `model`, that of the constructor, by one step."""
         self.num_updates += 1
         decay = min(self.rate, (1 + self.num_updates) / (10 + self.num_updates))
         weights = [weight.float() for weight in model.parameters()]

@@ -2,7 +2,7 @@
 
 In each coefficient of an image x, u_0 in a range of its own, q(z_k | x) = N(alpha_k x, sigma_k^2).
 Heat dissipation, blurring diffusion, Gaussian diffusion and flow matching are settings of this, see
-`presets.py`; what a step back draws from is in `kernels.py`.
+`presets.py`; kernels of steps back are in `kernels.py`.
 """
 
 import math
@@ -31,7 +31,7 @@ CALIBRATE = "run python -m scripts.tools.calibrate, or leave --delta, --eta and 
 class GaussianProcess(Process):
     """Tables alpha and sigma, what the network predicts, the noise of a step, the prior.
 
-    A reverse step from k to j draws fresh noise s = eta s_1 (Song et al., 2021, in each
+    A reverse step from k to j adds fresh noise s = eta s_1 (Song et al., 2021, in each
     coefficient): q_s(z_j | z_k, x) = N(p z_k + r x, s^2), p = sqrt(sigma_j^2 - s^2) / sigma_k and
     r = alpha_j - p alpha_k, has the right marginal at j for every s from 0 to sigma_j.
     """
@@ -305,7 +305,10 @@ class GaussianProcess(Process):
         return 0.5 * (means**2 + square - 1 - math.log(square)).sum((1, 2, 3))
 
     def prior_term(self, summary: Tensor, prior: Prior, kernel: GaussianKernel) -> Tensor:
-        """The paper's bound on L_K, by convexity in the mixture; exact for N(0, I): float64 (B,)."""
+        """The paper's bound on L_K, by convexity in the mixture; exact for N(0, I).
+
+        Float64 (B,).
+        """
         if not isinstance(prior, PriorBank):
             return summary
         sigma, delta = self.sigma[-1].item(), kernel.prior_std

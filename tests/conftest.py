@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -14,6 +14,9 @@ from hypothesis import settings
 from scripts.config.paths import ROOT
 from tests.golden import SETTINGS, Golden, load_golden
 from tests.tiny import tiny_config
+
+if TYPE_CHECKING:
+    from tests.training.runs import TinyRun
 
 # Timings depend on the machine, and a suite that guards a landing must not fail by chance.
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=60)
@@ -78,12 +81,19 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return workdir
 
 
+@pytest.fixture
+def tiny_run(tiny_array: Path, tmp_path: Path) -> "TinyRun":
+    """A run on `tiny_array` that is yet to begin."""
+    from tests.training.runs import TinyRun
+
+    return TinyRun(tiny_array, tmp_path / "run")
+
+
 @pytest.fixture(scope="session")
 def undisturbed(tiny_array: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The end of a run on `tiny_array` that nothing interrupted."""
-    from scripts.training.loop import train
-    from tests.training.runs import array_config, final_state
+    from tests.training.runs import TinyRun
 
-    workdir = tmp_path_factory.mktemp("undisturbed")
-    assert train(array_config(tiny_array), workdir) == 0
-    return final_state(workdir)
+    run = TinyRun(tiny_array, tmp_path_factory.mktemp("undisturbed"))
+    run.finish()
+    return run.state()

@@ -60,7 +60,7 @@ def places(tree: ast.Module) -> Iterator[Place]:
 
 
 def mutate(source: str, kind: str, number: int, *, raises: bool = False) -> tuple[str, str]:
-    """The source with one mistake, and the changed line; or an exception in place of the statement."""
+    """The source with one mistake, or an exception in place of the statement; the changed line."""
     tree = ast.parse(source)
     _, block, i, node = [place for place in places(tree) if place[0] == kind][number]
     before = ast.unparse(block[i]).splitlines()[0]

@@ -58,7 +58,7 @@ def train(config: ConfigDict, workdir: Path) -> int:
             initial = read_initial_weights(config)
     require_outside_data(workdir, "--workdir", config.data)
     images = load_images(config.data, "train"), load_images(config.data, "held_out")
-    distributed.barrier()  # nothing is written before all processes have found the data
+    distributed.barrier()  # nothing is written before all processes have opened the data
     make_directory(workdir, "--workdir")
     busy = f"--workdir={workdir}: another training is running there; choose another, or wait"
     with exclusive(workdir, busy), InterruptionGuard() as guard:
@@ -143,7 +143,7 @@ def note_nonfinite(run: Run, metrics: MetricsWriter, batch: Batch, result: StepR
     Raises UserError after too many in a row, with the batch's facts in metrics.jsonl.
     """
     trainer, most = run.trainer, run.config.training.max_nonfinite_steps
-    if result.finite or trainer.nonfinite_in_a_row == 0:  # float16 has not found its loss scale yet
+    if result.finite or trainer.nonfinite_in_a_row == 0:  # float16's loss scale is still too large
         return
     count = trainer.nonfinite_in_a_row
     what = f"loss {result.losses.mean().item():g}, gradient {result.grad_norm:g}"

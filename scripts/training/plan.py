@@ -34,18 +34,16 @@ class Work:
         data = config.data
         with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
             model = build_model(config)
-            model(
-                torch.empty(1, data.num_channels, data.image_size, data.image_size),
-                torch.ones(1, dtype=torch.long),
-            )
+            u = torch.empty(1, data.num_channels, data.image_size, data.image_size)
+            model(u, torch.ones(1, dtype=torch.long))
         forward = counter.get_total_flops()
-        passes = (
-            4 if config.training.recompute else 3
-        )  # backward takes two, for the gradients of inputs and weights
+        # The backward pass takes two, for the gradients of inputs and weights.
+        passes = 4 if config.training.recompute else 3
         return cls(sum(weight.numel() for weight in model.parameters()), forward, passes * forward)
 
     def __str__(self) -> str:
-        return f"{self.parameters / 1e6:.2f}M parameters, {self.forward / 1e9:.2f} GFLOP forward per image"
+        size = f"{self.parameters / 1e6:.2f}M parameters"
+        return f"{size}, {self.forward / 1e9:.2f} GFLOP forward per image"
 
 
 def describe(
@@ -72,21 +70,17 @@ def describe(
         f"steps        {first_step} to {training.n_iters}, batches of "
         f"{training.batch_size}{micro}, {gflop} each",
         f"device       {device_name(precision.device)}, {precision}{compiled}",
-        f"every        {training.log_freq} steps a row of metrics, {training.eval_freq} an "
-        "evaluation, "
-        f"{training.sampling_freq} samples, {training.snapshot_freq_for_preemption} a save, "
+        f"every        {training.log_freq} steps a row of metrics, "
+        f"{training.eval_freq} an evaluation, {training.sampling_freq} samples, "
+        f"{training.snapshot_freq_for_preemption} a save, "
         f"{training.snapshot_freq} a numbered checkpoint",
     ]
     if processes > 1:
-        lines.append(
-            f"processes    {processes}, with {training.batch_size // processes} images of a batch "
-            "each"
-        )
+        each = training.batch_size // processes
+        lines.append(f"processes    {processes}, with {each} images of a batch each")
     elif precision.device.type == "cuda" and config.device in ("auto", "cuda") and gpus > 1:
-        lines.append(
-            f"GPUs         1 of {gpus}; to train on all: torchrun --nproc_per_node={gpus} train.py "
-            "..."
-        )
+        advice = f"to train on all: torchrun --nproc_per_node={gpus} train.py ..."
+        lines.append(f"GPUs         1 of {gpus}; {advice}")
     return "\n".join(lines)
 
 
@@ -99,41 +93,35 @@ def plan(config: ConfigDict, tflops: float | None, utilization: float) -> str:
     configuration.
     """
     validate(config)
-    precision, work, training = (
-        Precision.of(config, torch.device("cuda")),
-        Work.of(config),
-        config.training,
-    )
+    precision, work = Precision.of(config, torch.device("cuda")), Work.of(config)
+    n_iters, size = config.training.n_iters, config.training.batch_size
     calls = len(configured_chain(config)) - 1
     tflops = tflops or H100_TFLOPS[precision.name]
-    batch_work, sample_work, speed = (
-        training.batch_size * work.training,
-        calls * work.forward,
-        tflops * 1e12 * utilization,
-    )
+    speed = tflops * 1e12 * utilization
+    batch_work, sample_work = size * work.training, calls * work.forward
     table = f"""\
 An estimate, not a measurement: operations are counted, speeds are assumed.
 
 network    {work}; {precision}
-training   {training.n_iters:,} steps of {training.batch_size} images, {batch_work / 1e12:.3g} TFLOP each
+training   {n_iters:,} steps of {size} images, {batch_work / 1e12:.3g} TFLOP each
 sampling   {calls} forward passes, {sample_work / 1e12:.3g} TFLOP an image
-assumed    {tflops:g} TFLOP/s a device, {utilization:.0%} of it reached (--plan_tflops, --plan_utilization);
-           gradients exchanged during the backward pass, 300 GB/s in a machine of 8, 50 GB/s between machines
+assumed    {tflops:g} TFLOP/s a device, {utilization:.0%} of it reached (--plan_tflops, \
+--plan_utilization);
+           gradients exchanged during the backward pass, 300 GB/s in a machine of 8, \
+50 GB/s between machines
 
 devices  images each      step          training  device-hours   50,000 samples  device-hours"""
     for devices in (1, 8, 64):
-        if training.batch_size % devices:
-            table += f"\n{devices:>7}  a batch of {training.batch_size} cannot be shared out evenly"
+        if size % devices:
+            table += f"\n{devices:>7}  a batch of {size} cannot be shared out evenly"
             continue
-        # Every device sends and receives the float32 gradients about twice (a ring), while the
-        # backward pass goes on.
-        exchange = (
-            2 * (devices - 1) / devices * 4 * work.parameters / (300e9 if devices <= 8 else 50e9)
-        )
+        # Every device sends and receives the float32 gradients about twice (a ring), during the
+        # backward pass.
+        bandwidth = 300e9 if devices <= 8 else 50e9
+        exchange = 2 * (devices - 1) / devices * 4 * work.parameters / bandwidth
         step = max(batch_work / devices / speed, exchange)
-        whole, sampling = training.n_iters * step, 50_000 * sample_work / devices / speed
-        table += (
-            f"\n{devices:>7}{training.batch_size // devices:>13}{1e3 * step:>7.1f} ms{duration(whole):>18}"
-            f"{whole * devices / 3600:>14.4g}{duration(sampling):>17}{sampling * devices / 3600:>14.4g}"
-        )
+        training, sampling = n_iters * step, 50_000 * sample_work / devices / speed
+        table += f"\n{devices:>7}{size // devices:>13}{1e3 * step:>7.1f} ms"
+        for seconds, width in ((training, 18), (sampling, 17)):
+            table += f"{duration(seconds):>{width}}{seconds * devices / 3600:>14.4g}"
     return table

@@ -65,9 +65,9 @@ Item = TypeVar("Item")
 class Interrupted(Exception):
     """Raised between two pieces of work once a signal has come."""
 
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(signal.Signals(signal_number).name)
-        self.exit_code = 128 + signal_number  # the shells' convention: the run is not finished
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number  # the shells' convention: the run is not finished
 
 
 class InterruptionGuard:
@@ -147,13 +147,10 @@ def read_initial_weights(config: ConfigDict) -> InitialWeights:
     """
     shown = f"config.training.init_from = {config.training.init_from!r}"
     place = user_path(config.training.init_from, "config.training.init_from")
-    if place.is_file():
-        source: tuple[Path, Contents] | None = place, checkpoint.read(place)
-    else:
-        source = checkpoint.read_newest(place)
-    if source is None:
+    newest = (place, checkpoint.read(place)) if place.is_file() else checkpoint.read_newest(place)
+    if newest is None:
         raise UserError(f"{shown}: must be a checkpoint, or a run directory with one")
-    path, contents = source
+    path, contents = newest
     changes: dict[str, str] = {}
     if "config" in contents:
         changes = differences(contents["config"], config)
@@ -213,8 +210,8 @@ class Run:
             return
         assert isinstance(process, GaussianProcess)
         self.guard.check_all()
-        dequantized = config.data.uniform_dequantization
-        images = calibration_images(self.images, config.training.noise_images, dequantized)
+        num_images, dequantized = config.training.noise_images, config.data.uniform_dequantization
+        images = calibration_images(self.images, num_images, dequantized)
         with trainer.ema.swapped_in(trainer.model):
             self.calibration = calibrate(
                 process,
@@ -303,8 +300,8 @@ def prepare(
     of_images: dict[str, Any] = {}
     for side, source in sources.items():
         numbers, checksums = identity(source)
-        tensors = {key: torch.from_numpy(value) for key, value in checksums.items()}
-        of_images |= {side + key: value for key, value in {**numbers, **tensors}.items()}
+        of_images |= {side + key: number for key, number in numbers.items()}
+        of_images |= {side + key: torch.from_numpy(value) for key, value in checksums.items()}
     unreadable, saved = UnreadableImages(), checkpoint.read_to_resume(workdir)
     changes: Mapping[str, str] = {}
     if saved is None:
@@ -315,8 +312,8 @@ def prepare(
         if initial is not None:
             trainer.start_from(initial.weights)
             changes, origin = initial.changes, initial.record
-            shown = f"{origin['file']} at step {origin['step']}"
-            print(f"weights of {shown}, from {config.training.init_from}")
+            start = config.training.init_from
+            print(f"weights of {origin['file']} at step {origin['step']}, from {start}")
     else:
         where = f"the checkpoint in {workdir}"
         experiment = resolve(config, saved, where)
@@ -419,10 +416,6 @@ def _refuse_other_images(
         keys = ("names", "pixels")
         checksums = [{key: of[side + key].numpy() for key in keys} for of in (now, before)]
         reason = f", {describe_change(sources[side], *checksums)}"
-    elif f"{side}names_crc32" in other:
-        reason = ", other names or another order"
-    elif f"{side}pixels_crc32" in other:
-        reason = ", the same names, other pixels"
     raise UserError(
         f"the checkpoint in {workdir} was {what} images than {config.data.dataset!r} now has "
         f"({counts}{reason}): restore them, or choose another --workdir; there "
@@ -440,7 +433,7 @@ def _resume(trainer: Trainer, saved: Contents, changes: Mapping[str, str], where
         shown = f"config.training.init_from was {change}"
         raise UserError(f"{shown}: {where} did not start from that; choose another --workdir")
     precision = saved.get("precision", trainer.precision.name)
-    # What "auto" chose when the run began stays, on whatever processor it goes on.
+    # What "auto" chose when the run began stays, on whatever processor it continues.
     amp_changed = changes.keys() & {"optim.automatic_mp", "optim.amp_dtype"}
     asked_for = config.optim.amp_dtype != "auto" or amp_changed
     if precision != trainer.precision.name and not asked_for:

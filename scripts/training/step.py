@@ -84,19 +84,19 @@ class Trainer:
         self.level_weights = self.process.level_weights(config.training.level_weighting).to(device)
         self.ema = EMA(self.model, config.model.ema_rate)
         optim = config.optim
-        settings = {
-            "betas": (optim.beta1, optim.beta2),
-            "eps": optim.eps,
-            "weight_decay": optim.weight_decay,
-            "fused": True,
-        }
         self.optimizer = getattr(torch.optim, optim.optimizer)(
-            self.model.parameters(), lr=optim.lr, **settings
+            self.model.parameters(),
+            lr=optim.lr,
+            betas=(optim.beta1, optim.beta2),
+            eps=optim.eps,
+            weight_decay=optim.weight_decay,
+            fused=True,
         )
         self.step = 0  # steps done, skipped ones included
         self.nonfinite_steps = 0  # skipped ones
         self.nonfinite_in_a_row = 0
-        self.updating = False  # within the update: after an error there the state is inconsistent, and must not be saved
+        # Within the update: after an error there the state is inconsistent, and must not be saved.
+        self.updating = False
 
     def compute_in(self, precision: Precision) -> None:
         """Set the precision of forward passes, and with it the loss scaling."""
@@ -113,18 +113,22 @@ class Trainer:
         u0 = images.to(self.device, non_blocking=True)
         levels, k, eps = self._draw(size, tuple(images.shape[1:]))
         self.model.train()
-        torch.manual_seed(
-            int(stream(config.seed, Purpose.DROPOUT, self.step, distributed.rank()).integers(2**63))
+        masks = stream(config.seed, Purpose.DROPOUT, self.step, distributed.rank())
+        torch.manual_seed(int(masks.integers(2**63)))
+        rate = learning_rate(
+            self.step,
+            lr=config.optim.lr,
+            warmup=config.optim.warmup,
+            schedule=config.optim.schedule,
+            n_iters=config.training.n_iters,
+            protocol=self.process.protocol,
         )
-        self._set_learning_rate()
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
         losses: list[torch.Tensor] = []
-        microbatches = torch.arange(size, device=self.device).chunk(
-            config.training.accumulation_steps
-        )
-        for rows in microbatches:
-            with distributed.averaging_after(
-                self.ddp_model, last=len(losses) == len(microbatches) - 1
-            ):
+        parts = config.training.accumulation_steps
+        for rows in torch.arange(size, device=self.device).chunk(parts):
+            with distributed.averaging_after(self.ddp_model, last=len(losses) == parts - 1):
                 with self.precision.autocast():
                     loss = process_loss(self.process, self.ddp_model, u0[rows], k[rows], eps[rows])
                 # The mean over this process's examples: averaged over processes, the mean over the
@@ -145,9 +149,8 @@ class Trainer:
             self.nonfinite_in_a_row = 0
         else:
             self.nonfinite_steps += 1
-            self.nonfinite_in_a_row += (
-                self.scaler.get_scale() <= 1
-            )  # float16 may overflow often before its scale is found
+            # float16 may overflow often while its scale is still too large.
+            self.nonfinite_in_a_row += self.scaler.get_scale() <= 1
         self.scaler.update()
         self.optimizer.zero_grad()
         self.step += 1
@@ -171,24 +174,12 @@ class Trainer:
         eps = normal_batch(self.device, seed, Purpose.TRAIN_NOISE, self.step, rows, total, shape)
         return levels, levels[rows.start : rows.stop].to(self.device, non_blocking=True), eps
 
-    def _set_learning_rate(self) -> None:
-        optim, n_iters = self.config.optim, self.config.training.n_iters
-        settings = {
-            "lr": optim.lr,
-            "warmup": optim.warmup,
-            "schedule": optim.schedule,
-            "n_iters": n_iters,
-        }
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, **settings, protocol=self.process.protocol)
-
     def all_finite(self) -> bool:
         """Whether all weights and averages are finite: a finite gradient times an absurd learning
         rate may be too large.
         """
-        return all(
-            bool(x.isfinite().all()) for x in [*self.model.parameters(), *self.ema.shadow.values()]
-        )
+        tensors = [*self.model.parameters(), *self.ema.shadow.values()]
+        return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
     def start_from(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Take over weights, by name, for the network and its average."""
@@ -240,13 +231,9 @@ def held_out_losses(trainer: Trainer, images: torch.Tensor, indices: torch.Tenso
         allowed[int(stream(seed, Purpose.EVAL_LEVEL, position=i).integers(len(allowed)))]
         for i in positions
     ]
-    k, u0 = torch.tensor(levels).to(trainer.device), images.to(trainer.device)
-    eps = normal_by_index(
-        trainer.device,
-        seed,
-        Purpose.EVAL_NOISE,
-        [(0, i) for i in positions],
-        tuple(images.shape[1:]),
-    )
+    device, shape = trainer.device, tuple(images.shape[1:])
+    places = [(0, i) for i in positions]
+    eps = normal_by_index(device, seed, Purpose.EVAL_NOISE, places, shape)
+    k, u0 = torch.tensor(levels).to(device), images.to(device)
     with trainer.precision.autocast():
         return process_loss(trainer.process, trainer.model, u0, k, eps).cpu()

@@ -84,5 +84,5 @@ class Job:
 
 
 def assert_same(workdir: Path, other: Path) -> None:
-    """Weights, averages, optimizer, prior: all that training goes on from, bit for bit."""
+    """Weights, averages, optimizer, prior: all that training continues from, bit for bit."""
     assert not differing(final_state(workdir), final_state(other))

@@ -7,14 +7,21 @@ iproute2.
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from scripts.config.paths import ROOT
 
-INIT = "import signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); print(flush=True); sys.stdin.read()"
+INIT = """
+import signal, sys
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+print(flush=True)
+sys.stdin.read()
+"""
 """What runs as a machine's first process: it reaps orphans, and ends when the process that started
 it has ended.
 """
@@ -27,22 +34,11 @@ class Machine:
         """hosts: what it finds at /etc/hosts."""
         self.name = name
         boot = (
-            'mount --bind "$1" /etc/hosts && mount --bind /dev/null /etc/resolv.conf && hostname "$2" && '
-            'ip link set lo up && exec "$3" -c "$4"'
+            'mount --bind "$1" /etc/hosts && mount --bind /dev/null /etc/resolv.conf && '
+            'hostname "$2" && ip link set lo up && exec "$3" -c "$4"'
         )
-        flags = ("--net", "--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
-        command = (
-            "unshare",
-            *flags,
-            "bash",
-            "-c",
-            boot,
-            "boot",
-            str(hosts),
-            name,
-            sys.executable,
-            INIT,
-        )
+        unshare = "unshare --net --uts --mount --pid --fork --kill-child --mount-proc bash -c"
+        command = [*unshare.split(), boot, "boot", str(hosts), name, sys.executable, INIT]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self.process.stdout is not None
         assert self.process.stdout.readline() == b"\n", f"{name} did not start"
@@ -50,47 +46,26 @@ class Machine:
 
     def command(self, *arguments: object) -> list[str]:
         """The command line that runs `arguments` on this machine."""
-        inside = (
-            "nsenter",
-            f"--target={self.init}",
-            "--net",
-            "--uts",
-            "--mount",
-            "--pid",
-            f"--wd={ROOT}",
-            "--",
-        )
-        return [*inside, *map(str, arguments)]
+        inside = f"nsenter --target={self.init} --net --uts --mount --pid"
+        return [*inside.split(), f"--wd={ROOT}", "--", *map(str, arguments)]
 
-    def run(self, *arguments: object) -> None:
-        """Run a command to its end; an exit code that is not 0 is an error."""
-        subprocess.run(self.command(*arguments), check=True)
-
-    def pids(self, *start: str) -> list[int]:
-        """Processes of this machine (numbers outside of it) whose command lines start like this,
-        paths aside; oldest first.
+    def pids(self, start: str) -> list[int]:
+        """Processes of this machine (numbers outside of it) whose command lines start like this
+        pattern, paths aside; oldest first.
         """
         namespace, found = Path(f"/proc/{self.init}/ns/pid").readlink(), []
-        for entry in Path("/proc").iterdir():
-            try:
-                if entry.name.isdecimal() and (entry / "ns/pid").readlink() == namespace:
-                    words = [
-                        word.rpartition("/")[2]
-                        for word in (entry / "cmdline").read_text().split("\0")
-                        if word != "-u"
-                    ]
-                    found += [int(entry.name)] * (tuple(words[: len(start)]) == start)
-            except OSError:  # it has just ended
-                continue
+        for entry in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # it has just ended
+                words = (entry / "cmdline").read_text().split("\0")
+                names = " ".join(word.rpartition("/")[2] for word in words if word != "-u")
+                here = (entry / "ns/pid").readlink() == namespace
+                if here and re.match(start, names):
+                    found.append(int(entry.name))
         return sorted(found)
 
     def training(self) -> list[int]:
         """Its processes that train."""
-        return sorted(
-            pid
-            for name in ("python", "python3", "python3.11", "python3.12")
-            for pid in self.pids(name, "train.py")
-        )
+        return self.pids(r"python\S* train\.py ")
 
     def kill_all(self) -> None:
         """SIGKILL to every process; the kernel still tells the others that their connections are
@@ -112,46 +87,25 @@ class Network:
         self.switch = Machine("switch", hosts)
         self.machines: list[Machine] = []
         self.hosts = hosts
-        self._switch("ip", "link", "add", "bridge", "type", "bridge")
-        self._switch("ip", "link", "set", "bridge", "up")
+        self._switch("ip link add bridge type bridge")
+        self._switch("ip link set bridge up")
         for i in range(count):
             self.machines.append(Machine(f"node{i}", hosts))
             self.connect(i)
 
-    def _switch(self, *arguments: object) -> None:
+    def _switch(self, command: str) -> None:
         """Run a command in the switch's network, but among the processes of the real machine."""
-        subprocess.run(
-            ["nsenter", "--target", str(self.switch.init), "--net", *map(str, arguments)],
-            check=True,
-        )
+        inside = ["nsenter", f"--target={self.switch.init}", "--net"]
+        subprocess.run([*inside, *command.split()], check=True)
 
     def connect(self, i: int) -> None:
         """Give machine `i` its cable."""
         machine = self.machines[i]
-        self._switch(
-            "ip",
-            "link",
-            "add",
-            f"port{i}",
-            "type",
-            "veth",
-            "peer",
-            "name",
-            "eth0",
-            "netns",
-            machine.init,
-        )
-        self._switch("ip", "link", "set", f"port{i}", "master", "bridge", "up")
-        machine.run("ip", "address", "add", f"10.77.0.1{i}/24", "dev", "eth0")
-        machine.run("ip", "link", "set", "eth0", "up")
-
-    def cut(self, i: int) -> None:
-        """Nothing that machine `i` sends arrives any more, and nothing reaches it; nobody is told."""
-        self._switch("ip", "link", "set", f"port{i}", "nomaster")
-
-    def mend(self, i: int) -> None:
-        """As before `cut`."""
-        self._switch("ip", "link", "set", f"port{i}", "master", "bridge")
+        other_end = f"peer name eth0 netns {machine.init}"
+        self._switch(f"ip link add port{i} type veth {other_end}")
+        self._switch(f"ip link set port{i} master bridge up")
+        for command in (f"ip address add 10.77.0.1{i}/24 dev eth0", "ip link set eth0 up"):
+            subprocess.run(machine.command(*command.split()), check=True)
 
     def restart(self, i: int) -> None:
         """Machine `i` anew, after `kill_all`."""

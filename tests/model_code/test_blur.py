@@ -66,22 +66,6 @@ def test_level_zero_is_the_identity(blur: DCTBlur, seed: int) -> None:
     assert torch.equal(blur(u, torch.zeros(2, dtype=torch.int64)), u)
 
 
-def test_blur_ignores_autocast(blur: DCTBlur) -> None:
-    """bfloat16 has 8 bits: in it, neighbouring blur levels would be the same image."""
-    u, k = random_images(0, 2, 1, 16, 12).float(), torch.tensor([3, 9])
-    with torch.autocast("cpu", torch.bfloat16):
-        inside = blur(u, k)
-    assert torch.equal(inside, blur(u, k))
-
-
-def test_several_levels_from_one_dct(blur: DCTBlur) -> None:
-    u, k = random_images(0, 2, 1, 16, 12).float(), torch.tensor([1, 7])
-    for together, alone in zip(
-        blur.at_levels(u, k - 1, k), (blur(u, k - 1), blur(u, k)), strict=True
-    ):
-        assert torch.equal(together, alone)
-
-
 def test_schedule_is_even_in_log() -> None:
     schedule = blur_schedule(5, 0.5, 8.0)
     assert schedule.dtype == torch.float64

@@ -1,5 +1,6 @@
 """The U-Net's parts against independent computations, and its options."""
 
+import contextlib
 import copy
 import math
 from typing import Any
@@ -25,13 +26,16 @@ SMALL: dict[str, Any] = {
 }
 
 
+def shapes(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    """Of the parameters, in their order."""
+    return {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+
+
 def test_level_embedding() -> None:
     """Cosines first, then sines, frequencies exp(-ln(10000) i / half)."""
+    angles = 7 * np.exp(-math.log(10000) * np.arange(3) / 3)
+    expected = [[1, 1, 1, 0, 0, 0], [*np.cos(angles), *np.sin(angles)]]
     embedding = level_embedding(torch.tensor([0, 7]), 6)
-    angles = [7 * math.exp(-math.log(10000) * i / 3) for i in range(3)]
-    expected = np.array(
-        [[1.0] * 3 + [0.0] * 3, [math.cos(a) for a in angles] + [math.sin(a) for a in angles]]
-    )
     np.testing.assert_allclose(embedding, expected, atol=1e-6)
 
 
@@ -44,27 +48,15 @@ def test_attention_against_plain_softmax(new_order: bool) -> None:
     channels = heads * dim
     block = AttentionBlock(channels, num_heads=heads, new_order=new_order)
     fill_golden(block)
-    x = torch.from_numpy(
-        np.random.default_rng(0).standard_normal((2, channels, 3, 3)).astype(np.float32)
-    )
+    x = torch.randn(2, channels, 3, 3, generator=torch.Generator().manual_seed(0))
     flat = x.reshape(2, channels, pixels)
-    qkv = F.conv1d(
-        F.group_norm(flat, 32, block.norm.weight, block.norm.bias), block.qkv.weight, block.qkv.bias
-    )
-    result = torch.empty_like(flat)
+    parts = block.qkv(block.norm(flat)).split(dim, dim=1)
+    results = []
     for head in range(heads):
-        if new_order:
-            q, k, v = (
-                qkv[:, part * channels + head * dim : part * channels + (head + 1) * dim]
-                for part in range(3)
-            )
-        else:
-            q, k, v = (
-                qkv[:, (3 * head + part) * dim : (3 * head + part + 1) * dim] for part in range(3)
-            )
+        q, k, v = parts[head::heads] if new_order else parts[3 * head : 3 * head + 3]
         attention = torch.softmax(torch.einsum("bct,bcs->bts", q, k) / math.sqrt(dim), dim=-1)
-        result[:, head * dim : (head + 1) * dim] = torch.einsum("bts,bcs->bct", attention, v)
-    expected = flat + F.conv1d(result, block.proj_out.weight, block.proj_out.bias)
+        results.append(torch.einsum("bts,bcs->bct", attention, v))
+    expected = flat + block.proj_out(torch.cat(results, dim=1))
     torch.testing.assert_close(block(x), expected.reshape(x.shape), atol=1e-5, rtol=1e-5)
 
 
@@ -79,25 +71,21 @@ def test_a_fresh_model_predicts_no_change() -> None:
 )
 def test_options_change_the_network_and_train(option: dict[str, bool]) -> None:
     plain, other = UNet(**SMALL), UNet(**{**SMALL, **option})
-    shapes = [
-        {name: tuple(w.shape) for name, w in model.named_parameters()} for model in (plain, other)
-    ]
-    assert shapes[0] != shapes[1]
+    assert shapes(plain) != shapes(other)
     fill_golden(other)
     u = torch.rand(2, 3, 8, 8)
     output = other(u, torch.tensor([1, 5]))
     assert output.shape == u.shape
-    output.sum().backward()
-    assert all(
-        w.grad is not None and w.grad.isfinite().all() and w.grad.any() for w in other.parameters()
-    )
+    for gradient in torch.autograd.grad(output.sum(), list(other.parameters())):
+        assert gradient.isfinite().all()
+        assert gradient.any()
 
 
 def test_names_with_resblock_updown() -> None:
     """guided-diffusion's names: a residual block in the place of the convolution, no parameters for
     the resampling.
     """
-    names = {name for name, _ in UNet(**SMALL, resblock_updown=True).named_parameters()}
+    names = shapes(UNet(**SMALL, resblock_updown=True))
     assert "input_blocks.2.0.in_layers.2.weight" in names
     assert "output_blocks.1.2.out_layers.3.weight" in names
     assert not any("resample" in name or ".op." in name for name in names)
@@ -108,9 +96,7 @@ def test_resampling_without_convolutions() -> None:
     the way up.
     """
     model = UNet(**SMALL, conv_resample=False)
-    assert not any(
-        ".op." in name or name.endswith("conv.weight") for name, _ in model.named_parameters()
-    )
+    assert not any(".op." in name or name.endswith("conv.weight") for name in shapes(model))
     x = torch.arange(16.0).view(1, 1, 4, 4)
     down, up = model.get_submodule("input_blocks.2.0"), model.get_submodule("output_blocks.1.2")
     assert torch.equal(down(x), torch.tensor([[[[2.5, 4.5], [10.5, 12.5]]]]))
@@ -122,12 +108,8 @@ def test_heads_by_their_channels() -> None:
     say.
     """
     model = UNet(**{**SMALL, "attention_levels": (0, 1)}, num_heads=5, num_head_channels=16)
-    heads = {
-        module.norm.num_channels: module.num_heads
-        for module in model.modules()
-        if isinstance(module, AttentionBlock)
-    }
-    assert heads == {32: 2, 64: 4}
+    blocks = [module for module in model.modules() if isinstance(module, AttentionBlock)]
+    assert {block.norm.num_channels: block.num_heads for block in blocks} == {32: 2, 64: 4}
 
 
 def test_scale_shift_norm_by_hand() -> None:
@@ -143,9 +125,8 @@ def test_scale_shift_norm_by_hand() -> None:
 
 
 def test_image_size_that_cannot_be_halved() -> None:
-    with pytest.raises(
-        ValueError, match=r"^config\.data\.image_size = 6: must be divisible by 4, for 3 levels"
-    ):
+    message = r"^config\.data\.image_size = 6: must be divisible by 4, for 3 levels"
+    with pytest.raises(ValueError, match=message):
         build_model(tiny_config(data__image_size=6, model__channel_mult=(1, 1, 1)))
 
 
@@ -173,37 +154,30 @@ def test_sees_means() -> None:
     remove, reaches the embedding.
     """
     plain, seeing = (UNet(**SMALL, patch_size=2, sees_means=sees).eval() for sees in (False, True))
-    assert list(seeing.state_dict())[:-2] == list(plain.state_dict()), "after all of the release's"
-    seeing.load_state_dict(
-        plain.state_dict()
-        | {n: w for n, w in seeing.state_dict().items() if n.startswith("mean_embed")}
-    )
+    assert list(shapes(seeing))[:-2] == list(shapes(plain)), "after all of the release's"
     torch.nn.init.normal_(plain.get_parameter("out.2.weight"))
-    seeing.out[-1].load_state_dict(plain.out[-1].state_dict())
+    seeing.load_state_dict(seeing.state_dict() | plain.state_dict())
     u, k = torch.randn(3, 3, 8, 8), torch.tensor([1, 2, 3])
     with torch.no_grad():
         torch.testing.assert_close(seeing(u, k), plain(u, k))
         shift = torch.zeros(1, 3, 8, 8)
         shift[:, 0, 1::2, ::2] = 0.5  # one channel of the patches, all of it
         seeing.mean_embed.weight[:, 2] = 1
-        given: list[torch.Tensor] = []
-        seeing.middle_block.register_forward_pre_hook(lambda _, inputs: given.append(inputs[1]))
+        embeddings: list[torch.Tensor] = []
+        seeing.middle_block.register_forward_pre_hook(lambda _, args: embeddings.append(args[1]))
         seeing(u, k), seeing(u + shift, k)
-    torch.testing.assert_close(
-        given[1] - given[0], torch.full_like(given[0], 0.5 * 4)
-    )  # times the root of 4 x 4 points
+    difference = embeddings[1] - embeddings[0]
+    torch.testing.assert_close(difference, torch.full_like(difference, 0.5 * 4))  # 4 x 4 points
 
 
 def test_ema_by_hand() -> None:
     """Decay of the n-th update: min(rate, (1 + n) / (10 + n))."""
     model, rate = torch.nn.Linear(1, 1, bias=False), 0.3
-    with torch.no_grad():
-        model.weight.fill_(1.0)
+    torch.nn.init.constant_(model.weight, 1.0)
     ema = EMA(model, rate)
     expected = 1.0
     for n, weight in enumerate([2.0, -1.0, 4.0, 0.5], start=1):
-        with torch.no_grad():
-            model.weight.fill_(weight)
+        torch.nn.init.constant_(model.weight, weight)
         ema.update(model)
         decay = min(rate, (1 + n) / (10 + n))
         expected = decay * expected + (1 - decay) * weight
@@ -215,17 +189,10 @@ def test_ema_swaps_in_and_back_also_after_an_error() -> None:
     model = torch.nn.Linear(2, 2)
     ema = EMA(model, 0.9)
     average = copy.deepcopy(ema.shadow)
-    with torch.no_grad():
-        model.weight.add_(1)
-    own = model.weight.detach().clone()
-
-    def fail_inside() -> None:
-        with ema.swapped_in(model):
-            assert torch.equal(model.weight, average["weight"])
-            raise RuntimeError("inside")
-
-    with pytest.raises(RuntimeError, match="inside"):
-        fail_inside()
+    own = torch.nn.init.normal_(model.weight).clone()
+    with contextlib.suppress(RuntimeError), ema.swapped_in(model):
+        assert torch.equal(model.weight, average["weight"])
+        raise RuntimeError
     assert torch.equal(model.weight, own)
     assert torch.equal(ema.shadow["weight"], average["weight"])
 
@@ -237,27 +204,13 @@ def test_ema_of_another_architecture_is_refused() -> None:
 
 
 def test_patches() -> None:
-    """The pixels of a patch are channels inside: names stay, shapes differ at both ends only;
-    patches of 1 change nothing.
-    """
-    plain, same, patched = UNet(**SMALL), UNet(**SMALL, patch_size=1), UNet(**SMALL, patch_size=2)
-    shapes, same_shapes, patched_shapes = (
-        {name: tuple(w.shape) for name, w in model.named_parameters()}
-        for model in (plain, same, patched)
-    )
-    assert same_shapes == shapes
-    both_ends = {
-        "input_blocks.0.0.weight": (32, 12, 3, 3),
-        "out.2.weight": (12, 32, 3, 3),
-        "out.2.bias": (12,),
-    }
-    assert patched_shapes == shapes | both_ends
-    assert list(patched_shapes) == list(shapes)
+    """The pixels of a patch are channels inside: names stay, shapes differ at both ends only."""
+    plain, patched = shapes(UNet(**SMALL)), UNet(**SMALL, patch_size=2)
+    ends = {"out.2.weight": (12, 32, 3, 3), "out.2.bias": (12,)}
+    assert shapes(patched) == plain | ends | {"input_blocks.0.0.weight": (32, 12, 3, 3)}
+    assert list(shapes(patched)) == list(plain)
     sizes: list[int] = []
-    patched.input_blocks[0].register_forward_hook(
-        lambda module, inputs, output: sizes.append(output.shape[-1])
-    )
-    fill_golden(patched)
+    patched.input_blocks[0].register_forward_hook(lambda *args: sizes.append(args[2].shape[-1]))
     u = torch.rand(2, 3, 8, 8)
     output = patched(u, torch.tensor([1, 5]))
     assert (output.shape, sizes) == (u.shape, [4])

@@ -2,6 +2,9 @@
 runs, bit for bit.
 """
 
+import functools
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,8 @@ from ml_collections import ConfigDict
 
 from scripts.config.resolve import resolve
 from scripts.storage.checkpoint import meta_path, read
+from scripts.storage.files import read_json_lines
+from scripts.training.loop import train
 from scripts.training.step import Trainer
 from tests.tiny import tiny_config
 
@@ -27,6 +32,19 @@ def trainer_of(config: ConfigDict) -> Trainer:
     return Trainer(resolve(config), CPU)
 
 
+def gradients_of(trainer: Trainer) -> list[torch.Tensor]:
+    """A list that will hold the gradients of the next step."""
+    gradients: list[torch.Tensor] = []
+
+    def copy_them(*_: object) -> None:
+        for weight in trainer.model.parameters():
+            assert weight.grad is not None
+            gradients.append(weight.grad.clone())
+
+    trainer.optimizer.register_step_pre_hook(copy_them)
+    return gradients
+
+
 def before_step(patch: pytest.MonkeyPatch, step: int, what: Callable[[], object]) -> None:
     """Have training do `what` when 0-based step `step` begins."""
     train_step = Trainer.train_step
@@ -37,6 +55,50 @@ def before_step(patch: pytest.MonkeyPatch, step: int, what: Callable[[], object]
         return train_step(trainer, images)
 
     patch.setattr(Trainer, "train_step", disturbed)
+
+
+class TinyRun:
+    """A training of seconds on images in a .npy file, dropout and flips included."""
+
+    def __init__(self, array: Path, workdir: Path) -> None:
+        self.array, self.workdir = array, workdir
+
+    def train(self, **overrides: object) -> int:
+        return train(array_config(self.array, **overrides), self.workdir)
+
+    def finish(self, **overrides: object) -> dict[str, Any]:
+        """Train to the end, and return the newest checkpoint."""
+        assert self.train(**overrides) == 0
+        return read(meta_path(self.workdir))
+
+    def disturb(self, step: int, what: Callable[[], object], **overrides: object) -> int:
+        """Train and do `what` when 0-based step `step` begins."""
+        with pytest.MonkeyPatch.context() as patch:
+            before_step(patch, step, what)
+            return self.train(**overrides)
+
+    def interrupt(self, step: int, number: int = signal.SIGTERM, **overrides: object) -> None:
+        """Send a signal when that step begins: the run ends, saved, right after it."""
+        send = functools.partial(os.kill, os.getpid(), number)
+        assert self.disturb(step, send, **overrides) == 128 + number
+        assert read(meta_path(self.workdir))["step"] == step + 1
+
+    def rows(self, key: str) -> list[dict[str, Any]]:
+        return metrics_with(key, self.workdir)
+
+    def state(self) -> dict[str, Any]:
+        return final_state(self.workdir)
+
+
+def finish(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Train to the end, and return the newest checkpoint."""
+    assert train(config, workdir) == 0
+    return read(meta_path(workdir))
+
+
+def metrics_with(key: str, workdir: Path) -> list[dict[str, Any]]:
+    """Rows of metrics.jsonl."""
+    return [row for row in read_json_lines(workdir / "metrics.jsonl") if key in row]
 
 
 def final_state(workdir: Path) -> dict[str, Any]:

@@ -18,14 +18,14 @@ from scripts.errors import UserError
 from scripts.runtime import progress
 from scripts.sampling.sampler import data_prior
 from scripts.storage.checkpoint import meta_path, read
-from scripts.storage.files import atomic_write, read_json_lines
+from scripts.storage.files import atomic_write
 from scripts.training.log import MetricsWriter
 from scripts.training.loop import train
 from scripts.training.run import Run
 from tests.images import WithDamage, numbered, save_images
 from tests.tiny import tiny_config
 from tests.training import faults
-from tests.training.runs import array_config, before_step, differing, final_state
+from tests.training.runs import TinyRun, before_step, differing, finish, metrics_with
 
 
 def test_killed_at_random_moments(capsys: pytest.CaptureFixture[str]) -> None:
@@ -46,33 +46,28 @@ def file_size_limit(size: int) -> Iterator[None]:
 
 
 def test_a_full_disk_while_saving(
-    undisturbed: dict[str, Any], tiny_array: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_run: TinyRun, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One line that names the file; the old checkpoints bit for bit, nothing half written; with
-    space again it goes on.
+    space again it continues.
     """
-    workdir = tmp_path / "run"
-    config = array_config(tiny_array, training__n_iters=4, training__snapshot_freq_for_preemption=2)
-    assert train(config, workdir) == 0
-    before = {path: path.read_bytes() for path in workdir.rglob("*.pth")}
-    config.training.n_iters = 6
+    tiny_run.finish(training__n_iters=4, training__snapshot_freq_for_preemption=2)
+    before = {path: path.read_bytes() for path in tiny_run.workdir.rglob("*.pth")}
     snapshot = Run.snapshot
 
     def on_full_disk(run: Run) -> None:
         with file_size_limit(100_000):
             snapshot(run)
 
+    message = r"checkpoint\.pth: the checkpoint could not be written .*earlier ones are intact"
     with monkeypatch.context() as patch:
         patch.setattr(Run, "snapshot", on_full_disk)
-        with pytest.raises(
-            UserError,
-            match=r"checkpoint\.pth: the checkpoint could not be written .*earlier ones are intact",
-        ):
-            train(config, workdir)
+        with pytest.raises(UserError, match=message):
+            tiny_run.train()
     assert {path: path.read_bytes() for path in before} == before
-    assert not list(workdir.rglob("*.partial*"))
-    assert train(config, workdir) == 0
-    assert not differing(final_state(workdir), undisturbed)
+    assert not list(tiny_run.workdir.rglob("*.partial*"))
+    tiny_run.finish()
+    assert not differing(tiny_run.state(), undisturbed)
 
 
 def test_other_files_on_a_full_disk_are_named(tmp_path: Path) -> None:
@@ -92,27 +87,19 @@ def test_other_files_on_a_full_disk_are_named(tmp_path: Path) -> None:
     "what", ["scripts.sampling.output.save_png", "scripts.training.log.MetricsWriter._append"]
 )
 def test_what_cannot_be_written_ends_training_after_a_save(
-    what: str,
-    undisturbed: dict[str, Any],
-    tiny_array: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    what: str, tiny_run: TinyRun, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a line that says why; then the run goes on."""
+    """With a line that says why; then the run continues."""
 
     def no_quota(*_: object) -> None:
         raise OSError(errno.EDQUOT, "Disk quota exceeded", "a file")
 
-    config = array_config(tiny_array, training__log_freq=3, training__sampling_freq=3)
-    with monkeypatch.context() as patch:
-        before_step(patch, 2, lambda: patch.setattr(what, no_quota))
-        with pytest.raises(
-            UserError,
-            match=r"Disk quota exceeded: 'a file'. Saved at step 3; the same command goes on",
-        ):
-            train(config, tmp_path)
-    assert train(config, tmp_path) == 0
-    assert not differing(final_state(tmp_path), undisturbed)
+    freq = {"training__log_freq": 3, "training__sampling_freq": 3}
+    message = r"Disk quota exceeded: 'a file'\. Saved at step 3; the same command goes on"
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=message):
+        tiny_run.disturb(2, lambda: patch.setattr(what, no_quota), **freq)
+    tiny_run.finish(**freq)
+    assert not differing(tiny_run.state(), undisturbed)
 
 
 def no_folder(folder: Path) -> None:
@@ -128,72 +115,60 @@ def a_file(folder: Path) -> None:
 def test_tensorboard_is_optional(
     tidy: Callable[[Path], None],
     warnings: int,
-    tiny_array: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tiny_run: TinyRun,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     """Its folder may be removed, and comes back; what cannot be written is one warning."""
     progress.warn_once.cache_clear()
-    config = array_config(tiny_array, training__log_freq=1)
-    folder = tmp_path / "tensorboard"
-    with monkeypatch.context() as patch:
-        before_step(patch, 3, lambda: tidy(folder))
-        assert train(config, tmp_path) == 0
-    config.training.n_iters = 7
-    assert train(config, tmp_path) == 0
+    folder = tiny_run.workdir / "tensorboard"
+    assert tiny_run.disturb(3, lambda: tidy(folder), training__log_freq=1) == 0
+    tiny_run.finish(training__n_iters=7)
     lines = capfd.readouterr().err.splitlines()
     assert [line.startswith("warning: tensorboard: ") for line in lines] == [True] * warnings
     assert folder.is_dir() == (warnings == 0)
 
 
 def test_pictures_that_cannot_be_made_are_optional(
-    undisturbed: dict[str, Any], tiny_array: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    tiny_run: TinyRun,
+    undisturbed: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    """Training ends as it would, with a warning for each kind; going on does not draw again."""
+) -> None:
+    """Training ends as it would, with a warning for each kind; continuing does not draw again."""
     progress.warn_once.cache_clear()
     for name in ("save_gif", "save_mp4"):
         monkeypatch.setattr(f"scripts.sampling.output.{name}", lambda path, frames: 1 // 0)
     for _ in range(2):
-        assert train(array_config(tiny_array, training__sampling_freq=2), tmp_path) == 0
+        tiny_run.finish(training__sampling_freq=2)
     captured = capsys.readouterr()
-    assert [line.split(": ")[1] for line in captured.err.splitlines()] == [
-        "process.gif",
-        "process.mp4",
-    ]
+    warned = [line.split(": ")[1] for line in captured.err.splitlines()]
+    assert warned == ["process.gif", "process.mp4"]
     assert captured.out.count("samples in") == 3
-    assert {path.name for path in (tmp_path / "samples" / "iter_6").iterdir()} == {
-        "init.png",
-        "final.png",
-        "final.npy",
-    }
-    assert not differing(final_state(tmp_path), undisturbed)
+    made = {path.name for path in (tiny_run.workdir / "samples" / "iter_6").iterdir()}
+    assert made == {"init.png", "final.png", "final.npy"}
+    assert not differing(tiny_run.state(), undisturbed)
 
 
 def folder_config(folder: Path, **overrides: object) -> ConfigDict:
+    """Nothing is read before its step."""
     save_images(folder, [f"{i}.png" for i in range(30)])
-    settings: dict[str, object] = {
-        "data__num_workers": 0,
-        "training__log_freq": 1,
-    }  # nothing is read before its step
-    return tiny_config(data__dataset="folder", data__path=str(folder), **settings, **overrides)
+    config = tiny_config(data__dataset="folder", data__path=str(folder), **overrides)
+    config.data.num_workers, config.training.log_freq = 0, 1
+    return config
 
 
 def test_an_image_that_becomes_unreadable_during_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Named once, skipped, counted from then on."""
-    config = folder_config(
-        tmp_path / "images", training__batch_size=27
-    )  # all of the training images in each step
+    config = folder_config(tmp_path / "images", training__batch_size=27)  # all of them
     image = tmp_path / "images" / load_images(config.data, "train").name(5)
     before_step(monkeypatch, 1, lambda: image.write_bytes(image.read_bytes()[:30]))
-    assert train(config, tmp_path / "run") == 0
+    finish(config, tmp_path / "run")
     captured = capsys.readouterr()
     assert (captured.out + captured.err).count(f"skipped unreadable image 1: {image.name}") == 1
-    rows = read_json_lines(tmp_path / "run" / "metrics.jsonl")
-    assert [row["unreadable_images"] for row in rows if "loss" in row] == [0, 0, 1, 1, 1, 1]
+    rows = metrics_with("loss", tmp_path / "run")
+    assert [row["unreadable_images"] for row in rows] == [0, 0, 1, 1, 1, 1]
 
 
 def test_a_disk_with_images_that_goes_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,7 +180,7 @@ def test_a_disk_with_images_that_goes_away(tmp_path: Path, monkeypatch: pytest.M
             train(config, tmp_path / "run")
     shutil.move(tmp_path / "away", tmp_path / "images")
     assert read(meta_path(tmp_path / "run"))["step"] == 3
-    assert train(config, tmp_path / "run") == 0
+    finish(config, tmp_path / "run")
 
 
 def test_prior_from_data_passes_over_an_unreadable_image(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +201,7 @@ def test_unreadable_images_are_named_a_few_times_and_counted(
     config = folder_config(tmp_path / "images")
     for i in range(100):
         (tmp_path / "images" / f"broken{i}.png").write_bytes(b"no image")
-    assert train(config, tmp_path / "run") == 0
+    finish(config, tmp_path / "run")
     lines = capsys.readouterr().err.splitlines()
     (line,) = [line for line in lines if "training images cannot be read: broken" in line]
     assert line.count("broken") == 5
@@ -248,9 +223,7 @@ def test_a_run_among_its_images(tmp_path: Path) -> None:
     """Its pictures would be trained on, and it could not go on."""
     config = folder_config(tmp_path / "images")
     for place in ("images", "images/runs/first"):
-        with pytest.raises(
-            UserError,
-            match=r"--workdir=.*: pictures there would become images of config\.data\.path",
-        ):
+        message = r"--workdir=.*: pictures there would become images of config\.data\.path"
+        with pytest.raises(UserError, match=message):
             train(config, tmp_path / place)
     assert all(path.suffix == ".png" for path in (tmp_path / "images").iterdir())

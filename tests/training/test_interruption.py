@@ -12,19 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from model_code.calibration import level_state
 from scripts.config.paths import ROOT
 from scripts.storage.checkpoint import meta_path, numbered_path, read
-from scripts.training.loop import train
 from scripts.training.run import Interrupted, InterruptionGuard
 from tests.tiny import TINY
-from tests.training.runs import array_config, differing, final_state
+from tests.training.runs import TinyRun, differing
 
 ARGS = [
-    "--config", str(TINY), "--config.training.n_iters=100000", "--config.training.log_freq=1", "--config.data.num_workers=2",
-    "--config.training.snapshot_freq=5", "--config.training.snapshot_freq_for_preemption=5",
+    "--config", str(TINY), "--config.training.n_iters=100000", "--config.training.log_freq=1",
+    "--config.data.num_workers=2", "--config.training.snapshot_freq=5",
+    "--config.training.snapshot_freq_for_preemption=5",
 ]  # fmt: skip
 RARELY = [
     "--config.training.snapshot_freq=100000",
@@ -60,10 +59,8 @@ def test_a_signal(number: signal.Signals, code: int, tmp_path: Path) -> None:
     assert "Traceback" not in output
     step = read(meta_path(tmp_path))["step"]
     assert f"{number.name}: saved at step {step}; the same command goes on from there" in output
-    last_logged = ["step 12/", *(line for line in output.splitlines() if line.startswith("step "))][
-        -1
-    ]
-    assert last_logged.startswith(f"step {step}/"), "the step that was under way, and none after it"
+    logged = [line for line in ("step 12/", *output.splitlines()) if line.startswith("step ")]
+    assert logged[-1].startswith(f"step {step}/"), "the step under way, and none after it"
 
 
 def test_a_terminal_that_is_closed(tmp_path: Path) -> None:
@@ -105,15 +102,12 @@ def test_a_hangup_that_is_ignored_stays_so() -> None:
 
 
 def test_a_signal_during_calibration(
-    undisturbed: dict[str, Any], tiny_array: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_run: TinyRun, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It ends that after the level under way; the numbered checkpoint is made up for."""
-    config = array_config(tiny_array, training__snapshot_freq=3)
     levels: list[int] = []
 
-    def interrupted(
-        process: Any, groups: Any, sums: torch.Tensor, k: int, count: int
-    ) -> dict[str, torch.Tensor]:
+    def interrupted(process: Any, groups: Any, sums: Any, k: int, count: int) -> dict[str, Any]:
         if not levels:
             os.kill(os.getpid(), signal.SIGINT)
         levels.append(k)
@@ -121,10 +115,11 @@ def test_a_signal_during_calibration(
 
     with monkeypatch.context() as patch:
         patch.setattr("scripts.sampling.calibration.level_state", interrupted)
-        assert train(config, tmp_path) == 130
+        assert tiny_run.train(training__snapshot_freq=3) == 130
     assert set(levels) == {3}
-    assert not numbered_path(tmp_path, 1).exists()
-    assert train(config, tmp_path) == 0
-    assert read(numbered_path(tmp_path, 1))["step"] == 3
-    assert read(numbered_path(tmp_path, 1))["calibration"] is not None
-    assert not differing(final_state(tmp_path), undisturbed)
+    snapshot = numbered_path(tiny_run.workdir, 1)
+    assert not snapshot.exists()
+    tiny_run.finish(training__snapshot_freq=3)
+    assert read(snapshot)["step"] == 3
+    assert read(snapshot)["calibration"] is not None
+    assert not differing(tiny_run.state(), undisturbed)

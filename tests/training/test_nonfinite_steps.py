@@ -4,23 +4,18 @@ the end stops the run.
 
 import copy
 import math
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from ml_collections import ConfigDict
 
 from scripts.errors import UserError
 from scripts.storage.checkpoint import meta_path, numbered_path, read
-from scripts.storage.files import read_json_lines
 from scripts.training import step
-from scripts.training.loop import train
 from scripts.training.step import Trainer, process_loss
 from tests.tiny import tiny_config
-from tests.training.runs import array_config, before_step, differing, final_state, trainer_of
+from tests.training.runs import TinyRun, differing, trainer_of
 
 Spoil = Callable[[torch.Tensor], torch.Tensor]
 SPOILT: dict[str, Spoil] = {
@@ -68,116 +63,97 @@ def test_a_nonfinite_step_changes_nothing(
     while trainer.step < 2:
         assert trainer.train_step(images).finite
     before = state(trainer)
+
+    def counts() -> tuple[int, int, int]:
+        return trainer.step, trainer.nonfinite_steps, trainer.nonfinite_in_a_row
+
     for count in (1, 2):
         assert not trainer.train_step(images).finite
-        assert (trainer.step, trainer.nonfinite_steps, trainer.nonfinite_in_a_row) == (
-            2 + count,
-            count,
-            count,
-        )
+        assert counts() == (2 + count, count, count)
         assert not differing(state(trainer), before)
     assert trainer.train_step(images).finite
-    assert (trainer.step, trainer.nonfinite_steps, trainer.nonfinite_in_a_row) == (5, 2, 0)
+    assert counts() == (5, 2, 0)
     assert trainer.all_finite()
     assert trainer.ema.num_updates == 3
 
 
-@pytest.fixture
-def config(tiny_array: Path) -> ConfigDict:
+class OftenSaved(TinyRun):
     """Saves at every step, logs every step."""
-    return array_config(
-        tiny_array, training__log_freq=1, training__snapshot_freq_for_preemption=1, training__max_nonfinite_steps=3,
-        training__snapshot_freq=2,
-    )  # fmt: skip
+
+    def train(self, **overrides: object) -> int:
+        freq = {"training__log_freq": 1, "training__snapshot_freq_for_preemption": 1}
+        settings = {"training__max_nonfinite_steps": 3, "training__snapshot_freq": 2}
+        return super().train(**{**freq, **settings, **overrides})
+
+
+@pytest.fixture
+def run(tiny_array: Path, tmp_path: Path) -> OftenSaved:
+    return OftenSaved(tiny_array, tmp_path)
 
 
 def test_nonfinite_steps_are_skipped_counted_and_survived(
-    config: ConfigDict,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    run: OftenSaved, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Two in a row are under the limit; rows of metrics stay JSON; a run may end with a skipped
     step.
     """
     spoil_steps(monkeypatch, {1, 2, 5})
-    assert train(config, tmp_path) == 0
-    saved = read(meta_path(tmp_path))
+    saved = run.finish()
     assert (saved["step"], saved["nonfinite_steps"], saved["ema"]["num_updates"]) == (6, 3, 3)
-    rows = [row for row in read_json_lines(tmp_path / "metrics.jsonl") if "nonfinite_steps" in row]
+    rows = run.rows("nonfinite_steps")
     assert [row["nonfinite_steps"] for row in rows] == [0, 1, 2, 2, 2, 3]
     assert ["loss" in row for row in rows] == [True, False, False, True, True, False]
-    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+    assert "NaN" not in (run.workdir / "metrics.jsonl").read_text()
     assert "step 2: loss nan, gradient nan: skipped (1 in a row)" in capsys.readouterr().err
-    assert train(config, tmp_path) == 0
+    run.finish()
     assert "already finished at step 6" in capsys.readouterr().out
 
 
 def test_finding_the_loss_scale_is_no_cause_for_warnings(
-    config: ConfigDict,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    run: OftenSaved, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """float16 begins with a scale that overflows: such steps are skipped, not reported and not
     limited.
     """
-    config.optim.automatic_mp, config.optim.amp_dtype = True, "float16"
     spoil_steps(monkeypatch, {0, 1, 2, 3}, SPOILT["inf"])
-    assert train(config, tmp_path) == 0
+    saved = run.finish(optim__automatic_mp=True, optim__amp_dtype="float16")
+    assert saved["nonfinite_steps"] >= 4
     assert "skipped" not in capsys.readouterr().err
-    assert read(meta_path(tmp_path))["nonfinite_steps"] >= 4
 
 
 def test_interrupted_amid_nonfinite_steps_is_undisturbed(
-    config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: OftenSaved, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Saved with the count, so that the end is the same, also where that is the limit."""
     spoil_steps(monkeypatch, {1, 2, 4})
-    assert train(config, tmp_path / "undisturbed") == 0
-    with monkeypatch.context() as patch:
-        before_step(patch, 1, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        assert train(config, tmp_path / "run") == 143
-    saved = read(meta_path(tmp_path / "run"))
-    assert (saved["step"], saved["nonfinite_in_a_row"]) == (2, 1)
-    assert train(config, tmp_path / "run") == 0
-    assert not differing(final_state(tmp_path / "run"), final_state(tmp_path / "undisturbed"))
+    undisturbed = OftenSaved(run.array, run.workdir / "undisturbed")
+    undisturbed.finish()
+    run.interrupt(1)
+    assert read(meta_path(run.workdir))["nonfinite_in_a_row"] == 1
+    run.finish()
+    assert not differing(run.state(), undisturbed.state())
 
 
-def test_too_many_stop_the_run(
-    config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_many_stop_the_run(run: OftenSaved, monkeypatch: pytest.MonkeyPatch) -> None:
     """One line; the checkpoint from before the first of them, bit for bit; the batch in the
-    metrics; the command goes on.
+    metrics; the command continues.
     """
-    config.training.n_iters = 2
-    assert train(config, tmp_path) == 0
-    config.training.n_iters = 8
-    before = meta_path(tmp_path).read_bytes()
+    run.finish(training__n_iters=2)
+    before = meta_path(run.workdir).read_bytes()
+    message = r"step 5: loss nan, gradient nan, .*config\.training\.max_nonfinite_steps = 3"
     with monkeypatch.context() as patch:
         spoil_steps(patch, {2, 3, 4, 5}, SPOILT["one example"])
-        with pytest.raises(
-            UserError,
-            match=r"step 5: loss nan, gradient nan, .*config\.training\.max_nonfinite_steps = 3",
-        ) as error:
-            train(config, tmp_path)
+        with pytest.raises(UserError, match=message) as error:
+            run.train(training__n_iters=8)
     assert "\n" not in str(error.value)
-    assert meta_path(tmp_path).read_bytes() == before
-    assert read(numbered_path(tmp_path, 2))["step"] == 4, (
-        "numbered ones replace nothing, and come on time"
-    )
-    facts = read_json_lines(tmp_path / "metrics.jsonl")[-1]
-    assert (facts["step"], facts["event"], facts["precision"], facts["weights_not_finite"]) == (
-        5,
-        "stopped",
-        "float32",
-        [],
-    )
+    assert meta_path(run.workdir).read_bytes() == before
+    assert read(numbered_path(run.workdir, 2))["step"] == 4, "numbered ones replace nothing"
+    facts = run.rows("event")[-1]
+    assert (facts["step"], facts["event"], facts["precision"]) == (5, "stopped", "float32")
+    assert facts["weights_not_finite"] == []
     assert [loss == "nan" for loss in facts["losses"]] == [False, False, True, False]
     assert len(facts["images"]) == len(facts["levels"]) == 4
-    config.optim.lr /= 2
-    assert train(config, tmp_path) == 0
-    assert read(meta_path(tmp_path))["step"] == 8
+    assert run.finish(training__n_iters=8, optim__lr=1e-4)["step"] == 8
 
 
 @pytest.mark.parametrize(
@@ -185,12 +161,11 @@ def test_too_many_stop_the_run(
     [(1, "step 1: weights or averages are not finite"), (100, "non-finite steps in a row")],
 )
 def test_weights_that_are_not_finite_are_never_saved(
-    freq: int, message: str, config: ConfigDict, tmp_path: Path
+    freq: int, message: str, run: OftenSaved
 ) -> None:
     """An absurd learning rate takes the weights themselves out of range, with finite gradients."""
-    config.optim.lr = 1e39
-    config.optim.warmup = 0
-    config.training.snapshot_freq = config.training.snapshot_freq_for_preemption = freq
+    names = ("snapshot_freq", "snapshot_freq_for_preemption")
+    saving = {f"training__{name}": freq for name in names}
     with pytest.raises(UserError, match=message):
-        train(config, tmp_path)
-    assert not list(tmp_path.rglob("*.pth"))
+        run.train(optim__lr=1e39, optim__warmup=0, **saving)
+    assert not list(run.workdir.rglob("*.pth"))

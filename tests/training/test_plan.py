@@ -12,33 +12,25 @@ from scripts.config.paths import ROOT
 from scripts.training.plan import Work, plan
 from tests.conftest import command
 from tests.tiny import tiny_config
-from tests.training.runs import trainer_of
+from tests.training.runs import differing, gradients_of, trainer_of
 
 
 def test_plan_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The paper's CIFAR-10 model: 61.06M parameters, 19.15 GFLOP an image, batches of 128, K = 200."""
+    """The paper's CIFAR-10 model: 61.06M parameters, 19.15 GFLOP an image, batch 128, K = 200."""
     work = Work(61_060_000, 19_150_000_000, 3 * 19_150_000_000)
     monkeypatch.setattr(Work, "of", lambda config: work)
-    config = tiny_config(
-        training__batch_size=128,
-        training__n_iters=1_300_001,
-        model__K=200,
-        optim__automatic_mp=True,
-    )
-    rows = {
-        int(line.split()[0]): line.split("ms")[0].split()[-1]
-        for line in plan(config, 1000, 0.4).splitlines()[-3:]
-    }
-    assert float(rows[1]) == pytest.approx(1e3 * work.training * 128 / 4e14, abs=0.05)
-    assert float(rows[8]) == pytest.approx(1e3 * work.training * 16 / 4e14, abs=0.05)
-    assert float(rows[64]) == pytest.approx(1e3 * 2 * 63 / 64 * 4 * 61.06e6 / 50e9, abs=0.05), (
-        "waiting for gradients"
-    )
+    training = {"training__batch_size": 128, "training__n_iters": 1_300_001}
+    config = tiny_config(**training, model__K=200, optim__automatic_mp=True)
+    rows = [line.split() for line in plan(config, 1000, 0.4).splitlines()[-3:]]
+    milliseconds = {row[0]: float(row[2]) for row in rows}
+    of_one = 1e3 * work.training * 128 / 4e14
+    waiting_for_gradients = 1e3 * 2 * 63 / 64 * 4 * 61.06e6 / 50e9
+    expected = {"1": of_one, "8": of_one / 8, "64": waiting_for_gradients}
+    assert milliseconds == pytest.approx(expected, abs=0.05)
     hours = 1_300_001 * work.training * 128 / 4e14 / 3600
     samples = 50_000 * 200 * work.forward / 4e14 / 3600
-    first = plan(config, 1000, 0.4).splitlines()[-3].split()
-    assert f"{hours:.4g}" in first
-    assert f"{samples:.4g}" == first[-1]
+    assert f"{hours:.4g}" in rows[0]
+    assert f"{samples:.4g}" == rows[0][-1]
 
 
 def test_recomputing_costs_one_more_forward_pass() -> None:
@@ -49,12 +41,8 @@ def test_recomputing_costs_one_more_forward_pass() -> None:
 
 
 def test_plan_needs_neither_data_nor_directory_and_leaves_nothing(tmp_path: Path) -> None:
-    options = (
-        "--config",
-        ROOT / "configs/mnist/small_mnist.py",
-        "--plan",
-        "--config.data.path=nowhere",
-    )
+    config = ROOT / "configs/mnist/small_mnist.py"
+    options = ("--config", config, "--plan", "--config.data.path=nowhere")
     done = command(ROOT / "train.py", *options, cwd=tmp_path)
     assert "3.70M parameters" in done.stdout
     assert "67 TFLOP/s a device" in done.stdout, "an H100 in float32"
@@ -64,27 +52,15 @@ def test_plan_needs_neither_data_nor_directory_and_leaves_nothing(tmp_path: Path
 
 def test_recomputing_gives_the_same_numbers_bit_for_bit() -> None:
     """Dropout too, whose masks are drawn twice."""
-    gradients = []
+    gradients: list[list[torch.Tensor]] = []
     for recompute in (False, True):
-        network = {
-            "model__channel_mult": (1, 2),
-            "model__attention_levels": (1,),
-            "model__dropout": 0.3,
-        }
-        trainer = trainer_of(tiny_config(**network, training__recompute=recompute))
-        nn.init.normal_(
-            trainer.model.get_parameter("out.2.weight"), std=0.1
-        )  # zero would hide other gradients
-        captured: list[torch.Tensor] = []
-        trainer.optimizer.register_step_pre_hook(
-            lambda *_, trainer=trainer, captured=captured: captured.extend(
-                w.grad.clone() for w in trainer.model.parameters()
-            )
-        )
+        trainer = trainer_of(tiny_config(model__dropout=0.3, training__recompute=recompute))
+        nn.init.normal_(trainer.model.get_parameter("out.2.weight"))  # 0 would hide the others
+        of_step = gradients_of(trainer)
         trainer.train_step(torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
-        gradients.append(captured)
+        gradients.append(of_step)
     assert len(gradients[0]) > 20
-    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+    assert not differing(gradients[0], gradients[1])
 
 
 def test_compiled_losses_and_names_are_those_of_the_network_as_it_is(
