@@ -1,7 +1,9 @@
 """How many digits a judge that the project has never seen is sure of: a perceptron on raw pixels,
 trained here in seconds.
 
-python -m tests.judge SAMPLES.npz|FOLDER      # of 28x28 digits, as sample.py --export_dir=D --export=npz writes
+python -m tests.judge SAMPLES.npz|FOLDER
+
+of 28x28 digits, as sample.py --export_dir=D --export=npz writes
 """
 
 import sys

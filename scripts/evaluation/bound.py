@@ -202,7 +202,8 @@ class BoundEvaluation:
     """All levels, not `num_levels_per_image`."""
     batch_size: int
     dequantize: bool = True
-    """Add uniform noise to the 8-bit values, without which images have no density, and no bits/dim."""
+    """Add uniform noise to the 8-bit values, without which images have no density and no
+    bits/dim."""
     precision: str = "float32"
     _measured: tuple[tuple[object, ...], Prior, Measurement] | None = field(
         default=None, init=False
@@ -335,9 +336,9 @@ def describe(bound: dict[str, torch.Tensor], settings: dict[str, Any], num_level
 def write_by_level(folder: Path, rows: list[LevelRow], title: str) -> None:
     """Write `bound_by_level.csv` and `bound_by_level.png`, with a row and a point per level.
 
-    The picture has panels over the blur level k, both logarithmic: terms of the bound for k > 1 and,
-    where there are any, squared errors for all k. A line shows what the terms would be if the network
-    made no errors, where that is above 0.
+    The picture has panels over the blur level k, both logarithmic: terms of the bound for k > 1
+    and, where there are any, squared errors for all k. A line shows what the terms would be if the
+    network made no errors, where that is above 0.
     """
     make_directory(folder, "evaluation results")
     with atomic_write(folder / "bound_by_level.csv") as temporary:

@@ -94,7 +94,8 @@ def evaluate(flags: Values) -> int:
 def evaluation(
     flags: Values, config: ConfigDict, directory: Path, cache: Path, files: SampleFiles | None
 ) -> BoundEvaluation | SampleEvaluation:
-    """Return what --mode names; tables of the bound by level go to `directory`, features to `cache`."""
+    """Return what --mode names; tables of the bound by level go to `directory`, features to
+    `cache`."""
     batch_size = flags.batch_size or config.eval.batch_size
     if flags.mode == "elbo":
         return BoundEvaluation(
@@ -130,7 +131,8 @@ def evaluation(
 
 
 def make_extractor(flags: Values, config: ConfigDict, cache: Path) -> Extractor:
-    """Return what --feature_extractor names; a classifier that is trained for it goes to `cache`."""
+    """Return what --feature_extractor names; a classifier that is trained for it goes to
+    `cache`."""
     device = resolve_device(config.device)
     if flags.feature_extractor in ("classifier", "robust_classifier"):
         return classifier_features(cache, config.data, device, flags.feature_extractor)

@@ -49,7 +49,8 @@ class DINOv2Features:
             depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
             state["pos_embed"] = _resampled(state["pos_embed"], SIZE // PATCH)
             network = VisionTransformer(
-                SIZE, PATCH, embed_dim=self.num_features, depth=depth, num_heads=self.num_features // HEAD_WIDTH,
+                SIZE, PATCH, embed_dim=self.num_features, depth=depth,
+                num_heads=self.num_features // HEAD_WIDTH,
                 init_values=1.0, num_classes=0, global_pool="token",
             )  # fmt: skip
             network.load_state_dict(state)
@@ -72,12 +73,10 @@ class DINOv2Features:
         Resized by Pillow (bicubic) to 224 pixels and normalised by ImageNet's colours, as Stein et
         al. do.
         """
-        images = (
-            Image.fromarray(image)
-            for image in pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy()
-        )
+        images = pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy()
+        size, how = (SIZE, SIZE), Image.Resampling.BICUBIC
         resized = np.stack(
-            [np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BICUBIC)) for image in images]
+            [np.asarray(Image.fromarray(image).resize(size, how)) for image in images]
         )
         u = torch.from_numpy(resized).to(self.device).float() / 255
         normalised = (u - u.new_tensor(MEAN)) / u.new_tensor(STD)

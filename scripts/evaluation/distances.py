@@ -1,5 +1,6 @@
 """Distances between two sets of features: Frechet, kernel, and by nearest neighbours precision and
-recall (Kynkaanniemi et al., 2019, with k = 3), density and coverage (Naeem et al., 2020, with k = 5).
+recall (Kynkaanniemi et al., 2019, with k = 3), density and coverage (Naeem et al., 2020, with
+k = 5).
 
 Everything here is arithmetic on arrays: features (N, d), one row per image. Standard errors are
 those over generated images, or over groups of them, int64 (N,), that are independent of each other,

@@ -28,13 +28,11 @@ def weights_file(inception_path: str = "") -> Path:
     downloaded.
     """
     name = inception_url.rsplit("/", 1)[-1]
-    given = inception_path or os.environ.get("IHDM_INCEPTION_PATH", "")
-    place = (
-        user_path(given, "--inception_path") if given else Path(torch.hub.get_dir()) / "checkpoints"
-    )
-    file = (
-        place if place.name == name else place / name
-    )  # clean-fid takes a folder and expects this name in it
+    place = Path(torch.hub.get_dir()) / "checkpoints"
+    if named := inception_path or os.environ.get("IHDM_INCEPTION_PATH"):
+        place = user_path(named, "--inception_path")
+    # clean-fid takes a folder and expects this name in it.
+    file = place if place.name == name else place / name
     if not file.is_file():
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -42,8 +40,8 @@ def weights_file(inception_path: str = "") -> Path:
         except OSError as error:
             raise UserError(
                 f"{file} is not there and {inception_url} cannot be downloaded ({error}): put it "
-                "there by hand, or say where "
-                "it is with --inception_path or the environment variable IHDM_INCEPTION_PATH"
+                "there by hand, or say where it is with --inception_path or the environment "
+                "variable IHDM_INCEPTION_PATH"
             ) from None
     return file
 
@@ -64,25 +62,20 @@ class InceptionFeatures:
         self.settings: dict[str, Any] = {"extractor": "inception", "mode": mode}
         file: Path | str = "weights of " + mode
         try:
-            with (
-                warnings.catch_warnings()
-            ):  # clean-fid loads in a deprecated way and changes the filters of warnings
+            # clean-fid loads in a deprecated way and changes the filters of warnings.
+            with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 self._resize = build_resizer(mode)
                 if mode == "legacy_pytorch":
-                    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = (
-                        "1"  # clean-fid would unpickle whatever is in the file
-                    )
+                    # clean-fid would unpickle whatever is in the file.
+                    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
                     self._network = build_feature_extractor(mode, device, use_dataparallel=False)
                 else:
                     file = weights_file(inception_path)
                     self.settings["weights_crc32"] = zlib.crc32(file.read_bytes())
                     inside = mode == "legacy_tensorflow"
-                    self._network = (
-                        InceptionV3W(str(file.parent), download=False, resize_inside=inside)
-                        .to(device)
-                        .eval()
-                    )
+                    network = InceptionV3W(str(file.parent), download=False, resize_inside=inside)
+                    self._network = network.to(device).eval()
         except (RuntimeError, OSError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(
@@ -96,7 +89,6 @@ class InceptionFeatures:
         Grey images are repeated to three channels.
         """
         images = pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy()
-        resized = torch.from_numpy(np.stack([self._resize(image) for image in images])).permute(
-            0, 3, 1, 2
-        )
-        return self._network(resized.to(self.device, torch.float32)).float().cpu().numpy()
+        resized = torch.from_numpy(np.stack([self._resize(image) for image in images]))
+        inputs = resized.permute(0, 3, 1, 2).to(self.device, torch.float32)
+        return self._network(inputs).float().cpu().numpy()

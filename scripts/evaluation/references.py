@@ -189,15 +189,13 @@ def named_statistics(
         )
     try:
         with distributed.main_first():
-            options = {"mode": mode, "split": split}
             if "moments" in needs:
-                found = cleanfid.features.get_reference_statistics(
-                    name, image_size, metric="FID", **options
+                arrays["mu"], arrays["sigma"] = cleanfid.features.get_reference_statistics(
+                    name, image_size, mode=mode, split=split, metric="FID"
                 )
-                arrays |= dict(zip(("mu", "sigma"), found, strict=True))
             if "features" in needs:
                 arrays["feats"] = cleanfid.features.get_reference_statistics(
-                    name, image_size, metric="KID", **options
+                    name, image_size, mode=mode, split=split, metric="KID"
                 )
     except (OSError, ValueError) as error:  # ValueError: a download that was cut short
         raise UserError(

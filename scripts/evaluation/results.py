@@ -1,4 +1,4 @@
-"""Scores that can be quoted: each with its error, what it depends on, and where it is written down."""
+"""Scores that can be quoted, each with its error and what it depends on, and their files."""
 
 import importlib.metadata
 import json
@@ -205,7 +205,7 @@ def read_points(file: Path) -> dict[str, list[Result]]:
 def error_bars(
     axes: Axes, x: Sequence[Any], values: Sequence[float], errors: Sequence[float], label: str = ""
 ) -> None:
-    """Draw values with their standard errors; one that is not finite, of a single image, has no bar."""
+    """Draw values with their standard errors; what is of a single image has none."""
     bars = np.where(np.isfinite(errors), errors, np.nan)
     axes.errorbar(x, values, bars, fmt="o-", ms=3, lw=1, capsize=2, label=label or None)
     axes.grid(alpha=0.3, which="both")

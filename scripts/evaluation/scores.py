@@ -42,8 +42,10 @@ from scripts.runtime.device import resolve_device
 from scripts.runtime.progress import warn
 from scripts.sampling.output import to_uint8
 from scripts.sampling.sampler import Sampler, load_sampler, with_own_images
-from scripts.storage.record import Record
+from scripts.storage.record import Part, Record
 
+Scores = tuple[list[Result], dict[str, Part], dict[str, Part]]
+"""Results, what the record has of what was read, and settings by score."""
 PARTS: tuple[Split, ...] = ("train", "held_out")
 PER_INIT = 10
 """Samples of each initial image where those are compared, unless --per_init says otherwise."""
@@ -113,7 +115,8 @@ def initial_images(
     origins = np.array(source.origins(range(num_samples)))
     if source.initial_images is not None:
         return origins, source.initial_images.settings.get("init") == "train"
-    # The prior has one state for each training image, if all could be read, or two with mirror images.
+    # The prior has one state for each training image, if all could be read, or two with mirror
+    # images.
     copies = 1 + data.random_flip
     return origins // copies, len(source.prior) == copies * len(load_images(data, "train"))
 
@@ -155,11 +158,15 @@ class SampleEvaluation:
         """
         source, samples_record, record = self._prepare(point)
         compute = self._of_pixels if self._of_images else self._of_features
-        return compute(source, samples_record, record)
+        results, read, held_out = compute(source, samples_record)
+        settings = record.add(**read).row()
+        return [
+            replace(result, settings=settings | result.settings | held_out.get(result.score, {}))
+            for result in results
+            if distributed.is_main()
+        ]
 
-    def _of_pixels(
-        self, source: Sampler | SampleFiles, samples_record: Record, record: Record
-    ) -> list[Result]:
+    def _of_pixels(self, source: Sampler | SampleFiles, samples_record: Record) -> Scores:
         samples_record = samples_record.add(metric={"extractor": "pixels"})
         samples = self._generated(source, samples_record, torch.Tensor.numpy)
         groups, in_training = initial_images(source, self.config.data, self.num_gen)
@@ -174,16 +181,9 @@ class SampleEvaluation:
         )
         results = scores(self.metrics, inputs)  # by all processes
         crc32 = {"samples_crc32": checksum(checksums(samples))}
-        settings = record.add(data=crc32, reference=inputs.read).row()
-        return [
-            replace(result, settings=settings | result.settings)
-            for result in results
-            if distributed.is_main()
-        ]
+        return results, {"data": crc32, "reference": inputs.read}, {}
 
-    def _of_features(
-        self, source: Sampler | SampleFiles, samples_record: Record, record: Record
-    ) -> list[Result]:
+    def _of_features(self, source: Sampler | SampleFiles, samples_record: Record) -> Scores:
         extractor, reference, data = self._extractor, self._reference, self.config.data
         names = [metric.name for metric in self.metrics]
         if "fid" in names and self.num_gen <= extractor.num_features:
@@ -205,12 +205,11 @@ class SampleEvaluation:
             samples_record = samples_record.add(metric=extractor.settings)
             extract = functools.partial(features_of, extractor=extractor)
             generated, size = self._generated(source, samples_record, extract), source.shape[1:]
-        crc32 = checksum(generated["crc32"])
-        record = record.add(data={"samples_crc32": crc32})
+        data_read: dict[str, Any] = {"samples_crc32": checksum(generated["crc32"])}
         if self.reference and reference.size is not None and size not in (None, reference.size):
             sizes = f"samples are {shown(size)} pixels, reference images {shown(reference.size)}"
             warn(f"{sizes}; each is taken at its own size")
-            record = record.add(data={"samples_size": size, "reference_size": reference.size})
+            data_read |= {"samples_size": size, "reference_size": reference.size}
         groups, _ = initial_images(source, data, self.num_gen)
         features = generated["features"]
         inputs = Inputs(features, reference, source.seed, self.k, self._device, groups)
@@ -218,12 +217,9 @@ class SampleEvaluation:
         if not self.reference and self.dataset_split == "train":
             held_out = readable(data_set_images(data, "held_out"), "held-out images")["features"]
         if not distributed.is_main():
-            return []
+            return [], {}, {}
         real = {} if held_out is None else held_out_settings(self.metrics, inputs, held_out)
-        return [
-            replace(result, settings=record.row() | result.settings | real.get(result.score, {}))
-            for result in scores(self.metrics, inputs)
-        ]
+        return scores(self.metrics, inputs), {"data": data_read}, real
 
     @property
     def _of_images(self) -> bool:
@@ -275,7 +271,8 @@ class SampleEvaluation:
             for split in PARTS:  # before anything is sampled
                 if len(load_images(data, split)) < 2:
                     raise UserError(
-                        f"{data.dataset}: there is one {split} image, where this mode needs at least 2"
+                        f"{data.dataset}: there is one {split} image, where this mode needs at "
+                        "least 2"
                     )
             settings, read = {"extractor": "pixels"}, set(PARTS)
             against: dict[str, Any] = {"reference": f"{data.dataset} train"}
@@ -298,8 +295,8 @@ class SampleEvaluation:
             per_init = PER_INIT if point.per_init is None else point.per_init
             if per_init < 2 or self.num_gen % per_init or self.num_gen < 2 * per_init:
                 raise UserError(
-                    f"--num_gen={self.num_gen} --per_init={per_init}: --per_init must be at least 2 "
-                    "and --num_gen a multiple of it, at least 2 times as many"
+                    f"--num_gen={self.num_gen} --per_init={per_init}: --per_init must be at least "
+                    "2 and --num_gen a multiple of it, at least 2 times as many"
                 )
             point = replace(point, init=point.init or "train", per_init=per_init)
         sampler, trained = load_sampler(

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import scipy.fft
+import scipy.spatial
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,11 +29,10 @@ def brute_force(images: np.ndarray, training: np.ndarray, space: str) -> np.ndar
     )
     low[0, 0] = False
     x, y = (
-        scipy.fft.dctn(each / 255, axes=(2, 3), norm="ortho")[..., low]
+        scipy.fft.dctn(each / 255, axes=(2, 3), norm="ortho")[..., low].reshape(len(each), -1)
         for each in (images, training)
     )
-    x, y = x.reshape(len(x), -1), y.reshape(len(y), -1)
-    return np.sqrt(((x[:, None] - y) ** 2).sum(2))
+    return scipy.spatial.distance.cdist(x, y)
 
 
 @given(st.integers(1, 9), st.integers(0, 2**32 - 1))
@@ -62,19 +62,19 @@ def test_planted_copies() -> None:
     rng = np.random.default_rng(0)
     training = rng.integers(60, 190, (300, 1, 16, 16), dtype=np.uint8)
     new, held_out = (rng.integers(60, 190, (100, 1, 16, 16), dtype=np.uint8) for _ in range(2))
-    brighter = training[200:250] + 20
     grain = rng.choice(np.array([-50, 50]), (50, 1, 16, 8)).repeat(2, axis=3)
     grain[..., 1::2] *= -1
     grainy = np.clip(training[250:].astype(int) + grain, 0, 255).astype(np.uint8)
-    images = np.concatenate([new, brighter, grainy, held_out])
+    images = np.concatenate([new, training[200:250] + 20, grainy, held_out])
     found = nearest_training_images(images, [(np.arange(300), training)], CPU)
     for distances, nearest in zip(*found, strict=True):
         assert nearest[100:200].tolist() == list(range(200, 300))
         np.testing.assert_allclose(distances[100:150], 0, atol=1e-6)
     d = found[0][1]
     share, drawn = nearer_than_held_out(d[:200], d[200:], seed=0)
+    low, high = interval(drawn)
     assert 0.45 < share < 0.55
-    assert interval(drawn)[0] < 0.5 < interval(drawn)[1]
+    assert low < 0.5 < high
     assert ratio_of_medians(d[100:200], d[200:], seed=0)[0] < 0.3
     assert 0.9 < ratio_of_medians(d[:100], d[200:], seed=0)[0] < 1.1
 
@@ -93,21 +93,15 @@ def test_one_grey_level_is_told_from_none() -> None:
     assert apart[0, 0] == pytest.approx(np.sqrt(1 - 1 / 64**2) / 255, rel=1e-6)
 
 
-@pytest.mark.parametrize("scale", [1.0, 0.5])
-def test_intervals_hold_the_truth(scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_intervals_hold_the_truth(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the share nearer than 99% and of the ratio of medians, for uniform distances, where both
     are known.
     """
     monkeypatch.setattr("scripts.evaluation.pixels.REPLICATES", 200)
-    rng = np.random.default_rng(0)
-    held, spread = [], []
-    for i in range(200):
-        ours, theirs = scale * rng.random(500), rng.random(500)
-        for measure, truth in ((nearer_than_held_out, 0.01 / scale), (ratio_of_medians, scale)):
-            value, drawn = measure(ours, theirs, i)
-            low, high = interval(drawn)
+    rng, scale = np.random.default_rng(0), 0.5
+    for measure, truth in ((nearer_than_held_out, 0.01 / scale), (ratio_of_medians, scale)):
+        held = []
+        for i in range(150):
+            low, high = interval(measure(scale * rng.random(500), rng.random(500), i)[1])
             held.append(low <= truth <= high)
-            spread.append((value, drawn.std()))
-    assert (np.mean(np.reshape(held, (200, 2)), axis=0) >= 0.91).all()
-    values, errors = np.transpose(np.reshape(spread, (200, 2, 2)), (2, 0, 1))
-    assert (abs(np.log(errors.mean(0) / values.std(0))) < 0.3).all()
+        assert 0.9 <= np.mean(held) < 1

@@ -3,19 +3,19 @@ draws.
 """
 
 import numpy as np
+import prdc
 import pytest
 import torch
 from cleanfid import fid as cleanfid_fid
 
-from scripts.estimate import Estimate
+from scripts.estimate import wilson_interval
 from scripts.evaluation.distances import (
     Gaussian,
     frechet_estimate,
     frechet_of_reference,
     kernel_estimate,
+    prdc_estimates,
 )
-from scripts.evaluation.results import Result
-from scripts.evaluation.sweep import difference
 
 CPU = torch.device("cpu")
 
@@ -61,22 +61,6 @@ def test_kernel_distance_is_a_function_of_the_seed() -> None:
     assert kernel_estimate(x, y, 5).value != kernel_estimate(x, y, 6).value
 
 
-def spread_ratio(found: list[Estimate]) -> float:
-    """Stated standard errors over the standard deviation of the values, for estimates from fresh
-    sets of samples.
-    """
-    stated = np.mean([one.standard_error**2 for one in found])
-    return float(np.sqrt(stated / np.var([one.value for one in found], ddof=1)))
-
-
-def test_frechet_standard_error_is_that_of_repeated_draws() -> None:
-    """A factor of 1.3 would be noticed."""
-    moments = Gaussian.of(features(1000, 100))
-    found = [frechet_estimate(1.3 * features(seed, 400), moments)[0] for seed in range(200)]
-    assert {one.num_images for one in found} == {400}
-    assert 0.83 < spread_ratio(found) < 1.2
-
-
 @pytest.mark.parametrize(
     ("d", "scale", "reference_images", "subsets"),
     [(60, 1.0, 600, 8), (6, 1.3, 60, 2), (6, 1.3, 150, 8)],
@@ -88,7 +72,8 @@ def test_kernel_standard_error_is_that_of_repeated_draws(
     monkeypatch.setattr("scripts.evaluation.distances.SUBSETS", subsets)
     reference = features(1000, reference_images, d)
     found = [kernel_estimate(scale * features(seed, 60, d), reference, seed) for seed in range(150)]
-    assert 0.83 < spread_ratio(found) < 1.2
+    stated = np.mean([one.standard_error**2 for one in found])
+    assert 0.83 < np.sqrt(stated / np.var([one.value for one in found], ddof=1)) < 1.2
 
 
 def test_frechet_distance_of_draws_from_the_reference() -> None:
@@ -101,23 +86,29 @@ def test_frechet_distance_of_draws_from_the_reference() -> None:
     assert frechet_of_reference(moments, 300) == pytest.approx(np.mean(found), rel=0.08)
 
 
-def test_differences_are_paired_by_influence() -> None:
-    """Samples of the same seeds at two settings: the error of their FID's difference, far below
-    those of the values.
+@pytest.mark.parametrize("k", [3, 5])
+@pytest.mark.parametrize("scale", [0.6, 1.2, 0])
+def test_precision_recall_density_coverage_are_those_of_the_package_prdc(
+    k: int, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where distances are computed in blocks, and where balls have no extent, as half of the
+    images are the same one.
     """
-    moments = Gaussian.of(features(1000, 300))
-    differences, errors, alone = [], [], []
-    for seed in range(100):
-        x = 1.3 * features(seed, 200)
-        y = 1.02 * x + 0.05 * features(10_000 + seed, 200)
-        found = [frechet_estimate(points, moments) for points in (x, y)]
-        one, other = (
-            Result("FID", estimate, {}, per_image=influence) for estimate, influence in found
-        )
-        paired = difference(other, one)
-        assert paired is not None
-        differences.append(paired.value)
-        errors.append(paired.standard_error)
-        alone.append(one.estimate.standard_error)
-    assert 0.8 < np.mean(errors) / np.std(differences, ddof=1) < 1.25
-    assert np.mean(errors) < 0.3 * np.mean(alone)
+    x, y = features(0, 170), (scale or 1) * features(1, 230)
+    if scale == 0:
+        x[:85] = y[0]
+    expected = prdc.compute_prdc(y, x, k)
+    found = prdc_estimates(x, y, k, CPU)
+    values = {score.lower(): estimate.value for score, estimate in found.items()}
+    assert values == pytest.approx(expected)
+    monkeypatch.setattr("scripts.evaluation.distances.ROWS", 7)
+    assert prdc_estimates(x, y, k, CPU) == found
+
+
+def test_intervals_of_proportions() -> None:
+    assert wilson_interval(0, 500) == pytest.approx((0, 0.00762), abs=1e-5)
+    assert wilson_interval(0.1, 50) == pytest.approx((0.04348, 0.21361), abs=1e-4)
+    precision = prdc_estimates(features(0, 60), features(1, 60), 5, CPU)["Precision"]
+    low, high = precision.wilson()
+    assert low < precision.value < high
+    assert high - low == pytest.approx(4 * precision.standard_error, rel=0.2)

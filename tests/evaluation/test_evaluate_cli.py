@@ -13,11 +13,11 @@ from PIL import Image
 
 from scripts.config.paths import ROOT
 from scripts.errors import UserError
-from scripts.evaluation.bound import BoundEvaluation
 from scripts.evaluation.features import data_set_images
 from scripts.evaluation.results import Point, Result
 from scripts.storage.files import read_json_lines
 from tests.conftest import command, error_line
+from tests.evaluation.evaluations import of_bound
 from tests.evaluation.made_run import make_run
 from tests.images import WithDamage
 from tests.tiny import TINY, tiny_config
@@ -40,22 +40,8 @@ def evaluate(place: Path, *args: object) -> subprocess.CompletedProcess[str]:
     return command(ROOT / "tests" / "evaluate_here.py", *options, *args, cwd=place)
 
 
-def bound_evaluation(config: ConfigDict, place: Path, **changes: Any) -> BoundEvaluation:
-    options: dict[str, Any] = {
-        "split": "test",
-        "num_images": 12,
-        "num_levels_per_image": 2,
-        "exact": False,
-        "batch_size": 16,
-    }
-    return BoundEvaluation(config, place / "runs" / "tiny", place / "results", **options | changes)
-
-
-def bound(
-    config: ConfigDict, place: Path, *, delta: float = 0.0125, **changes: Any
-) -> list[Result]:
-    evaluation = bound_evaluation(config, place, **changes)
-    return evaluation(Point(delta, seed=1))
+def bound(place: Path, delta: float = 0.0125, **changes: Any) -> list[Result]:
+    return of_bound(place / "runs" / "tiny", small_config(), **changes)(Point(delta, seed=1))
 
 
 def test_bound_from_the_command_line(trained: Path) -> None:
@@ -68,25 +54,14 @@ def test_bound_from_the_command_line(trained: Path) -> None:
     ]
     result = evaluate(trained, *args, "--param_name=mine")
     assert result.returncode == 0, result.stderr
-    for part in (
-        "20 images (test), 2 of 4 levels",
-        "prior",
-        "intermediate",
-        "reconstruction",
-        "total",
-    ):
-        assert part in result.stdout
+    assert "20 images (test), 2 of 4 levels" in result.stdout
     directory = trained / "runs" / "mnist5k" / "evaluation_results" / "E"
     assert (directory / "ELBO_log.txt").read_text().startswith("mine, ELBO: ")
-    kept = read_json_lines(trained / "runs" / "tiny" / "evaluation" / "results.jsonl")
-    elbo, row = (row for row in kept if row["param_name"] == "mine")
+    rows = read_json_lines(trained / "runs" / "tiny" / "evaluation" / "results.jsonl")
+    elbo, row = (row for row in rows if row["param_name"] == "mine")
     assert (elbo["score"], row["score"]) == ("ELBO", "BPD")
-    assert (float(row["delta"]), row["seed"], row["checkpoint_step"], row["num_images"]) == (
-        0.013,
-        42,
-        7,
-        20,
-    )
+    expected = {"delta": "0.013", "seed": 42, "checkpoint_step": 7, "num_images": 20}
+    assert expected.items() <= row.items()
     assert row["precision"] == "float32"
     folder = directory / f"bound_step_7_delta_0.013_{row['key'][:8]}"
     with Image.open(folder / "bound_by_level.png") as picture:
@@ -115,25 +90,23 @@ def test_sweep_from_the_command_line(trained: Path) -> None:
 
 def test_delta_needs_no_new_network_calls(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sweep over delta gives what single evaluations give."""
-    evaluation = bound_evaluation(small_config(), trained)
+    evaluation = of_bound(trained / "runs" / "tiny", small_config())
     evaluation(Point(0.01, seed=1))
     monkeypatch.setattr("scripts.evaluation.bound.measure", None)
     results = evaluation(Point(0.0125, seed=1))
     monkeypatch.undo()
-    assert [result.estimate for result in results] == [
-        result.estimate for result in bound(small_config(), trained)
-    ]
+    assert [one.estimate for one in results] == [one.estimate for one in bound(trained)]
 
 
 def test_bits_for_every_model_unless_the_images_are_left_as_they_are(trained: Path) -> None:
     """The configuration does not dequantise, as none of the paper's does."""
-    elbo, bpd = bound(small_config(), trained)
+    elbo, bpd = bound(trained)
     assert (elbo.score, bpd.score) == ("ELBO", "BPD")
     for result in (elbo, bpd):
         assert result.per_image is not None
         assert len(result.per_image) == result.estimate.num_images == 12
         assert result.per_image.mean() == pytest.approx(result.estimate.value)
-    (nats,) = bound(small_config(), trained, dequantize=False)
+    (nats,) = bound(trained, dequantize=False)
     assert nats.score == "ELBO"
     assert nats.estimate != elbo.estimate
 
@@ -145,14 +118,17 @@ def test_images_that_the_bound_leaves_out_are_said(
     monkeypatch.setattr(
         "scripts.evaluation.bound.data_set_images", lambda *_: WithDamage(found, {0, 41})
     )
-    assert bound(small_config(), trained)[0].estimate.num_images == 10
-    expected = "2 of 12 images to evaluate cannot be read: image 0: damaged for the test; image 41: damaged for the test"
+    assert bound(trained)[0].estimate.num_images == 10
+    expected = (
+        "2 of 12 images to evaluate cannot be read: "
+        "image 0: damaged for the test; image 41: damaged for the test"
+    )
     assert expected in capsys.readouterr().err
 
 
 def test_no_bound_without_noise(trained: Path) -> None:
     with pytest.raises(UserError, match="--delta=0: the bound is infinite"):
-        bound(small_config(), trained, delta=0)
+        bound(trained, delta=0)
 
 
 BAD: dict[str, tuple[list[str], str]] = {

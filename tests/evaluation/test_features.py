@@ -3,7 +3,6 @@ every time.
 """
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +11,10 @@ from PIL import Image
 
 from scripts.data.datasets import load_labelled
 from scripts.data.images import checksums
-from scripts.errors import UserError
 from scripts.evaluation.classifier import classifier_features
 from scripts.evaluation.features import cached_features, image_features
 from scripts.evaluation.references import folder_images
+from tests.evaluation.evaluations import Recorder
 from tests.tiny import tiny_config
 
 CPU = torch.device("cpu")
@@ -63,17 +62,6 @@ def test_finished_features_are_read(tmp_path: Path) -> None:
         assert compute.asked == expected
 
 
-class Means:
-    """Mean and standard deviation of an image as its features."""
-
-    settings: dict[str, Any] = {"extractor": "means"}  # noqa: RUF012
-    num_features = 2
-
-    def __call__(self, pixels: torch.Tensor) -> np.ndarray:
-        x = pixels.float().flatten(1)
-        return torch.stack([x.mean(1), x.std(1)], 1).numpy()
-
-
 def test_folders_are_read_at_native_size_and_without_what_is_unreadable(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     pixels = [
@@ -83,7 +71,7 @@ def test_folders_are_read_at_native_size_and_without_what_is_unreadable(tmp_path
         Image.fromarray(image).save(tmp_path / f"{i}.png")
     (tmp_path / "1a.png").write_bytes(b"no image")
     images = folder_images(tmp_path)
-    rows = image_features(images, range(4), Means())
+    rows = image_features(images, range(4), Recorder())
     found = rows["features"]
     np.testing.assert_allclose(found[[0, 1, 3], 0], [image.mean() for image in pixels], rtol=1e-5)
     assert np.isnan(found[2]).all()
@@ -97,26 +85,13 @@ def test_folders_are_read_at_native_size_and_without_what_is_unreadable(tmp_path
 def test_labels_belong_to_their_images() -> None:
     data = tiny_config(data__image_size=28).data
     source, labels = load_labelled(data, "held_out")
-    assert (len(source), len(labels), labels.dtype, labels.min(), labels.max()) == (
-        500,
-        500,
-        np.int64,
-        0,
-        9,
-    )
+    assert (len(source), labels.dtype) == (500, np.int64)
+    np.testing.assert_array_equal(np.bincount(labels), [50] * 10)
     ink = {
         digit: np.mean([source[int(i)].mean() for i in np.flatnonzero(labels == digit)])
         for digit in (0, 1)
     }
     assert ink[0] > 1.5 * ink[1]
-
-
-def test_a_data_set_without_labels(tmp_path: Path) -> None:
-    np.save(tmp_path / "array.npy", np.zeros((2, 8, 8), np.uint8))
-    data = tiny_config(data__dataset="npy", data__path=str(tmp_path / "array.npy")).data
-    have = "mnist5k, emoji32, mnist, cifar10 have; use --feature_extractor=inception"
-    with pytest.raises(UserError, match=f"'npy': has no labels, {have}"):
-        load_labelled(data, "train")
 
 
 def test_the_included_classifier(tmp_path: Path) -> None:

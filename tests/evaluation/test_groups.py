@@ -113,8 +113,8 @@ def test_point_estimates_of_groups() -> None:
     drawn = [(draw(rng, GROUPS, 6), draw(rng, np.arange(300), 6)) for _ in range(40)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("scripts.evaluation.distances.SUBSETS", 2)
-        for given, biased in ((GROUPS, False), (None, True)):
-            found = [kernel_estimate(*pair, 0, given).value for pair in drawn]
+        for groups_known, biased in ((GROUPS, False), (None, True)):
+            found = [kernel_estimate(*pair, 0, groups_known).value for pair in drawn]
             assert (np.mean(found) > 3 * np.std(found) / len(found) ** 0.5) == biased, (
                 "they have one distribution"
             )

@@ -25,14 +25,11 @@ from scripts.data.images import (
 )
 from scripts.data.packs import PackedImages, read_pack, write_pack
 from scripts.estimate import Estimate
-from scripts.evaluation.bound import BoundEvaluation
-from scripts.evaluation.metrics import MODES
 from scripts.evaluation.references import folder_images
 from scripts.evaluation.results import OWNER, Point, Result, append_results, results_directory
-from scripts.evaluation.scores import SampleEvaluation
 from scripts.storage.checkpoint import load_trained
 from scripts.storage.record import Record
-from tests.evaluation.evaluations import Recorder
+from tests.evaluation.evaluations import of_bound, of_samples
 from tests.evaluation.made_run import make_run
 from tests.tiny import tiny_config
 
@@ -58,25 +55,6 @@ def run(tmp_path: Path) -> Path:
     """A run on a folder of noise."""
     make_run(folder_config(noise(tmp_path / "images", 0)), tmp_path / "run")
     return tmp_path / "run"
-
-
-def sample_scores(run: Path, config: ConfigDict, **changes: Any) -> SampleEvaluation:
-    options: dict[str, Any] = {
-        "batch_size": 8, "num_gen": 6, "make_extractor": Recorder, "metrics": MODES["fid"],
-        "cache": run / "evaluation",
-    } | changes  # fmt: skip
-    return SampleEvaluation(config, run, **options)
-
-
-def bound(run: Path, config: ConfigDict, **changes: Any) -> BoundEvaluation:
-    options: dict[str, Any] = {
-        "split": "test",
-        "num_images": 0,
-        "num_levels_per_image": 1,
-        "exact": False,
-        "batch_size": 16,
-    }
-    return BoundEvaluation(config, run, run / "bound", **options | changes)
 
 
 def opened_folder(path: Path) -> ImageSource:
@@ -125,14 +103,14 @@ def test_caches_and_finished_points_notice_every_image(run: Path, tmp_path: Path
     """
     config, others = folder_config(tmp_path / "images"), noise(tmp_path / "others", 2)
     evaluations: dict[str, tuple[Any, Point]] = {
-        "reference": (sample_scores(run, config, reference=str(others)), Point(seed=1)),
+        "reference": (of_samples(run, config, reference=str(others)), Point(seed=1)),
         "initial images": (
-            sample_scores(run, config, reference=str(tmp_path / "images")),
+            of_samples(run, config, reference=str(tmp_path / "images")),
             Point(init=str(others), seed=1),
         ),
-        "data set": (bound(run, folder_config(others), split="train"), Point(0.0125, seed=1)),
+        "data set": (of_bound(run, folder_config(others), split="train"), Point(0.0125, seed=1)),
         "training images": (
-            sample_scores(run, folder_config(others), metrics=MODES["spectrum"]),
+            of_samples(run, folder_config(others), "spectrum"),
             Point(seed=1),
         ),
     }
@@ -167,11 +145,11 @@ def test_records_have_checksums_of_what_was_scored(run: Path, tmp_path: Path) ->
 
     config = folder_config(tmp_path / "images")
     rows = [
-        row(bound(run, config)),
-        row(sample_scores(run, config)),
-        row(sample_scores(run, config, dataset_split="test")),
-        row(sample_scores(run, config, metrics=MODES["copying"])),
-        row(sample_scores(run, config, metrics=MODES["spectrum"])),
+        row(of_bound(run, config, num_images=0)),
+        row(of_samples(run, config)),
+        row(of_samples(run, config, dataset_split="test")),
+        row(of_samples(run, config, "copying")),
+        row(of_samples(run, config, "spectrum")),
     ]
     assert (
         rows[0]["images_crc32"]
@@ -187,20 +165,23 @@ def test_records_have_checksums_of_what_was_scored(run: Path, tmp_path: Path) ->
     assert not any("files" in row or "other_images" in row for row in rows)
     for path in (tmp_path / "images").iterdir():
         path.touch()  # as in a copy on another machine
-    assert row(bound(run, config))["key"] == rows[0]["key"]
+    assert row(of_bound(run, config, num_images=0))["key"] == rows[0]["key"]
 
 
 def test_other_images_than_the_runs_are_said(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     others = folder_config(noise(tmp_path / "others", 4, range(100)))
-    (result, _) = bound(run, others)(Point(0.0125, seed=1))
+    (result, _) = of_bound(run, others)(Point(0.0125, seed=1))
     assert result.settings["other_images"] == ["held_out"]
-    line = "the held_out images of 'folder' are not those of the checkpoint's run: 10 images, 13 then, other names, other pixels"
+    line = (
+        "the held_out images of 'folder' are not those of the checkpoint's run: "
+        "10 images, 13 then, other names, other pixels"
+    )
     assert capsys.readouterr().err.count(line) == 1
-    (result,) = sample_scores(run, others)(Point(init="train", seed=1))
+    (result,) = of_samples(run, others)(Point(init="train", seed=1))
     assert result.settings["other_images"] == ["held_out", "train"]
-    (result,) = sample_scores(run, others, reference=str(tmp_path / "images"))(Point(seed=1))
+    (result,) = of_samples(run, others, reference=str(tmp_path / "images"))(Point(seed=1))
     assert "other_images" not in result.settings, "only the run's own reference and samples count"
     assert load_trained(others, run, 0).data["num_images"] == 117
 
@@ -235,7 +216,7 @@ def test_two_runs_of_one_name_have_their_own_results(tmp_path: Path) -> None:
 
 
 def test_a_row_after_half_a_row_is_whole(tmp_path: Path) -> None:
-    """A program that was killed while it wrote leaves half a line; the next row is a line of its own."""
+    """A program that was killed while it wrote leaves half a line; the next row has its own."""
     estimate = Estimate.of(torch.arange(3.0))
     append_results(tmp_path, [Result("FID", estimate, {})], param_name="delta", seconds=1.0)
     file = next(tmp_path.glob("*.jsonl"))

@@ -1,4 +1,4 @@
-"""Samples out and in again: an array of an export, and scores of samples that another program made."""
+"""Samples out and in again: exports, and scores of samples that another program made."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -49,65 +49,36 @@ def test_powers_are_scipys(channels: int) -> None:
         mixed = np.einsum("pc,bchw->bphw", Y_CB_CR, coefficients).var(0, ddof=1)
         planes += [*variance, mixed[0], mixed[1] + mixed[2]]
     for plane, expected in zip(found, planes, strict=True):
-        sums = [
-            expected[each.numpy() == i].sum() for each in bins for i in range(int(each.max()) + 1)
-        ]
-        np.testing.assert_allclose(plane, sums, rtol=1e-5)
+        sums = [np.bincount(each.flatten(), expected.ravel()) for each in bins]
+        np.testing.assert_allclose(plane, np.concatenate(sums), rtol=1e-5)
 
 
-def test_white_and_pink_fields() -> None:
-    """The log ratio of 1/f^2 to white is known in each octave, so is the distance; errors are as
-    large as what is off.
-    """
-    size, scale = 16, 0.05
-    radii = radii_of(size, size).numpy()
-    white, pink = np.full((size, size), scale), 2 * scale / np.maximum(radii, 1)
-    fine, coarse = radial_bins(size, size), octaves(size, size)
-    rng = np.random.default_rng(1)
-    ours, theirs = (
-        powers(to_uint8(field(rng, 1500, std)), [fine, coarse], CPU) for std in (pink, white)
-    )
-    found = compare(ours, theirs, int(fine.max()) + 1, seed=0)
-
-    def mean(std: np.ndarray, bins: torch.Tensor) -> np.ndarray:
-        return np.bincount(bins.flatten(), std.ravel() ** 2) / np.bincount(bins.flatten())
-
-    quantized = 1 / 12 / 255**2
-    ratio = (pink**2 + quantized, white**2 + quantized)
-    expected = 10 * np.log10(mean(np.sqrt(ratio[0]), coarse) / mean(np.sqrt(ratio[1]), coarse))
-    value, error = found[:, 0, 2:]
-    assert abs((value - expected) / error).max() < 4
-    assert abs(value - expected).max() < 0.5
-    decibels = 10 * np.log10(mean(np.sqrt(ratio[0]), fine) / mean(np.sqrt(ratio[1]), fine))[1:]
-    assert found[0, 0, 0] == pytest.approx(np.sqrt((decibels**2).mean()), abs=0.1)
-    assert found[0, 0, 1] == pytest.approx(ratio[0].sum() / ratio[1].sum(), rel=0.03)
+def test_values_of_a_comparison() -> None:
+    """Four times the variance in two radial bins, the constant's and in the finest octave."""
+    theirs = 1 + np.random.default_rng(1).random((50, 1, RADIAL + int(BINS[1].max()) + 1))
+    factor = np.ones(theirs.shape[2])
+    factor[[0, 1, 2, RADIAL]] = 4
+    distance, ratio, *decibels = compare(factor * theirs, theirs, RADIAL, seed=0)[0, 0]
+    four, means = 10 * np.log10(4), theirs[:, 0, RADIAL:].mean(0)
+    assert distance == pytest.approx(four * np.sqrt(2 / (RADIAL - 1)))
+    assert ratio == pytest.approx(1 + 3 * means[0] / means.sum())
+    assert decibels == pytest.approx([four, *[0] * int(BINS[1].max())])
 
 
 def test_errors_are_the_spread_over_repetitions() -> None:
     """Of total ratio and octaves, for images that vary together in all coefficients, where counting
     pixels would be wrong.
     """
-    rng, size = np.random.default_rng(2), 8
-    values, errors = [], []
-    for _ in range(60):
-        sets = []
-        for count in (120, 50):
-            contrast = np.exp(0.4 * rng.standard_normal((count, 1, 1, 1)))
-            sets.append(
-                powers(
-                    to_uint8(
-                        0.5 + contrast * (field(rng, count, np.full((size, size), 0.06)) - 0.5)
-                    ),
-                    BINS,
-                    CPU,
-                )
-            )
-        found = compare(sets[0], sets[1], RADIAL, seed=0)
-        values.append(found[0, 0, 1:])
-        errors.append(found[1, 0, 1:])
-    spread = np.std(values, axis=0, ddof=1)
-    np.testing.assert_allclose(np.mean(errors, axis=0), spread, rtol=0.35)
-    assert np.mean(values, axis=0)[0] == pytest.approx(1, abs=0.05)
+    rng, std = np.random.default_rng(2), np.full((8, 8), 0.06)
+
+    def drawn(count: int) -> np.ndarray:
+        contrast = np.exp(0.4 * rng.standard_normal((count, 1, 1, 1)))
+        return powers(to_uint8(0.5 + contrast * (field(rng, count, std) - 0.5)), BINS, CPU)
+
+    found = np.stack([compare(drawn(120), drawn(50), RADIAL, seed=0) for _ in range(60)])
+    values, errors = found[:, 0, 0, 1:], found[:, 1, 0, 1:]
+    np.testing.assert_allclose(errors.mean(0), values.std(0, ddof=1), rtol=0.35)
+    assert values[:, 0].mean() == pytest.approx(1, abs=0.05)
 
 
 def test_a_function_of_the_seed_and_of_no_block(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,15 +13,6 @@ from scripts.evaluation.results import Point, Result, append_results, results_di
 from scripts.evaluation.sweep import Runner, parse_list, report, sweep_points
 from scripts.storage.files import read_json_lines
 from scripts.storage.record import Record
-
-BASE = Point(delta=0.0125, checkpoint=0, seed=42)
-SETTINGS = {
-    "delta": 0.013,
-    "checkpoint": 2,
-    "seed": 1,
-    "checkpoint_step": 600,
-    "config_hash": "abc",
-}
 
 
 @pytest.mark.parametrize(
@@ -85,7 +75,7 @@ class Evaluation:
         if self.left == len(self.asked):
             raise KeyboardInterrupt
         self.asked.append(point)
-        settings = SETTINGS | self.record(point).row()
+        settings = self.record(point).row()
         delta = point.delta if isinstance(point.delta, float | int) else 2.5
         value = (delta - 2) ** 2 + (point.seed or 0) / 100
         rng = np.random.default_rng(0)
@@ -161,27 +151,35 @@ def test_log_files(tmp_path: Path) -> None:
     """The release's line and, in one file for all scores, everything that a value depends on."""
     directory = results_directory(tmp_path, "cifar10", "mine")
     assert directory == tmp_path / "cifar10" / "evaluation_results" / "mine"
-    result = Result("FID", Estimate(18.9612, 0.04, 50000), {**SETTINGS, "reference": "cifar10"})
+    settings = {"delta": 0.013, "seed": 1, "reference": "cifar10"}
+    result = Result("FID", Estimate(18.9612, 0.04, 50000), settings)
     append_results(directory, [result], param_name="delta", seconds=12.345)
-    other = Result("FID", Estimate(20.0, math.inf, 1), SETTINGS)
-    append_results(directory, [other], param_name="try 2", seconds=1)
-    assert (directory / "FID_log.txt").read_text() == "delta: 0.013, FID: 18.9612\ntry 2, FID: 20\n"
-    first, second = read_json_lines(directory / "results.jsonl")
-    expected: dict[str, Any] = {
-        "score": "FID", "value": 18.9612, "standard_error": 0.04, "num_images": 50000, "reference": "cifar10",
-        "param_name": "delta", "seconds": 12.35, **SETTINGS,
-    }  # fmt: skip
-    assert expected.items() <= first.items()
-    assert set(first["versions"]) == {"torch", "program"}
-    assert second["standard_error"] is None
+    append_results(directory, [result], param_name="try 2", seconds=1)
+    log = "delta: 0.013, FID: 18.9612\ntry 2, FID: 18.9612\n"
+    assert (directory / "FID_log.txt").read_text() == log
+    row, _ = read_json_lines(directory / "results.jsonl")
+    estimate = {"score": "FID", "value": 18.9612, "standard_error": 0.04, "num_images": 50000}
+    expected = {"param_name": "delta", "seconds": 12.35} | estimate | settings
+    assert expected.items() <= row.items()
+    assert set(row["versions"]) == {"torch", "program"}
 
 
-def test_single_evaluation_is_printed_and_kept(
+def test_single_evaluation_is_printed_and_recorded(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Runner(Evaluation(), tmp_path, "delta").run_point(BASE)
+    Runner(Evaluation(), tmp_path, "delta").run_point(Point(delta=0.0125, seed=42))
     printed = capsys.readouterr().out
     assert "FID: 4.37016 +- 0.5 (N = 10)" in printed
     assert "Recall: 0.00125 (N = 10, 95% interval 0.1000 to 0.4000)" in printed
     _, row = read_json_lines(tmp_path / "results.jsonl")
     assert (row["standard_error"], row["interval_95"]) == (None, [0.1, 0.4])
+
+
+def test_recorded_points_are_in_the_logs_of_every_experiment(tmp_path: Path) -> None:
+    """Once each, and without an evaluation."""
+    points = sweep_points({"delta": [1.0, 2.0]}, seed=1)
+    logs = []
+    for name, calls in (("a", 2), ("b", 0), ("b", 0)):
+        Runner(Evaluation(calls), tmp_path / name, "delta", tmp_path).run(points)
+        logs.append((tmp_path / name / "FID_log.txt").read_text())
+    assert logs == ["delta: 1.0, FID: 1.01\ndelta: 2.0, FID: 0.01\n"] * 3
