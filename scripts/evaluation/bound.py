@@ -270,8 +270,16 @@ class BoundEvaluation:
         process: Any = sampler.process
         bound = measurement.bound(process, prior, kernel)
         settings = record.add(data={"images_crc32": measurement.images_crc32}).row()
-        settings["nats"] = {name: asdict(Estimate.of(part)) for name, part in bound.items()}
-        print(describe(bound, settings, measurement.num_levels))
+        nats = {name: Estimate.of(part) for name, part in bound.items()}
+        settings["nats"] = {name: asdict(part) for name, part in nats.items()}
+        looked_at = "all" if settings["exact"] else settings["num_levels_per_image"]
+        print(
+            f"bound on -log p(u_0): step {trained.step}, delta {kernel.label}, "
+            f"seed {sampler.seed}, {len(bound['total'])} images ({self.split}), "
+            f"{looked_at} of {measurement.num_levels} levels for each"
+        )
+        for name, part in nats.items():
+            print(f"  {name:<15}{part!s:>24} nats")
         name = f"bound_step_{trained.step}_delta_{sampler.label}_{settings['key'][:8]}"
         folder = self.directory / name
         title = f"step {trained.step}, delta {sampler.label}, {len(bound['total'])} images"
@@ -318,19 +326,6 @@ class BoundEvaluation:
                 "--nodequantize: the model was trained on dequantised images; leave it out"
             )
         return sampler.prior.dequantized() if dequantize and not is_dequantized else sampler.prior
-
-
-def describe(bound: dict[str, torch.Tensor], settings: dict[str, Any], num_levels: int) -> str:
-    """A few lines for a person: the parts of the bound with their standard errors."""
-    looked_at = "all" if settings["exact"] else str(settings["num_levels_per_image"])
-    lines = [
-        f"bound on -log p(u_0): step {settings['checkpoint_step']}, delta {settings['delta']}, "
-        f"seed {settings['seed']}, "
-        f"{len(bound['total'])} images ({settings['dataset_split']}), {looked_at} of {num_levels} "
-        "levels for each"
-    ]
-    lines += [f"  {name:<15}{Estimate.of(part)!s:>24} nats" for name, part in bound.items()]
-    return "\n".join(lines)
 
 
 def write_by_level(folder: Path, rows: list[LevelRow], title: str) -> None:

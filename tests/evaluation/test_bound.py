@@ -56,7 +56,7 @@ def expected_squared_error(k: int) -> float:
 
 def batches(u: torch.Tensor, size: int = 64) -> Iterator[Batch]:
     for images, indices in zip(u.split(size), torch.arange(len(u)).split(size), strict=True):
-        yield Batch(images, indices, ())
+        yield Batch(images, indices, (), np.zeros(len(images), np.uint32))
 
 
 def sampler(
