@@ -32,10 +32,8 @@ def draw(flags: Values) -> int:
     config = flags.config or saved_config(workdir, flags.checkpoint)
     base = (flags.out or workdir / "additional_samples") / f"checkpoint_{flags.checkpoint}"
     init = None if flags.init in ("held_out", "train") else flags.init
-    if export_dir is None:
-        require_outside_data(base, "--out", config.data, init=init)
-    else:
-        require_outside_data(export_dir, "--export_dir", config.data, init=init)
+    flag = "--out" if export_dir is None else "--export_dir"
+    require_outside_data(export_dir or base, flag, config.data, init=init)
     sampler, trained = load_sampler(
         config,
         workdir,

@@ -280,18 +280,11 @@ def test_own_images_with_a_truncated_one_among_them(tmp_path: Path) -> None:
     [
         ("--delta=-0.1", "--delta=-0.1"),
         ("--delta=nan", "--delta=nan"),
-        ("--same_init --interpolate", "--same_init has no meaning with --interpolate"),
-        ("--num_points=3", "--num_points has no meaning without --interpolate"),
-        ("--from_level=2", "--from_level has no meaning without --init"),
-        ("--init=train --prior=data", "--prior has no meaning with --init"),
-        ("--init=train --per_init=2 --share_noise", "--per_init has no meaning with --share_noise"),
         ("--init=/no/where", "--init=/no/where: cannot be used"),
         (
             "--init=held_out --from_level=4",
             "--from_level=4: must be a level that is visited; near it 2 and 3",
         ),
-        ("--num_samples=3", "--num_samples has no meaning without --export_dir"),
-        ("--export_dir=x", "--num_samples is needed with --export_dir"),
         ("--checkpoint=7", "has no checkpoints/checkpoint_7.pth; there are 1"),
         ("--config.model.K=4", "config.model.K was 3, now 4"),
         (

@@ -4,8 +4,9 @@ import json
 import math
 import subprocess
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -143,9 +144,8 @@ def fill_rows(sampler: Sampler, batch_size: int, per_init: int | None) -> tuple[
         return sampler, batch_size
     per_init = per_init or max(1, batch_size // sampler.initial_images.count)
     batch_size = per_init * max(1, min(batch_size // per_init, sampler.initial_images.count))
-    return replace(
-        sampler, initial_images=replace(sampler.initial_images, per_image=per_init)
-    ), batch_size
+    images = replace(sampler.initial_images, per_image=per_init)
+    return replace(sampler, initial_images=images), batch_size
 
 
 def sample_set(
@@ -165,22 +165,8 @@ def sample_set(
     all); with `keep_states` `samples.npy` has these, too, float32 (states, B, C, H, W).
     """
     directory.mkdir(parents=True, exist_ok=True)
-    levels = frame_levels(sampler.kernel.chain, every)
-    states: list[torch.Tensor] = []
-    frames: list[np.ndarray] = []
-    with progress_bar(sampler.num_steps, "step", "sampling") as bar:
-
-        def observe(k: int, u_k: torch.Tensor) -> None:
-            """Keep what is asked for of a state."""
-            if k in levels:
-                frames.append(grid(u_k.float()))
-            if k == levels[0] or (keep_states and k in levels):
-                states.append(u_k.float().cpu())
-            if on_step is not None:
-                on_step(k, u_k)
-            bar.update(k < levels[0])
-
-        final = getattr(sampler, kind)(indices, observe)
+    draw = partial(getattr(sampler, kind), indices)
+    final, states, frames = _observed(sampler, draw, every, None, keep_states, on_step)
     arrays = {"final.npy": final} | ({"samples.npy": torch.stack(states)} if keep_states else {})
     for name, array in arrays.items():
         with atomic_write(directory / name) as temporary:
@@ -202,6 +188,34 @@ def sample_set(
     save_png(directory / "final.png", final)  # the last, which tells that the set is complete
 
 
+def _observed(
+    sampler: Sampler,
+    draw: Callable[[OnStep], torch.Tensor],
+    every: int | None = None,
+    columns: int | None = None,
+    keep_states: bool = False,
+    on_step: OnStep | None = None,
+) -> tuple[torch.Tensor, list[torch.Tensor], list[np.ndarray]]:
+    """Draw samples, and return them with their first state, or all states with `keep_states`, and
+    with pictures of the states at `frame_levels`. Shows progress.
+    """
+    levels = frame_levels(sampler.kernel.chain, every)
+    states: list[torch.Tensor] = []
+    frames: list[np.ndarray] = []
+    with progress_bar(sampler.num_steps, "step", "sampling") as bar:
+
+        def observe(k: int, u_k: torch.Tensor) -> None:
+            if k in levels:
+                frames.append(grid(u_k.float(), columns))
+            if k == levels[0] or (keep_states and k in levels):
+                states.append(u_k.float().cpu())
+            if on_step is not None:
+                on_step(k, u_k)
+            bar.update(k < levels[0])
+
+        return draw(observe), states, frames
+
+
 def interpolation_set(
     directory: Path, sampler: Sampler, ends: tuple[int, int], num_points: int
 ) -> None:
@@ -212,19 +226,10 @@ def interpolation_set(
     come about.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    levels, first = frame_levels(sampler.kernel.chain), sampler.kernel.chain[0]
     columns = min(num_points, INTERPOLATION_COLUMNS)
-    frames: list[np.ndarray] = []
-    with progress_bar(sampler.num_steps, "step", "sampling") as bar:
-
-        def observe(k: int, u_k: torch.Tensor) -> None:
-            if k == first:
-                save_png(directory / "init_input.png", u_k.cpu(), columns)
-            if k in levels:
-                frames.append(grid(u_k, columns))
-            bar.update(k < first)
-
-        points = sampler.interpolate(ends, num_points, observe)
+    draw = partial(sampler.interpolate, ends, num_points)
+    points, states, frames = _observed(sampler, draw, columns=columns)
+    save_png(directory / "init_input.png", states[0], columns)
     save_png(directory / "base_sample.png", points[[0, -1]])
     save_png(directory / "interpolation.png", points, columns)
     with optional("process.mp4"):

@@ -80,29 +80,26 @@ class Sampler:
         """Steps of a sample, each with a network call, of Heun's method with two but for the last."""
         return len(self.kernel.chain) - 1
 
-    @property
-    def num_calls(self) -> int:
-        """Network calls for a sample."""
-        return 2 * self.num_steps - 1 if self.sampler == "heun" else self.num_steps
-
     def record(self, config: ConfigDict, trained: TrainedModel) -> Record:
         """All that sample i depends on besides i."""
         settings = config.model.to_dict().items()
         model = {key: value for key, value in settings if f"model.{key}" not in TRAINING_ONLY}
-        kernel: dict[str, Any] = {"delta": self.kernel.label, "chain": self.kernel.chain}
-        kernel |= {"prior_std": self.prior_std, "kernel_crc32": self.kernel.checksum()}
-        kernel |= self.calibration
+        kernel: dict[str, Any] = {
+            "delta": self.kernel.label,
+            "chain": self.kernel.chain,
+            "prior_std": self.prior_std,
+            "kernel_crc32": self.kernel.checksum(),
+            **self.calibration,
+        }
         if self.steps is not None:
             kernel["steps"] = self.steps
         if self.sampler != "reverse":
             kernel["sampler"] = self.sampler
         initial: dict[str, Any] = {"prior_images": len(self.prior), "shape": self.shape}
         if self.initial_images is not None:
-            per_init, from_level = self.initial_images.per_image, self.kernel.chain[0]
-            initial |= self.initial_images.settings | {
-                "per_init": per_init,
-                "from_level": from_level,
-            }
+            initial |= self.initial_images.settings
+            initial["per_init"] = self.initial_images.per_image
+            initial["from_level"] = self.kernel.chain[0]
         weights = {"checkpoint_step": trained.step, "weights_crc32": trained.weights_crc32}
         record = Record(
             weights=weights | {"model": model},
@@ -127,8 +124,9 @@ class Sampler:
 
         Raises UserError where there is none on the way: all would be alike.
         """
-        varies = self.kernel.label != "eta_0"
-        self._require_several(varies, "--same_init: steps are deterministic, --eta=1 draws noise")
+        if self.kernel.label == "eta_0":
+            why = "steps are deterministic, --eta=1 draws noise"
+            raise UserError(f"--same_init: {why}, and all samples would be alike")
         first = IndependentNoise(self.seed, indices[:1], self.shape, self.precision.device)
         noise = IndependentNoise(self.seed, indices, self.shape, self.precision.device)
         return self._draw(
@@ -140,7 +138,9 @@ class Sampler:
 
         Raises UserError where there is one prior mean, as of N(0, I): all would be alike.
         """
-        self._require_several(len(self.prior) > 1, "--share_noise: there is one initial mean")
+        if len(self.prior) == 1:
+            why = "there is one initial mean"
+            raise UserError(f"--share_noise: {why}, and all samples would be alike")
         noise = IndependentNoise(self.seed, indices[:1], self.shape, self.precision.device)
         return self._draw(self._means(indices), noise, noise, on_step)
 
@@ -169,32 +169,23 @@ class Sampler:
                 f"{' and '.join(map(str, near))}"
             )
         kernel = self.kernel.starting_at(k)
-        one = torch.ones(1, *self.shape, device=self.precision.device)
-        at_k, zero = torch.tensor([k], device=one.device), torch.zeros_like(one)
-        states = [self.process.corrupt(u0, at_k, zero)[0] for u0 in (one, zero)]
-        if torch.equal(*states):
-            needed = "nothing of an image is left there; give a lower one"
-            raise UserError(f"--from_level={k}: {needed}")
 
         def corrupt(images: torch.Tensor) -> torch.Tensor:
             u0 = images.to(self.precision.device)
-            return self.process.corrupt(
-                u0, torch.full((len(u0),), k, device=u0.device), torch.zeros_like(u0)
-            )[0]
+            at_k = torch.full((len(u0),), k, device=u0.device)
+            return self.process.corrupt(u0, at_k, torch.zeros_like(u0))[0]
 
-        prior, prior_std = (
-            DataPrior(initial_images.count, initial_images.images, corrupt),
-            kernel.prior_std if self.prior_std > 0 else 0.0,
-        )
-        label = f"{self.label}_init_{initial_images.settings.get('init')}" + (
-            "" if k == levels[0] else f"_from_{k}"
-        )
+        black = torch.zeros(1, *self.shape)
+        if torch.equal(corrupt(black), corrupt(black + 1)):
+            needed = "nothing of an image is left there; give a lower one"
+            raise UserError(f"--from_level={k}: {needed}")
+        label = f"{self.label}_init_{initial_images.settings.get('init')}"
         return replace(
             self,
-            prior=prior,
+            prior=DataPrior(initial_images.count, initial_images.images, corrupt),
             kernel=kernel,
-            label=label,
-            prior_std=prior_std,
+            label=label if k == levels[0] else f"{label}_from_{k}",
+            prior_std=kernel.prior_std if self.prior_std > 0 else 0.0,
             initial_images=initial_images,
             files=initial_images.files,
         )
@@ -212,12 +203,10 @@ class Sampler:
         (S, M, C, H, W), about [0, 1], on the CPU; they differ in the noise. Sample (s, m) has the
         noise of index s M + m.
         """
-        sampler = self.starting_from(
-            InitialImages(images.__getitem__, len(images), per_image), level
-        )
-        return sampler.independent(range(len(images) * per_image), on_step).unflatten(
-            0, (len(images), per_image)
-        )
+        initial_images = InitialImages(images.__getitem__, len(images), per_image)
+        sampler = self.starting_from(initial_images, level)
+        samples = sampler.independent(range(len(images) * per_image), on_step)
+        return samples.unflatten(0, (len(images), per_image))
 
     def origins(self, indices: Sequence[int]) -> list[int]:
         """Which of the prior's images each sample starts from: drawn uniformly, or one of `initial_images`
@@ -229,10 +218,6 @@ class Sampler:
             int(stream(self.seed, Purpose.SAMPLE_PRIOR, position=i).integers(len(self.prior)))
             for i in indices
         ]
-
-    def _require_several(self, varies: bool, why: str) -> None:
-        if not varies:
-            raise UserError(f"{why}, and all samples would be alike")
 
     def _means(self, indices: Sequence[int]) -> torch.Tensor:
         return self.prior.means(torch.tensor(self.origins(indices)))
@@ -316,11 +301,9 @@ def load_sampler(
     config = saved_config(workdir, checkpoint) if config is None else config
     validate(config)
     device = resolve_device(config.device)
-    initial_images = (
-        None
-        if choice.init is None
-        else open_initial_images(choice.init, config.data, choice.per_init or 1)
-    )
+    initial_images = None
+    if choice.init is not None:
+        initial_images = open_initial_images(choice.init, config.data, choice.per_init or 1)
     trained = load_trained(config, workdir, checkpoint)
     if distributed.world_size() > 1 and len(set(distributed.gather(trained.weights_crc32))) > 1:
         # A training that goes on replaces the newest.
@@ -328,14 +311,12 @@ def load_sampler(
             f"{trained.path}: changed while it was read; --checkpoint=n names one that no training "
             "replaces"
         )
-    process = trained.process
-    prior = (
-        trained.prior
-        if initial_images is None
-        else DataPrior(initial_images.count, initial_images.images, lambda u: u)
-    )  # not yet blurred
-    files = {}
-    if prior is None or from_data:
+    process, prior, files = trained.process, trained.prior, {}
+    if initial_images is not None:
+        prior = DataPrior(
+            initial_images.count, initial_images.images, lambda u: u
+        )  # not yet blurred
+    elif prior is None or from_data:
         files["train"] = load_images(config.data, "train").version()
         if not from_data:
             print(
@@ -357,10 +338,11 @@ def load_sampler(
         seed=seed,
         scoring=scoring,
     )
-    sampler = replace(sampler, files=files)
-    return sampler if initial_images is None else sampler.starting_from(
-        initial_images, choice.from_level
-    ), trained
+    if initial_images is not None:
+        sampler = sampler.starting_from(initial_images, choice.from_level)
+    else:
+        sampler = replace(sampler, files=files)
+    return sampler, trained
 
 
 def with_own_images(
@@ -375,11 +357,7 @@ def with_own_images(
         source = load_images(data, split)
         record = record.add(files={split: source.version()})
         prefix, found = "held_out_" if split == "held_out" else "", fingerprint(source)
-        changed = {
-            key: known[prefix + key]
-            for key in found
-            if known.get(prefix + key, found[key]) != found[key]
-        }
+        changed = [key for key in found if known.get(prefix + key, found[key]) != found[key]]
         if not changed:
             continue
         number = f"{found['num_images']} images, {known.get(prefix + 'num_images')} then"
@@ -388,9 +366,8 @@ def with_own_images(
         warn_once(
             f"the {split} images of {data.dataset!r} are not those of the checkpoint's run: {what}"
         )
-        record = record.add(
-            data={"other_images": sorted({*record.data.get("other_images", ()), split})}
-        )
+        others = {*record.data.get("other_images", ()), split}
+        record = record.add(data={"other_images": sorted(others)})
     return record
 
 
