@@ -1,7 +1,7 @@
 """Evaluate a trained model: a bound on its likelihood, or the quality of its samples.
 
 python evaluate.py --workdir W [--checkpoint 0] --mode=elbo [--exact] [--delta=0.013]
-python evaluate.py --workdir W [--checkpoint 0] --mode=fid --dataset_name_cleanfid=cifar10 --num_gen=50000
+python evaluate.py --workdir W --mode=fid --dataset_name_cleanfid=cifar10 --num_gen=50000
 python evaluate.py --workdir W --mode=elbo --delta=0.010:0.016:0.001 --checkpoint=1,2
 python evaluate.py --save_stats --custom_name=N --dataset_path=D
 

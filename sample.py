@@ -1,6 +1,6 @@
 """Draw samples from a trained model.
 
-python sample.py --workdir W [--checkpoint 0] [--batch_size=9] [--same_init | --share_noise | --interpolate]
+python sample.py --workdir W [--batch_size=9] [--same_init | --share_noise | --interpolate]
 python sample.py --workdir W --init=photo.png --from_level=60
 
 The configuration is the run's own; the release's checkpoints have none, and need --config.

@@ -1,9 +1,11 @@
 """Train an inverse heat dissipation model.
 
-python train.py --config configs/mnist/quickstart.py --workdir runs/mnist/quickstart [--config.training.n_iters=2000 ...]
-python train.py --workdir runs/mnist/quickstart      # goes on
+python train.py --config configs/mnist/quickstart.py --workdir runs/mnist/quickstart
+python train.py --workdir runs/mnist/quickstart      # continues
+python train.py --config configs/mnist/quickstart.py --workdir W --config.training.n_iters=2000
 
---config names a file below configs/ or your own; --config.section.key=value overrides any key of configs/default.py.
+--config names a file below configs/ or your own; --config.section.key=value overrides any key of
+configs/default.py.
 """
 
 import subprocess
@@ -27,7 +29,8 @@ def main(flags: Values) -> int:
 
     with distributed.processes(flags.config.distributed_timeout_minutes):
         exit_code = train(flags.config, flags.workdir)
-        distributed.barrier()  # process 0 has saved: launchers end the others when one exits with an error
+        # Process 0 has saved: launchers end the others when one exits with an error.
+        distributed.barrier()
         if exit_code == 0 and distributed.is_main():
             write_page(flags.workdir)
         return exit_code

@@ -36,7 +36,7 @@ def succeed(script: str, *args: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run directory made by train.py, with --workdir below the home directory and with a colon."""
+    """A run directory by train.py, with --workdir below the home directory and with a colon."""
     home = tmp_path_factory.mktemp("home")
     result = run("train.py", "--workdir=~/runs/2026-11-30T19:20", HOME=str(home))
     assert result.returncode == 0, result.stderr

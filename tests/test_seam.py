@@ -1,4 +1,4 @@
-"""The process is a seam: one that the program has never heard of trains, samples and is evaluated."""
+"""The process is a seam: one that the program does not know trains, samples and is evaluated."""
 
 import contextlib
 import math
@@ -27,7 +27,7 @@ from tests.training.runs import array_config
 
 
 class AdditiveNoise(Process):
-    """u_k = u_0 + s_k eps with s_k = k / K: the network predicts u_0, steps are by the posterior."""
+    """u_k = u_0 + s_k eps, s_k = k / K: the network predicts u_0, steps are by the posterior."""
 
     discrete = False
 
@@ -130,8 +130,8 @@ def test_another_process_trains_is_sampled_and_evaluated(
         else contextlib.nullcontext()
     ):
         sampler.share_noise([0, 1])
-    for kind in (sampler.same_init,):
-        torch.testing.assert_close(kind([0, 1])[0], samples[0], atol=1e-5 * scale + 1e-5, rtol=0)
+    first = sampler.same_init([0, 1])[0]
+    torch.testing.assert_close(first, samples[0], atol=1e-5 * scale + 1e-5, rtol=0)
 
     bound = BoundEvaluation(
         config,

@@ -110,16 +110,13 @@ def validate(config: ConfigDict) -> None:
         raise UserError(
             f"{shown}: must be empty with config.data.held_out_path = {config.data.held_out_path!r}"
         )
-    if config.model.protocol == "released" and config.model.K < 2:
-        raise UserError(
-            f"config.model.K = {config.model.K}: must be at least 2 with model.protocol = "
-            "'released'"
-        )
-    if config.model.protocol == "released" and config.model.chain:
-        raise UserError(
-            f"config.model.chain = {config.model.chain!r}: must be empty with model.protocol = "
-            "'released'"
-        )
+    if config.model.protocol == "released":
+        released = "with model.protocol = 'released'"
+        if config.model.K < 2:
+            raise UserError(f"config.model.K = {config.model.K}: must be at least 2 {released}")
+        if config.model.chain:
+            shown = f"config.model.chain = {config.model.chain!r}"
+            raise UserError(f"{shown}: must be empty {released}")
     name = config.model.process
     if ".py:" in name and name in named_code and name not in PROCESSES:
         register_process(name)

@@ -538,7 +538,7 @@ class _Stream(io.FileIO):
 
 
 def _keep_streams() -> None:
-    """Replace sys.stdout and sys.stderr by streams that raise no errors, even if they were closed."""
+    """Replace sys.stdout and sys.stderr by streams that raise no errors, even if closed."""
     while (free := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass  # no file may take the number of a closed stream, to which libraries write
     os.close(free)

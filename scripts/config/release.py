@@ -12,22 +12,22 @@ from ml_collections import ConfigDict
 from scripts.errors import UserError, one_line
 
 KEYS = {
-    *(
-        "eval.enable_sampling",
-        "eval.enable_loss",
-        "eval.calculate_fids",
-        "eval.num_samples",
-        "data.centered",
-    ),
-    *(
-        "model.conditional",
-        "model.normalization",
-        "model.nonlinearity",
-        "model.skip_rescale",
-        "model.blur_rate",
-    ),
-    *("model.beta_min", "model.beta_max", "model.sigma_min", "model.sigma_max"),
-    *("model.use_fp16", "model.num_heads_upsample"),
+    "eval.enable_sampling",
+    "eval.enable_loss",
+    "eval.calculate_fids",
+    "eval.num_samples",
+    "data.centered",
+    "model.conditional",
+    "model.normalization",
+    "model.nonlinearity",
+    "model.skip_rescale",
+    "model.blur_rate",
+    "model.beta_min",
+    "model.beta_max",
+    "model.sigma_min",
+    "model.sigma_max",
+    "model.use_fp16",
+    "model.num_heads_upsample",
 }
 """Keys of the release's configuration files that are not needed here: its programs read the last
 two only.
@@ -41,19 +41,10 @@ def check_release_keys(given: dict[str, Any], model: ConfigDict) -> None:
     Raises UserError for a value with which the release would have built a model that this program
     does not build.
     """
-    for key, right, ok in (
-        (
-            "model.use_fp16",
-            "False; config.optim.automatic_mp trains in mixed precision",
-            lambda value: value is False,
-        ),
-        (
-            "model.num_heads_upsample",
-            f"-1 or {model.num_heads}",
-            lambda value: value in (-1, model.num_heads),
-        ),
-    ):
-        if key in given and not ok(given[key]):
+    ours = {"model.use_fp16": (False,), "model.num_heads_upsample": (-1, model.num_heads)}
+    for key, values in ours.items():
+        if key in given and given[key] not in values:
+            right = " or ".join(map(str, values))
             raise UserError(f"config.{key} = {one_line(given[key])[:100]}: must be {right}")
     if given:
         listed = ", ".join(f"config.{key}" for key in sorted(given))

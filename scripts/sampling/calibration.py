@@ -16,7 +16,7 @@ from scripts.runtime.randomness import Purpose, normal_by_index
 
 
 def calibration_images(source: ImageSource, num_images: int, dequantized: bool) -> torch.Tensor:
-    """`num_images` training images, spread evenly over the source: float32 (n, C, H, W) in [0, 1]."""
+    """Return `num_images` training images, evenly spread: float32 (n, C, H, W) in [0, 1]."""
     wanted = np.linspace(0, len(source) - 1, min(num_images, len(source))).astype(int)
     pixels = np.array([first_readable(source, int(i)).pixels for i in wanted])
     return to_unit_range(pixels, 0.5 if dequantized else None)

@@ -34,9 +34,9 @@ def export(
 
     Of several processes each draws so many at a time, and process 0 writes all. `settings`, what
     the images depend on, are kept as `export.json`; `origins.txt` has for each sample the index of
-    the image of `sampler.initial_images` that it starts from. npz: `samples_NxHxWxC.npz` with all in one
-    array, too. Raises UserError if the directory holds images made otherwise, and while another
-    export writes there.
+    the image of `sampler.initial_images` that it starts from. npz: `samples_NxHxWxC.npz` with all
+    in one array, too. Raises UserError if the directory holds images made otherwise, and while
+    another export writes there.
     """
     make_directory(directory, "--export_dir")
     with exclusive(
@@ -72,8 +72,8 @@ def _missing(
     _check_export(directory, settings)
     files = [directory / f"{i:06d}.png" for i in range(num_samples)]
     if (held := len({*directory.glob("*.png"), *files})) > num_samples:
-        text = f"--num_samples={num_samples}: {directory} holds {held} images, and who reads it will read them all"
-        warnings.warn(text, stacklevel=3)
+        text = f"{directory} holds {held} images, and who reads it will read them all"
+        warnings.warn(f"--num_samples={num_samples}: {text}", stacklevel=3)
     missing = [i for i, file in enumerate(files) if not _is_whole(file, sampler.shape)]
     if damaged := sum(files[i].exists() for i in missing):
         warn(f"{directory}: {damaged} of {num_samples} images are damaged, and drawn again")

@@ -36,7 +36,7 @@ LAST_FRAME_SECONDS = 2
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:
-    """[0, 1] to the nearest of 0..255; values outside are clamped. uint8, same shape, on the CPU."""
+    """[0, 1] to the nearest of 0..255, clamped: uint8, same shape, on the CPU."""
     return (images.clamp(0, 1) * 255).round().to("cpu", torch.uint8)
 
 
@@ -159,10 +159,10 @@ def sample_set(
 ) -> None:
     """Draw samples in one batch and write `init.png`, `final.npy`, `final.png` and clips.
 
-    With initial images also `initial_images.png`: in each row an image, its blurred state, and the samples that start
-    there. The clips, `process.gif` and `process.mp4`, are optional, and show every `every`-th state
-    (default: about a hundred in
-    all); with `keep_states` `samples.npy` has these, too, float32 (states, B, C, H, W).
+    With initial images also `initial_images.png`: in each row an image, its blurred state, and the
+    samples that start there. The clips, `process.gif` and `process.mp4`, are optional, and show
+    every `every`-th state (default: about a hundred in all); with `keep_states` `samples.npy` has
+    these, too, float32 (states, B, C, H, W).
     """
     directory.mkdir(parents=True, exist_ok=True)
     draw = partial(getattr(sampler, kind), indices)

@@ -77,7 +77,7 @@ class Sampler:
 
     @property
     def num_steps(self) -> int:
-        """Steps of a sample, each with a network call, of Heun's method with two but for the last."""
+        """Steps of a sample, each with one network call, or two of Heun's method."""
         return len(self.kernel.chain) - 1
 
     def record(self, config: ConfigDict, trained: TrainedModel) -> Record:
@@ -209,8 +209,8 @@ class Sampler:
         return samples.unflatten(0, (len(images), per_image))
 
     def origins(self, indices: Sequence[int]) -> list[int]:
-        """Which of the prior's images each sample starts from: drawn uniformly, or one of `initial_images`
-        after the other.
+        """Which of the prior's images each sample starts from: drawn uniformly, or one of
+        `initial_images` after the other.
         """
         if self.initial_images is not None:
             return self.initial_images.origins(self.seed, indices)

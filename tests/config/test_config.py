@@ -5,6 +5,7 @@ clear line for each mistake.
 import ast
 import importlib
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -134,8 +135,9 @@ def test_settings_of_the_paper(name: str) -> None:
     config = importlib.import_module(f"configs.{name}").get_config()
     data, model, optim = config.data, config.model, config.optim
     found = (
-        data.image_size, data.num_channels, config.training.batch_size, model.K, model.blur_sigma_max, model.channel_mult,
-        model.num_res_blocks, model.attention_levels, model.dropout, optim.lr, model.ema_rate, optim.automatic_mp,
+        data.image_size, data.num_channels, config.training.batch_size,
+        model.K, model.blur_sigma_max, model.channel_mult, model.num_res_blocks,
+        model.attention_levels, model.dropout, optim.lr, model.ema_rate, optim.automatic_mp,
         config.eval.batch_size,
     )  # fmt: skip
     assert found == TABLE[name]
@@ -329,20 +331,26 @@ def release_file(tmp_path: Path, *changes: str) -> str:
     of blurs; a device.
     """
     path = tmp_path / "release.py"
-    lines = [
-        "import ml_collections", "import numpy as np", "import torch",
-        "def get_config():",
-        "config = ml_collections.ConfigDict()",
-        *(f"config.{name} = ml_collections.ConfigDict()" for name in ("training", "sampling", "eval", "data", "model")),
-        "model = config.model",
-        "config.training.batch_size = 32", "config.eval.enable_sampling = False", "config.eval.num_samples = 50000",
-        "config.data.dataset = 'MNIST'", "config.data.centered = False",
-        "model.K, model.blur_sigma_min, model.blur_sigma_max = 50, 0.5, 24",
-        "model.num_head_channels = model.num_heads_upsample = -1", "model.use_fp16, model.skip_rescale = False, True",
-        "blurs = np.exp(np.linspace(np.log(0.5), np.log(24), 50))", "model.blur_schedule = np.array([0] + list(blurs))",
-        "config.device = torch.device('cpu')", *changes, "return config",
-    ]  # fmt: skip
-    path.write_text("\n".join(line if i < 4 else "    " + line for i, line in enumerate(lines)))
+    body = """
+config = ml_collections.ConfigDict()
+for name in ("training", "sampling", "eval", "data", "model"):
+    config[name] = ml_collections.ConfigDict()
+model = config.model
+config.training.batch_size = 32
+config.eval.enable_sampling = False
+config.eval.num_samples = 50000
+config.data.dataset = "MNIST"
+config.data.centered = False
+model.K, model.blur_sigma_min, model.blur_sigma_max = 50, 0.5, 24
+model.num_head_channels = model.num_heads_upsample = -1
+model.use_fp16, model.skip_rescale = False, True
+blurs = np.exp(np.linspace(np.log(0.5), np.log(24), 50))
+model.blur_schedule = np.array([0] + list(blurs))
+config.device = torch.device("cpu")
+"""
+    lines = [*body.strip().splitlines(), *changes, "return config"]
+    head = "import ml_collections\nimport numpy as np\nimport torch\n\ndef get_config():\n"
+    path.write_text(head + textwrap.indent("\n".join(lines), "    "))
     return str(path)
 
 

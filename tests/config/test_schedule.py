@@ -76,7 +76,8 @@ def test_a_table_may_be_set_on_our_defaults(table: str, tmp_path: Path) -> None:
         ("linear", "'linear': must be 'log', 'matched', a .npy file or the K"),
         (
             0.5,
-            r"0\.5: must be sigma_B\[0\.\.K\], with model\.K = 3 these are 4 numbers, 0 first, strictly increasing",
+            r"0\.5: must be sigma_B\[0\.\.K\], with model\.K = 3 these are 4 numbers, 0 first, "
+            "strictly increasing",
         ),
         ((0, 1, 2), "these are 4 numbers"),
         ((0, 1, 2, 2), "strictly increasing"),
@@ -119,7 +120,8 @@ def test_matched_needs_two_ends_and_a_process_that_reads_it() -> None:
         if blur > 0.5:
             with pytest.raises(
                 UserError,
-                match=r"'matched': process 'blurring_diffusion' has .* of its own; must be left at 'log'",
+                match=r"'matched': process 'blurring_diffusion' has .* of its own; "
+                "must be left at 'log'",
             ):
                 validate(config)
         with pytest.raises(UserError, match=r"must be left at 'log'"):
@@ -141,7 +143,8 @@ def test_a_checkpoint_decides(tmp_path: Path) -> None:
         for refused in ("log", other):
             with pytest.raises(
                 UserError,
-                match=r"^it was made with another .*blur_schedule was .*, now .*sigma_B\[2\] was 0\.9, now",
+                match=r"^it was made with another .*blur_schedule was .*, now "
+                r".*sigma_B\[2\] was 0\.9, now",
             ):
                 resolve(given(refused), saved(trained), "it")
     with pytest.raises(UserError, match=r"blur_schedule was 4 numbers, now 'matched'$"):

@@ -1,4 +1,4 @@
-"""Samples made from pictures agree with what is known of them, and are better than interpolation."""
+"""Samples made from pictures agree with what is known of them, and beat interpolation."""
 
 from collections.abc import Callable
 from dataclasses import replace
