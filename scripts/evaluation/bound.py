@@ -137,8 +137,8 @@ def _errors(sampler: Sampler, batch: Batch, levels: torch.Tensor, batch_size: in
         eps = normal_by_index(device, sampler.seed, Purpose.BOUND_NOISE, places, sampler.shape)
         images = batch.images[row].to(device)
         with sampler.precision.autocast():
-            found = process.errors(sampler.model, images, k.to(device), eps, sampler.kernel)
-        errors.append(found.cpu())
+            of_batch = process.errors(sampler.model, images, k.to(device), eps, sampler.kernel)
+        errors.append(of_batch.cpu())
     return torch.cat(errors).view(*levels.shape, -1)
 
 
@@ -210,7 +210,7 @@ class BoundEvaluation:
     )
 
     def record(self, point: Point) -> Record:
-        """All that the bound depends on, known without the network.
+        """All that the bound depends on, without running the network.
 
         Raises UserError as the call does.
         """

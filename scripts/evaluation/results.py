@@ -108,12 +108,12 @@ def append_results(
     seconds: float,
     workdir: Path | None = None,
     point: str | None = None,
-) -> Path:
+) -> None:
     """Append to the release's logs, see `append_log`, and with everything behind it to a .jsonl.
 
     seconds: time taken. workdir: the run directory of the model, see `results_file`; pictures are
-    beside that file. point: key of a sweep's point, for `read_points`. Returns the file. Raises
-    UserError for a directory that is not writable.
+    beside that file. point: key of a sweep's point, for `read_points`. Raises UserError for a
+    directory that is not writable.
     """
     file = results_file(directory, workdir)
     make_directory(file.parent, "--workdir")
@@ -154,7 +154,6 @@ def append_results(
         lines += json.dumps(row) + "\n"
         append_log(directory, result, param_name)
     _append(file, lines)
-    return file
 
 
 def append_log(directory: Path, result: Result, param_name: str, once: bool = False) -> None:

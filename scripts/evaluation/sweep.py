@@ -149,7 +149,7 @@ class Runner:
 
 def difference(result: Result, best: Result) -> Estimate | None:
     """How far a result is from another, with the error of the difference paired by image; None
-    where that is not known.
+    where that has no meaning.
 
     With the same random numbers most of the variation between images cancels out. Of samples in
     groups it is paired by group.
