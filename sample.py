@@ -2,6 +2,7 @@
 
 python sample.py --workdir W [--batch_size=9] [--same_init | --share_noise | --interpolate]
 python sample.py --workdir W --init=photo.png --from_level=60
+python sample.py --workdir W --super_resolve=small.png | --inpaint=photo.png --mask=mask.png | --edit=photo.png --blur=2,8
 
 The configuration is the run's own; the release's checkpoints have none, and need --config.
 """
@@ -24,6 +25,7 @@ def draw(flags: Values) -> int:
     from scripts.sampling import output
     from scripts.sampling.choice import Choice
     from scripts.sampling.export import export
+    from scripts.sampling.from_pictures import make_from_pictures
     from scripts.sampling.sampler import load_sampler
     from scripts.storage.checkpoint import saved_config
     from scripts.storage.files import make_directory
@@ -33,7 +35,8 @@ def draw(flags: Values) -> int:
     base = (flags.out or workdir / "additional_samples") / f"checkpoint_{flags.checkpoint}"
     init = None if flags.init in ("held_out", "train") else flags.init
     flag = "--out" if export_dir is None else "--export_dir"
-    require_outside_data(export_dir or base, flag, config.data, init=init)
+    pictures = {name: getattr(flags, name) for name in ("super_resolve", "inpaint", "edit")}
+    require_outside_data(export_dir or base, flag, config.data, init=init, **pictures)
     sampler, trained = load_sampler(
         config,
         workdir,
@@ -62,6 +65,10 @@ def draw(flags: Values) -> int:
     if not distributed.is_main():
         return 0
     make_directory(base, "--out")
+    if any(pictures.values()):
+        settings = sampler.record(config, trained).settings()
+        print(f"step {trained.step}: {make_from_pictures(flags, sampler, base, settings)}")
+        return 0
     # Another seed or batch has a name of its own; for whatever else differs see `own_directory`.
     suffix = "" if sampler.seed == config.seed else f"_seed_{sampler.seed}"
     suffix += "" if flags.number is None else f"_{flags.number}"

@@ -70,6 +70,7 @@ class Flag:
 
 ALWAYS = "always"
 UNREAD = "No effect, as in the original release, which defines this flag and does not read it."
+OF_PICTURES = "config workdir checkpoint out seed precision per_init delta steps eta"
 FEATURES = "mode=fid mode=kid mode=prdc mode=all"
 PIXELS = "mode=spectrum mode=copying mode=diversity"
 MODES = ("elbo", "fid", "kid", "prdc", "all", "spectrum", "copying", "diversity")
@@ -153,6 +154,28 @@ FLAGS = (
         never="export_dir",
     ),
     Flag(
+        "super_resolve", "sample", PATH, None,
+        "A picture, or a folder of some, to make as large as the model's images: a whole number "
+        "of times.", alone=OF_PICTURES,
+    ),
+    Flag(
+        "inpaint", "sample", PATH, None, "A picture, or a folder of some, of which a part is made.",
+        alone=OF_PICTURES + " mask",
+    ),
+    Flag(
+        "mask", "sample", PATH, None, "A picture that is white where that part is, else black.",
+        only="inpaint", required="inpaint",
+    ),
+    Flag(
+        "edit", "sample", PATH, None,
+        "A picture, or a folder of some, to be blurred and made again.",
+        alone=OF_PICTURES + " blur",
+    ),
+    Flag(
+        "blur", "sample", STRING, "", "By how many pixels; several, with commas, make columns.",
+        only="edit", required="edit",
+    ),
+    Flag(
         "num_points", "sample", INTEGER, 20, "Points on that path, both ends included.",
         {"lower_bound": 2}, only="interpolate",
     ),
@@ -196,7 +219,8 @@ FLAGS = (
     Flag(
         "per_init", "sample evaluate", INTEGER, None,
         "Samples of each of these images; they differ in the noise.", {"lower_bound": 1},
-        only="init mode=diversity", never="same_init share_noise interpolate",
+        only="init mode=diversity super_resolve inpaint edit",
+        never="same_init share_noise interpolate",
     ),
     Flag(
         "from_level", "sample evaluate", INTEGER, None,
@@ -407,8 +431,12 @@ def check(command: str, values: Mapping[str, Any], given: Collection[str]) -> No
             right = " or ".join(f"--{text}" for text in only)
             here = f"with --mode={values['mode']}, only with" if "mode=" in only[0] else "without"
             raise UserError(f"--{flag.name} has no meaning {here} {right}: leave it out")
+    for flag in flags_of(command):
+        if alone and flag.name not in alone[0].alone.split():
+            continue
         required = flag.required == ALWAYS or _holding(flag.required, values)
-        if required and not values[flag.name] and not useless + _holding(flag.unless, values):
+        excused = _holding(flag.unless, values) + _holding(flag.never, values)
+        if required and not values[flag.name] and not excused:
             why = "" if flag.required == ALWAYS else f" with --{flag.required}"
             raise UserError(f"--{flag.name} is needed{why}: {flag.help.partition('. ')[0]}")
 

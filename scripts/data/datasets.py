@@ -299,7 +299,9 @@ def _require_apart(held_out_path: str, place: Path) -> None:
         )
 
 
-def require_outside_data(place: Path, flag: str, data: ConfigDict, **read: str | None) -> None:
+def require_outside_data(
+    place: Path, flag: str, data: ConfigDict, **read: str | Path | None
+) -> None:
     """Raise UserError if pictures that are written to `place`, which `flag` names, would become
     images of a data set.
 
@@ -311,7 +313,7 @@ def require_outside_data(place: Path, flag: str, data: ConfigDict, **read: str |
     if data_set is not None and data_set.open in (_open_folder, _open_afhq):
         folders["config.data.path"] = data.path or str(DATA / str(data_set.place))
     for name, folder in folders.items():
-        if folder and place.resolve().is_relative_to(user_path(folder, name).resolve()):
+        if folder and place.resolve().is_relative_to(user_path(str(folder), name).resolve()):
             advice = "choose a directory elsewhere, or move it there"
             raise UserError(
                 f"{flag}={place}: pictures there would become images of {name} = {folder!r}; "

@@ -4,8 +4,11 @@ A picture made smaller is nearly a blurred one, and so nearly a state of the pro
 of the result corrects the network's estimate at every step, see `model_code/observation.py`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.functional import interpolate
@@ -17,7 +20,9 @@ from model_code.observation import BlockMeans, KnownPixels, Observation, Observe
 from model_code.prior import Prior, StoredStates
 from scripts.errors import UserError
 from scripts.sampling.initial_images import InitialImages
-from scripts.sampling.sampler import Sampler
+
+if TYPE_CHECKING:
+    from scripts.sampling.sampler import Sampler
 
 BATCH_SIZE = 64
 CHUNK = 500
@@ -32,11 +37,7 @@ def super_resolve(sampler: Sampler, small: torch.Tensor, per_image: int = 1) -> 
     much as the small picture. Raises UserError for other sizes, or a sampler that cannot.
     """
     factor = whole_factor(sampler, small)
-    process = _gaussian(sampler)
-    y = small.to(sampler.precision.device)
-    blur = length_scales(process)
-    chain = sampler.kernel.chain
-    level = min((k for k in chain if blur[k] >= factor / 2), default=chain[0])
+    y, level = small.to(sampler.precision.device), last_level(sampler, factor / 2)
     first = sampler.starting_from(_initial_images(bicubic(small, factor), per_image), level)
     return _given(first, lambda rows: BlockMeans(y[rows], factor), len(small), per_image)
 
@@ -96,6 +97,12 @@ def length_scales(process: GaussianProcess) -> torch.Tensor:
     # Beyond what all frequencies lose alike; at a level without signal nothing is known.
     decay = (log_alpha[:, 0, 0] - log_alpha[:, 0, 1]).nan_to_num(torch.inf)
     return (2 * decay.clamp(min=0) / slowest).sqrt()
+
+
+def last_level(sampler: Sampler, blur: float) -> int:
+    """The last level that is visited whose blur is at least so many pixels, or the first of all."""
+    chain, scales = sampler.kernel.chain, length_scales(_gaussian(sampler))
+    return min((k for k in chain if scales[k] >= blur), default=chain[0])
 
 
 def whole_factor(sampler: Sampler, small: torch.Tensor) -> int:

@@ -30,6 +30,7 @@ ANOTHER: dict[str, Any] = {
     "param_name": "other", "num_gen": 40, "dataset_split": "held_out", "num_images": 3,
     "exact": True, "dequantize": False, "num_levels_per_image": 1, "k": 3,
     "feature_extractor": "classifier", "cleanfid_mode": "legacy_pytorch", "inception_path": "other",
+    "blur": 3,
 }  # fmt: skip
 """A value of each flag that is not its default; paths come from the test."""
 REFUSED_LATER = {
@@ -37,6 +38,7 @@ REFUSED_LATER = {
     "sweep": "no longer a flag",
 }
 """Flags that a model or a later check may refuse."""
+FROM_PICTURES = {"super_resolve", "inpaint", "edit"}
 WITHOUT_EFFECT = {"interpolate": {"batch_size"}}
 """As in the release."""
 Made = dict[str, object]
@@ -64,6 +66,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.save(place / "data.npy", images[:120])
     np.savez(place / "images.npz", arr_0=images[120:160])
     np.savez(place / "other_images.npz", arr_0=images[160:])
+    for name, pixels in {
+        "picture": images[0], "other": images[1], "small": images[0, :4, :4],
+        "mask": np.eye(8, dtype=np.uint8) * 255, "other_mask": np.tri(8, dtype=np.uint8) * 255,
+    }.items():  # fmt: skip
+        Image.fromarray(pixels).save(place / f"{name}.png")
     steps = {"training__n_iters": 2, "training__snapshot_freq": 1, "model__K": 4}
     for name, seed in (("run", 1), ("another_run", 2)):
         assert train(array_config(place / "data.npy", seed=seed, **steps), place / name) == 0
@@ -133,8 +140,14 @@ def test_an_accepted_flag_changes_something(
         "dataset_name_cleanfid": place / "other_images.npz",
         "inception_path": place / "other.pt",
         "dinov2_path": place / "other.safetensors",
+        "super_resolve": place / "small.png",
+        "inpaint": place / "other.png",
+        "edit": place / "other.png",
+        "mask": place / "other_mask.png",
     }
     another = ANOTHER | paths
+    observed = words in ("super_resolve", "inpaint mask")
+    refused = REFUSED_LATER | ({"delta": "needs the calibrated kernel"} if observed else {})
 
     def options(number: int) -> dict[str, object]:
         """Of the words alone."""
@@ -150,6 +163,8 @@ def test_an_accepted_flag_changes_something(
             base[name] = value or (another | own)[name]
         if "export_dir" in base:
             del base["out"], base["batch_size"]
+        if base.keys() & FROM_PICTURES:
+            del base["batch_size"]
         if "samples" in base:
             del base["workdir"]
             base["config"] = place / "run" / "config.json"
@@ -166,8 +181,15 @@ def test_an_accepted_flag_changes_something(
         if name == "export_dir":
             del changed["out"]
             changed["num_samples"] = 2
-        if name in REFUSED_LATER:
-            with pytest.raises(UserError, match=REFUSED_LATER[name]):
+        if name in FROM_PICTURES:
+            del changed["batch_size"]
+            beside: dict[str, dict[str, object]] = {
+                "inpaint": {"mask": paths["mask"]},
+                "edit": {"blur": 3},
+            }
+            changed |= beside.get(name, {})
+        if name in refused:
+            with pytest.raises(UserError, match=refused[name]):
                 outcome(command_name, changed, tmp_path / str(number), made)
         elif outcome(command_name, changed, tmp_path / str(number), made) == plain:
             without_effect.add(name)

@@ -21,10 +21,14 @@ BOUND = SCORE + "dataset_split num_images exact dequantize "
 RELEASE = "config workdir checkpoint dataset_name experiment_name param_name "
 GIVEN = "config workdir mode batch_size seed num_gen samples out dataset_name experiment_name "
 SEEDS = "per_init from_level "
+FROM_PICTURES = "config workdir checkpoint out seed precision per_init delta steps eta "
 MEANINGFUL = [
     ("train", "", "config workdir plan"),
     ("train", "plan", "config workdir plan plan_tflops plan_utilization"),
-    ("sample", "", PICTURE + KINDS),
+    ("sample", "", PICTURE + KINDS + " super_resolve inpaint edit"),
+    ("sample", "super_resolve", FROM_PICTURES + "super_resolve"),
+    ("sample", "inpaint mask", FROM_PICTURES + "inpaint mask"),
+    ("sample", "edit blur", FROM_PICTURES + "edit blur"),
     ("sample", "init", PICTURE.replace("prior", SEEDS) + KINDS),
     ("sample", "same_init", PICTURE + "same_init save_sample_freq"),
     ("sample", "same_init init", PICTURE.replace("prior", "from_level same_init save_sample_freq")),
@@ -114,6 +118,9 @@ def test_a_flag_means_something_or_is_refused(command: str, words: str, meaningf
         ("evaluate", "workdir=", "--workdir is needed: Run directory"),
         ("sample", "num_points=3", "--num_points has no meaning without --interpolate"),
         ("sample", "export_dir", "--num_samples is needed with --export_dir"),
+        ("sample", "inpaint", "--mask is needed with --inpaint"),
+        ("sample", "edit", "--blur is needed with --edit"),
+        ("sample", "edit blur init", "--init has no meaning with --edit"),
         ("train", "workdir=", "--workdir is needed: Run directory"),
         ("train", "config=", "--config is needed: Configuration: a file"),
     ],
@@ -155,6 +162,7 @@ def test_every_flag_is_read() -> None:
     names = {flag.name for flag in FLAGS}
     commands = {path.stem: path.read_text() for path in ROOT.glob("*.py")}
     commands |= {path.stem: path.read_text() for path in (ROOT / "scripts/tools").glob("*.py")}
+    commands["sample"] += (ROOT / "scripts/sampling/from_pictures.py").read_text()
     for command in ("evaluate", "planted"):
         commands[command] += (ROOT / "scripts/evaluation/command.py").read_text()
     for flag in FLAGS:

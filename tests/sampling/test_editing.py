@@ -14,7 +14,7 @@ from scripts.data.datasets import load_images
 from scripts.errors import UserError
 from scripts.sampling import editing
 from scripts.sampling.choice import Choice
-from scripts.sampling.editing import bicubic, edit, inpaint, length_scales, super_resolve
+from scripts.sampling.editing import bicubic, length_scales
 from scripts.sampling.sampler import Sampler, load_sampler
 from scripts.storage.checkpoint import saved_config
 from tests.model_code.test_gaussian import make
@@ -60,7 +60,7 @@ def test_super_resolution(factor: int, calls: int, monkeypatch: pytest.MonkeyPat
         return model(*args)
 
     model = sampler().model
-    samples = super_resolve(replace(sampler(), model=counted), small, 2)
+    samples = replace(sampler(), model=counted).super_resolve(small, 2)
     assert steps == calls
     assert samples.shape == (6, 2, 3, 32, 32)
     again = avg_pool2d(eight_bit(samples).flatten(0, 1), factor).unflatten(0, (6, 2))
@@ -69,14 +69,14 @@ def test_super_resolution(factor: int, calls: int, monkeypatch: pytest.MonkeyPat
     assert gain.mean() > 2
     assert (samples[:, 0] - samples[:, 1]).abs().amax((1, 2, 3)).min() > 0.02
     monkeypatch.setattr(editing, "BATCH_SIZE", 5)
-    torch.testing.assert_close(super_resolve(sampler(), small, 2), samples, atol=2e-3, rtol=0)
+    torch.testing.assert_close(sampler().super_resolve(small, 2), samples, atol=2e-3, rtol=0)
 
 
 def test_inpainting() -> None:
     """Known pixels stay as they are; what is made differs, and is nearer to the original than the
     mean of what is known.
     """
-    samples = inpaint(sampler(), pictures(), HALF, 2)
+    samples = sampler().inpaint(pictures(), HALF, 2)
     known = (~HALF).expand(6, 2, 3, 32, 32)
     expected = pictures()[:, None].expand_as(samples)
     torch.testing.assert_close(samples[known], expected[known], atol=1e-6, rtol=0)
@@ -88,12 +88,12 @@ def test_inpainting() -> None:
 
 def test_editing() -> None:
     """From little blur the picture comes back nearly; from much another one."""
-    near, far = (edit(sampler(), pictures(), blur)[:, 0] for blur in (0.6, 12))
+    near, far = (sampler().edit(pictures(), blur)[:, 0] for blur in (0.6, 12))
     assert (psnr(near) - psnr(far)).min() > 3
     level = 20
     blur = length_scales(sampler().process)[level].item()  # type: ignore[arg-type]
     assert torch.equal(
-        edit(sampler(), pictures()[:1], blur), sampler().from_images(pictures()[:1], level=level)
+        sampler().edit(pictures()[:1], blur), sampler().from_images(pictures()[:1], level=level)
     )
 
 
@@ -111,15 +111,15 @@ UNKNOWN = torch.ones(32, 32, dtype=torch.bool)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: super_resolve(sampler(), SMALL[..., :7]), "7 x 8 pixels.*32 x 32.*whole number"),
-        (lambda: super_resolve(sampler(), torch.zeros(1, 3, 32, 32)), "whole number of times"),
-        (lambda: super_resolve(sampler(), torch.zeros(1, 3, 64, 64)), "64 x 64 pixels"),
-        (lambda: super_resolve(sampler(delta=0.1), SMALL), "needs the calibrated kernel"),
-        (lambda: inpaint(sampler(), pictures(), UNKNOWN), "all pixels are unknown"),
-        (lambda: inpaint(sampler(), pictures(), ~UNKNOWN), "all pixels are known"),
-        (lambda: inpaint(sampler(), pictures(), UNKNOWN[:9]), "--mask: has 32 x 9 pixels"),
-        (lambda: edit(sampler(), pictures(), 100.0), "--blur=100: must be from 0.5 to 24"),
-        (lambda: edit(sampler(), pictures(), 0.01), "--blur=0.01: must be from"),
+        (lambda: sampler().super_resolve(SMALL[..., :7]), "7 x 8 pixels.*32 x 32.*whole number"),
+        (lambda: sampler().super_resolve(torch.zeros(1, 3, 32, 32)), "whole number of times"),
+        (lambda: sampler().super_resolve(torch.zeros(1, 3, 64, 64)), "64 x 64 pixels"),
+        (lambda: sampler(delta=0.1).super_resolve(SMALL), "needs the calibrated kernel"),
+        (lambda: sampler().inpaint(pictures(), UNKNOWN), "all pixels are unknown"),
+        (lambda: sampler().inpaint(pictures(), ~UNKNOWN), "all pixels are known"),
+        (lambda: sampler().inpaint(pictures(), UNKNOWN[:9]), "--mask: has 32 x 9 pixels"),
+        (lambda: sampler().edit(pictures(), 100.0), "--blur=100: must be from 0.5 to 24"),
+        (lambda: sampler().edit(pictures(), 0.01), "--blur=0.01: must be from"),
     ],
 )
 def test_bad_input(call: Callable[[], torch.Tensor], message: str) -> None:

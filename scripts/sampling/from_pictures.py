@@ -1,0 +1,130 @@
+"""The pictures that sample.py makes from pictures: read, made, and shown beside what they come from."""
+
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from scripts.config.flags import Values
+from scripts.data.datasets import open_images
+from scripts.data.images import UnreadableImage, list_images, opened_image
+from scripts.errors import UserError
+from scripts.sampling import editing
+from scripts.sampling.output import own_directory, save_png, to_uint8
+from scripts.sampling.sampler import Sampler
+from scripts.storage.files import atomic_write
+
+Columns = dict[str, torch.Tensor]
+"""Images (S, C, H, W) by heading."""
+
+
+def make_from_pictures(
+    flags: Values, sampler: Sampler, base: Path, settings: dict[str, Any]
+) -> Path:
+    """Do what --super_resolve, --inpaint or --edit says; the path of the picture of all.
+
+    Beside it, samples.npy, float32 (S, M, C, H, W), and the first sample of each as PNG. Raises
+    UserError for pictures that do not fit.
+    """
+    per_init = flags.per_init or 4
+    if flags.super_resolve:
+        name, images = (
+            "super_resolve",
+            read_pictures(flags.super_resolve, "--super_resolve", sampler),
+        )
+        factor = editing.whole_factor(sampler, images)
+        samples = sampler.super_resolve(images, per_init)
+        enlarged = images.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+        columns = {"input": enlarged, "bicubic": editing.bicubic(images, factor)}
+    elif flags.inpaint:
+        name, images = "inpaint", read_pictures(flags.inpaint, "--inpaint", sampler, sampler.shape)
+        unknown = read_pictures(flags.mask, "--mask", sampler)
+        if len(unknown) > 1:
+            raise UserError(f"--mask={flags.mask}: {len(unknown)} images, where one is needed")
+        settings["mask_crc32"] = checksum(unknown)
+        mask = unknown[0].mean(0) > 0.5
+        samples = sampler.inpaint(images, mask, per_init)
+        masked = torch.where(mask, torch.full_like(images, 0.5), images)
+        columns = {"original": images, "masked": masked}
+    else:
+        name, images = "edit", read_pictures(flags.edit, "--edit", sampler, sampler.shape)
+        blurs = parse_blurs(flags.blur)
+        made = [sampler.edit(images, blur, per_init) for blur in blurs]
+        samples, columns = torch.cat(made, 1), {"input": images}
+        settings["blur"] = blurs
+    settings |= {"kind": name, "pictures_crc32": checksum(images), "per_init": per_init}
+    directory = own_directory(base / f"{name}_delta_{sampler.label}", settings)
+    headings = [f"sample {i + 1}" for i in range(per_init)]
+    if name == "edit":
+        headings = [f"{blur:g} pixels" for blur in blurs for _ in range(per_init)]
+    with atomic_write(directory / "samples.npy") as temporary:
+        np.save(temporary, samples.numpy())
+    for i, sample in enumerate(samples[:, 0]):
+        save_png(directory / f"{i:05d}.png", sample[None])
+    summary = {"mean": samples.mean(1), "4 x their deviation": 4 * samples.std(1, correction=0)}
+    path = directory / f"{name}.png"
+    shown = [*columns.items(), *zip(headings, samples.unbind(1), strict=True)]
+    save_columns(path, [*shown, *summary.items()] if name != "edit" else shown)
+    return path
+
+
+def read_pictures(
+    path: Path, flag: str, sampler: Sampler, shape: tuple[int, int, int] | None = None
+) -> torch.Tensor:
+    """The picture or the pictures of a folder, float32 (S, C, H, W) in [0, 1]: resized to `shape`,
+    or without it at their own size.
+
+    Raises UserError for what cannot be read, or pictures of several sizes.
+    """
+    if shape is None:
+        names = [path / name for name in list_images(path)] if path.is_dir() else [path]
+        try:
+            sizes = {size_of(name) for name in names}
+        except (OSError, UnreadableImage) as error:
+            raise UserError(f"{flag}={path}: {error}") from None
+        if len(sizes) != 1:
+            several = ", ".join(f"{width} x {height}" for width, height in sorted(sizes)[:3])
+            raise UserError(f"{flag}={path}: must be images of one size, has {several or 'none'}")
+        ((width, height),) = sizes
+        if width != height:
+            raise UserError(f"{flag}={path}: {width} x {height} pixels, must be square")
+        shape = sampler.shape[0], height, width
+    source = open_images(str(path), flag, shape)
+    return torch.from_numpy(np.stack([source[i] for i in range(len(source))])).float() / 255
+
+
+def parse_blurs(text: str) -> list[float]:
+    """Pixels of --blur. Raises UserError."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"--blur={text}: must be numbers of pixels, with commas") from None
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    """Width and height. Raises UnreadableImage."""
+    with opened_image(path, str(path)) as image:
+        return image.size
+
+
+def checksum(images: torch.Tensor) -> int:
+    """CRC32 of images as 8 bits."""
+    return zlib.crc32(to_uint8(images).numpy().tobytes())
+
+
+def save_columns(path: Path, columns: Sequence[tuple[str, torch.Tensor]]) -> None:
+    """Rows of pictures under headings."""
+    count, side = len(columns[0][1]), 1.3
+    figure = Figure(figsize=(side * len(columns), side * count + 0.4), layout="constrained")
+    grid = figure.subplots(count, len(columns), squeeze=False)
+    for place, (heading, images) in enumerate(columns):
+        grid[0, place].set_title(heading, fontsize="small")
+        for axes, image in zip(grid[:, place], images, strict=True):
+            axes.imshow(to_uint8(image).permute(1, 2, 0), cmap="gray", vmin=0, vmax=255)
+            axes.axis("off")
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=100)
