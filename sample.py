@@ -2,7 +2,9 @@
 
 python sample.py --workdir W [--batch_size=9] [--same_init | --share_noise | --interpolate]
 python sample.py --workdir W --init=photo.png --from_level=60
-python sample.py --workdir W --super_resolve=small.png | --inpaint=photo.png --mask=mask.png | --edit=photo.png --blur=2,8
+python sample.py --workdir W --super_resolve=small.png
+python sample.py --workdir W --inpaint=photo.png --mask=mask.png
+python sample.py --workdir W --edit=photo.png --blur=2,8
 
 The configuration is the run's own; the release's checkpoints have none, and need --config.
 """

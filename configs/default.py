@@ -37,7 +37,8 @@ def _training() -> ConfigDict:
     training.level_weighting = (
         0.0  # p: the loss of level k counts sigma_B,k^p times, scaled to mean 1; the paper's is 0
     )
-    training.recompute = False  # activations again in the backward pass instead of keeping them: less memory, more time
+    # activations again in the backward pass instead of keeping them: less memory, more time
+    training.recompute = False
     # a checkpoint, ours or the release's, or a run directory, whose averaged weights a new run
     # starts from; "" for random ones
     training.init_from = ""
@@ -137,7 +138,8 @@ def _model() -> ConfigDict:
     # alone; "auto": calibrated where that was measured
     model.sampling_noise = "auto"
     model.ema_rate = 0.999  # decay of the moving average of weights, reached after a warm-up
-    model.patch_size = 1  # the network works on squares of so many pixels a side, as channels: 2 is 4 times fewer points
+    # the network works on squares of so many pixels a side, as channels: 2 is 4 times fewer points
+    model.patch_size = 1
     model.model_channels = 128  # channels of the first level; a multiple of 32
     model.channel_mult = (
         1,

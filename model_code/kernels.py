@@ -52,7 +52,8 @@ class GaussianKernel(ReverseKernel):
         planes: Tensor | None = None,
     ) -> None:
         """delta: the standard deviation of an isotropic kernel; fit: for the steps of the chain;
-        image_fit: for steps from its levels to 0; bins: int64 (C, H, W), of its tables; planes: see `dct2`.
+        image_fit: for steps from its levels to 0; bins: int64 (C, H, W), of its tables; planes: see
+        `dct2`.
         """
         self.process, self.chain, self.eta, self.delta = process, chain, eta, delta
         self.label = label

@@ -1,4 +1,4 @@
-"""Samples given part of an image: y = H u_0, its low frequencies, means of its blocks or its pixels.
+"""Samples given part of an image, y = H u_0: low frequencies, means of blocks, or pixels.
 
 At every step back the estimate of the image is corrected where y says otherwise, not the state
 (DDNM, Wang et al., 2023): mean += r H^+ (y - H x_hat). What r and x_hat are says `gaussian.py`.

@@ -12,7 +12,7 @@ class UserError(ValueError):
     """Bad input. The message names the key, flag or file, the value found, and what is expected."""
 
 
-def expected(error: BaseException) -> str | None:
+def line_for(error: BaseException) -> str | None:
     """What to tell a user of an error that needs no traceback, in a line; None for a defect of the
     program.
     """

@@ -28,7 +28,8 @@ def test_tour() -> None:
     assert sum(kept) == 9
     shorter = {
         "many, few = 96, 12": "many, few = 3, 3",
-        "checkpoint=0, seed=1": "checkpoint=0, choice=Choice(steps='100,75,60,50,40,30,20,10,0'), seed=1",
+        "checkpoint=0, seed=1": "checkpoint=0, "
+        "choice=Choice(steps='100,75,60,50,40,30,20,10,0'), seed=1",
     }
     for before, after in shorter.items():
         assert sum(before in cell.source for cell in notebook.cells) == 1

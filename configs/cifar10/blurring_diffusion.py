@@ -3,7 +3,8 @@ CIFAR-10: 61.1M parameters.
 
 The paper reports an FID of 3.17 for its own network. This configuration has not been trained here.
 
-python train.py --config configs/cifar10/blurring_diffusion.py --workdir runs/cifar10/blurring_diffusion
+python train.py --config configs/cifar10/blurring_diffusion.py \\
+    --workdir runs/cifar10/blurring_diffusion
 """
 
 from ml_collections import ConfigDict

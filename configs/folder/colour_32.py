@@ -1,7 +1,8 @@
 """A folder of your own colour images at 32x32, with a small network: minutes to an hour on a
 laptop's processor.
 
-python train.py --config configs/folder/colour_32.py --workdir runs/mine/first --config.data.path=~/pictures
+python train.py --config configs/folder/colour_32.py \\
+    --workdir runs/mine/first --config.data.path=~/pictures
 """
 
 from ml_collections import ConfigDict

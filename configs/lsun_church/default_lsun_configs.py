@@ -1,6 +1,7 @@
 """LSUN churches at 128x128, the paper's settings: K = 400.
 
-python train.py --config configs/lsun_church/default_lsun_configs.py --workdir runs/lsun_church/default
+python train.py --config configs/lsun_church/default_lsun_configs.py \\
+    --workdir runs/lsun_church/default
 """
 
 from ml_collections import ConfigDict

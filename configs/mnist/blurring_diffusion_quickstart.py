@@ -1,7 +1,8 @@
 """The 5,000 embedded MNIST digits by blurring diffusion (Hoogeboom and Salimans, 2023), trained as
 quickstart.py.
 
-python train.py --config configs/mnist/blurring_diffusion_quickstart.py --workdir runs/mnist/blurring_diffusion_quickstart
+python train.py --config configs/mnist/blurring_diffusion_quickstart.py \\
+    --workdir runs/mnist/blurring_diffusion_quickstart
 """
 
 from ml_collections import ConfigDict

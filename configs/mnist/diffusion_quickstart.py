@@ -1,7 +1,8 @@
 """The 5,000 embedded MNIST digits by Gaussian diffusion (DDPM with a cosine schedule): blurring
 diffusion without blur.
 
-python train.py --config configs/mnist/diffusion_quickstart.py --workdir runs/mnist/diffusion_quickstart
+python train.py --config configs/mnist/diffusion_quickstart.py \\
+    --workdir runs/mnist/diffusion_quickstart
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,8 @@
 """The 5,000 embedded MNIST digits by heat flow matching (Ma et al., 2026), trained as
 quickstart.py.
 
-python train.py --config configs/mnist/flow_matching_quickstart.py --workdir runs/mnist/flow_matching_quickstart
+python train.py --config configs/mnist/flow_matching_quickstart.py \\
+    --workdir runs/mnist/flow_matching_quickstart
 python sample.py --workdir runs/mnist/flow_matching_quickstart --steps=25 [--eta=1 | --sampler=heun]
 """
 

@@ -20,7 +20,7 @@ from ml_collections import config_flags
 
 from scripts.config.load import RUN_CONFIG, load, named_code, refuse_unknown
 from scripts.config.paths import user_path
-from scripts.errors import USAGE_ERROR, UserError, error_line, expected, one_line
+from scripts.errors import USAGE_ERROR, UserError, error_line, line_for, one_line
 
 CONFIG, PATH, INTEGER, FLOAT, STRING = "FILE", "PATH", "N", "X", "TEXT"
 BOOL, ENUM, STRINGS = "BOOL", "ENUM", "TEXTS"
@@ -542,7 +542,7 @@ def run(command: str, main: Callable[[Values], int], positional: str | None = No
     try:
         sys.exit(main(parse(command, sys.argv, positional)))
     except Exception as error:
-        line = str(error) if isinstance(error, flags.Error) else expected(error)
+        line = str(error) if isinstance(error, flags.Error) else line_for(error)
         if line is None:
             raise
         fail(line)

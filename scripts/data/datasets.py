@@ -41,7 +41,7 @@ class DataSet(NamedTuple):
 
     open: Callable[[Path, Split, Shape], ImageSource]
     place: str | None  # below data/; None if only config.data.path can say
-    expected: str  # what should be in {place}, for messages
+    content: str  # what should be in {place}, for messages
 
 
 def image_shape(data: ConfigDict) -> Shape:
@@ -65,7 +65,7 @@ def load_images(data: ConfigDict, split: Split) -> ImageSource:
         value += f", config.data.path = {data.path!r}"
         place = user_path(data.path, "config.data.path")
     elif data_set.place is None:
-        raise UserError(f"{value}: config.data.path is empty; set it to {data_set.expected}")
+        raise UserError(f"{value}: config.data.path is empty; set it to {data_set.content}")
     else:
         place = DATA / data_set.place
     of_files = data_set.open is _open_folder
@@ -99,7 +99,7 @@ def load_images(data: ConfigDict, split: Split) -> ImageSource:
     # NumPy, torchvision, pickle and LMDB each have their own ways to say "damaged".
     except Exception as error:
         reason = one_line(error) or type(error).__name__
-        needed = data_set.expected.format(place=place)
+        needed = data_set.content.format(place=place)
         raise UserError(f"{value}: cannot be used ({reason}); expected: {needed}") from error
 
 

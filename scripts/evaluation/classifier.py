@@ -49,7 +49,8 @@ class Network(nn.Module):
     def __init__(self, num_channels: int, num_classes: int) -> None:
         super().__init__()
         self.trunk = nn.Sequential(
-            *_block(num_channels, 16), nn.MaxPool2d(2), *_block(16, 32), nn.MaxPool2d(2), *_block(32, 64),
+            *_block(num_channels, 16), nn.MaxPool2d(2),
+            *_block(16, 32), nn.MaxPool2d(2), *_block(32, 64),
             nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(64 * 9, FEATURES), nn.ReLU(),
         )  # fmt: skip
         self.head = nn.Linear(FEATURES, num_classes)

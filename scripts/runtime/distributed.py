@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.rendezvous import rendezvous
 
-from scripts.errors import USAGE_ERROR, UserError, error_line, expected, one_line
+from scripts.errors import USAGE_ERROR, UserError, error_line, line_for, one_line
 
 Part = TypeVar("Part", bound=Sequence[int])
 CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
@@ -287,8 +287,8 @@ def _end_job(error: BaseException) -> NoReturn:
         # An error that all processes have is printed by process 0 only: the launcher then ends
         # this one.
         time.sleep(2)
-    code, line = 1, expected(error) or _lost(error)
-    if expected(error):
+    code, line = 1, line_for(error) or _lost(error)
+    if line_for(error):
         code = USAGE_ERROR
     text = error_line(line) if line else f"process {rank()}:\n{traceback.format_exc()}"
     print(text, file=sys.stderr, flush=True)

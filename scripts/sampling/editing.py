@@ -39,7 +39,7 @@ def super_resolve(sampler: Sampler, small: torch.Tensor, per_image: int = 1) -> 
     factor = whole_factor(sampler, small)
     y, level = small.to(sampler.precision.device), last_level(sampler, factor / 2)
     first = sampler.starting_from(_initial_images(bicubic(small, factor), per_image), level)
-    return _given(first, lambda rows: BlockMeans(y[rows], factor), len(small), per_image)
+    return _observed(first, lambda rows: BlockMeans(y[rows], factor), len(small), per_image)
 
 
 def inpaint(
@@ -71,7 +71,7 @@ def inpaint(
     in_order = InitialImages(images.__getitem__, count)
     first = replace(sampler, prior=prior, initial_images=in_order)
     y, known = images.to(sampler.precision.device), known.to(sampler.precision.device)
-    return _given(first, lambda rows: KnownPixels(y[rows], known), len(images), per_image)
+    return _observed(first, lambda rows: KnownPixels(y[rows], known), len(images), per_image)
 
 
 def edit(sampler: Sampler, images: torch.Tensor, blur: float, per_image: int = 1) -> torch.Tensor:
@@ -123,7 +123,7 @@ def bicubic(small: torch.Tensor, factor: int) -> torch.Tensor:
     return interpolate(small, scale_factor=factor, mode="bicubic").clamp(0, 1)
 
 
-def _given(
+def _observed(
     first: Sampler, observation: Callable[[list[int]], Observation], count: int, per_image: int
 ) -> torch.Tensor:
     """Samples of `first`, `per_image` for each of `count` observations."""

@@ -83,9 +83,9 @@ def _missing(
 def _is_whole(file: Path, shape: tuple[int, int, int]) -> bool:
     """Whether a file holds an image of this shape (C, H, W), by the checksums in it."""
     with suppress(UnreadableImage), opened_image(file, file.name) as image:
-        found = len(image.getbands()), image.height, image.width
+        written = len(image.getbands()), image.height, image.width
         image.verify()
-        return found == shape
+        return written == shape
     return False
 
 

@@ -1,4 +1,4 @@
-"""The pictures that sample.py makes from pictures: read, made, and shown beside what they come from."""
+"""The pictures that sample.py makes from pictures, shown beside what they come from."""
 
 import zlib
 from collections.abc import Sequence

@@ -371,11 +371,12 @@ def with_own_images(
     for split in splits:
         source = load_images(data, split)
         record = record.add(files={split: source.version()})
-        prefix, found = "held_out_" if split == "held_out" else "", fingerprint(source)
-        changed = [key for key in found if known.get(prefix + key, found[key]) != found[key]]
+        now = fingerprint(source)
+        prefix = "held_out_" if split == "held_out" else ""
+        changed = [key for key in now if known.get(prefix + key, now[key]) != now[key]]
         if not changed:
             continue
-        number = f"{found['num_images']} images, {known.get(prefix + 'num_images')} then"
+        number = f"{now['num_images']} images, {known.get(prefix + 'num_images')} then"
         words = {"num_images": number, "names_crc32": "other names", "pixels_crc32": "other pixels"}
         what = ", ".join(words[key] for key in changed)
         warn_once(
@@ -393,12 +394,13 @@ def data_prior(config: ConfigDict, process: Process) -> DataPrior:
     mirror image.
     """
     source = load_images(config.data, "train")
-    copies, read = 2 if config.data.random_flip else 1, unit_images(source, config.data)
+    copies = 2 if config.data.random_flip else 1
+    read = unit_images(source, config.data)
 
     def images(indices: list[int]) -> torch.Tensor:
         mirrored = torch.tensor(indices)[:, None, None, None] % copies == 1
-        found = read([i // copies for i in indices])
-        return torch.where(mirrored, found.flip(-1), found)
+        originals = read([i // copies for i in indices])
+        return torch.where(mirrored, originals.flip(-1), originals)
 
     def corrupt(images: torch.Tensor) -> torch.Tensor:
         return process.build_prior([images]).means(torch.arange(len(images)))

@@ -257,12 +257,12 @@ def read_calibration(
         file = earlier_calibration_path(path)
     if not file.is_file():
         return saved
-    found = _load(file)
-    if found.get("weights_crc32") == weights_crc32:
-        return found["calibration"] if "calibration" in found else found["measured"]
+    measured = _load(file)
+    if measured.get("weights_crc32") == weights_crc32:
+        return measured["calibration"] if "calibration" in measured else measured["measured"]
     if saved is not None:
         return saved
-    then = f"measured with the weights of step {found.get('step', 'unknown')}"
+    then = f"measured with the weights of step {measured.get('step', 'unknown')}"
     advice = "run python -m scripts.tools.calibrate again"
     raise UserError(f"{file}: {then}, where {path.name} is of step {step}; {advice}")
 

@@ -148,13 +148,13 @@ def curves(rows: Sequence[dict[str, Any]], setting: str, arm: str) -> dict[int, 
     """For each training seed of an arm a score by step; evaluations that differ in their seed alone
     are averaged.
     """
-    found: dict[int, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    values: dict[int, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         if (row["setting"], row["arm"]) == (setting, arm):
-            found[row["training_seed"]][row["checkpoint_step"]].append(row["value"])
+            values[row["training_seed"]][row["checkpoint_step"]].append(row["value"])
     return {
         seed: {step: statistics.fmean(values) for step, values in by_step.items()}
-        for seed, by_step in found.items()
+        for seed, by_step in values.items()
     }
 
 
@@ -182,11 +182,11 @@ def table(
     letters = letters_of(arms)
     yield ["", *letters, *(f"{letter} - A" for letter in letters[1:])]
     for setting in settings:
-        found = [curves(rows, setting, arm) for arm in arms]
+        of_arms = [curves(rows, setting, arm) for arm in arms]
         first, *others = all_arms = [
-            {seed: curve[max(curve)] for seed, curve in by_seed.items()} for by_seed in found
+            {seed: curve[max(curve)] for seed, curve in by_seed.items()} for by_seed in of_arms
         ]
-        steps = sorted({max(curve) for by_seed in found for curve in by_seed.values()})
+        steps = sorted({max(curve) for by_seed in of_arms for curve in by_seed.values()})
         if len(steps) > 1:
             setting = f"{setting} (at steps {steps}: not equally trained)"
         differences = [
@@ -205,20 +205,20 @@ def draw(
     """Write a picture with a panel for each score, by arm, a line for each training seed; and one
     over checkpoints, if several were evaluated.
     """
-    found, letters = (
+    by_setting, letters = (
         {setting: [curves(rows, setting, arm) for arm in arms] for setting in settings},
         letters_of(arms),
     )
     steps = any(
         len(curve) > 1
-        for by_arm in found.values()
+        for by_arm in by_setting.values()
         for by_seed in by_arm
         for curve in by_seed.values()
     )
     num_rows = len(settings) if steps else math.ceil(len(settings) / 3)
     figure = Figure(figsize=(10, 1 + 2.5 * num_rows), layout="constrained")
     panels = iter(figure.subplots(num_rows, 2 if steps else 3, squeeze=False).flat)
-    for setting, by_arm in found.items():
+    for setting, by_arm in by_setting.items():
         axes = [next(panels)]
         for seed in dict.fromkeys(seed for by_seed in by_arm for seed in by_seed):
             points = [

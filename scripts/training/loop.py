@@ -13,7 +13,7 @@ from scripts.config.load import to_json
 from scripts.config.resolve import read_levels
 from scripts.data.datasets import load_images, require_outside_data
 from scripts.data.loader import Batch, ReadingFailed, TrainBatches, none_readable, train_loader
-from scripts.errors import UserError, expected
+from scripts.errors import UserError, line_for
 from scripts.estimate import Estimate
 from scripts.runtime import distributed
 from scripts.runtime.device import resolve_device
@@ -78,7 +78,7 @@ def train(config: ConfigDict, workdir: Path) -> int:
             print(f"{interruption}: {saved}; the same command goes on from there")
             return interruption.exit_code
         except (ReadingFailed, MemoryError, RuntimeError, OSError) as error:
-            reason = expected(error)
+            reason = line_for(error)
             if reason is None or not distributed.is_main():
                 raise
             saved = "Not saved, as it happened within an update"

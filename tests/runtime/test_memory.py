@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from model_code.ema import EMA
-from scripts.errors import UserError, expected
+from scripts.errors import UserError, line_for
 from scripts.storage.checkpoint import meta_path, read
 from scripts.training.loop import train
 from tests.training.runs import array_config, before_step, differing, final_state
@@ -29,11 +29,11 @@ def test_what_memory_errors_look_like() -> None:
         MemoryError(),
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
     ):
-        line = expected(error) or ""
+        line = line_for(error) or ""
         for name in ("training.accumulation_steps", "training.recompute", "--batch_size"):
             assert name in line
         assert "\n" not in line
-    assert expected(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
+    assert line_for(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
 
 
 def test_training_saves_what_was_learnt(
