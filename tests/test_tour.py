@@ -25,7 +25,7 @@ def test_tour() -> None:
     """
     notebook = nbformat.read(TOUR, as_version=4)
     kept = pictures(notebook.cells)
-    assert sum(kept) == 9
+    assert sum(kept) == 12
     shorter = {
         "many, few = 96, 12": "many, few = 3, 3",
         "checkpoint=0, seed=1": "checkpoint=0, "

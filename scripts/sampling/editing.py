@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from scripts.sampling.sampler import Sampler
 
 BATCH_SIZE = 64
+LITTLE_NOISE = 0.05
+"""Standard deviation: the bicubic picture of digits made 4 times smaller, blurred by 2 pixels, is
+wrong by 0.033, blurred by 4 by 0.012."""
 CHUNK = 500
 """States of the prior that are compared with a picture at a time."""
 
@@ -33,11 +36,11 @@ def super_resolve(sampler: Sampler, small: torch.Tensor, per_image: int = 1) -> 
     """`per_image` (M) samples whose block means are the small pictures (S, C, h, w) in [0, 1].
 
     (S, M, C, H, W) in [0, 1], on the CPU: with the sampler's shape (C, H, W), H / h = W / w is a
-    whole number from 2. They start from the bicubic picture, at the last level that has lost as
-    much as the small picture. Raises UserError for other sizes, or a sampler that cannot.
+    whole number from 2. They start from the bicubic picture at `level_of_factor`. Raises UserError
+    for other sizes, or a sampler that cannot.
     """
     factor = whole_factor(sampler, small)
-    y, level = small.to(sampler.precision.device), last_level(sampler, factor / 2)
+    y, level = small.to(sampler.precision.device), level_of_factor(sampler, factor)
     first = sampler.starting_from(_initial_images(bicubic(small, factor), per_image), level)
     return _observed(first, lambda rows: BlockMeans(y[rows], factor), len(small), per_image)
 
@@ -99,10 +102,19 @@ def length_scales(process: GaussianProcess) -> torch.Tensor:
     return (2 * decay.clamp(min=0) / slowest).sqrt()
 
 
-def last_level(sampler: Sampler, blur: float) -> int:
-    """The last level that is visited whose blur is at least so many pixels, or the first of all."""
-    chain, scales = sampler.kernel.chain, length_scales(_gaussian(sampler))
-    return min((k for k in chain if scales[k] >= blur), default=chain[0])
+def level_of_factor(sampler: Sampler, factor: int) -> int:
+    """The last level visited that has lost as much as a picture made so much smaller: blurred by
+    half the factor, or with little noise by the factor.
+
+    What interpolation has wrong is no more than the noise there, or else would be believed.
+    """
+    process, chain = _gaussian(sampler), sampler.kernel.chain
+    scales, level = length_scales(process), chain[0]
+    for k in chain[:-1]:
+        needed = factor if process.sigma[k] < LITTLE_NOISE else factor / 2
+        if scales[k] >= needed:
+            level = k
+    return level
 
 
 def whole_factor(sampler: Sampler, small: torch.Tensor) -> int:

@@ -42,7 +42,7 @@ def main(flags: Values) -> int:
     reference = Gaussian.of(features(pixels("train")))
     held_out = pixels("held_out").float() / 255
     shown = np.linspace(0, len(held_out) - 1, SHOWN).astype(int)  # may be sorted by class
-    figure = Figure(figsize=(SHOWN + 2, len(CORRUPTIONS)), layout="constrained")
+    figure = Figure(figsize=(SHOWN + 3, len(CORRUPTIONS)), layout="constrained")
     for axes, (name, corruption) in zip(
         figure.subplots(len(CORRUPTIONS), 1), CORRUPTIONS.items(), strict=True
     ):
