@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import settings
 
 from scripts.config.paths import ROOT
@@ -17,6 +18,11 @@ from tests.tiny import tiny_config
 
 if TYPE_CHECKING:
     from tests.training.runs import TinyRun
+
+if "ATEN_CPU_CAPABILITY" in os.environ:
+    # PyTorch looks at the processor there and not at this: fused attention in bfloat16 fails where
+    # there is AMX.
+    torch.backends.cuda.enable_flash_sdp(False)
 
 # Timings depend on the machine, and a suite that guards a landing must not fail by chance.
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=60)
