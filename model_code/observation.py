@@ -15,7 +15,7 @@ from model_code.gaussian import GaussianProcess
 from model_code.kernels import GaussianKernel
 from model_code.process import ReverseKernel
 
-ALTERNATIONS = 20
+ALTERNATIONS = 50
 """Of clamping to [0, 1] and agreeing with y, at the end."""
 
 
