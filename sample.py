@@ -69,7 +69,8 @@ def draw(flags: Values) -> int:
     make_directory(base, "--out")
     if any(pictures.values()):
         settings = sampler.record(config, trained).settings()
-        print(f"step {trained.step}: {make_from_pictures(flags, sampler, base, settings)}")
+        picture = make_from_pictures(flags, sampler, base, settings, config.data.fit)
+        print(f"step {trained.step}: {picture}")
         return 0
     # Another seed or batch has a name of its own; for whatever else differs see `own_directory`.
     suffix = "" if sampler.seed == config.seed else f"_seed_{sampler.seed}"

@@ -92,10 +92,15 @@ def _data() -> ConfigDict:
     # names the subject, such as "(sub-[0-9]+)": all images of a subject are on one side of the
     # split. For folders; "" takes each image for itself
     data.group_pattern = ""
-    data.image_size = (
-        28  # height and width in pixels; larger images are scaled down and cropped to the middle
-    )
-    data.num_channels = 1  # 1 (grey) or 3 (RGB)
+    # pixels of both sides, or (height, width); on the command line
+    # --config.data.image_size=64 or --config.data.image_size=64,128
+    data.image_size = FieldReference(28, field_type=object)
+    # how images of another shape get this one: "crop" scales them to cover it and takes the
+    # middle, as the release; "pad" scales them to fit in and repeats their edges; "stretch" scales
+    # each side for itself
+    data.fit = "crop"
+    # 1 (grey), 3 (RGB) or any number; of image files 2 (grey) and 4 (RGB) have transparency last
+    data.num_channels = 1
     data.random_flip = False  # mirror training images left-right, half of the time
     data.uniform_dequantization = False  # (v + U[0,1)) / 256 instead of v / 255
     # threads that read images ahead, 0 reads between steps; -1 takes as many as there are cores for

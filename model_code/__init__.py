@@ -13,7 +13,7 @@ from torch.nn import Module
 from model_code import presets
 from model_code.blur import DCTBlur, blur_schedule
 from model_code.process import Chain, Process, full_chain, subchain
-from model_code.unet import UNet
+from model_code.unet import UNet, image_shape
 
 BLUR = frozenset({"model.blur_sigma_max"})
 KEY = "config.model.process"
@@ -34,7 +34,8 @@ class Preset:
 
 
 def _heat(config: ConfigDict) -> Process:
-    model, size = config.model, config.data.image_size
+    model = config.model
+    _, height, width = image_shape(config.data)
     if not 0 < model.blur_sigma_min <= model.blur_sigma_max:
         least = f"must be at least config.model.blur_sigma_min = {model.blur_sigma_min}"
         raise ValueError(f"config.model.blur_sigma_max = {model.blur_sigma_max}: {least}")
@@ -45,7 +46,7 @@ def _heat(config: ConfigDict) -> Process:
             raise ValueError(f"{shown}: its levels are not known here")
         schedule = torch.tensor(model.blur_schedule, dtype=torch.float64)
     return presets.heat_dissipation(
-        DCTBlur(schedule, size, size),
+        DCTBlur(schedule, height, width),
         model.sigma,
         protocol=model.protocol,
         delta_over_sigma=model.delta_over_sigma,
@@ -57,11 +58,12 @@ def _diffusion(build: Callable[..., Process], **settings: Any) -> Preset:
     """A preset whose blur goes up to config.model.blur_sigma_max, unless that is in `settings`."""
 
     def from_config(config: ConfigDict) -> Process:
-        size, blur = config.data.image_size, config.model.blur_sigma_max
+        blur = config.model.blur_sigma_max
+        _, *size = image_shape(config.data)
         if blur < 0:
             raise ValueError(f"config.model.blur_sigma_max = {blur}: must be at least 0")
         arguments = {"blur_sigma_max": blur, **settings, **_common(config)}
-        return build(config.model.K, size=(size, size), **arguments)
+        return build(config.model.K, size=size, **arguments)
 
     return Preset(from_config, frozenset() if "blur_sigma_max" in settings else BLUR)
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from model_code.dct import LUMINANCE_CHROMINANCE, dct2
 from model_code.kernels import Fit, GaussianKernel
 from model_code.process import Chain
-from model_code.spectrum import bin_sums, radii_of
+from model_code.spectrum import bin_sums, radii_of, shells_of
 
 if TYPE_CHECKING:
     from model_code.gaussian import GaussianProcess
@@ -57,8 +57,8 @@ def frequency_bins(height: int, width: int, num_images: int, patch_size: int = 1
     """
     radii = radii_of(height, width)
     exact = radii < min(LARGEST_EXACT_RADIUS, math.sqrt(num_images) / 2)
-    rounded = LARGEST_EXACT_RADIUS**2 + radii.round()
-    bins = torch.where(exact, (radii**2).round(), rounded).long()
+    shells = shells_of(height, width)
+    bins = torch.where(exact, shells, shells.max() + radii.round().long())
     steps = 2 * torch.arange(patch_size // 2 + 1)
     rows, columns = ((steps * n // patch_size).clamp(max=n - 1).unique() for n in (height, width))
     blind = torch.cartesian_prod(rows, columns)
@@ -72,11 +72,11 @@ class Bins:
     def __init__(self, bins: Tensor) -> None:
         """bins: int64 (C, H, W)."""
         C, H, W = bins.shape
-        radii = radii_of(H, W).expand(C, H, W)
-        key = (radii**2).round() if max(H, W) <= EXACT_SIZE else (16 * radii).round()
-        both = torch.stack([bins.flatten(), key.flatten().long()])
-        pairs, shells = torch.unique(both, dim=1, return_inverse=True)
-        self.bins, self.shells, self.bin_of_shell = bins, shells.view(C, H, W), pairs[0]
+        exact = max(H, W) <= EXACT_SIZE
+        shells = shells_of(H, W) if exact else (16 * radii_of(H, W)).round().long()
+        both = torch.stack([bins.flatten(), shells.expand(C, H, W).flatten()])
+        pairs, inverse = torch.unique(both, dim=1, return_inverse=True)
+        self.bins, self.shells, self.bin_of_shell = bins, inverse.view(C, H, W), pairs[0]
         ones = torch.ones(C, H, W)
         self.sizes, self.shell_sizes = bin_sums(ones, bins), bin_sums(ones, self.shells)
 

@@ -1,7 +1,7 @@
 """Processes of the Gaussian family: tables of alpha and sigma, and what the network predicts."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ LOG_SNR_MAX, LOG_SNR_MIN = 10.0, -10.0
 """log(a_t^2 / sigma_t^2) of the cosine schedule at t = 0 and t = 1."""
 SMALLEST_SCALE = 0.001
 """What blurring diffusion leaves of the highest frequencies, to be divided by."""
-Size = tuple[int, int]
+Size = Sequence[int]
 """Height and width of images."""
 LogBlur = Callable[[Tensor, int, int], Tensor]
 """From sigma_B (K + 1,), height and width to log alpha (K + 1, H, W), as `heat_log_alpha`."""

@@ -2,6 +2,8 @@
 bins of frequencies.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -34,12 +36,22 @@ class DCTMoments:
         return (self.squares - self.sum**2 / self.count).clamp(min=0) / (self.count - 1)
 
 
+def shells_of(height: int, width: int) -> Tensor:
+    """A whole number for each frequency, equal where lambda is equal and in the same order: int64
+    (H, W).
+
+    lambda / pi^2 = n^2 / H^2 + m^2 / W^2 without its denominator; of squares n^2 + m^2.
+    """
+    divisor = math.gcd(height, width)
+    n = torch.arange(height)[:, None] * (width // divisor)
+    m = torch.arange(width) * (height // divisor)
+    return n**2 + m**2
+
+
 def radii_of(height: int, width: int) -> Tensor:
     """Distance of each frequency from the constant, in steps of the longer axis: float64 (H, W)."""
-    longer = max(height, width)
-    n = torch.arange(height, dtype=torch.float64)[:, None] * longer / height
-    m = torch.arange(width, dtype=torch.float64) * longer / width
-    return (n**2 + m**2).sqrt()
+    shorter = min(height, width) // math.gcd(height, width)
+    return shells_of(height, width).double().sqrt() / shorter
 
 
 def bin_sums(values: Tensor, bins: Tensor, num_bins: int = 0) -> Tensor:

@@ -37,9 +37,9 @@ class UNet(nn.Module):
     """Predicts the change of an image over one reverse step, at the image's own resolution.
 
     The pixels of a square of patch_size^2 become channels before the first convolution, and pixels
-    again after the last. Level i works with model_channels * channel_mult[i] channels at image_size
-    / patch_size / 2^i points a side; `attention_levels` are such i. Channels must be multiples of
-    32, and all of these sizes integers. Attention has `num_heads` heads or, unless
+    again after the last. Level i works with model_channels * channel_mult[i] channels at each
+    side of the image / patch_size / 2^i points; `attention_levels` are such i. Channels must be
+    multiples of 32, and all of these sizes integers. Attention has `num_heads` heads or, unless
     num_head_channels is -1, heads of `num_head_channels` channels. Resolution changes in residual
     blocks (`resblock_updown`), by a convolution (`conv_resample`), or by averaging 2x2 pixels and
     repeating them. With `recompute` the backward pass recomputes activations: the same numbers,
@@ -162,6 +162,13 @@ MODEL_KEYS = signature(UNet).parameters.keys() - {"num_channels", "recompute"}
 """Keys of config.model that are arguments of `UNet`."""
 
 
+def image_shape(data: ConfigDict) -> tuple[int, int, int]:
+    """(C, H, W) of the images that `config.data` describes."""
+    size = data.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return data.num_channels, height, width
+
+
 def _checks(config: ConfigDict) -> Iterator[tuple[str, str, bool]]:
     """(key, what is expected, whether it holds) for the network's settings; later ones rely on
     earlier ones.
@@ -178,7 +185,11 @@ def _checks(config: ConfigDict) -> Iterator[tuple[str, str, bool]]:
     factor = patch_size * 2 ** (levels - 1)
     patches = f" and model.patch_size = {patch_size}" if patch_size > 1 else ""
     right = f"divisible by {factor}, for {levels} levels in model.channel_mult{patches}"
-    yield "data.image_size", right, config.data.image_size % factor == 0
+    _, height, width = image_shape(config.data)
+    if height != width:
+        side = f"height {height}" if height % factor else f"width {width}"
+        right += f", as its {side} is not"
+    yield "data.image_size", right, height % factor == width % factor == 0
     right = f"levels from 0 to {levels - 1}, as model.channel_mult has {levels}"
     in_range = all(level in range(levels) for level in model.attention_levels)
     yield "model.attention_levels", right, in_range

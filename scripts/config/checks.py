@@ -41,6 +41,11 @@ def _is_group_pattern(text: str) -> bool:
         return False
 
 
+def _is_image_size(size: object) -> bool:
+    sides = size if isinstance(size, tuple | list) else (size, size)
+    return len(sides) == 2 and all(type(side) is int and side >= 1 for side in sides)
+
+
 CHECKS: dict[str, Check] = {
     "seed": ("an integer from 0 to 2^64 - 1", lambda value: 0 <= value < 2**64),
     "compile": _one_of("none", "default", "reduce-overhead", "max-autotune"),
@@ -63,8 +68,12 @@ CHECKS: dict[str, Check] = {
         "a regular expression with a group, such as '(sub-[0-9]+)'",
         _is_group_pattern,
     ),
-    "data.image_size": _AT_LEAST_1,
-    "data.num_channels": _one_of(1, 3),
+    "data.image_size": (
+        "a number of pixels for both sides, or (height, width), at least 1",
+        _is_image_size,
+    ),
+    "data.fit": _one_of("crop", "pad", "stretch"),
+    "data.num_channels": _AT_LEAST_1,
     "data.num_workers": ("at least 0, or -1", lambda value: value >= -1),
     "model.protocol": _one_of("paper", "released"),
     "model.K": _AT_LEAST_1,

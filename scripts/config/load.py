@@ -103,7 +103,9 @@ def _completed(given: ConfigDict | dict, where: str) -> ConfigDict:
             schedule = values.pop(key)
         elif key in values:
             value = _converted(values.pop(key), type(default_value))
-            if type(value) is not type(default_value):
+            if key == "data.image_size" and isinstance(value, list | tuple):
+                value = tuple(_converted(side, int) for side in value)
+            elif type(value) is not type(default_value):
                 right = f"{type(default_value).__name__}, such as {default_value!r}"
                 raise UserError(f"{where}: config.{key} = {one_line(value)[:100]}: must be {right}")
             config.update_from_flattened_dict({key: value})

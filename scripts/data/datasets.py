@@ -11,21 +11,27 @@ from typing import Literal, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from model_code.unet import image_shape
 from scripts.config.paths import user_path
 from scripts.data.images import (
+    FAR_TEXT,
+    FITS,
     ArrayImages,
     FolderImages,
     Images,
     ImageSource,
     LsunImages,
+    Resize,
     Shape,
     UnreadableImage,
     bilinear,
+    is_far,
     list_images,
     warn_of_losses,
 )
 from scripts.data.packs import PackedImages, pack_settings, read_pack
 from scripts.errors import UserError, one_line, printable
+from scripts.runtime.progress import warn_once
 from scripts.storage.files import lock, read_npz
 
 Split = Literal["train", "held_out", "all"]
@@ -37,16 +43,14 @@ UNDIVIDED = ("ffhq", "folder", "npy")
 
 
 class DataSet(NamedTuple):
-    """How a data set is opened: `open(path, split, shape)`, with any exception if that fails."""
+    """How a data set is opened: `open(path, split, shape, fit)`, with any exception if that fails.
 
-    open: Callable[[Path, Split, Shape], ImageSource]
+    fit: a key of `FITS`.
+    """
+
+    open: Callable[[Path, Split, Shape, str], ImageSource]
     place: str | None  # below data/; None if only config.data.path can say
     content: str  # what should be in {place}, for messages
-
-
-def image_shape(data: ConfigDict) -> Shape:
-    """(C, H, W) of the images that `config.data` describes."""
-    return data.num_channels, data.image_size, data.image_size
 
 
 def load_images(data: ConfigDict, split: Split) -> ImageSource:
@@ -73,7 +77,7 @@ def load_images(data: ConfigDict, split: Split) -> ImageSource:
         shown = f"config.data.group_pattern = {data.group_pattern!r}"
         raise UserError(f"{shown}: {value} is split otherwise; must be empty")
     if data.held_out_path and split == "held_out":
-        return open_images(data.held_out_path, "config.data.held_out_path", shape)
+        return open_images(data.held_out_path, "config.data.held_out_path", shape, data.fit)
     part = split
     if name in UNDIVIDED:
         part = "all"
@@ -81,9 +85,11 @@ def load_images(data: ConfigDict, split: Split) -> ImageSource:
             _require_apart(data.held_out_path, place)
             split = "all"
     try:
-        pack = read_pack(place, pack_settings(data))
+        settings = {"dataset": name} | pack_settings(shape, data.fit)
+        pack = read_pack(place, settings)
         if pack is None:
-            source = data_set.open(place, part, shape)
+            source = data_set.open(place, part, shape, data.fit)
+            warn_of_shape(source, place, data.fit)
         else:
             source = PackedImages(place, part, pack[part])
         if split == part:
@@ -103,29 +109,31 @@ def load_images(data: ConfigDict, split: Split) -> ImageSource:
         raise UserError(f"{value}: cannot be used ({reason}); expected: {needed}") from error
 
 
-def open_images(text: str, flag: str, shape: Shape | None) -> ImageSource:
+def open_images(text: str, flag: str, shape: Shape | None, how: str = "crop") -> ImageSource:
     """All images of a folder, of a pack, of an array (.npy, or arr_0 of an .npz), or a single image
     file.
 
-    They are resized as training images are; with shape None, an array's stay as they are. Raises
+    They are resized as training images are, `how` being config.data.fit; with shape None, an
+    array's stay as they are. Raises
     UserError naming `flag` for what is missing or no images.
     """
     path = user_path(text, flag)
     try:
         if path.suffix in (".npy", ".npz"):
-            return ArrayImages(read_images(path), shape)
+            images = ArrayImages(read_images(path), shape, FITS[how])
+            warn_of_shape(images, path, how)
+            return images
         assert shape is not None
-        settings = {"num_channels": shape[0], "image_size": shape[1]}
-        pack = read_pack(path, settings)
+        pack = read_pack(path, pack_settings(shape, how))
         if pack is not None and "all" not in pack:
             raise ValueError(f"{path} is a pack with a split of its own")
         if pack is not None:
             return PackedImages(path, "all", pack["all"])
         if path.is_dir():
-            return _files_below(path, shape, 1)
-        source = FolderImages(path.parent, [path.name], shape)
+            return _files_below(path, shape, how, 1)
+        source = FolderImages(path.parent, [path.name], shape, FITS[how])
         source[0]  # raises UnreadableImage
-        warn_of_losses(path.parent, source.paths)
+        warn_of_losses(path.parent, source.paths, shape, how)
         return source
     except (OSError, ValueError, UnreadableImage) as error:
         right = (
@@ -146,8 +154,7 @@ def read_images(path: Path) -> np.ndarray:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     if not isinstance(array, np.ndarray):
         raise ValueError(f"{path} is an archive of arrays (.npz) without arr_0")
-    right_shape = array.ndim == 3 or (array.ndim == 4 and array.shape[-1] in (1, 3))
-    if array.dtype != np.uint8 or not right_shape or len(array) == 0:
+    if array.dtype != np.uint8 or array.ndim not in (3, 4) or array.size == 0:
         raise ValueError(f"{path} holds {array.dtype} {array.shape}")
     return array
 
@@ -230,13 +237,28 @@ def _keys(names: Iterable[str], group_pattern: str) -> list[bytes]:
     return [key.encode("utf-8", "surrogateescape") for key in keys]
 
 
-def _open_embedded(path: Path, split: Split, shape: Shape) -> ArrayImages:
+def warn_of_shape(images: ImageSource, place: Path, how: str) -> None:
+    """Warn if an array's images are far from the shape that they get, see `warn_of_losses`."""
+    if isinstance(images, ArrayImages):
+        _, height, width = images.stored_shape
+        if is_far(height, width, images.shape):
+            which = f"{len(images)} images of {width} x {height} pixels"
+            warn_once(f"{place}: {which} {FAR_TEXT[how]} (data.fit)")
+
+
+def _open_embedded(path: Path, split: Split, shape: Shape, how: str) -> ArrayImages:
     arrays = read_npz(path)
-    images = ArrayImages(arrays["images"], shape, labels=arrays["labels"].astype(np.int64))
+    labels = arrays["labels"].astype(np.int64)
+    images = ArrayImages(arrays["images"], shape, FITS[how], labels)
     return images.part(np.flatnonzero(arrays["held_out"] == (split == "held_out")))
 
 
-def _open_torchvision(name: str, root: Path, split: Split, shape: Shape) -> ArrayImages:
+def _bilinear_or(how: str) -> Resize:
+    """The release's way to crop some data sets, or one of the others."""
+    return bilinear if how == "crop" else FITS[how]
+
+
+def _open_torchvision(name: str, root: Path, split: Split, shape: Shape, how: str) -> ArrayImages:
     """A data set that torchvision keeps below `root`, downloaded if it is not there; archives that
     are there are used.
     """
@@ -252,41 +274,41 @@ def _open_torchvision(name: str, root: Path, split: Split, shape: Shape) -> Arra
             lock(file, wait=True)
             data_set = read(download=True)
     labels = np.array(data_set.targets, np.int64)
-    return ArrayImages(np.asarray(data_set.data), shape, bilinear, labels)
+    return ArrayImages(np.asarray(data_set.data), shape, _bilinear_or(how), labels)
 
 
-def _open_lsun_church(path: Path, split: Split, shape: Shape) -> LsunImages:
+def _open_lsun_church(path: Path, split: Split, shape: Shape, how: str) -> LsunImages:
     folder = path / ("church_outdoor_train_lmdb" if split == "train" else "church_outdoor_val_lmdb")
     _require_folder(folder)
-    source = LsunImages(folder, shape)
+    source = LsunImages(folder, shape, _bilinear_or(how))
     if len(source) == 0:
         raise ValueError(f"{folder} has no images")
     return source
 
 
-def _open_afhq(path: Path, split: Split, shape: Shape) -> FolderImages:
-    return _files_below(path / ("train" if split == "train" else "val"), shape)
+def _open_afhq(path: Path, split: Split, shape: Shape, how: str) -> FolderImages:
+    return _files_below(path / ("train" if split == "train" else "val"), shape, how)
 
 
-def _open_folder(path: Path, split: Split, shape: Shape) -> FolderImages:
-    return _files_below(path, shape)
+def _open_folder(path: Path, split: Split, shape: Shape, how: str) -> FolderImages:
+    return _files_below(path, shape, how)
 
 
-def _files_below(folder: Path, shape: Shape, fewest: int = 2) -> FolderImages:
+def _files_below(folder: Path, shape: Shape, how: str, fewest: int = 2) -> FolderImages:
     _require_folder(folder)
     paths = list_images(folder)
     if len(paths) < fewest:
         there = len(paths) or "no"
         raise ValueError(f"{folder} has {there} image files, where at least {fewest} are needed")
-    warn_of_losses(folder, paths)
-    return FolderImages(folder, paths, shape)
+    warn_of_losses(folder, paths, shape, how)
+    return FolderImages(folder, paths, shape, FITS[how])
 
 
-def _open_npy(path: Path, split: Split, shape: Shape) -> ArrayImages:
+def _open_npy(path: Path, split: Split, shape: Shape, how: str) -> ArrayImages:
     array = read_images(path)
     if len(array) < 2:
         raise ValueError(f"{path} holds {array.dtype} {array.shape}")
-    return ArrayImages(array, shape)
+    return ArrayImages(array, shape, FITS[how])
 
 
 def _require_apart(held_out_path: str, place: Path) -> None:
@@ -365,6 +387,6 @@ DATA_SETS = {
         _open_npy,
         None,
         "a .npy file by numpy.save: at least 2 images, uint8 (N, H, W) or (N, H, W, C) with "
-        "C 1 or 3",
+        "C = config.data.num_channels",
     ),
 }

@@ -1,5 +1,5 @@
 """Where images come from: an array, a folder or an LMDB of LSUN, each read as `source[i] -> uint8
-(C, S, S)`.
+(C, H, W)`.
 """
 
 import contextlib
@@ -42,8 +42,21 @@ FINGERPRINT_IMAGES = 64
 FEW_LEVELS = 64
 """The brightest of 256 levels if a 16-bit file holds 14 bits or fewer."""
 THIN = 8
-"""Above this ratio of its sides an image is cropped before it is resized."""
-
+"""Above this ratio of its sides, as multiples of those it is to have, an image is cropped before it
+is resized."""
+FAR = 2
+"""Above this ratio of its sides, as multiples of those it is to have, an image counts as of another
+shape: more than half of it is cut off, or of the result padding."""
+FAR_TEXT = {
+    "crop": "are of another shape: more than half of them is cut off",
+    "pad": "are of another shape: more than half of what is read is padding",
+    "stretch": "are of another shape: they are stretched to more than twice",
+}
+"""What happens to such images, by config.data.fit."""
+ORIENTATION = 0x0112
+"""EXIF's tag for how an image is to be turned."""
+MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+"""Pillow's names for image files read as so many channels."""
 
 Shape = tuple[int, int, int]
 
@@ -78,7 +91,7 @@ class Images(Protocol):
 
 
 class ImageSource(Images, Protocol):
-    """Images of one shape (C, S, S), C 1 or 3."""
+    """Images of one shape (C, H, W)."""
 
     shape: Shape
     labels: np.ndarray | None
@@ -174,37 +187,67 @@ def checksum(of_images: np.ndarray) -> int:
 
 # --- resizing ---
 
-Resize = Callable[[Image.Image, int], Image.Image]
-"""From an image of any size to (size, size)."""
+Size = tuple[int, int]
+"""Height and width in pixels."""
+Resize = Callable[[Image.Image, Size], Image.Image]
+"""From an image of any size to another size."""
 
 
-def box_bicubic(image: Image.Image, size: int) -> Image.Image:
-    """Box halvings to less than twice the size, bicubic, central square: as the release and
-    guided-diffusion do it.
+def box_bicubic(image: Image.Image, size: Size) -> Image.Image:
+    """Box halvings to less than twice the size, bicubic until it covers the size, the middle: as
+    the release and guided-diffusion do it.
     """
-    image = _without_thin_ends(image)
-    while min(image.size) >= 2 * size:
+    image, (height, width) = _without_thin_ends(image, size), size
+    while image.height >= 2 * height and image.width >= 2 * width:
         image = image.resize((image.width // 2, image.height // 2), Resampling.BOX)
-    scale = size / min(image.size)
-    width, height = round(image.width * scale), round(image.height * scale)
-    return _middle(image.resize((width, height), Resampling.BICUBIC), size, size)
+    scale = max(height / image.height, width / image.width)
+    scaled = round(image.width * scale), round(image.height * scale)
+    return _middle(image.resize(scaled, Resampling.BICUBIC), width, height)
 
 
-def bilinear(image: Image.Image, size: int) -> Image.Image:
-    """torchvision's `Resize(size)` and `CenterCrop(size)`: what the release does with LSUN, MNIST
-    and CIFAR-10.
+def bilinear(image: Image.Image, size: Size) -> Image.Image:
+    """torchvision's `Resize(size)` and `CenterCrop(size)`, what the release does with LSUN, MNIST
+    and CIFAR-10; for rectangles resized until it covers the size.
     """
     from torchvision.transforms.functional import center_crop, resize  # takes seconds to import
 
-    return center_crop(resize(_without_thin_ends(image), [size]), [size])
+    image, (height, width) = _without_thin_ends(image, size), size
+    if width * image.height >= height * image.width:
+        scaled = [int(width * image.height / image.width), width]
+    else:
+        scaled = [height, int(height * image.width / image.height)]
+    return center_crop(resize(image, scaled), [height, width])
 
 
-def _without_thin_ends(image: Image.Image) -> Image.Image:
-    """The middle of an image whose sides are in a ratio above `THIN`: the rest, enlarged with it,
-    could take gigabytes.
+def padded(image: Image.Image, size: Size) -> Image.Image:
+    """The whole image, bicubic, in the middle; its edges are repeated outwards."""
+    height, width = size
+    scale = min(height / image.height, width / image.width)
+    scaled = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    pixels = np.asarray(image.resize(scaled, Resampling.BICUBIC))
+    missing = height - scaled[1], width - scaled[0]
+    padding = [(n // 2, n - n // 2) for n in missing] + [(0, 0)] * (pixels.ndim - 2)
+    return Image.fromarray(np.pad(pixels, padding, mode="edge"))
+
+
+def stretched(image: Image.Image, size: Size) -> Image.Image:
+    """The whole image, bicubic, each side by a scale of its own."""
+    height, width = size
+    return image.resize((width, height), Resampling.BICUBIC)
+
+
+FITS: dict[str, Resize] = {"crop": box_bicubic, "pad": padded, "stretch": stretched}
+"""Values of config.data.fit."""
+
+
+def _without_thin_ends(image: Image.Image, size: Size) -> Image.Image:
+    """The middle of an image much longer or higher than the size, see `THIN`: the rest, enlarged
+    with it, could take gigabytes.
     """
-    longest = THIN * min(image.size)
-    return _middle(image, min(image.width, longest), min(image.height, longest))
+    height, width = size
+    longest = max(1, THIN * image.height * width // height)
+    highest = max(1, THIN * image.width * height // width)
+    return _middle(image, min(image.width, longest), min(image.height, highest))
 
 
 def _middle(image: Image.Image, width: int, height: int) -> Image.Image:
@@ -216,7 +259,7 @@ def _middle(image: Image.Image, width: int, height: int) -> Image.Image:
 
 
 class ArrayImages:
-    """A uint8 array (N, H, W) or (N, H, W, C), C 1 or 3, in memory or memory-mapped."""
+    """A uint8 array (N, H, W) or (N, H, W, C) in memory or memory-mapped."""
 
     def __init__(
         self,
@@ -225,10 +268,17 @@ class ArrayImages:
         resize: Resize = box_bicubic,
         labels: np.ndarray | None = None,
     ) -> None:
-        """shape: None for images as they are."""
+        """shape: None for images as they are; grey ones become colour and back. Raises ValueError
+        for other numbers of channels.
+        """
         # Pillow wants grey images without the last axis of (N, H, W, 1).
         self._array = array[..., 0] if array.ndim == 4 and array.shape[-1] == 1 else array
-        self.shape = shape or channels_first(self._array[0]).shape
+        self.stored_shape = channels_first(self._array[0]).shape
+        self.shape = shape or self.stored_shape
+        channels = self.stored_shape[0], self.shape[0]
+        if channels[0] != channels[1] and set(channels) != {1, 3}:
+            holds = f"{array.dtype} {array.shape}"
+            raise ValueError(f"holds {holds}: {channels[0]} channels, not {channels[1]}")
         self._rows = np.arange(len(array))
         self._resize = resize
         self.labels = labels
@@ -250,7 +300,9 @@ class ArrayImages:
         as_stored = channels_first(pixels)
         if as_stored.shape == self.shape:
             return as_stored
-        return fit(Image.fromarray(pixels), self.shape, self._resize)
+        if self.shape[0] in (1, 3):
+            return fit(Image.fromarray(pixels), self.shape, self._resize)
+        return _fit_each(map(Image.fromarray, as_stored), self.shape, self._resize)
 
     def name(self, i: int) -> str:
         return f"image {self._rows[i]}"
@@ -258,9 +310,10 @@ class ArrayImages:
     def version(self) -> str:
         rows = self._rows.tobytes()
         if isinstance(self._array, np.memmap):
-            return files_version([Path(str(self._array.filename))], self.shape, rows)
+            file = Path(str(self._array.filename))
+            return files_version([file], self.shape, rows, *_named(self._resize))
         stored = zlib.crc32(np.ascontiguousarray(self._array).data)
-        return files_version([], self.shape, rows, stored)
+        return files_version([], self.shape, rows, stored, *_named(self._resize))
 
 
 class FolderImages:
@@ -268,25 +321,31 @@ class FolderImages:
 
     labels: np.ndarray | None = None
 
-    def __init__(self, root: Path, paths: Sequence[str], shape: Shape) -> None:
-        self._root, self.paths, self.shape = root, paths, shape
+    def __init__(
+        self, root: Path, paths: Sequence[str], shape: Shape, resize: Resize = box_bicubic
+    ) -> None:
+        """Raises ValueError for other than 1 to 4 channels."""
+        _require_mode(shape)
+        self._root, self.paths, self.shape, self._resize = root, paths, shape, resize
 
     def part(self, indices: np.ndarray) -> "FolderImages":
         """The images of these indices, in their order."""
-        return FolderImages(self._root, [self.paths[i] for i in indices], self.shape)
+        paths = [self.paths[i] for i in indices]
+        return FolderImages(self._root, paths, self.shape, self._resize)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, i: int) -> np.ndarray:
         with opened_image(self._root / self.paths[i], self.name(i)) as image:
-            return fit(image, self.shape, box_bicubic)
+            return fit(image, self.shape, self._resize)
 
     def name(self, i: int) -> str:
         return printable(self.paths[i])
 
     def version(self) -> str:
-        return files_version((self._root / path for path in self.paths), self.shape, self.paths)
+        files = (self._root / path for path in self.paths)
+        return files_version(files, self.shape, self.paths, *_named(self._resize))
 
 
 class LsunImages:
@@ -299,8 +358,9 @@ class LsunImages:
 
     labels: np.ndarray | None = None
 
-    def __init__(self, folder: Path, shape: Shape) -> None:
-        self.shape = shape
+    def __init__(self, folder: Path, shape: Shape, resize: Resize = bilinear) -> None:
+        _require_mode(shape)
+        self.shape, self._resize = shape, resize
         self._folder = str(folder.resolve())
         environment = _lmdb_environment(self._folder)
         size = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
@@ -320,13 +380,24 @@ class LsunImages:
         except lmdb.Error as error:
             raise UnreadableImage(self.name(i), error) from error
         with opened_image(io.BytesIO(encoded), self.name(i)) as image:
-            return fit(image, self.shape, bilinear)
+            return fit(image, self.shape, self._resize)
 
     def name(self, i: int) -> str:
         return printable(self._keys[i].decode("utf-8", "backslashreplace"))
 
     def version(self) -> str:
-        return files_version([Path(self._folder, "data.mdb")], self.shape)
+        file = Path(self._folder, "data.mdb")
+        return files_version([file], self.shape, *_named(self._resize))
+
+
+def _require_mode(shape: Shape) -> None:
+    if shape[0] not in MODES:
+        raise ValueError(f"image files have 1 to 4 channels, not {shape[0]}: use an array (.npy)")
+
+
+def _named(resize: Resize) -> list[str]:
+    """What a version says of it: nothing of the release's ways, as in earlier versions."""
+    return [resize.__name__] if resize in (padded, stretched) else []
 
 
 @functools.cache
@@ -384,16 +455,22 @@ def list_images(root: Path) -> list[str]:
     return sorted(images)
 
 
-def warn_of_losses(root: Path, paths: Sequence[str]) -> None:
-    """Warn if much of what is in image files is not read: levels of grey, pages, frames. Up to 64
-    are looked at.
+def warn_of_losses(root: Path, paths: Sequence[str], shape: Shape, how: str = "crop") -> None:
+    """Warn if much of what is in image files is not read: levels of grey, pages, frames; and if
+    they are far from the shape (C, H, W) that they get. Up to 64 are looked at.
+
+    how: a key of `FITS`.
     """
-    looked_at, dark, several = spread_evenly(len(paths)), 0, 0
+    looked_at, dark, several, far = spread_evenly(len(paths)), 0, 0, 0
     for i in looked_at:
         with contextlib.suppress(UnreadableImage), opened_image(root / paths[i], paths[i]) as image:
             several += getattr(image, "is_animated", False)
             if ";16" in str(getattr(image, "tile", "")):  # Pillow's name for how pixels are stored
                 dark += 0 < np.asarray(_eight_bit(image).convert("L")).max() <= FEW_LEVELS
+            height, width = image.height, image.width
+            if image.getexif().get(ORIENTATION, 1) > 4:  # may read the file, after which no tile is
+                height, width = width, height
+            far += is_far(height, width, shape)
     looked = f"{root}: of {len(looked_at)} files that were looked at"
     if dark:
         warn_once(
@@ -402,6 +479,14 @@ def warn_of_losses(root: Path, paths: Sequence[str]) -> None:
         )
     if several:
         warn_once(f"{looked} {several} have several pages or frames: only the first is read")
+    if far:
+        warn_once(f"{looked} {far} {FAR_TEXT[how]} (data.fit)")
+
+
+def is_far(height: int, width: int, shape: Shape) -> bool:
+    """Whether the ratio of sides is another than that of (C, H, W) by more than `FAR`."""
+    ratio = height * shape[2] / (width * shape[1])
+    return max(ratio, 1 / ratio) > FAR
 
 
 # --- decoding ---
@@ -447,17 +532,24 @@ def opened_image(file: BinaryIO | Path, name: str) -> Iterator[Image.Image]:
 
 
 def fit(image: Image.Image, shape: Shape, resize: Resize = box_bicubic) -> np.ndarray:
-    """Any Pillow image as uint8 (C, S, S) = `shape`: upright, transparency over white, grey or RGB,
-    resized and cropped.
+    """Any Pillow image as uint8 (C, H, W) = `shape`: upright, grey or RGB, resized. Transparency is
+    a channel of its own with 2 or 4 channels, and over white with 1 or 3.
 
     Raises ValueError for pixels whose range is not certain: floating point and 32-bit integers.
     """
+    channels = shape[0]
     image = _eight_bit(ImageOps.exif_transpose(image))
+    if channels in (2, 4):
+        return _fit_each(image.convert(MODES[channels]).split(), shape, resize)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    mode = "L" if shape[0] == 1 else "RGB"
-    return channels_first(np.asarray(resize(image.convert(mode), shape[1])))
+    return channels_first(np.asarray(resize(image.convert(MODES[channels]), shape[1:])))
+
+
+def _fit_each(channels: Iterable[Image.Image], shape: Shape, resize: Resize) -> np.ndarray:
+    """Grey images, each resized for itself: as RGBA Pillow would weight colours by transparency."""
+    return np.stack([np.asarray(resize(channel, shape[1:])) for channel in channels])
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

@@ -3,7 +3,7 @@ and fingerprints need.
 
 A pack is a directory. `packed_images.json` says what it holds; until all is there it is called
 `packed_images.partial.json`. For each part ("all", or "train" and "held_out" where the data set
-comes with that split) `PART.npy` has the pixels, uint8 (N, S, S, C), and `PART.readable.npy`, bool
+comes with that split) `PART.npy` has the pixels, uint8 (N, H, W, C), and `PART.readable.npy`, bool
 (n,), whether they could be read, of the first n images while it is being packed.
 """
 
@@ -19,7 +19,15 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from scripts.data.images import ArrayImages, FolderImages, ImageSource, UnreadableImage, fingerprint
+from model_code.unet import image_shape
+from scripts.data.images import (
+    ArrayImages,
+    FolderImages,
+    ImageSource,
+    Shape,
+    UnreadableImage,
+    fingerprint,
+)
 from scripts.data.loader import UnreadableImages, read_image, read_in_parts
 from scripts.errors import UserError, printable
 from scripts.runtime import distributed
@@ -55,13 +63,13 @@ class PackedImages(ArrayImages):
         return printable(self.paths[self._rows[i]])
 
 
-def pack_settings(data: ConfigDict) -> dict[str, Any]:
-    """What a pack depends on beside the images themselves."""
-    return {
-        "dataset": data.dataset.lower(),
-        "image_size": data.image_size,
-        "num_channels": data.num_channels,
-    }
+def pack_settings(shape: Shape, fit: str) -> dict[str, Any]:
+    """What a pack depends on beside the data set itself, as JSON has it: images (C, H, W), and
+    config.data.fit.
+    """
+    channels, height, width = shape
+    size = height if height == width else [height, width]
+    return {"image_size": size, "num_channels": channels, "fit": fit}
 
 
 def read_pack(directory: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -73,7 +81,7 @@ def read_pack(directory: Path, settings: Mapping[str, Any]) -> dict[str, Any] | 
         raise ValueError(f"{directory} is half a pack: the command that began it completes it")
     if not (directory / WHOLE).exists():
         return None
-    record = json.loads((directory / WHOLE).read_text())
+    record = _parsed((directory / WHOLE).read_bytes())
     for key, value in settings.items():
         if record[key] != value:
             raise ValueError(
@@ -81,6 +89,11 @@ def read_pack(directory: Path, settings: Mapping[str, Any]) -> dict[str, Any] | 
                 "images again"
             )
     return record["parts"]
+
+
+def _parsed(record: bytes) -> dict[str, Any]:
+    """What a pack says of itself; earlier versions had one fit."""
+    return {"fit": "crop"} | json.loads(record)
 
 
 def write_pack(directory: Path, data: ConfigDict, sources: Mapping[str, ImageSource]) -> None:
@@ -95,9 +108,10 @@ def write_pack(directory: Path, data: ConfigDict, sources: Mapping[str, ImageSou
             "packed from"
         )
     parts = {part: _described(source) for part, source in sources.items()}
-    record = json.dumps({"version": 1, **pack_settings(data), "parts": parts}).encode()
+    settings = {"dataset": data.dataset.lower()} | pack_settings(image_shape(data), data.fit)
+    record = json.dumps({"version": 1, **settings, "parts": parts}).encode()
     begun = [directory / name for name in (WHOLE, PARTIAL) if (directory / name).exists()]
-    if begun and begun[0].read_bytes() != record:
+    if begun and _parsed(begun[0].read_bytes()) != json.loads(record):
         raise UserError(
             f"--out={directory}: has a pack of other images or sizes in it; choose another "
             "directory, or delete it"

@@ -287,7 +287,7 @@ class BoundEvaluation:
         print(f"by level: {folder / 'bound_by_level.png'}")
         scores = {"ELBO": (bound["total"], "nats")}
         if dequantize or process.discrete:
-            num_pixels = self.config.data.num_channels * self.config.data.image_size**2
+            num_pixels = math.prod(sampler.shape)
             scores["BPD"] = bits_per_dim(bound["total"], num_pixels, process.discrete), "bits/dim"
         return [
             Result(score, Estimate.of(values), {**settings, "unit": unit}, per_image=values.numpy())

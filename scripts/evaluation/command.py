@@ -136,6 +136,13 @@ def make_extractor(flags: Values, config: ConfigDict, cache: Path) -> Extractor:
     device = resolve_device(config.device)
     if flags.feature_extractor in ("classifier", "robust_classifier"):
         return classifier_features(cache, config.data, device, flags.feature_extractor)
+    channels = config.data.num_channels
+    if channels not in (1, 3):
+        other = "choose --mode=spectrum, copying or elbo, or --feature_extractor=classifier"
+        raise UserError(
+            f"--feature_extractor={flags.feature_extractor}: sees grey or RGB, and "
+            f"config.data.num_channels = {channels}; {other}"
+        )
     if flags.feature_extractor == "dinov2":
         return DINOv2Features(flags.dinov2_path, device)
     return InceptionFeatures(flags.cleanfid_mode, flags.inception_path, device)

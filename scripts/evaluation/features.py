@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from scripts.data.datasets import Split, load_images
 from scripts.data.images import (
+    ORIENTATION,
     FolderImages,
     Images,
     ImageSource,
@@ -29,8 +30,6 @@ from scripts.runtime import distributed
 from scripts.runtime.progress import progress_bar
 from scripts.storage.files import atomic_write, make_directory
 
-ORIENTATION = 0x0112
-"""EXIF's tag for how an image is to be turned."""
 SECONDS_BETWEEN_FILES = 60
 """An interrupted evaluation loses at most this much work, and one batch."""
 SPLITS: dict[str, Split] = {

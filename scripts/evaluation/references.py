@@ -12,6 +12,7 @@ import cleanfid.features
 import numpy as np
 from ml_collections import ConfigDict
 
+from model_code.unet import image_shape
 from scripts.config.paths import plain_name, user_path
 from scripts.data.datasets import open_images
 from scripts.data.images import Images, UnreadableImage, checksum, checksums, list_images
@@ -85,8 +86,14 @@ def find_reference(
             "give a folder"
         )
     else:
+        _, height, width = image_shape(data)
+        if height != width and split != "custom":
+            raise UserError(
+                f"--dataset_name_cleanfid={name}: clean-fid's statistics are of squares, and "
+                f"config.data.image_size = {data.image_size}; give a folder"
+            )
         arrays = named_statistics(
-            name.removeprefix(CLEANFID), extractor.settings["mode"], split, data.image_size, metrics
+            name.removeprefix(CLEANFID), extractor.settings["mode"], split, height, metrics
         )
         reference = _reference(
             f"{name} {split}, clean-fid's statistics", arrays, extractor.num_features, metrics

@@ -12,8 +12,9 @@ import torch
 from ml_collections import ConfigDict
 
 from model_code.prior import StandardNormal
+from model_code.unet import image_shape
 from scripts.config.paths import user_path
-from scripts.data.datasets import Split, image_shape, load_images, open_images
+from scripts.data.datasets import Split, load_images, open_images
 from scripts.data.images import (
     FolderImages,
     Images,
@@ -68,7 +69,7 @@ class SampleFiles:
     @classmethod
     def read(cls, text: str, config: ConfigDict, seed: int) -> "SampleFiles":
         """All images of a folder or an array. Raises UserError, see `open_images`."""
-        images = open_images(text, "--samples", image_shape(config.data))
+        images = open_images(text, "--samples", image_shape(config.data), config.data.fit)
         path = user_path(text, "--samples")
         native: Images = images
         if path.suffix in (".npy", ".npz"):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from scripts.data.images import UnreadableImage, opened_image
+from scripts.data.images import MODES, UnreadableImage, channels_first, opened_image
 from scripts.errors import UserError
 from scripts.runtime import distributed
 from scripts.runtime.progress import progress_bar, warn
@@ -61,8 +61,13 @@ def export(
             with atomic_write(directory / "origins.txt") as temporary:
                 np.savetxt(temporary, sampler.origins(range(num_samples)), fmt="%d")
         if distributed.is_main() and npz:
-            channels, *size = sampler.shape
-            _write_npz(directory, (num_samples, *size, channels))
+            _write_npz(directory, num_samples, sampler.shape)
+
+
+def _png_shape(shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """(C, H, W) of the files of images: more than 4 channels are one below the other, in grey."""
+    channels, height, width = shape
+    return shape if channels in MODES else (1, channels * height, width)
 
 
 def _missing(
@@ -74,7 +79,8 @@ def _missing(
     if (held := len({*directory.glob("*.png"), *files})) > num_samples:
         text = f"{directory} holds {held} images, and who reads it will read them all"
         warnings.warn(f"--num_samples={num_samples}: {text}", stacklevel=3)
-    missing = [i for i, file in enumerate(files) if not _is_whole(file, sampler.shape)]
+    shape = _png_shape(sampler.shape)
+    missing = [i for i, file in enumerate(files) if not _is_whole(file, shape)]
     if damaged := sum(files[i].exists() for i in missing):
         warn(f"{directory}: {damaged} of {num_samples} images are damaged, and drawn again")
     return missing
@@ -89,10 +95,12 @@ def _is_whole(file: Path, shape: tuple[int, int, int]) -> bool:
     return False
 
 
-def _write_npz(directory: Path, shape: tuple[int, ...]) -> None:
-    """The first N PNG files as `arr_0`, uint8 (N, H, W, C) = `shape`, as ADM's and other evaluators
-    read it.
+def _write_npz(directory: Path, num_samples: int, image_shape: tuple[int, int, int]) -> None:
+    """The first N PNG files of images (C, H, W) as `arr_0`, uint8 (N, H, W, C), as ADM's and other
+    evaluators read it.
     """
+    channels, *size = image_shape
+    shape = num_samples, *size, channels
     path = directory / f"samples_{'x'.join(map(str, shape))}.npz"
     with (
         atomic_write(path) as temporary,
@@ -104,11 +112,14 @@ def _write_npz(directory: Path, shape: tuple[int, ...]) -> None:
         )
         for i in range(shape[0]):
             with Image.open(directory / f"{i:06d}.png") as image:
-                file.write(image.tobytes())
+                pixels = channels_first(np.asarray(image)).reshape(image_shape)
+                file.write(pixels.transpose(1, 2, 0).tobytes())
 
 
 def _write_images(directory: Path, indices: Sequence[int], images: torch.Tensor) -> None:
-    for index, image in zip(indices, images.permute(0, 2, 3, 1).numpy(), strict=True):
+    channels, height, width = images.shape[1:]
+    pixels = images.reshape(-1, *_png_shape((channels, height, width)))
+    for index, image in zip(indices, pixels.permute(0, 2, 3, 1).numpy(), strict=True):
         with atomic_write(directory / f"{index:06d}.png", durable=False) as temporary:
             Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(temporary)
 

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from PIL import ImageOps
 
 from scripts.config.flags import Values
 from scripts.data.datasets import open_images
 from scripts.data.images import UnreadableImage, list_images, opened_image
 from scripts.errors import UserError
 from scripts.sampling import editing
-from scripts.sampling.output import own_directory, save_png, to_uint8
+from scripts.sampling.output import as_colours, own_directory, save_png, to_uint8
 from scripts.sampling.sampler import Sampler
 from scripts.storage.files import atomic_write
 
@@ -23,9 +24,11 @@ Columns = dict[str, torch.Tensor]
 
 
 def make_from_pictures(
-    flags: Values, sampler: Sampler, base: Path, settings: dict[str, Any]
+    flags: Values, sampler: Sampler, base: Path, settings: dict[str, Any], fit: str
 ) -> Path:
     """Do what --super_resolve, --inpaint or --edit says; the path of the picture of all.
+
+    fit: config.data.fit.
 
     Beside it, samples.npy, float32 (S, M, C, H, W), and the first sample of each as PNG. Raises
     UserError for pictures that do not fit.
@@ -34,15 +37,18 @@ def make_from_pictures(
     if flags.super_resolve:
         name, images = (
             "super_resolve",
-            read_pictures(flags.super_resolve, "--super_resolve", sampler),
+            read_pictures(flags.super_resolve, "--super_resolve", sampler, fit=fit),
         )
         factor = editing.whole_factor(sampler, images)
         samples = sampler.super_resolve(images, per_init)
         enlarged = images.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
         columns = {"input": enlarged, "bicubic": editing.bicubic(images, factor)}
     elif flags.inpaint:
-        name, images = "inpaint", read_pictures(flags.inpaint, "--inpaint", sampler, sampler.shape)
-        unknown = read_pictures(flags.mask, "--mask", sampler)
+        name, images = (
+            "inpaint",
+            read_pictures(flags.inpaint, "--inpaint", sampler, sampler.shape, fit),
+        )
+        unknown = read_pictures(flags.mask, "--mask", sampler, fit=fit)
         if len(unknown) > 1:
             raise UserError(f"--mask={flags.mask}: {len(unknown)} images, where one is needed")
         settings["mask_crc32"] = checksum(unknown)
@@ -51,7 +57,7 @@ def make_from_pictures(
         masked = torch.where(mask, torch.full_like(images, 0.5), images)
         columns = {"original": images, "masked": masked}
     else:
-        name, images = "edit", read_pictures(flags.edit, "--edit", sampler, sampler.shape)
+        name, images = "edit", read_pictures(flags.edit, "--edit", sampler, sampler.shape, fit)
         blurs = parse_blurs(flags.blur)
         made = [sampler.edit(images, blur, per_init) for blur in blurs]
         samples, columns = torch.cat(made, 1), {"input": images}
@@ -73,7 +79,11 @@ def make_from_pictures(
 
 
 def read_pictures(
-    path: Path, flag: str, sampler: Sampler, shape: tuple[int, int, int] | None = None
+    path: Path,
+    flag: str,
+    sampler: Sampler,
+    shape: tuple[int, int, int] | None = None,
+    fit: str = "crop",
 ) -> torch.Tensor:
     """The picture or the pictures of a folder, float32 (S, C, H, W) in [0, 1]: resized to `shape`,
     or without it at their own size.
@@ -90,10 +100,8 @@ def read_pictures(
             several = ", ".join(f"{width} x {height}" for width, height in sorted(sizes)[:3])
             raise UserError(f"{flag}={path}: must be images of one size, has {several or 'none'}")
         ((width, height),) = sizes
-        if width != height:
-            raise UserError(f"{flag}={path}: {width} x {height} pixels, must be square")
         shape = sampler.shape[0], height, width
-    source = open_images(str(path), flag, shape)
+    source = open_images(str(path), flag, shape, fit)
     return torch.from_numpy(np.stack([source[i] for i in range(len(source))])).float() / 255
 
 
@@ -106,9 +114,9 @@ def parse_blurs(text: str) -> list[float]:
 
 
 def size_of(path: Path) -> tuple[int, int]:
-    """Width and height. Raises UnreadableImage."""
+    """Width and height, upright. Raises UnreadableImage."""
     with opened_image(path, str(path)) as image:
-        return image.size
+        return ImageOps.exif_transpose(image).size
 
 
 def checksum(images: torch.Tensor) -> int:
@@ -124,7 +132,8 @@ def save_columns(path: Path, columns: Sequence[tuple[str, torch.Tensor]]) -> Non
     for place, (heading, images) in enumerate(columns):
         grid[0, place].set_title(heading, fontsize="small")
         for axes, image in zip(grid[:, place], images, strict=True):
-            axes.imshow(to_uint8(image).permute(1, 2, 0), cmap="gray", vmin=0, vmax=255)
+            picture = to_uint8(as_colours(image[None]))[0]
+            axes.imshow(picture.permute(1, 2, 0), cmap="gray", vmin=0, vmax=255)
             axes.axis("off")
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=100)

@@ -12,7 +12,8 @@ import torch
 from ml_collections import ConfigDict
 
 from model_code.prior import Prior
-from scripts.data.datasets import Split, image_shape, load_images, open_images
+from model_code.unet import image_shape
+from scripts.data.datasets import Split, load_images, open_images
 from scripts.data.images import ImageSource
 from scripts.data.loader import first_readable, to_unit_range
 from scripts.runtime.randomness import Purpose, stream
@@ -76,7 +77,7 @@ def open_initial_images(init: str, data: ConfigDict, per_image: int) -> InitialI
     if own:
         source = load_images(data, cast(Split, init))
     else:
-        source = open_images(init, "--init", image_shape(data))
+        source = open_images(init, "--init", image_shape(data), data.fit)
     name = init.rstrip("/").rpartition("/")[2]
     name = f"{name}_folder" if name in ("held_out", "train") and not own else name
     files = {init if own else "init": source.version()}

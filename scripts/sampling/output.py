@@ -47,12 +47,28 @@ def grid(images: torch.Tensor, columns: int | None = None) -> np.ndarray:
     """
     from torchvision.utils import make_grid  # takes a second to import
 
-    factor = max(1, round(TILE / images.shape[-1]))
-    tiles = to_uint8(images).repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    factor = max(1, round(TILE / max(images.shape[-2:])))
+    tiles = to_uint8(as_colours(images)).repeat_interleave(factor, 2).repeat_interleave(factor, 3)
     sheet = make_grid(
         tiles, columns or math.ceil(math.sqrt(len(images))), padding=GAP, pad_value=255
     )
     return sheet.permute(1, 2, 0).numpy()
+
+
+def as_colours(images: torch.Tensor) -> torch.Tensor:
+    """Images (B, C, H, W) as a person can see them, C' 1 or 3: (B, C', H, W').
+
+    Of 4 channels the first three are RGB, with the fourth beside it; of 2 or more than 4 each is a
+    column in grey. White lines part them.
+    """
+    B, C, H, _ = images.shape
+    if C in (1, 3):
+        return images
+    parts = list(images.split([3, 1] if C == 4 else 1, 1))
+    colours = max(part.shape[1] for part in parts)
+    white = images.new_ones(B, colours, H, 1)
+    columns = [column for part in parts for column in (white, part.expand(-1, colours, -1, -1))]
+    return torch.cat(columns[1:], 3)
 
 
 def own_directory(base: Path, settings: dict[str, Any]) -> Path:

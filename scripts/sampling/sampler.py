@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from model_code.prior import Prior
 from model_code.process import CalibrationState, Denoiser, Process, ReverseKernel
+from model_code.unet import image_shape
 from scripts.config.checks import validate
 from scripts.config.resolve import TRAINING_ONLY
 from scripts.data.datasets import Split, load_images
@@ -291,7 +292,7 @@ def make_sampler(
         sampler=choice.sampler,
         calibration=made_from,
         precision=precision,
-        shape=(config.data.num_channels, config.data.image_size, config.data.image_size),
+        shape=image_shape(config.data),
     )
 
 

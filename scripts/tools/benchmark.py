@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from torch import nn
 from torch.utils.benchmark import Timer
 
+from model_code.unet import image_shape
 from scripts.config.checks import validate
 from scripts.config.flags import Values, run
 from scripts.config.resolve import resolve
@@ -62,8 +63,7 @@ def tasks(config: ConfigDict, device: torch.device, with_diffusers: bool) -> Ite
     """A matrix product, then training and sampling with `config` on noise."""
     theirs = diffusers_unet(config) if with_diffusers else None
     trainer, work = Trainer(resolve(config), device), Work.of(config)
-    n, size = config.training.batch_size, config.data.image_size
-    shape = (config.data.num_channels, size, size)
+    n, shape = config.training.batch_size, image_shape(config.data)
     images = torch.rand(n, *shape)
     u = images.to(device)
     k = torch.full((n,), config.model.K, device=device)
@@ -85,7 +85,7 @@ def tasks(config: ConfigDict, device: torch.device, with_diffusers: bool) -> Ite
     matrix = torch.rand(side, side, device=device, dtype=trainer.precision.dtype)
     gflop = n * work.forward / 1e9
     yield f"matrix product {side}x{side}", lambda: matrix @ matrix, 2 * side**3 / 1e9
-    step = f"training step, {n} of {size}x{size}"
+    step = f"training step, {n} of {shape[1]}x{shape[2]}"
     yield step, lambda: trainer.train_step(images), n * work.training / 1e9
     yield "U-Net forward", lambda: forward(trainer.model), gflop
     yield "sampling, one level, float32", sample, gflop
@@ -140,7 +140,7 @@ def diffusers_unet(config: ConfigDict) -> nn.Module:
     kinds = ["Attn" if level in model.attention_levels else "" for level in range(len(channels))]
     resampling = "resnet" if model.resblock_updown else "conv"
     return UNet2DModel(
-        sample_size=data.image_size,
+        sample_size=image_shape(data)[1:],
         in_channels=data.num_channels,
         out_channels=data.num_channels,
         layers_per_block=model.num_res_blocks,

@@ -81,7 +81,8 @@ def describe(moments: DCTMoments, schedules: Schedules) -> str:
         lines.append(f"{2 ** (i + 1):>6} to {2 ** (i + 2):<10}{share:>12.2%}")
     lines.append(f"brightness{'':<10}{shares[-1]:>12.2%}")
     lines.append("\nlast blur, pixels    variance that the prior hands over, of all but brightness")
-    blurs = {"W / 8": W / 8, "W / 4": W / 4, "W / 2": W / 2}
+    side = "W" if W >= H else "H"
+    blurs = {f"{side} / {part}": max(H, W) / part for part in (8, 4, 2)}
     for name, sigma in {**blurs, "configured": schedules[MATCHED][-1].item()}.items():
         lines.append(f"{sigma:>6.4g}  {name:<12}{kept_variance(sigma, power):>12.2%}")
     lines.append("\nschedule    variance removed by a step, k = 2..K: largest / smallest")

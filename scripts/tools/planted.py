@@ -26,7 +26,7 @@ def main(flags: Values) -> int:
     from scripts.evaluation.command import make_extractor
     from scripts.evaluation.corruptions import CORRUPTIONS
     from scripts.evaluation.distances import Gaussian, frechet_estimate
-    from scripts.sampling.output import to_uint8
+    from scripts.sampling.output import as_colours, to_uint8
 
     validate(flags.config)
     make_directory(flags.out, "out")
@@ -50,7 +50,8 @@ def main(flags: Values) -> int:
         distance, _ = frechet_estimate(features(corrupted), reference)
         value = f"{distance.value:.3g} +- {distance.standard_error:.2g}"
         print(f"{name:24} {value}", flush=True)
-        row = np.concatenate(list(corrupted[shown].permute(0, 2, 3, 1).numpy()), axis=1)
+        pictures = to_uint8(as_colours(corrupted[shown] / 255))
+        row = np.concatenate(list(pictures.permute(0, 2, 3, 1).numpy()), axis=1)
         axes.imshow(row, cmap="gray", vmin=0, vmax=255)
         axes.set_ylabel(f"{name}\n{value}", rotation=0, ha="right", va="center")
         axes.set(xticks=[], yticks=[])

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 from torch.utils.flop_counter import FlopCounterMode
 
 from model_code import build_model, configured_chain
+from model_code.unet import image_shape
 from scripts.config.checks import validate
 from scripts.config.resolve import Experiment
 from scripts.data.datasets import num_groups
@@ -31,10 +32,9 @@ class Work:
     @classmethod
     def of(cls, config: ConfigDict) -> "Work":
         """Count on tensors without data; a multiplication and an addition are two operations."""
-        data = config.data
         with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
             model = build_model(config)
-            u = torch.empty(1, data.num_channels, data.image_size, data.image_size)
+            u = torch.empty(1, *image_shape(config.data))
             model(u, torch.ones(1, dtype=torch.long))
         forward = counter.get_total_flops()
         # The backward pass takes two, for the gradients of inputs and weights.
@@ -54,7 +54,8 @@ def describe(
     """
     config = experiment.config
     training, data, work = config.training, config.data, Work.of(config)
-    processes, gpus, size = distributed.world_size(), torch.cuda.device_count(), data.image_size
+    processes, gpus = distributed.world_size(), torch.cuda.device_count()
+    channels, height, width = image_shape(data)
     parts = training.accumulation_steps
     micro = f" in {parts} microbatches" if parts > 1 else ""
     gflop = f"{work.training * training.batch_size / 1e9:.0f} GFLOP"
@@ -65,7 +66,7 @@ def describe(
         counts += f"; {groups[0]} groups for training, {groups[1]} held out"
     lines = [
         f"network      {work}",
-        f"data         {data.dataset}, {size}x{size}x{data.num_channels}: {counts}",
+        f"data         {data.dataset}, {height}x{width}x{channels}: {counts}",
         f"process      {config.model.process}: {experiment.process}",
         f"steps        {first_step} to {training.n_iters}, batches of "
         f"{training.batch_size}{micro}, {gflop} each",

@@ -15,8 +15,11 @@ from PIL.PngImagePlugin import PngInfo
 from scripts.data import images
 from scripts.data.datasets import load_images, open_images
 from scripts.data.images import (
+    FITS,
+    ORIENTATION,
     ArrayImages,
     FolderImages,
+    Resize,
     UnreadableImage,
     bilinear,
     box_bicubic,
@@ -207,7 +210,7 @@ def test_what_has_changed(rows: list[int], message: str) -> None:
 # --- arrays ---
 
 
-@pytest.mark.parametrize("shape", [(5, 6, 6), (5, 6, 6, 1), (5, 6, 6, 3)])
+@pytest.mark.parametrize("shape", [(5, 6, 6), (5, 6, 6, 1), (5, 6, 6, 3), (5, 6, 6, 7)])
 def test_array_images_come_back_as_stored_without_a_copy(shape: tuple[int, ...]) -> None:
     array = np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
     source = ArrayImages(array)
@@ -225,6 +228,107 @@ def test_array_images_are_converted_when_size_or_channels_differ() -> None:
     assert (colour[0] == 150).all()
 
 
+@pytest.mark.parametrize(("stored", "wanted"), [(4, 3), (2, 1), (3, 5)])
+def test_other_numbers_of_channels_are_refused(stored: int, wanted: int) -> None:
+    array = np.zeros((3, 4, 4, stored), np.uint8)
+    with pytest.raises(ValueError, match=f": {stored} channels, not {wanted}"):
+        ArrayImages(array, (wanted, 4, 4))
+
+
+@pytest.mark.parametrize("channels", [2, 4, 5])
+def test_each_of_many_channels_is_resized_for_itself(channels: int) -> None:
+    array = np.random.default_rng(0).integers(256, size=(1, 20, 30, channels), dtype=np.uint8)
+    resized = ArrayImages(array, (channels, 8, 12))[0]
+    for i in range(channels):
+        np.testing.assert_array_equal(resized[i], ArrayImages(array[..., i], (1, 8, 12))[0][0])
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("LA", 2), ("RGBA", 4)])
+def test_transparency_is_a_channel_of_its_own(mode: str, channels: int, tmp_path: Path) -> None:
+    """As it is stored, not over white; of a file without it is opaque."""
+    pixels = np.random.default_rng(0).integers(256, size=(4, 4, channels), dtype=np.uint8)
+    found = decoded(tmp_path, Image.fromarray(pixels), channels=channels)
+    np.testing.assert_array_equal(found, pixels.transpose(2, 0, 1))
+    opaque = decoded(tmp_path, Image.new("RGB", (4, 4), (9, 9, 9)), channels=channels)
+    assert (opaque[:-1] == 9).all()
+    assert (opaque[-1] == 255).all()
+
+
+def halves(width: int, height: int) -> Image.Image:
+    """Black on the left, white on the right."""
+    pixels = np.zeros((height, width), np.uint8)
+    pixels[:, width // 2 :] = 255
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize("resize", [box_bicubic, bilinear])
+def test_a_crop_covers_the_rectangle(resize: Resize) -> None:
+    """Of 60 x 40 pixels the middle 60 x 20 for 24 x 8, and the middle 20 x 40 for 8 x 16."""
+    rows = np.arange(40, dtype=np.uint8).repeat(60).reshape(40, 60)
+    wide = np.asarray(resize(Image.fromarray(rows), (8, 24))).astype(float)
+    np.testing.assert_allclose(wide.mean(1), 10 + 2.5 * (np.arange(8) + 0.5) - 0.5, atol=0.75)
+    columns = np.arange(60, dtype=np.uint8).repeat(40).reshape(60, 40).T
+    high = np.asarray(resize(Image.fromarray(columns), (16, 8))).astype(float)
+    np.testing.assert_allclose(high.mean(0), 20 + 2.5 * (np.arange(8) + 0.5) - 0.5, atol=0.75)
+
+
+def test_padding_repeats_the_edges_of_the_whole_image() -> None:
+    """Of 16 x 8 pixels for 8 x 8, then of 8 x 16 for 16 x 8: bars of 2 and 6 pixels."""
+    wide = np.asarray(FITS["pad"](halves(16, 8), (8, 8)))
+    assert (wide == wide[3]).all()
+    assert (wide[0] < 128).sum() == 4
+    high = np.asarray(FITS["pad"](halves(8, 16), (8, 16)))
+    assert high.shape == (8, 16)
+    assert (high[:, :6] == 0).all()
+    assert (high[:, 10:] == 255).all()
+    assert np.asarray(FITS["pad"](halves(1000, 1), (4, 4))).shape == (4, 4)
+
+
+def test_stretching_keeps_the_whole_image() -> None:
+    stretched = np.asarray(FITS["stretch"](halves(40, 8), (8, 10)))
+    assert stretched.shape == (8, 10)
+    assert (stretched[:, :4] < 10).all()
+    assert (stretched[:, 6:] > 245).all()
+
+
+@pytest.mark.parametrize(
+    ("fit", "text"), [("crop", "cut off"), ("pad", "padding"), ("stretch", "stretched")]
+)
+def test_images_of_another_shape_are_counted(
+    fit: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 24 x 8 pixels: 8 x 8 and, by its EXIF, 8 x 24 are far from that, 16 x 8 is not."""
+    turned = Image.Exif()
+    turned[ORIENTATION] = 6
+    halves(24, 8).save(tmp_path / "turned.png", exif=turned)
+    for width in (24, 16, 8):
+        halves(width, 8).save(tmp_path / f"{width}.png")
+    data = data_config("folder", tmp_path, channels=1)
+    data.image_size, data.fit = (8, 24), fit
+    load_images(data, "train")
+    line = f"{tmp_path}: of 4 files that were looked at 2 are of another shape"
+    error = capsys.readouterr().err
+    assert line in error
+    assert text in error
+    np.save(tmp_path / "array.npy", np.zeros((4, 8, 8), np.uint8))
+    open_images(str(tmp_path / "array.npy"), "--init", (1, 8, 24), fit)
+    assert "4 images of 8 x 8 pixels are of another shape" in capsys.readouterr().err
+
+
+def test_the_fit_tells_images_apart(tmp_path: Path) -> None:
+    """By fingerprint and version, in folders and arrays."""
+    pixels = np.random.default_rng(0).integers(256, size=(3, 8, 12), dtype=np.uint8)
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+    names = [f"{i}.png" for i in range(3)]
+    for sources in (
+        [FolderImages(tmp_path, names, (1, 8, 8), resize) for resize in FITS.values()],
+        [ArrayImages(pixels, (1, 8, 8), resize) for resize in FITS.values()],
+    ):
+        assert len({str(fingerprint(source)) for source in sources}) == len(FITS)
+        assert len({source.version() for source in sources}) == len(FITS)
+
+
 def test_of_a_thin_image_the_middle_is_taken() -> None:
     """A ramp of 4 x 400 pixels, for both ways of resizing: as of its middle, wherever that is cut
     out.
@@ -232,7 +336,7 @@ def test_of_a_thin_image_the_middle_is_taken() -> None:
     ramp = np.repeat((np.arange(400) // 2).astype(np.uint8)[None], 4, 0)
     for resize in (box_bicubic, bilinear):
         for pixels in (ramp, ramp.T):
-            found = np.asarray(resize(Image.fromarray(pixels), 16)).astype(int)
+            found = np.asarray(resize(Image.fromarray(pixels), (16, 16))).astype(int)
             assert found.shape == (16, 16)
             assert np.abs(found - 100).max() <= 2
 
@@ -241,7 +345,7 @@ def test_a_line_of_pixels_takes_no_gigabytes() -> None:
     """1 x 30,000 pixels at 256: whole, it would be resized to 256 x 7,680,000."""
     line = Image.fromarray(np.arange(30_000, dtype=np.uint32).astype(np.uint8)[:, None])
     tracemalloc.start()
-    assert box_bicubic(line, 256).size == (256, 256)
+    assert box_bicubic(line, (256, 256)).size == (256, 256)
     assert tracemalloc.get_traced_memory()[1] < 50e6
     tracemalloc.stop()
 

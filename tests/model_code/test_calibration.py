@@ -12,6 +12,7 @@ import torch
 
 from model_code.blur import DCTBlur, blur_schedule
 from model_code.calibration import (
+    Bins,
     Calibration,
     calibration_state,
     frequency_bins,
@@ -20,7 +21,7 @@ from model_code.calibration import (
     moments,
     shortest_path,
 )
-from model_code.dct import LUMINANCE_CHROMINANCE, dct2, idct2
+from model_code.dct import LUMINANCE_CHROMINANCE, dct2, eigenvalues, idct2
 from model_code.elbo import gaussian_kl, negative_log_density
 from model_code.gaussian import GaussianProcess
 from model_code.kernels import Fit, GaussianKernel
@@ -101,6 +102,23 @@ def test_bins_are_radii_and_blind_frequencies() -> None:
         sizes = bins.flatten().bincount()
         assert (sizes > 0).all()
         assert (sizes[bins[alone][:, alone]] == 1).all()
+
+
+def test_bins_and_shells_of_a_rectangle_are_of_lambda() -> None:
+    """In 24 x 40 cells frequencies of equal n^2 + m^2 differ in lambda by a factor of 3, and alpha
+    at a level with them.
+    """
+    rates = eigenvalues(24, 40)
+    assert rates[5, 0] / rates[0, 5] > 2.7
+    groups = Bins(frequency_bins(24, 40, 48)[None])
+    for shell in range(len(groups.shell_sizes)):
+        inside = rates[groups.shells[0] == shell]
+        torch.testing.assert_close(inside, inside[:1].expand_as(inside), rtol=1e-12, atol=0)
+    radii = rates.sqrt() * 40 / math.pi
+    blind = groups.bins[0, 0, 0]
+    for number in range(len(groups.sizes)):
+        inside = radii[groups.bins[0] == number]
+        assert number == blind or inside.max() - inside.min() <= 1.0001
 
 
 def test_the_papers_noise_is_a_special_case(golden: Golden) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -124,10 +125,15 @@ def test_scale_shift_norm_by_hand() -> None:
     torch.testing.assert_close(block(x, emb), x + h)
 
 
-def test_image_size_that_cannot_be_halved() -> None:
-    message = r"^config\.data\.image_size = 6: must be divisible by 4, for 3 levels"
-    with pytest.raises(ValueError, match=message):
-        build_model(tiny_config(data__image_size=6, model__channel_mult=(1, 1, 1)))
+@pytest.mark.parametrize(
+    ("size", "named"),
+    [(6, ""), ((8, 6), ", as its width 6 is not"), ((6, 8), ", as its height 6 is not")],
+)
+def test_image_size_that_cannot_be_halved(size: object, named: str) -> None:
+    must = "must be divisible by 4, for 3 levels in model.channel_mult"
+    message = re.escape(f"config.data.image_size = {size}: {must}{named}")
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        build_model(tiny_config(data__image_size=size, model__channel_mult=(1, 1, 1)))
 
 
 def test_group_norm_is_float32_inside() -> None:
