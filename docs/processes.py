@@ -11,7 +11,10 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
+
+from scripts.sampling.output import save_png
 
 Rows = dict[tuple[str, str], dict[int, list[tuple[float, float]]]]
 """By data set and label: values and standard errors of each training seed by network calls."""
@@ -76,13 +79,26 @@ def draw(rows: Rows, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def draw_samples(out: Path, data: str) -> None:
+    """samples_DATA.png: a row of the first 16 samples of each arm, in the order of their names."""
+    rows = []
+    for path in sorted(out.glob(f"{data}/*-1/additional_samples/*/delta_*_steps_25/final.npy")):
+        print(f"row {len(rows) + 1} of samples_{data}.png: {path.parts[-5]}")
+        rows.append(torch.from_numpy(np.load(path))[:16])
+    if rows:
+        save_png(out / f"samples_{data}.png", torch.cat(rows), 16)
+
+
 def main(out: Path) -> None:
     """Print all tables, draw the picture."""
     for score in ("FID", "BPD"):
         rows = read(out, score)
         for data in sorted({data for data, _ in rows}):
             print(f"\n{score}\n\n{table(rows, data)}")
-    draw(read(out, "FID"), out / "frechet.png")
+    fid = read(out, "FID")
+    draw(fid, out / "frechet.png")
+    for data in sorted({data for data, _ in fid}):
+        draw_samples(out, data)
 
 
 if __name__ == "__main__":

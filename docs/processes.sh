@@ -48,4 +48,4 @@ done
 for data in digits emoji; do
   for blur in 0 2 20; do arm $data flow_$blur 1 "${flow[@]}" --config.model.blur_sigma_max=$blur; done
 done
-python docs/processes.py "$out"
+PYTHONPATH=. python docs/processes.py "$out"
