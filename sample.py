@@ -57,7 +57,7 @@ def draw(flags: Values) -> int:
         from_data=flags.prior == "data",
     )
     if export_dir is not None:
-        settings = sampler.record(config, trained).settings()
+        settings = sampler.record(trained).settings()
         batch_size = flags.batch_size or config.eval.batch_size
         export(
             export_dir, sampler, settings, flags.num_samples, batch_size, npz=flags.export == "npz"
@@ -68,7 +68,7 @@ def draw(flags: Values) -> int:
         return 0
     make_directory(base, "--out")
     if any(pictures.values()):
-        settings = sampler.record(config, trained).settings()
+        settings = sampler.record(trained).settings()
         picture = make_from_pictures(flags, sampler, base, settings, config.data.fit)
         print(f"step {trained.step}: {picture}")
         return 0
@@ -80,7 +80,7 @@ def draw(flags: Values) -> int:
     sampler, batch_size = output.fill_rows(
         sampler, flags.batch_size or 9, 1 if whole else flags.per_init
     )
-    settings = sampler.record(config, trained).settings() | {"prior": flags.prior}
+    settings = sampler.record(trained).settings() | {"prior": flags.prior}
     if flags.interpolate:
         ends = 2 * number, 2 * number + 1
         settings |= {"kind": "interpolation", "ends": list(ends), "num_points": flags.num_points}

@@ -20,16 +20,8 @@ def get_config() -> ConfigDict:
     config.distributed_timeout_minutes = (
         120.0  # longest wait of one process for the others before the run ends with an error
     )
-    config.training = _training()
-    config.eval = _evaluation()
-    config.data = _data()
-    config.model = _model()
-    config.optim = _optim()
-    return config
 
-
-def _training() -> ConfigDict:
-    training = ConfigDict()
+    config.training = training = ConfigDict()
     training.batch_size = 128  # images per optimizer step, in all processes together
     training.accumulation_steps = (
         1  # microbatches of a batch, for less memory; same result but for dropout masks
@@ -63,11 +55,8 @@ def _training() -> ConfigDict:
     training.max_nonfinite_steps = (
         10  # successive steps skipped for a non-finite loss or gradient, at which the run stops
     )
-    return training
 
-
-def _evaluation() -> ConfigDict:
-    evaluation = ConfigDict()
+    config.eval = evaluation = ConfigDict()
     evaluation.batch_size = (
         256  # images at a time where nothing is learnt: evaluation, the prior bank
     )
@@ -75,11 +64,8 @@ def _evaluation() -> ConfigDict:
     # third of a training step's image, so num_images / (3 * eval_freq * batch_size) is the
     # evaluation's share of the time: 2%
     evaluation.num_images = 768
-    return evaluation
 
-
-def _data() -> ConfigDict:
-    data = ConfigDict()
+    config.data = data = ConfigDict()
     data.dataset = "mnist"  # mnist5k, emoji32, mnist, cifar10, lsun_church, ffhq, afhq, folder, npy
     # folder or file, or a directory that scripts.tools.pack made of them; empty means the data
     # set's own place below data/
@@ -106,11 +92,8 @@ def _data() -> ConfigDict:
     # threads that read images ahead, 0 reads between steps; -1 takes as many as there are cores for
     # encoded images, one for memory-mapped arrays, none for arrays in memory. Results are the same
     data.num_workers = -1
-    return data
 
-
-def _model() -> ConfigDict:
-    model = ConfigDict()
+    config.model = model = ConfigDict()
     model.process = (
         "heat"  # what degrades images and is reversed; model_code/__init__.py lists the names
     )
@@ -169,11 +152,8 @@ def _model() -> ConfigDict:
         False  # tell the network the means of its input's channels, which GroupNorm removes
     )
     model.dropout = 0.1  # probability, inside residual blocks, training only
-    return model
 
-
-def _optim() -> ConfigDict:
-    optim = ConfigDict()
+    config.optim = optim = ConfigDict()
     optim.optimizer = "Adam"  # Adam or AdamW
     optim.lr = 2e-4  # learning rate after warm-up
     optim.warmup = 5000  # steps over which the learning rate rises linearly
@@ -187,7 +167,7 @@ def _optim() -> ConfigDict:
     # bfloat16, float16 (with loss scaling), or "auto": bfloat16 unless it is a processor that would
     # emulate it
     optim.amp_dtype = "auto"
-    return optim
+    return config
 
 
 get_default_configs = get_config  # the original release's name for it

@@ -118,15 +118,10 @@ def build_model(config: ConfigDict) -> Module:
     return NETWORKS[name](config)
 
 
-def check_buildable(config: ConfigDict) -> Process:
-    """Return the process. Raise ValueError, naming key and value, unless the network can be built.
-
-    Nothing is allocated for the network.
-    """
-    process = build_process(config)
+def build_meta_model(config: ConfigDict) -> Module:
+    """The same network without numbers, on the meta device: nothing is allocated."""
     with torch.device("meta"):
-        build_model(config)
-    return process
+        return build_model(config)
 
 
 def configured_chain(config: ConfigDict) -> Chain:

@@ -16,7 +16,14 @@ from types import CodeType, FrameType
 ROOT = Path(__file__).resolve().parents[1]
 WAYS = (
     ("train_step", "train.py", "--config=configs/mnist/quickstart.py", "--workdir"),
-    ("save_png", "sample.py", "--workdir=runs/mnist/pretrained", "--batch_size=1", "--out"),
+    (
+        "save_png",
+        "sample.py",
+        "--workdir=runs/mnist/pretrained",
+        "--batch_size=1",
+        "--steps=2",
+        "--out",
+    ),
 )
 
 

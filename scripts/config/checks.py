@@ -10,13 +10,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import default
-from model_code import HEAT, KEY, PROCESSES, Preset, check_buildable, configured_chain
+from model_code import HEAT, KEY, PROCESSES, Preset, configured_chain
 from model_code.gaussian import GaussianProcess
 from model_code.process import Process, next_levels
 from scripts.config.load import error_with_line, flatten, named_code, refuse_unknown
 from scripts.config.paths import user_path
-from scripts.config.resolve import LOG, check_schedule, with_schedule
-from scripts.errors import UserError, one_line
+from scripts.errors import UserError
 
 process_checksums: dict[str, int] = {}
 """CRC32 of each file of a user's process that has run, by the value of config.model.process."""
@@ -97,8 +96,10 @@ CHECKS: dict[str, Check] = {
 
 
 def validate(config: ConfigDict) -> None:
-    """Raise UserError, naming key, value and what is expected, unless process and network can be
-    built and trained.
+    """Raise UserError, naming key, value and what is expected, unless all values are in range.
+
+    Whether process and network can be built is seen when they are, by `resolve`. Runs the file of
+    a process that the command line names.
     """
     given = dict(flatten(config))
     refuse_unknown(given)
@@ -129,21 +130,6 @@ def validate(config: ConfigDict) -> None:
     name = config.model.process
     if ".py:" in name and name in named_code and name not in PROCESSES:
         register_process(name)
-    try:
-        process = check_buildable(with_schedule(config, LOG))
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    schedule, power = config.model.blur_schedule, config.training.level_weighting
-    if not process.level_weights(power).isfinite().all():
-        needed = "must be nearer to 0, so that no weight overflows"
-        raise UserError(f"config.training.level_weighting = {power!r}: {needed}")
-    if schedule != LOG and "model.blur_schedule" not in PROCESSES[name].reads:
-        other = f"process {name!r} has a blur schedule of its own"
-        raise UserError(
-            f"config.model.blur_schedule = {one_line(repr(schedule))[:100]}: {other}; must be left "
-            "at 'log'"
-        )
-    check_schedule(config)
 
 
 def doubts(config: ConfigDict) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a configuration stands for: blur levels as numbers and the process, also those of a
+"""What a configuration stands for: blur levels as numbers, process and network; also those of a
 checkpoint that it has to agree with.
 """
 
@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
+from torch.nn import Module
 
 from configs import default
-from model_code import build_process
+from model_code import PROCESSES, build_meta_model, build_process
 from model_code.process import Process
+from model_code.unet import image_shape
+from scripts.config.checks import validate
 from scripts.config.load import flatten, to_json
 from scripts.config.paths import user_path
 from scripts.config.release import log_levels
@@ -42,11 +45,19 @@ class Experiment:
     """A configuration with what follows from it."""
 
     config: ConfigDict
-    """As the user gave it."""
+    """As the user gave it, complete and checked."""
     levels: tuple[float, ...] | None
-    """sigma_B[0..K], None for those that the process computes itself."""
+    """sigma_B[0..K], None for those that the process computes itself and for matched levels that
+    have not been computed yet."""
     process: Process
     """With these levels, on the CPU."""
+    network: Module
+    """On the meta device, without weights."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        return image_shape(self.config.data)
 
 
 def resolve(
@@ -54,29 +65,50 @@ def resolve(
     checkpoint: Mapping[str, Any] | None = None,
     where: str = "the checkpoint",
     free: set[str] = FREE,
+    matched: tuple[float, ...] | None = None,
 ) -> Experiment:
-    """Resolve a configuration, with the blur levels of a checkpoint if one is given.
+    """Check a configuration, and resolve it: with the blur levels of a checkpoint if one is given,
+    and with `matched` ones once they have been computed.
 
     checkpoint: its contents, from `where`; those of the release have no configuration, and are not
-    compared; free: keys that may differ. Raises UserError for other weights, data or levels than
-    the checkpoint's and for a file of levels that cannot be read, ValueError for what cannot be
-    built, such as matched levels that nothing has computed yet.
+    compared; free: keys that may differ. Raises UserError for values that cannot be used, for a
+    file of levels that cannot be read, and for other weights, data or levels than the checkpoint's.
     """
+    validate(config)
+    model = config.model
+    if model.blur_schedule == MATCHED:
+        check_matched(model)
     if checkpoint is None or "config" not in checkpoint:
-        levels = read_levels(config)
+        levels = read_levels(config) if matched is None else matched
+        if checkpoint is not None and model.blur_schedule == MATCHED:
+            raise UserError(f"{where}: its levels are not known, as {KEY} = 'matched'; list them")
     else:
         refuse_differences(checkpoint["config"], config, free, where)
         levels = _levels_of_checkpoint(config, checkpoint, where)
-    complete = config if levels is None else with_schedule(config, levels)
-    return Experiment(config, levels, build_process(complete))
+    complete = config.copy_and_resolve_references()
+    with complete.unlocked(), complete.ignore_type():
+        complete.model.blur_schedule = LOG if levels is None else levels
+    try:
+        process, network = build_process(complete), build_meta_model(config)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    power = config.training.level_weighting
+    if not process.level_weights(power).isfinite().all():
+        needed = "must be nearer to 0, so that no weight overflows"
+        raise UserError(f"config.training.level_weighting = {power!r}: {needed}")
+    if model.blur_schedule != LOG and "model.blur_schedule" not in PROCESSES[model.process].reads:
+        shown = f"{KEY} = {one_line(repr(model.blur_schedule))[:100]}"
+        other = f"process {model.process!r} has a blur schedule of its own"
+        raise UserError(f"{shown}: {other}; must be left at 'log'")
+    return Experiment(config, levels, process, network)
 
 
-def with_schedule(config: ConfigDict, schedule: str | Sequence[float]) -> ConfigDict:
-    """Return a copy of a configuration with another model.blur_schedule."""
-    changed = config.copy_and_resolve_references()
-    with changed.unlocked(), changed.ignore_type():
-        changed.model.blur_schedule = schedule if isinstance(schedule, str) else tuple(schedule)
-    return changed
+def check_matched(model: ConfigDict) -> None:
+    """Raise UserError unless levels can be matched between the ends that a configuration names."""
+    if not model.blur_sigma_min < model.blur_sigma_max:
+        needed = f"must be greater than config.model.blur_sigma_min = {model.blur_sigma_min}"
+        shown = f"config.model.blur_sigma_max = {model.blur_sigma_max}"
+        raise UserError(f"{shown}: {needed} with {KEY} = 'matched'")
 
 
 def read_levels(config: ConfigDict) -> tuple[float, ...] | None:
@@ -105,20 +137,6 @@ def read_levels(config: ConfigDict) -> tuple[float, ...] | None:
         needed = f"must be sigma_B[0..K], with model.K = {K} {numbers}"
         raise UserError(f"{shown}: {needed}; it is {levels.dtype} {levels.shape}")
     return tuple(levels.tolist())
-
-
-def check_schedule(config: ConfigDict) -> None:
-    """Raise UserError for a model.blur_schedule that cannot be.
-
-    A missing file is accepted: a checkpoint may have its levels.
-    """
-    model = config.model
-    if not _is_missing_file(model.blur_schedule):
-        read_levels(config)
-    if model.blur_schedule == MATCHED and not model.blur_sigma_min < model.blur_sigma_max:
-        needed = f"must be greater than config.model.blur_sigma_min = {model.blur_sigma_min}"
-        shown = f"config.model.blur_sigma_max = {model.blur_sigma_max}"
-        raise UserError(f"{shown}: {needed} with {KEY} = 'matched'")
 
 
 def _is_missing_file(schedule: object) -> bool:

@@ -254,19 +254,17 @@ class OrderedBatches:
         crc32 = checksums(pixels)
         images = torch.empty(pixels.shape)
         for row, index in enumerate(indices.tolist()):
-            images[row] = to_unit_range(pixels[row], self._noise(index))
+            noise: np.ndarray | float | None = None
+            if self.uniform_dequantization and self.seed is not None:
+                generator = stream(self.seed, Purpose.HELD_OUT_DEQUANTIZE, position=index)
+                noise = _uniform_noise(generator, self.source.shape)
+            elif self.uniform_dequantization:
+                noise = 0.5
+            images[row] = to_unit_range(pixels[row], noise)
         if self.mirrored:
             images = torch.stack([images, images.flip(-1)], dim=1).flatten(0, 1)
             indices, crc32 = indices.repeat_interleave(2), crc32.repeat(2)
         return Batch(images, indices, unreadable, crc32)
-
-    def _noise(self, index: int) -> np.ndarray | float | None:
-        if not self.uniform_dequantization:
-            return None
-        if self.seed is None:
-            return 0.5
-        generator = stream(self.seed, Purpose.HELD_OUT_DEQUANTIZE, position=index)
-        return _uniform_noise(generator, self.source.shape)
 
 
 def _stacked(

@@ -7,7 +7,6 @@ from ml_collections import ConfigDict
 
 from model_code.schedule import matched_schedule
 from model_code.spectrum import DCTMoments
-from scripts.config.resolve import with_schedule
 from scripts.data.images import ImageSource
 from scripts.data.loader import OrderedBatches, UnreadableImages
 from scripts.errors import UserError
@@ -57,15 +56,14 @@ def dct_moments(batches: Iterable[torch.Tensor], shape: tuple[int, int, int]) ->
     return moments
 
 
-def matched_to(config: ConfigDict, moments: DCTMoments) -> ConfigDict:
-    """The configuration with blur levels that are matched to the images' spectrum.
+def matched_levels(model: ConfigDict, moments: DCTMoments) -> tuple[float, ...]:
+    """Blur levels that are matched to the images' spectrum; model: the configuration's section.
 
     Raises UserError if there are none.
     """
-    model = config.model
     try:
         power = moments.variance.sum(0)
         levels = matched_schedule(power, model.K, model.blur_sigma_min, model.blur_sigma_max)
     except ValueError as error:
         raise UserError(f"config.model.blur_schedule = 'matched': {error}") from None
-    return with_schedule(config, distributed.from_main(levels.tolist()))
+    return tuple(distributed.from_main(levels.tolist()))

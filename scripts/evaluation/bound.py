@@ -234,7 +234,7 @@ class BoundEvaluation:
         except ValueError as error:
             raise UserError(str(error)) from None
         num_levels = num_terms if self.exact else min(num_terms, self.num_levels_per_image)
-        record = sampler.record(self.config, trained).add(
+        record = sampler.record(trained).add(
             data={
                 "dataset_split": self.split,
                 "dequantized": self.dequantize and not process.discrete,

@@ -317,7 +317,7 @@ class SampleEvaluation:
                     f"--num_gen={self.num_gen}: must be at most {most}, all samples of the images "
                     f"of {point.init}"
                 )
-        return sampler, sampler.record(self.config, trained), dict(trained.data)
+        return sampler, sampler.record(trained), dict(trained.data)
 
     def _generated(
         self,

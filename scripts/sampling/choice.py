@@ -5,8 +5,6 @@ import math
 import zlib
 from dataclasses import dataclass
 
-from ml_collections import ConfigDict
-
 from model_code.gaussian import GaussianProcess
 from model_code.kernels import GaussianKernel
 from model_code.process import CalibrationState, Chain, Process, ReverseKernel, subchain
@@ -38,13 +36,13 @@ class Choice:
     """The level to which these images are blurred, by default K."""
 
     def kernel(
-        self, process: Process, config: ConfigDict, calibration: CalibrationState
+        self, process: Process, sampling_noise: str, calibration: CalibrationState
     ) -> ReverseKernel:
-        """The kernel of a process with this calibration.
+        """The kernel of a process with this calibration; sampling_noise: the configuration's.
 
         Raises UserError, naming the flag, if it cannot be had.
         """
-        kind = self._noise(config)
+        kind = sampling_noise if self.delta is None else parse_delta(self.delta)
         named = [
             f"--{name}={getattr(self, name)}"
             for name in ("delta", "steps", "eta")
@@ -62,28 +60,22 @@ class Choice:
             require_heun(process, kernel)
         return kernel
 
-    def uses_calibration(self, config: ConfigDict, process: Process) -> bool:
+    def uses_calibration(self, sampling_noise: str, process: Process) -> bool:
         """Whether the kernel depends on the checkpoint's calibration, if it has one."""
-        kind = self._noise(config)
+        kind = sampling_noise if self.delta is None else parse_delta(self.delta)
         if kind == "auto" and process.measures_calibration:
             return True
         return kind in ("spectral", "calibrated") or ":bound" in (self.steps or "")
 
-    def _noise(self, config: ConfigDict) -> str | float:
-        return config.model.sampling_noise if self.delta is None else parse_delta(self.delta)
-
     def label(self, kernel: ReverseKernel) -> str:
         """A name for directories: "0.0125", "calibrated_steps_25", "calibrated_steps_25_bound"."""
+        method = "" if self.sampler == "reverse" else f"_{self.sampler}"
         if self.steps is None:
-            return kernel.label + self._sampler_label
+            return kernel.label + method
         name = self.steps.replace(":", "_")
         if "," in self.steps:
             name = f"{len(kernel.chain) - 1}_{zlib.crc32(repr(kernel.chain).encode()):08x}"
-        return f"{kernel.label}_steps_{name}{self._sampler_label}"
-
-    @property
-    def _sampler_label(self) -> str:
-        return "" if self.sampler == "reverse" else f"_{self.sampler}"
+        return f"{kernel.label}_steps_{name}{method}"
 
 
 def parse_delta(text: str | float) -> str | float:

@@ -10,9 +10,7 @@ from ml_collections import ConfigDict
 
 from model_code.prior import Prior
 from model_code.process import CalibrationState, Denoiser, Process, ReverseKernel
-from model_code.unet import image_shape
-from scripts.config.checks import validate
-from scripts.config.resolve import TRAINING_ONLY
+from scripts.config.resolve import TRAINING_ONLY, Experiment
 from scripts.data.datasets import Split, load_images
 from scripts.data.images import fingerprint
 from scripts.errors import UserError
@@ -36,7 +34,7 @@ from scripts.sampling.reverse import (
     SphericalNoise,
     linear_path,
 )
-from scripts.storage.checkpoint import TrainedModel, load_trained, saved_config
+from scripts.storage.checkpoint import TrainedModel, load_trained
 from scripts.storage.record import Record
 
 CONFIGURED = Choice()
@@ -82,8 +80,9 @@ class Sampler:
         """Steps of a sample, each with one network call, or two of Heun's method."""
         return len(self.kernel.chain) - 1
 
-    def record(self, config: ConfigDict, trained: TrainedModel) -> Record:
+    def record(self, trained: TrainedModel) -> Record:
         """All that sample i depends on besides i."""
+        config = trained.experiment.config
         settings = config.model.to_dict().items()
         model = {key: value for key, value in settings if f"model.{key}" not in TRAINING_ONLY}
         kernel: dict[str, Any] = {
@@ -255,9 +254,8 @@ class Sampler:
 
 
 def make_sampler(
-    config: ConfigDict,
+    experiment: Experiment,
     model: Denoiser,
-    process: Process,
     prior: Prior,
     precision: Precision,
     calibration: CalibrationState,
@@ -272,7 +270,8 @@ def make_sampler(
     scoring: samples are for scores, for which the release adds noise to the prior states, as it
     does not for pictures.
     """
-    kernel = choice.kernel(process, config, calibration)
+    process = experiment.process.to(precision.device)
+    kernel = choice.kernel(process, experiment.config.model.sampling_noise, calibration)
     made_from: dict[str, Any] = {}
     if calibration is not None and getattr(kernel, "fit", None) is not None:
         # Older ones lack them.
@@ -287,12 +286,12 @@ def make_sampler(
         kernel=kernel,
         label=choice.label(kernel),
         prior_std=kernel.prior_std if process.protocol == "paper" or scoring else 0.0,
-        seed=config.seed if seed is None else seed,
+        seed=experiment.config.seed if seed is None else seed,
         steps=choice.steps,
         sampler=choice.sampler,
         calibration=made_from,
         precision=precision,
-        shape=image_shape(config.data),
+        shape=experiment.shape,
     )
 
 
@@ -314,20 +313,19 @@ def load_sampler(
     checkpoint, or from the training images with `from_data` and where it holds none, as those of
     the release. Raises UserError for whatever is missing or does not fit.
     """
-    config = saved_config(workdir, checkpoint) if config is None else config
-    validate(config)
-    device = resolve_device(config.device)
+    trained = load_trained(config, workdir, checkpoint)
+    config, process = trained.experiment.config, trained.experiment.process
+    computed_in = Precision.named(resolve_device(config.device), precision)
     initial_images = None
     if choice.init is not None:
         initial_images = open_initial_images(choice.init, config.data, choice.per_init or 1)
-    trained = load_trained(config, workdir, checkpoint)
     if distributed.world_size() > 1 and len(set(distributed.gather(trained.weights_crc32))) > 1:
         # A training that goes on replaces the newest.
         raise UserError(
             f"{trained.path}: changed while it was read; --checkpoint=n names one that no training "
             "replaces"
         )
-    process, prior, files = trained.process, trained.prior, {}
+    prior, files = trained.prior, {}
     if initial_images is not None:
         prior = DataPrior(
             initial_images.count, initial_images.images, lambda u: u
@@ -340,13 +338,15 @@ def load_sampler(
                 f"{config.data.dataset}"
             )
         prior = data_prior(config, process)
-    computed_in = Precision.named(device, precision)
-    model = to_device(trained.model, device, config.compile, autocast=computed_in.enabled)
-    calibration = trained.calibration() if choice.uses_calibration(config, process) else None
+    model = to_device(
+        trained.model, computed_in.device, config.compile, autocast=computed_in.enabled
+    )
+    calibration = None
+    if choice.uses_calibration(config.model.sampling_noise, process):
+        calibration = trained.calibration()
     sampler = make_sampler(
-        config,
+        trained.experiment,
         model,
-        process.to(device),
         prior,
         computed_in,
         calibration,

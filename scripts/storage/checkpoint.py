@@ -28,11 +28,10 @@ import torch
 from ml_collections import ConfigDict
 from torch import nn
 
-from model_code import build_model
 from model_code.prior import Prior
-from model_code.process import CalibrationState, Process
+from model_code.process import CalibrationState
 from scripts.config.load import flatten, from_json
-from scripts.config.resolve import FREE_IN_INFERENCE, resolve
+from scripts.config.resolve import FREE_IN_INFERENCE, Experiment, resolve
 from scripts.errors import UserError, one_line
 from scripts.storage.files import atomic_write, sync
 
@@ -218,8 +217,8 @@ class TrainedModel:
 
     model: nn.Module
     """With EMA weights, in eval mode, on the CPU."""
-    process: Process
-    """With the checkpoint's blur levels, on the CPU."""
+    experiment: Experiment
+    """With the checkpoint's blur levels."""
     prior: Prior | None
     dequantized: bool
     """Whether the prior is of dequantised images."""
@@ -267,27 +266,27 @@ def read_calibration(
     raise UserError(f"{file}: {then}, where {path.name} is of step {step}; {advice}")
 
 
-def load_trained(config: ConfigDict, workdir: Path | str, checkpoint: int) -> TrainedModel:
-    """Checkpoint number `checkpoint` of a run, 0 for the newest.
+def load_trained(config: ConfigDict | None, workdir: Path | str, checkpoint: int) -> TrainedModel:
+    """Checkpoint number `checkpoint` of a run, 0 for the newest; config None: the checkpoint's own.
 
     Raises UserError if it is missing or does not fit `config`.
     """
     path, contents = _find(Path(workdir), checkpoint)
-    try:
-        process = resolve(config, contents, str(path), FREE_IN_INFERENCE).process
-        model = build_model(config)
-        prior = process.prior_from_state(contents["prior"]) if "prior" in contents else None
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from None
-    load_averages(model, path, contents)
+    config = _config_in(contents, path) if config is None else config
+    experiment = resolve(config, contents, str(path), FREE_IN_INFERENCE)
+    prior = None
+    if "prior" in contents:
+        try:
+            prior = experiment.process.prior_from_state(contents["prior"])
+        except ValueError as error:
+            raise UserError(f"{path}: {error}") from None
+    load_averages(experiment.network, path, contents)
     dequantized = config.data.uniform_dequantization
     if "config" in contents:
         dequantized = json.loads(contents["config"])["data"]["uniform_dequantization"]
     return TrainedModel(
-        model=model.eval(),
-        process=process,
+        model=experiment.network.eval(),
+        experiment=experiment,
         prior=prior,
         dequantized=dequantized,
         step=contents["step"],
@@ -301,6 +300,10 @@ def load_trained(config: ConfigDict, workdir: Path | str, checkpoint: int) -> Tr
 def saved_config(workdir: Path, checkpoint: int) -> ConfigDict:
     """The configuration in a checkpoint. Raises UserError for the release's, which have none."""
     path, contents = _find(workdir, checkpoint)
+    return _config_in(contents, path)
+
+
+def _config_in(contents: Contents, path: Path) -> ConfigDict:
     if "config" not in contents:
         what = "the release's checkpoints have no configuration"
         raise UserError(f"{path}: {what}; name its file with --config")
@@ -322,12 +325,12 @@ def _find(workdir: Path, checkpoint: int) -> tuple[Path, Contents]:
     return newest
 
 
-def load_averages(model: nn.Module, path: Path, contents: Contents, assign: bool = False) -> None:
-    """Make the averages the weights of a model; `assign` for one without data. Raises UserError if
-    they do not fit.
+def load_averages(model: nn.Module, path: Path, contents: Contents) -> None:
+    """Make the averages the weights of a model, which may be on the meta device. Raises UserError
+    if they do not fit.
     """
     try:
-        model.load_state_dict(contents["ema"]["shadow"], strict=True, assign=assign)
+        model.load_state_dict(contents["ema"]["shadow"], strict=True, assign=True)
     except RuntimeError as error:
         reason = one_line(error).partition(": ")[2][:400]
         what = "holds another architecture than this configuration"

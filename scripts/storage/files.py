@@ -40,7 +40,10 @@ def atomic_write(path: Path, durable: bool = True) -> Iterator[Path]:
         temporary.replace(path)
         if durable:
             sync(path.parent)
-            _delete_abandoned(path.parent)
+            for abandoned in path.parent.glob(".*.partial*"):
+                with suppress(OSError):  # another process deletes it, or it is another user's
+                    if time.time() - abandoned.stat().st_mtime > ABANDONED_SECONDS:
+                        abandoned.unlink()
     except OSError as error:
         if (
             error.filename is None and error.errno is not None
@@ -49,13 +52,6 @@ def atomic_write(path: Path, durable: bool = True) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _delete_abandoned(directory: Path) -> None:
-    for temporary in directory.glob(".*.partial*"):
-        with suppress(OSError):  # another process deletes it, or it is another user's
-            if time.time() - temporary.stat().st_mtime > ABANDONED_SECONDS:
-                temporary.unlink()
 
 
 def sync(path: Path) -> None:

@@ -16,9 +16,8 @@ from torch import nn
 from torch.utils.benchmark import Timer
 
 from model_code.unet import image_shape
-from scripts.config.checks import validate
 from scripts.config.flags import Values, run
-from scripts.config.resolve import resolve
+from scripts.config.resolve import Experiment, resolve
 from scripts.errors import UserError
 from scripts.runtime.device import Precision, device_name, resolve_device, to_device
 from scripts.sampling.reverse import IndependentNoise, reverse_process
@@ -31,8 +30,8 @@ Task = tuple[str, Callable[[], object], float]
 
 def main(flags: Values) -> int:
     """Measure and print a row for each task; speeds are compared with the matrix product's."""
-    config = flags.config
-    validate(config)
+    experiment = resolve(flags.config)
+    config = experiment.config
     device = resolve_device(config.device)
     print(f"{torch.backends.cpu.get_cpu_capability()}; {device_name(device)}")
     print(
@@ -41,7 +40,7 @@ def main(flags: Values) -> int:
     )
     print(f"{'':<34}     median  quartiles   GFLOP/s  of product  peak GB")
     fastest = 0.0
-    for name, task, gflop in tasks(config, device, flags.against is not None):
+    for name, task, gflop in tasks(experiment, device, flags.against is not None):
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         clock = Timer("task()", globals={"task": task}, num_threads=torch.get_num_threads())
@@ -59,11 +58,12 @@ def main(flags: Values) -> int:
     return 0
 
 
-def tasks(config: ConfigDict, device: torch.device, with_diffusers: bool) -> Iterator[Task]:
-    """A matrix product, then training and sampling with `config` on noise."""
+def tasks(experiment: Experiment, device: torch.device, with_diffusers: bool) -> Iterator[Task]:
+    """A matrix product, then training and sampling on noise."""
+    config = experiment.config
     theirs = diffusers_unet(config) if with_diffusers else None
-    trainer, work = Trainer(resolve(config), device), Work.of(config)
-    n, shape = config.training.batch_size, image_shape(config.data)
+    trainer, work = Trainer(experiment, device), Work.of(experiment)
+    n, shape = config.training.batch_size, experiment.shape
     images = torch.rand(n, *shape)
     u = images.to(device)
     k = torch.full((n,), config.model.K, device=device)

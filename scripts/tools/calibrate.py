@@ -21,7 +21,7 @@ def main(flags: Values) -> int:
     from scripts.storage.checkpoint import load_trained
 
     config = flags.config
-    process = load_trained(config, flags.workdir, flags.checkpoint).process
+    process = load_trained(config, flags.workdir, flags.checkpoint).experiment.process
     if not isinstance(process, GaussianProcess):
         shown = f"config.model.process = {config.model.process!r}"
         raise UserError(f"{shown}: it has no kernels to measure")

@@ -21,10 +21,10 @@ from model_code.spectrum import DCTMoments, bin_sums, radii_of
 from scripts.config.checks import validate
 from scripts.config.flags import Values, run
 from scripts.config.release import log_levels
-from scripts.config.resolve import LOG, MATCHED, check_schedule, read_levels, with_schedule
+from scripts.config.resolve import LOG, MATCHED, check_matched, read_levels
 from scripts.data.datasets import load_images, require_outside_data
 from scripts.data.loader import UnreadableImages, none_readable
-from scripts.data.training_set import dct_moments, matched_to, share_moments, training_images
+from scripts.data.training_set import dct_moments, matched_levels, share_moments, training_images
 from scripts.errors import UserError
 from scripts.evaluation.pixels import bin_means, octaves, radial_bins
 from scripts.storage.files import atomic_write, make_directory
@@ -38,10 +38,11 @@ def schedules_for(config: ConfigDict, moments: DCTMoments) -> Schedules:
     model = config.model
     levels = {
         LOG: log_levels(model.K, model.blur_sigma_min, model.blur_sigma_max),
-        MATCHED: matched_to(config, moments).model.blur_schedule,
+        MATCHED: matched_levels(model, moments),
     }
-    if config.model.blur_schedule not in (LOG, MATCHED):
-        levels["configured"] = read_levels(config)
+    configured = read_levels(config)
+    if configured is not None:
+        levels["configured"] = configured
     return {name: torch.tensor(sigma_B, dtype=torch.float64) for name, sigma_B in levels.items()}
 
 
@@ -124,7 +125,7 @@ def main(flags: Values) -> int:
     """Check, read the images once, print, write."""
     config, out = flags.config, flags.out
     validate(config)
-    check_schedule(with_schedule(config, MATCHED))
+    check_matched(config.model)
     if out is not None:
         if out.suffix != ".npy" or out.exists() or out.with_suffix(".png").exists():
             raise UserError(

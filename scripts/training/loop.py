@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from scripts.config.checks import doubts, validate
 from scripts.config.load import to_json
-from scripts.config.resolve import read_levels
+from scripts.config.resolve import resolve
 from scripts.data.datasets import load_images, require_outside_data
 from scripts.data.loader import Batch, ReadingFailed, TrainBatches, none_readable, train_loader
 from scripts.errors import UserError, line_for
@@ -42,8 +42,6 @@ def train(config: ConfigDict, workdir: Path) -> int:
     on.
     """
     validate(config)
-    for line in doubts(config):
-        warn(line)
     size, processes = config.training.batch_size, distributed.world_size()
     microbatches = processes * config.training.accumulation_steps
     if size % microbatches:
@@ -51,11 +49,11 @@ def train(config: ConfigDict, workdir: Path) -> int:
         needed = f"must be a multiple of {microbatches}, for {split}"
         raise UserError(f"config.training.batch_size = {size}: {needed}")
     device = resolve_device(config.device)
-    initial = None
-    if not checkpoint.existing(workdir):
-        read_levels(config)  # a run that is continued does not need their file
+    experiment = initial = None
+    if not checkpoint.existing(workdir):  # a run that is continued has levels of its own
+        experiment = resolve(config)
         if config.training.init_from:
-            initial = read_initial_weights(config)
+            initial = read_initial_weights(experiment)
     require_outside_data(workdir, "--workdir", config.data)
     images = load_images(config.data, "train"), load_images(config.data, "held_out")
     distributed.barrier()  # nothing is written before all processes have opened the data
@@ -63,13 +61,15 @@ def train(config: ConfigDict, workdir: Path) -> int:
     busy = f"--workdir={workdir}: another training is running there; choose another, or wait"
     with exclusive(workdir, busy), InterruptionGuard() as guard:
         try:
-            run = prepare(config, workdir, device, guard, *images, initial)
+            run = prepare(config, workdir, device, guard, *images, experiment, initial)
             del initial  # as large as the network
         except Interrupted as interruption:
             print(f"{interruption}: stopped before there was anything to save")
             return interruption.exit_code
         trainer, first_step = run.trainer, run.trainer.step
-        print(describe(run.experiment, trainer.precision, *images, first_step), flush=True)
+        for line in doubts(config):
+            warn(line)
+        print(describe(trainer.experiment, trainer.precision, *images, first_step), flush=True)
         try:
             loop(run)
         except Interrupted as interruption:
@@ -234,7 +234,7 @@ def draw_samples(run: Run, directory: Path) -> None:
         if distributed.is_main():
             model = trainer.model.eval()
             sampler = make_sampler(
-                config, model, trainer.process, run.prior, trainer.precision, run.calibration
+                trainer.experiment, model, run.prior, trainer.precision, run.calibration
             )
             indices = range(config.training.num_samples)
             sample_set(directory, sampler, indices, on_step=lambda k, u_k: run.guard.check())

@@ -6,10 +6,7 @@ import torch
 from ml_collections import ConfigDict
 from torch.utils.flop_counter import FlopCounterMode
 
-from model_code import build_model, configured_chain
-from model_code.unet import image_shape
-from scripts.config.checks import validate
-from scripts.config.resolve import Experiment
+from scripts.config.resolve import Experiment, resolve
 from scripts.data.datasets import num_groups
 from scripts.data.images import Images
 from scripts.runtime import distributed
@@ -30,15 +27,14 @@ class Work:
     training: int
 
     @classmethod
-    def of(cls, config: ConfigDict) -> "Work":
+    def of(cls, experiment: Experiment) -> "Work":
         """Count on tensors without data; a multiplication and an addition are two operations."""
+        model = experiment.network
         with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-            model = build_model(config)
-            u = torch.empty(1, *image_shape(config.data))
-            model(u, torch.ones(1, dtype=torch.long))
+            model(torch.empty(1, *experiment.shape), torch.ones(1, dtype=torch.long))
         forward = counter.get_total_flops()
         # The backward pass takes two, for the gradients of inputs and weights.
-        passes = 4 if config.training.recompute else 3
+        passes = 4 if experiment.config.training.recompute else 3
         return cls(sum(weight.numel() for weight in model.parameters()), forward, passes * forward)
 
     def __str__(self) -> str:
@@ -53,9 +49,9 @@ def describe(
     things happen.
     """
     config = experiment.config
-    training, data, work = config.training, config.data, Work.of(config)
+    training, data, work = config.training, config.data, Work.of(experiment)
     processes, gpus = distributed.world_size(), torch.cuda.device_count()
-    channels, height, width = image_shape(data)
+    channels, height, width = experiment.shape
     parts = training.accumulation_steps
     micro = f" in {parts} microbatches" if parts > 1 else ""
     gflop = f"{work.training * training.batch_size / 1e9:.0f} GFLOP"
@@ -93,10 +89,10 @@ def plan(config: ConfigDict, tflops: float | None, utilization: float) -> str:
     precision; utilization: the part of that which is reached. Raises UserError for an invalid
     configuration.
     """
-    validate(config)
-    precision, work = Precision.of(config, torch.device("cuda")), Work.of(config)
+    experiment = resolve(config)
+    precision, work = Precision.of(config, torch.device("cuda")), Work.of(experiment)
     n_iters, size = config.training.n_iters, config.training.batch_size
-    calls = len(configured_chain(config)) - 1
+    calls = len(experiment.process.chain) - 1
     tflops = tflops or H100_TFLOPS[precision.name]
     speed = tflops * 1e12 * utilization
     batch_work, sample_work = size * work.training, calls * work.forward

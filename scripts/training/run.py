@@ -2,12 +2,13 @@
 and how it is saved.
 """
 
+import copy
 import json
 import math
 import signal
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
@@ -15,7 +16,6 @@ from typing import Any, TypeVar
 import torch
 from ml_collections import ConfigDict
 
-from model_code import build_model
 from model_code.gaussian import GaussianProcess
 from model_code.prior import Prior
 from model_code.unet import MODEL_KEYS
@@ -38,7 +38,7 @@ from scripts.data.loader import (
 )
 from scripts.data.training_set import (
     dct_moments,
-    matched_to,
+    matched_levels,
     share_moments,
     training_images,
 )
@@ -139,12 +139,13 @@ class InitialWeights:
     """Which checkpoint it was, as plain data."""
 
 
-def read_initial_weights(config: ConfigDict) -> InitialWeights:
+def read_initial_weights(experiment: Experiment) -> InitialWeights:
     """Read the checkpoint, or the newest in the run directory, that config.training.init_from
     names.
 
-    Raises UserError if there is none, or if it does not fit the network that `config` describes.
+    Raises UserError if there is none, or if it does not fit the network.
     """
+    config = experiment.config
     shown = f"config.training.init_from = {config.training.init_from!r}"
     place = user_path(config.training.init_from, "config.training.init_from")
     newest = (place, checkpoint.read(place)) if place.is_file() else checkpoint.read_newest(place)
@@ -156,9 +157,8 @@ def read_initial_weights(config: ConfigDict) -> InitialWeights:
         changes = differences(contents["config"], config)
         where = f"{shown}: {path.name}"
         refuse_differences(contents["config"], config, changes.keys() - NETWORK, where)
-    with torch.device("meta"):
-        model = build_model(config)
-    checkpoint.load_averages(model, path, contents, assign=True)
+    model = copy.deepcopy(experiment.network)
+    checkpoint.load_averages(model, path, contents)
     record = {
         "file": path.name,
         "step": contents["step"],
@@ -180,7 +180,6 @@ class Run:
     unreadable: UnreadableImages
     data: dict[str, Any]
     """`identity` of the images to train on and of those held out, as plain data."""
-    experiment: Experiment
     prior: Prior
     trainer: Trainer
     event: dict[str, Any]
@@ -193,7 +192,7 @@ class Run:
     @property
     def config(self) -> ConfigDict:
         """The user's configuration."""
-        return self.experiment.config
+        return self.trainer.experiment.config
 
     def due(self, freq: int) -> bool:
         """Whether something that happens every `freq` steps, and at the end, happens now."""
@@ -261,7 +260,7 @@ class Run:
         if not self.trainer.all_finite():
             what = "weights or averages are not finite, and not saved"
             raise self.divergence(f"{what}; earlier checkpoints are intact")
-        levels = self.experiment.levels
+        levels = self.trainer.experiment.levels
         up_to_date = self.calibration_step == self.trainer.step
         return {
             **self.trainer.state_dict(),
@@ -286,11 +285,13 @@ def prepare(
     guard: InterruptionGuard,
     images: ImageSource,
     held_out: ImageSource,
+    experiment: Experiment | None,
     initial: InitialWeights | None,
 ) -> Run:
     """Begin a run, from `initial` if given, or continue from its newest checkpoint.
 
-    Raises Interrupted, and UserError if the images cannot be read or the checkpoint does not fit.
+    experiment: of a new run. Raises Interrupted, and UserError if the images cannot be read or the
+    checkpoint does not fit.
     """
     try:
         first_readable(held_out, 0)
@@ -305,7 +306,9 @@ def prepare(
     unreadable, saved = UnreadableImages(), checkpoint.read_to_resume(workdir)
     changes: Mapping[str, str] = {}
     if saved is None:
-        experiment = _match_levels(config, images, guard, unreadable)
+        experiment = experiment or resolve(config)
+        if config.model.blur_schedule == MATCHED:
+            experiment = _match_levels(config, images, guard, unreadable)
         prior = _build_prior(experiment, images, guard, unreadable)
         trainer = Trainer(experiment, device)
         origin = None
@@ -340,7 +343,6 @@ def prepare(
         ),
         unreadable=unreadable,
         data=of_images,
-        experiment=experiment,
         prior=prior,
         trainer=trainer,
         event={"event": "resumed" if saved else "started", "changed_config": dict(changes)},
@@ -356,20 +358,17 @@ def prepare(
 def _match_levels(
     config: ConfigDict, images: ImageSource, guard: InterruptionGuard, unreadable: UnreadableImages
 ) -> Experiment:
-    """Resolve the configuration of a new run, with levels computed from its images if it asks for
-    that.
+    """Resolve the configuration of a new run with levels computed from its images.
 
     Raises Interrupted, ReadingFailed if no image can be read, and UserError if no levels match.
     """
-    if config.model.blur_schedule != MATCHED:
-        return resolve(config)
     with guard.until_interrupted():
         batches = training_images(images, config, unreadable, "their spectrum")
         moments = dct_moments(guard.checked(batches), images.shape)
     moments = share_moments(moments)
     if moments.count == 0:
         raise none_readable(sorted(unreadable))
-    return replace(resolve(matched_to(config, moments)), config=config)
+    return resolve(config, matched=matched_levels(config.model, moments))
 
 
 def _build_prior(
@@ -428,7 +427,7 @@ def _resume(trainer: Trainer, saved: Contents, changes: Mapping[str, str], where
 
     changes: what is new in the configuration. Raises UserError if the checkpoint does not fit.
     """
-    config = trainer.config
+    config = trainer.experiment.config
     if config.training.init_from and (change := changes.get("training.init_from")) is not None:
         shown = f"config.training.init_from was {change}"
         raise UserError(f"{shown}: {where} did not start from that; choose another --workdir")

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from model_code import build_process
 from model_code.blur import DCTBlur, blur_schedule
 from model_code.gaussian import GaussianProcess
-from scripts.config.checks import doubts, validate
+from scripts.config.checks import doubts
 from scripts.config.load import from_json, load, to_json
 from scripts.config.release import log_levels
 from scripts.config.resolve import resolve
@@ -43,7 +43,7 @@ def given(schedule: object, **overrides: object) -> ConfigDict:
 def test_levels_may_be_numbers_or_a_file(tmp_path: Path) -> None:
     np.save(tmp_path / "levels.npy", np.array(LEVELS))
     for config in (given(LEVELS), given(str(tmp_path / "levels.npy"))):
-        validate(config)
+        resolve(config)
         assert levels_of(config) == list(LEVELS)
         assert levels_of(from_json(to_json(config), "a checkpoint")) == list(LEVELS)
     np.testing.assert_allclose(log_levels(50, 0.5, 20.0), blur_schedule(50, 0.5, 20.0), rtol=1e-12)
@@ -53,7 +53,7 @@ def test_levels_may_be_numbers_or_a_file(tmp_path: Path) -> None:
 def test_a_table_of_any_shape_in_a_release_file(table: str, tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="ignored"):
         config = load(release_file(tmp_path, f"model.blur_schedule = {table}"))
-    validate(config)
+    resolve(config)
     assert levels_of(config)[2] == pytest.approx(48 / 50 if "24" in table else 4)
 
 
@@ -89,7 +89,7 @@ def test_a_table_may_be_set_on_our_defaults(table: str, tmp_path: Path) -> None:
 )
 def test_no_schedule(schedule: object, message: str) -> None:
     with pytest.raises(UserError, match=r"config\.model\.blur_schedule = .*" + message) as error:
-        validate(given(schedule))
+        resolve(given(schedule))
     assert len(one_line(error.value)) < 300
 
 
@@ -100,19 +100,19 @@ def test_files_that_are_no_schedule(tmp_path: Path) -> None:
     for contents in (np.zeros((2, 2)), np.array(["a"]), np.array([0, 1, 2, np.nan])):
         np.save(path, contents)
         with pytest.raises(UserError, match="strictly increasing"):
-            validate(given(str(path)))
+            resolve(given(str(path)))
     np.save(path, np.array([{}]), allow_pickle=True)
     with pytest.raises(UserError, match="cannot be read"):
-        validate(given(str(path)))
+        resolve(given(str(path)))
 
 
 def test_matched_needs_two_ends_and_a_process_that_reads_it() -> None:
-    validate(given("matched"))
+    resolve(given("matched"))
     with pytest.raises(
         UserError,
         match=r"blur_sigma_max = 0\.5: must be greater than config\.model\.blur_sigma_min = 0\.5",
     ):
-        validate(given("matched", model__blur_sigma_max=0.5))
+        resolve(given("matched", model__blur_sigma_max=0.5))
     with pytest.raises(ValueError, match="its levels are not known here"):
         build_process(given("matched"))
     for name, blur in (("blurring_diffusion", 4.0), ("velocity_blurring_diffusion", 0.0)):
@@ -123,10 +123,10 @@ def test_matched_needs_two_ends_and_a_process_that_reads_it() -> None:
                 match=r"'matched': process 'blurring_diffusion' has .* of its own; "
                 "must be left at 'log'",
             ):
-                validate(config)
+                resolve(config)
         with pytest.raises(UserError, match=r"must be left at 'log'"):
-            validate(given(LEVELS, model__process=name, model__blur_sigma_max=blur))
-        validate(given("log", model__process=name, model__blur_sigma_max=blur))
+            resolve(given(LEVELS, model__process=name, model__blur_sigma_max=blur))
+        resolve(given("log", model__process=name, model__blur_sigma_max=blur))
     assert doubts(given("matched")) == []
 
 

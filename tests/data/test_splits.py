@@ -7,7 +7,6 @@ import pytest
 import torch
 from ml_collections import ConfigDict
 
-from scripts.config.checks import validate
 from scripts.config.load import to_json
 from scripts.config.resolve import FREE, FREE_IN_INFERENCE, refuse_differences, resolve
 from scripts.data.datasets import load_images, load_labelled, load_whole, split_indices
@@ -173,11 +172,11 @@ def test_settings_that_do_not_go_together() -> None:
         with pytest.raises(
             UserError, match=r"group_pattern = .*: must be a regular expression with a group"
         ):
-            validate(tiny_config(data__group_pattern=pattern))
+            resolve(tiny_config(data__group_pattern=pattern))
     with pytest.raises(
         UserError, match=r"group_pattern = .*: must be empty with config\.data\.held_out_path = 'x'"
     ):
-        validate(tiny_config(data__group_pattern=PATTERN, data__held_out_path="x"))
+        resolve(tiny_config(data__group_pattern=PATTERN, data__held_out_path="x"))
     with pytest.raises(
         UserError, match=r"group_pattern = .*'mnist5k' is split otherwise; must be empty"
     ):

@@ -48,7 +48,7 @@ def test_exported_samples_have_the_scores_of_drawn_ones(
     """
     choice = Choice(0.05, init="held_out" if per_init else None, per_init=per_init)
     sampler, trained = load_sampler(tiny_config(), run, 0, choice=choice, seed=5, scoring=True)
-    settings = sampler.record(tiny_config(), trained).settings()
+    settings = sampler.record(trained).settings()
     export(tmp_path, sampler, settings, 11, 8, npz=True)
     file = tmp_path / "samples_11x8x8x1.npz"
     with np.load(file, allow_pickle=False) as arrays:

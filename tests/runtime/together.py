@@ -75,7 +75,7 @@ def evaluate(place: Path, name: str) -> None:
     """
     config = training_config(place)
     sampler, trained = load_sampler(config, place / "alone", 0)
-    export(place / f"{name}-images", sampler, sampler.record(config, trained).settings(), 7, 2)
+    export(place / f"{name}-images", sampler, sampler.record(trained).settings(), 7, 2)
     assert compute_features(place, place / f"{name}-features", FEATURES).shape == (FEATURES, 64)
     for run in ("alone", WITHOUT_PRIOR):
         scores = place / f"{name}-scores-{run}"

@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from model_code import build_model, build_process
+from model_code import build_model
 from model_code.gaussian import GaussianProcess
+from scripts.config.resolve import resolve
 from scripts.errors import UserError
 from scripts.runtime.device import Precision
 from scripts.sampling.choice import Choice
@@ -28,10 +29,10 @@ FLOAT32 = Precision.named(torch.device("cpu"), "float32")
 
 def made_sampler(process_name: str = "heat", delta: float | None = 0.05) -> Sampler:
     config = tiny_config(model__process=process_name, model__K=6)
-    model, process = build_model(config).eval(), build_process(config)
+    experiment, model = resolve(config), build_model(config).eval()
     fill_golden(model)
-    prior = process.build_prior([IMAGES])
-    return make_sampler(config, model, process, prior, FLOAT32, None, choice=Choice(delta), seed=3)
+    prior = experiment.process.build_prior([IMAGES])
+    return make_sampler(experiment, model, prior, FLOAT32, None, choice=Choice(delta), seed=3)
 
 
 def test_from_the_last_level_they_are_samples_of_these_images() -> None:
@@ -165,7 +166,7 @@ def test_settings_know_images_and_level(tmp_path: Path) -> None:
         Choice(init="train", from_level=2, per_init=4),
     ):
         sampler, trained = load_sampler(config, tmp_path, 0, choice=choice)
-        found.append(sampler.record(config, trained).settings())
+        found.append(sampler.record(trained).settings())
     assert not found[0].keys() & {"init", "from_level", "per_init"}
     assert [list(row["files"]) for row in found] == [[], ["held_out"], ["train"], ["train"]]
     assert [row["init"] for row in found[1:]] == ["held_out", "train", "train"]

@@ -15,6 +15,7 @@ from model_code import build_model, build_process
 from model_code.blur import DCTBlur, blur_schedule
 from model_code.gaussian import GaussianProcess
 from model_code.presets import heat_dissipation
+from scripts.config.resolve import resolve
 from scripts.data.images import ArrayImages
 from scripts.data.loader import OrderedBatches
 from scripts.errors import UserError
@@ -50,12 +51,11 @@ FLOAT32 = Precision.named(CPU, "float32")
 
 @pytest.fixture(scope="module")
 def sampler() -> Sampler:
-    config = tiny_config()
-    model = build_model(config).eval()
+    experiment = resolve(tiny_config())
+    model = build_model(experiment.config).eval()
     fill_golden(model)
-    process = build_process(config)
-    prior = process.build_prior([torch.from_numpy(PIXELS) / 255])
-    return make_sampler(config, model, process, prior, FLOAT32, None, choice=Choice(0.05), seed=1)
+    prior = experiment.process.build_prior([torch.from_numpy(PIXELS) / 255])
+    return make_sampler(experiment, model, prior, FLOAT32, None, choice=Choice(0.05), seed=1)
 
 
 def test_reverse_process_with_an_exact_model() -> None:
@@ -149,12 +149,9 @@ def test_noise_on_prior_states(sampler: Sampler) -> None:
 
     def distance_of_initial_states(protocol: str, scoring: bool) -> float:
         seen: list[torch.Tensor] = []
-        config = tiny_config(model__protocol=protocol)
-        process = build_process(config)
         other = make_sampler(
-            config,
+            resolve(tiny_config(model__protocol=protocol)),
             sampler.model,
-            process,
             sampler.prior,
             FLOAT32,
             None,
@@ -276,29 +273,26 @@ def test_what_is_sampled_with_by_default(sampler: Sampler) -> None:
     """The calibrated kernel where it was measured, the paper's noise otherwise, the release's with
     its protocol.
     """
-    config = tiny_config(model__sigma=0.02)
-    process, measured = build_process(config), measured_kernels(sampler)
-    assert Choice().kernel(process, config, None).label == "0.025"
-    assert Choice().kernel(process, config, measured).label == "calibrated"
-    assert Choice("spectral").kernel(process, config, measured).label == "spectral"
-    assert Choice("0").kernel(process, config, measured).prior_std == 0
-    assert (
-        Choice().kernel(process, tiny_config(model__sampling_noise="spectral"), measured).label
-        == "spectral"
-    )
-    released = tiny_config(model__protocol="released")
-    assert Choice().kernel(build_process(released), released, measured).label == "0.01"
+    process = build_process(tiny_config(model__sigma=0.02))
+    measured = measured_kernels(sampler)
+    assert Choice().kernel(process, "auto", None).label == "0.025"
+    assert Choice().kernel(process, "auto", measured).label == "calibrated"
+    assert Choice("spectral").kernel(process, "auto", measured).label == "spectral"
+    assert Choice("0").kernel(process, "auto", measured).prior_std == 0
+    assert Choice().kernel(process, "spectral", measured).label == "spectral"
+    released = build_process(tiny_config(model__protocol="released"))
+    assert Choice().kernel(released, "auto", measured).label == "0.01"
     for wrong in ("-1", "nan"):
         with pytest.raises(UserError, match=f"--delta={wrong}: must be a number of at least 0"):
             parse_delta(wrong)
     with pytest.raises(
         UserError, match=r"--delta=0.o1: must be a number of at least 0, or one of auto"
     ):
-        Choice("0.o1").kernel(process, config, measured)
+        Choice("0.o1").kernel(process, "auto", measured)
     with pytest.raises(
         UserError, match=r"--delta=spectral: nothing was measured .* scripts\.tools\.calibrate"
     ):
-        Choice("spectral").kernel(process, config, None)
+        Choice("spectral").kernel(process, "auto", None)
 
 
 def measured_kernels(sampler: Sampler) -> dict[str, torch.Tensor]:
@@ -319,7 +313,7 @@ def test_measured_kernels_through_all_kinds(choice: Choice, sampler: Sampler) ->
     config = tiny_config()
     prior, measured = sampler.prior, measured_kernels(sampler)
     other = make_sampler(
-        config, sampler.model, sampler.process, prior, FLOAT32, measured, choice=choice, seed=1
+        resolve(config), sampler.model, prior, FLOAT32, measured, choice=choice, seed=1
     )
     together = other.independent(range(4))
     assert not torch.allclose(together, sampler.independent(range(4)), atol=1e-2)
@@ -352,9 +346,9 @@ def test_levels_to_visit(sampler: Sampler) -> None:
     ):
         with pytest.raises(ValueError, match=r"must (be N from 1 to 10|go down from 10 to 0)"):
             parse_steps(wrong, process, measured)
-    config, measured = tiny_config(), measured_kernels(sampler)
+    measured = measured_kernels(sampler)
     with pytest.raises(UserError, match=r"--delta=0.01 --steps=2: skipping levels"):
-        Choice("0.01", "2").kernel(sampler.process, config, measured)
+        Choice("0.01", "2").kernel(sampler.process, "auto", measured)
     labels = {
         Choice(steps=steps).label(sampler.kernel)
         for steps in (None, "2", "2:bound", "3,2,0", "3,1,0")
@@ -362,7 +356,7 @@ def test_levels_to_visit(sampler: Sampler) -> None:
     assert len(labels) == 4, "explicit levels are told apart by the kernel's own chain"
     for steps in ("3,2,0", "3,1,0"):
         choice = Choice(steps=steps)
-        labels.add(choice.label(choice.kernel(sampler.process, config, measured)))
+        labels.add(choice.label(choice.kernel(sampler.process, "auto", measured)))
     assert len(labels) == 6
 
 

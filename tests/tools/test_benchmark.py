@@ -7,6 +7,7 @@ import torch
 from ml_collections import ConfigDict
 
 from configs.mnist import small_mnist
+from scripts.config.resolve import resolve
 from scripts.errors import UserError
 from scripts.tools import benchmark
 from scripts.training.plan import Work
@@ -49,7 +50,7 @@ def test_the_same_size() -> None:
     config = small_mnist.get_config()
     model = benchmark.diffusers_unet(config)
     assert sum(weight.numel() for weight in model.parameters()) == pytest.approx(
-        Work.of(config).parameters, rel=0.001
+        Work.of(resolve(config)).parameters, rel=0.001
     )
     with torch.no_grad():
         F = model(torch.zeros(1, 1, 28, 28), torch.ones(1, dtype=torch.long)).sample

@@ -16,7 +16,7 @@ from scipy.fft import idctn
 from model_code.blur import blur_schedule
 from model_code.schedule import removed_variance
 from model_code.spectrum import DCTMoments, radii_of
-from scripts.config.checks import validate
+from scripts.config.resolve import resolve
 from scripts.errors import UserError
 from scripts.tools import data_spectrum
 from scripts.tools.data_spectrum import schedules_for, slope
@@ -73,7 +73,7 @@ def test_tables_a_schedule_and_a_picture(
     assert float(matched) < 1.01
     schedule = np.load(out)
     assert (schedule[0], schedule[1], schedule[-1], schedule.shape) == (0, 0.5, 20, (13,))
-    validate(tiny_config(model__K=12, model__blur_schedule=str(out)))
+    resolve(tiny_config(model__K=12, model__blur_schedule=str(out)))
     power = torch.where(radii_of(28, 28) > 0, radii_of(28, 28).clamp(min=1) ** -2, 0)
     found, evenly = (
         removed_variance(s, power)[1:]

@@ -13,7 +13,7 @@ import torch
 
 from model_code import build_model, build_process
 from model_code.gaussian import GaussianProcess
-from scripts.config.checks import validate
+from scripts.config.resolve import resolve
 from scripts.errors import UserError
 from scripts.sampling.sampler import load_sampler
 from scripts.storage import checkpoint
@@ -198,4 +198,4 @@ def test_the_chain_of_a_process(name: str) -> None:
 def test_other_chains_are_refused(chain: str, protocol: str, message: str) -> None:
     config = tiny_config(model__chain=chain, model__protocol=protocol)
     with pytest.raises(UserError, match=rf"config\.model\.chain = '{chain}': must .*{message}"):
-        validate(config)
+        resolve(config)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from scripts.config.paths import ROOT
+from scripts.config.resolve import resolve
 from scripts.training.plan import Work, plan
 from tests.conftest import command
 from tests.tiny import tiny_config
@@ -35,7 +36,7 @@ def test_plan_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_recomputing_costs_one_more_forward_pass() -> None:
     kept, recomputed = (
-        Work.of(tiny_config(training__recompute=recompute)) for recompute in (False, True)
+        Work.of(resolve(tiny_config(training__recompute=recompute))) for recompute in (False, True)
     )
     assert (kept.training, recomputed.training) == (3 * kept.forward, 4 * kept.forward)
 
