@@ -73,6 +73,13 @@ def with_changes(config: ConfigDict, **changes: object) -> ConfigDict:
     return changed
 
 
+def computing_in(config: ConfigDict, name: str) -> ConfigDict:
+    """A copy that trains in float32, bfloat16 or float16."""
+    if name == "float32":
+        return with_changes(config, optim__automatic_mp=False, optim__amp_dtype="auto")
+    return with_changes(config, optim__automatic_mp=True, optim__amp_dtype=name)
+
+
 def batch(config: ConfigDict, step: int) -> torch.Tensor:
     """Training images (B, C, H, W) in [0, 1], others in each step."""
     source, size = load_images(config.data, "train"), config.training.batch_size
@@ -146,18 +153,14 @@ def precisions(
         chosen == "bfloat16" if device.type == "cuda" else None,
     )
     full, half, small = (
-        train(
-            with_changes(config, optim__automatic_mp=name != "float32", optim__amp_dtype=name),
-            device,
-            steps,
-        )
+        train(computing_in(config, name), device, steps)
         for name in ("float32", "bfloat16", "float16")
     )
     yield near("bfloat16: the losses of float32 to 5%", half, full, 0.05)
     yield faster("bfloat16: a step takes less time than in float32", half, full)
     yield near("float16: the losses of float32 to 5%", small, full, 0.05, skipped=MOST_SKIPPED)
     yield faster("float16: a step takes less time than in float32", small, full)
-    bfloat16 = with_changes(config, optim__automatic_mp=True, optim__amp_dtype="bfloat16")
+    bfloat16 = computing_in(config, "bfloat16")
     plain = train(
         bfloat16,
         device,
@@ -188,9 +191,7 @@ def determinism(config: ConfigDict, device: torch.device, steps: int, precision:
     """Whether a run that is saved, read and continued ends as one that is not: weights, average,
     optimizer, bit for bit.
     """
-    config = with_changes(
-        config, optim__automatic_mp=precision != "float32", optim__amp_dtype=precision
-    )
+    config = computing_in(config, precision)
     half, whole = (train(config, device, count).trainer for count in (steps // 2, steps))
     rest = train(
         config, device, steps, lambda trainer: trainer.load_state_dict(saved(half))
