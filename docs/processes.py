@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 
 from scripts.sampling.output import save_png
 
@@ -63,7 +64,7 @@ def table(rows: Rows, data: str) -> str:
 def draw(rows: Rows, path: Path) -> None:
     """Curves of each data set."""
     names = sorted({data for data, _ in rows})
-    figure = Figure(figsize=(6 * len(names), 4.5), layout="constrained")
+    figure = Figure(figsize=(8 * len(names), 4.5), layout="constrained")
     for axes, data in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         for (of, label), columns in rows.items():
             if of == data:
@@ -72,10 +73,11 @@ def draw(rows: Rows, path: Path) -> None:
                 errors = [np.mean([error for _, error in columns[number]]) for number in calls]
                 axes.errorbar(calls, means, errors, fmt="o-", ms=4, capsize=3, label=label)
         axes.set(xlabel="network calls", ylabel="Frechet distance, % of variance", title=data)
-        axes.set_xscale("log")
+        axes.set_xscale("log", base=2)
         axes.set_yscale("log")
+        axes.xaxis.set_major_formatter(ScalarFormatter())
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
+        axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(path, dpi=110)
 
 
