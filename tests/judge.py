@@ -8,23 +8,20 @@ of 28x28 digits, as sample.py --export_dir=D --export=npz writes
 
 import sys
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from configs.mnist import quickstart
 from scripts.data.datasets import load_labelled, open_images
-from scripts.data.images import ImageSource
+from scripts.data.images import ImageSource, all_pixels
 
 SURE = 0.9
 
 
 def pixels(source: ImageSource) -> torch.Tensor:
     """float32 (N, 784) in [0, 1]."""
-    return (
-        torch.from_numpy(np.stack([source[i] for i in range(len(source))])).float().flatten(1) / 255
-    )
+    return torch.from_numpy(all_pixels(source)).float().flatten(1) / 255
 
 
 def judge() -> nn.Module:

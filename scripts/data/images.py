@@ -155,6 +155,11 @@ def _few_names(images: Images, indices: np.ndarray) -> str:
     return ", ".join(names)
 
 
+def all_pixels(images: Images) -> np.ndarray:
+    """All images at once, uint8 (N, C, H, W): for sets of one shape that fit into memory."""
+    return np.stack([images[i] for i in range(len(images))])
+
+
 def spread_evenly(num_images: int) -> list[int]:
     """Up to 64 of so many indices."""
     return np.linspace(0, num_images - 1, min(num_images, FINGERPRINT_IMAGES)).astype(int).tolist()

@@ -21,6 +21,7 @@ from torch import nn
 
 from scripts.config.paths import ROOT
 from scripts.data.datasets import Split, load_labelled
+from scripts.data.images import all_pixels
 from scripts.evaluation.corruptions import CORRUPTIONS, GREY_LEVEL, OTHER_THINGS, blur, noise
 from scripts.runtime.progress import progress_bar
 from scripts.runtime.randomness import Purpose, stream
@@ -134,8 +135,7 @@ def classifier_features(
 def _read(data: ConfigDict, split: Split) -> tuple[torch.Tensor, torch.Tensor]:
     """uint8 (N, C, H, W) and int64 (N,). The data sets that have labels fit into memory."""
     source, labels = load_labelled(data, split)
-    pixels = np.stack([source[i] for i in range(len(source))])
-    return torch.from_numpy(pixels), torch.from_numpy(labels)
+    return torch.from_numpy(all_pixels(source)), torch.from_numpy(labels)
 
 
 def _train(

@@ -41,7 +41,8 @@ def super_resolve(sampler: Sampler, small: torch.Tensor, per_image: int = 1) -> 
     """
     factor = whole_factor(sampler, small)
     y, level = small.to(sampler.precision.device), level_of_factor(sampler, factor)
-    first = sampler.starting_from(_initial_images(bicubic(small, factor), per_image), level)
+    start = InitialImages(bicubic(small, factor).__getitem__, len(small), per_image)
+    first = sampler.starting_from(start, level)
     return _observed(first, lambda rows: BlockMeans(y[rows], factor), len(small), per_image)
 
 
@@ -171,10 +172,6 @@ def _gaussian(sampler: Sampler) -> GaussianProcess:
     if not isinstance(sampler.process, GaussianProcess):
         raise UserError("this needs one of the included processes, whose steps estimate the image")
     return sampler.process
-
-
-def _initial_images(images: torch.Tensor, per_image: int) -> InitialImages:
-    return InitialImages(images.__getitem__, len(images), per_image)
 
 
 def _size(images: torch.Tensor) -> str:

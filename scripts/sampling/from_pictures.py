@@ -1,6 +1,5 @@
 """The pictures that sample.py makes from pictures, shown beside what they come from."""
 
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,19 @@ from PIL import ImageOps
 
 from scripts.config.flags import Values
 from scripts.data.datasets import open_images
-from scripts.data.images import UnreadableImage, list_images, opened_image
+from scripts.data.images import (
+    UnreadableImage,
+    all_pixels,
+    checksum,
+    checksums,
+    list_images,
+    opened_image,
+)
 from scripts.errors import UserError
 from scripts.sampling import editing
 from scripts.sampling.output import as_colours, own_directory, save_png, to_uint8
 from scripts.sampling.sampler import Sampler
 from scripts.storage.files import atomic_write
-
-Columns = dict[str, torch.Tensor]
-"""Images (S, C, H, W) by heading."""
 
 
 def make_from_pictures(
@@ -35,34 +38,32 @@ def make_from_pictures(
     """
     per_init = flags.per_init or 4
     if flags.super_resolve:
-        name, images = (
-            "super_resolve",
-            read_pictures(flags.super_resolve, "--super_resolve", sampler, fit=fit),
-        )
+        name = "super_resolve"
+        images = read_pictures(flags.super_resolve, "--super_resolve", sampler, fit=fit)
         factor = editing.whole_factor(sampler, images)
         samples = sampler.super_resolve(images, per_init)
         enlarged = images.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
         columns = {"input": enlarged, "bicubic": editing.bicubic(images, factor)}
     elif flags.inpaint:
-        name, images = (
-            "inpaint",
-            read_pictures(flags.inpaint, "--inpaint", sampler, sampler.shape, fit),
-        )
+        name = "inpaint"
+        images = read_pictures(flags.inpaint, "--inpaint", sampler, sampler.shape, fit)
         unknown = read_pictures(flags.mask, "--mask", sampler, fit=fit)
         if len(unknown) > 1:
             raise UserError(f"--mask={flags.mask}: {len(unknown)} images, where one is needed")
-        settings["mask_crc32"] = checksum(unknown)
+        settings["mask_crc32"] = checksum(checksums(to_uint8(unknown).numpy()))
         mask = unknown[0].mean(0) > 0.5
         samples = sampler.inpaint(images, mask, per_init)
         masked = torch.where(mask, torch.full_like(images, 0.5), images)
         columns = {"original": images, "masked": masked}
     else:
-        name, images = "edit", read_pictures(flags.edit, "--edit", sampler, sampler.shape, fit)
+        name = "edit"
+        images = read_pictures(flags.edit, "--edit", sampler, sampler.shape, fit)
         blurs = parse_blurs(flags.blur)
         made = [sampler.edit(images, blur, per_init) for blur in blurs]
         samples, columns = torch.cat(made, 1), {"input": images}
         settings["blur"] = blurs
-    settings |= {"kind": name, "pictures_crc32": checksum(images), "per_init": per_init}
+    pictures_crc32 = checksum(checksums(to_uint8(images).numpy()))
+    settings |= {"kind": name, "pictures_crc32": pictures_crc32, "per_init": per_init}
     directory = own_directory(base / f"{name}_delta_{sampler.label}", settings)
     headings = [f"sample {i + 1}" for i in range(per_init)]
     if name == "edit":
@@ -102,7 +103,7 @@ def read_pictures(
         ((width, height),) = sizes
         shape = sampler.shape[0], height, width
     source = open_images(str(path), flag, shape, fit)
-    return torch.from_numpy(np.stack([source[i] for i in range(len(source))])).float() / 255
+    return torch.from_numpy(all_pixels(source)).float() / 255
 
 
 def parse_blurs(text: str) -> list[float]:
@@ -117,11 +118,6 @@ def size_of(path: Path) -> tuple[int, int]:
     """Width and height, upright. Raises UnreadableImage."""
     with opened_image(path, str(path)) as image:
         return ImageOps.exif_transpose(image).size
-
-
-def checksum(images: torch.Tensor) -> int:
-    """CRC32 of images as 8 bits."""
-    return zlib.crc32(to_uint8(images).numpy().tobytes())
 
 
 def save_columns(path: Path, columns: Sequence[tuple[str, torch.Tensor]]) -> None:

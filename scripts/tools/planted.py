@@ -12,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 
 from scripts.config.flags import Values, run
-from scripts.storage.files import atomic_write, make_directory
+from scripts.storage.files import make_directory
 
 SEED = 0
 SHOWN = 10
@@ -22,19 +22,21 @@ SHOWN = 10
 def main(flags: Values) -> int:
     """Print the table, draw the picture."""
     from scripts.config.checks import validate
-    from scripts.data.datasets import Split, load_images
+    from scripts.data.datasets import Split, load_images, require_outside_data
+    from scripts.data.images import all_pixels
     from scripts.evaluation.command import make_extractor
     from scripts.evaluation.corruptions import CORRUPTIONS
     from scripts.evaluation.distances import Gaussian, frechet_estimate
+    from scripts.evaluation.results import save_figure
     from scripts.sampling.output import as_colours, to_uint8
 
     validate(flags.config)
-    make_directory(flags.out, "out")
+    require_outside_data(flags.out, "--out", flags.config.data)
+    make_directory(flags.out, "--out")
     extractor = make_extractor(flags, flags.config, flags.out)
 
     def pixels(split: Split) -> torch.Tensor:
-        source = load_images(flags.config.data, split)
-        return torch.from_numpy(np.stack([source[i] for i in range(len(source))]))
+        return torch.from_numpy(all_pixels(load_images(flags.config.data, split)))
 
     def features(images: torch.Tensor) -> np.ndarray:
         return np.concatenate([extractor(batch) for batch in images.split(100)])
@@ -55,8 +57,7 @@ def main(flags: Values) -> int:
         axes.imshow(row, cmap="gray", vmin=0, vmax=255)
         axes.set_ylabel(f"{name}\n{value}", rotation=0, ha="right", va="center")
         axes.set(xticks=[], yticks=[])
-    with atomic_write(flags.out / f"planted_{flags.feature_extractor}.png") as temporary:
-        figure.savefig(temporary)
+    save_figure(figure, flags.out / f"planted_{flags.feature_extractor}.png")
     return 0
 
 

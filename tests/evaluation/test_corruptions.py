@@ -11,10 +11,13 @@ from configs.emoji import quickstart as emoji
 from configs.mnist import quickstart as digits
 from scripts.config.flags import parse
 from scripts.data.datasets import Split, load_images
+from scripts.data.images import all_pixels
+from scripts.errors import UserError
 from scripts.evaluation.classifier import ClassifierFeatures, classifier_features
 from scripts.evaluation.corruptions import CORRUPTIONS, blends, random_phases, shuffled_blocks
 from scripts.evaluation.distances import Gaussian, frechet_estimate
 from scripts.tools import planted
+from tests.images import save_images
 from tests.tiny import tiny_config
 
 CPU = torch.device("cpu")
@@ -62,8 +65,7 @@ def test_random_phases_keep_the_power_spectrum() -> None:
 
 
 def pixels(data: ConfigDict, split: Split) -> torch.Tensor:
-    source = load_images(data, split)
-    return torch.from_numpy(np.stack([source[i] for i in range(len(source))]))
+    return torch.from_numpy(all_pixels(load_images(data, split)))
 
 
 def distances(config: ConfigDict, features: ClassifierFeatures) -> dict[str, float]:
@@ -119,3 +121,13 @@ def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert line.startswith(name)
         assert " +- " in line
     assert (tmp_path / "planted_classifier.png").exists()
+
+
+def test_no_table_among_the_images(tmp_path: Path) -> None:
+    """Its picture would become one of them."""
+    save_images(tmp_path, [f"{i}.png" for i in range(4)], size=8)
+    data = ["--config.data.dataset=folder", f"--config.data.path={tmp_path}"]
+    words = ["planted", f"--config={digits.__file__}", *data, f"--out={tmp_path / 'table'}"]
+    with pytest.raises(UserError, match=r"would become images of config\.data\.path"):
+        planted.main(parse("planted", words))
+    assert not (tmp_path / "table").exists()
