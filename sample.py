@@ -9,7 +9,17 @@ python sample.py --workdir W --edit=photo.png --blur=2,8
 The configuration is the run's own; the release's checkpoints have none, and need --config.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from scripts.config.flags import Values, run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from scripts.sampling.sampler import Sampler
+    from scripts.storage.checkpoint import TrainedModel
 
 
 def main(flags: Values) -> int:
@@ -24,7 +34,6 @@ def draw(flags: Values) -> int:
     """Load the model and draw: single images in all processes, pictures in the first."""
     from scripts.data.datasets import require_outside_data
     from scripts.runtime import distributed
-    from scripts.sampling import output
     from scripts.sampling.choice import Choice
     from scripts.sampling.export import export
     from scripts.sampling.from_pictures import make_from_pictures
@@ -69,11 +78,20 @@ def draw(flags: Values) -> int:
     make_directory(base, "--out")
     if any(pictures.values()):
         settings = sampler.record(trained).settings()
-        picture = make_from_pictures(flags, sampler, base, settings, config.data.fit)
-        print(f"step {trained.step}: {picture}")
-        return 0
+        made = make_from_pictures(flags, sampler, base, settings, config.data.fit)
+        print(f"step {trained.step}: {made}")
+    else:
+        directory = draw_pictures(flags, sampler, trained, base)
+        print(f"step {trained.step}, delta {sampler.label}, seed {sampler.seed}: {directory}")
+    return 0
+
+
+def draw_pictures(flags: Values, sampler: Sampler, trained: TrainedModel, base: Path) -> Path:
+    """Draw one batch of samples or a path between two; the directory below `base` that has them."""
+    from scripts.sampling import output
+
     # Another seed or batch has a name of its own; for whatever else differs see `own_directory`.
-    suffix = "" if sampler.seed == config.seed else f"_seed_{sampler.seed}"
+    suffix = "" if sampler.seed == trained.experiment.config.seed else f"_seed_{sampler.seed}"
     suffix += "" if flags.number is None else f"_{flags.number}"
     number = flags.number or 0
     whole = flags.interpolate or flags.share_noise
@@ -88,24 +106,23 @@ def draw(flags: Values) -> int:
             base / f"interpolate_delta_{sampler.label}{suffix}", settings
         )
         output.interpolation_set(directory, sampler, ends, flags.num_points)
-    else:
-        kind: output.Kind = "independent"
-        if flags.same_init:
-            kind = "same_init"
-        elif flags.share_noise:
-            kind = "share_noise"
-        shared = "" if kind == "independent" else f"_{kind}"
-        indices = range(number * batch_size, (number + 1) * batch_size)
-        settings |= {
-            "kind": kind,
-            "samples": [indices.start, indices.stop],
-            "save_sample_freq": flags.save_sample_freq,
-        }
-        directory = output.own_directory(base / f"delta_{sampler.label}{shared}{suffix}", settings)
-        every = flags.save_sample_freq
-        output.sample_set(directory, sampler, indices, kind=kind, every=every, keep_states=True)
-    print(f"step {trained.step}, delta {sampler.label}, seed {sampler.seed}: {directory}")
-    return 0
+        return directory
+    kind: output.Kind = "independent"
+    if flags.same_init:
+        kind = "same_init"
+    elif flags.share_noise:
+        kind = "share_noise"
+    shared = "" if kind == "independent" else f"_{kind}"
+    indices = range(number * batch_size, (number + 1) * batch_size)
+    settings |= {
+        "kind": kind,
+        "samples": [indices.start, indices.stop],
+        "save_sample_freq": flags.save_sample_freq,
+    }
+    directory = output.own_directory(base / f"delta_{sampler.label}{shared}{suffix}", settings)
+    every = flags.save_sample_freq
+    output.sample_set(directory, sampler, indices, kind=kind, every=every, keep_states=True)
+    return directory
 
 
 if __name__ == "__main__":

@@ -221,6 +221,7 @@ def _observed(
     with progress_bar(sampler.num_steps, "step", "sampling") as bar:
 
         def observe(k: int, u_k: torch.Tensor) -> None:
+            """Keep the state of a level that is shown."""
             if k in levels:
                 frames.append(grid(u_k.float(), columns))
             if k == levels[0] or (keep_states and k in levels):
