@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import settings
 
 from scripts.config.paths import ROOT
 from tests.golden import SETTINGS, Golden, load_golden
+from tests.images import save_waves
 from tests.tiny import tiny_config
 
 if TYPE_CHECKING:
@@ -68,13 +68,7 @@ def error_line(result: subprocess.CompletedProcess[str]) -> str:
 @pytest.fixture(scope="session")
 def tiny_array(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Forty 8x8 grey images with some structure, as a .npy file."""
-    rng = np.random.default_rng(0)
-    rows, columns = np.mgrid[:8, :8]
-    phases = rng.uniform(0, 2 * np.pi, (40, 2, 1, 1))
-    waves = np.sin(rows * 0.7 + phases[:, 0]) + np.cos(columns * 0.9 + phases[:, 1])
-    path = tmp_path_factory.mktemp("array") / "waves.npy"
-    np.save(path, ((waves + 2) / 4 * 255).astype(np.uint8))
-    return path
+    return save_waves(tmp_path_factory.mktemp("array") / "waves.npy", 8, 8)
 
 
 @pytest.fixture(scope="session")

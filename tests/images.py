@@ -71,3 +71,12 @@ def decoded(
     else:
         contents.save(path, **save)
     return FolderImages(tmp_path, [path.name], (channels, size, size))[0]
+
+
+def save_waves(path: Path, height: int, width: int) -> Path:
+    """Write forty grey images with some structure as a .npy file, and return it."""
+    rows, columns = np.mgrid[:height, :width]
+    phases = np.random.default_rng(0).uniform(0, 2 * np.pi, (40, 2, 1, 1))
+    waves = np.sin(rows * 0.7 + phases[:, 0]) + np.cos(columns * 0.9 + phases[:, 1])
+    np.save(path, ((waves + 2) / 4 * 255).astype(np.uint8))
+    return path

@@ -72,7 +72,10 @@ def mutate(source: str, kind: str, number: int, *, raises: bool = False) -> tupl
     elif isinstance(node, ast.BinOp):
         node.op = OTHER[type(node.op)]()  # type: ignore[assignment]
     elif isinstance(node, ast.Constant):
-        node.value = not node.value if isinstance(node.value, bool) else node.value + 1  # type: ignore[operator]
+        if isinstance(node.value, bool):
+            node.value = not node.value
+        else:
+            node.value = node.value + 1  # type: ignore[operator]
     else:
         block[i] = ast.Pass()
     after = ast.unparse(block[i]).splitlines()[0]

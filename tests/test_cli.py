@@ -310,7 +310,8 @@ def test_help_and_missing_flags(script: str) -> None:
     """All flags, the common ones first, after the docstring."""
     result = forked(script, "--help")
     listed = result.stdout.partition("\nFlags:\n")[2].split("\n  --")
-    names = [re.match(r"(?:  --)?(?:\[no\])?(\w+)", text)[1] for text in listed]  # type: ignore[index]
+    name = re.compile(r"(?:  --)?(?:\[no\])?(\w+)")
+    names = [name.match(text)[1] for text in listed]  # type: ignore[index]
     assert result.returncode == 0
     assert names == [flag.name for flag in flags_of(script.removesuffix(".py"))]
     assert names[:2] == ["config", "workdir"]

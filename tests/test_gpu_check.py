@@ -27,7 +27,8 @@ def training(
     kind: str = "cuda",
 ) -> Any:
     trainer = SimpleNamespace(nonfinite_steps=skipped, device=torch.device(kind))
-    return gpu_check.Training(np.array(losses), seconds, gigabytes, trainer)  # type: ignore[arg-type]
+    values = np.array(losses)
+    return gpu_check.Training(values, seconds, gigabytes, trainer)  # type: ignore[arg-type]
 
 
 def test_all_of_it(capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,6 +21,7 @@ from scripts.sampling.output import as_colours, grid
 from scripts.sampling.sampler import load_sampler
 from scripts.training.loop import train
 from tests.evaluation.evaluations import of_bound, of_samples
+from tests.images import save_waves
 from tests.tiny import tiny_config
 from tests.training.runs import TinyRun, differing
 
@@ -33,13 +34,7 @@ SETTINGS: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def array(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Forty waves of 8 x 12 pixels."""
-    rng = np.random.default_rng(0)
-    rows, columns = np.mgrid[:8, :12]
-    phases = rng.uniform(0, 2 * np.pi, (40, 2, 1, 1))
-    waves = np.sin(rows * 0.7 + phases[:, 0]) + np.cos(columns * 0.5 + phases[:, 1])
-    path = tmp_path_factory.mktemp("array") / "waves.npy"
-    np.save(path, ((waves + 2) / 4 * 255).astype(np.uint8))
-    return path
+    return save_waves(tmp_path_factory.mktemp("array") / "waves.npy", 8, 12)
 
 
 @pytest.fixture(scope="module")

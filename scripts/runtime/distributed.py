@@ -67,7 +67,8 @@ def shard(indices: Part) -> Part:
     empty.
     """
     first, end = (len(indices) * r // world_size() for r in (rank(), rank() + 1))
-    return indices[first:end]  # type: ignore[return-value]  # a slice of a range is a range, of a list a list
+    # A slice of a range is a range, of a list a list.
+    return indices[first:end]  # type: ignore[return-value]
 
 
 def barrier() -> None:
@@ -134,7 +135,9 @@ def averaging_after(model: nn.Module, last: bool) -> contextlib.AbstractContextM
     """Context for forward and backward pass of one part of a batch: gradients are averaged after
     the last part only.
     """
-    return contextlib.nullcontext() if world_size() == 1 or last else model.no_sync()  # type: ignore[operator]
+    if world_size() == 1 or last:
+        return contextlib.nullcontext()
+    return model.no_sync()  # type: ignore[operator]
 
 
 @contextlib.contextmanager

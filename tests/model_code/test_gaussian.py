@@ -247,7 +247,8 @@ def test_heun_is_of_second_order(name: str) -> None:
 
         chain = (*range(720, 120, -600 // steps), 120, 0)
         kernel = process.reverse_kernel("posterior", chain=chain, eta=0.0)
-        return sampler(process, counted, z, kernel, lambda k: z), len(calls)  # type: ignore[operator]
+        end = sampler(process, counted, z, kernel, lambda k: z)  # type: ignore[operator]
+        return end, len(calls)
 
     exact, _ = run(heun, 120)
     errors = {}

@@ -93,7 +93,8 @@ def test_noise_of_the_first_state_is_that_of_the_level() -> None:
         sampler = made_sampler(name, None if expected is None else 0.05)
         seen: list[torch.Tensor] = []
         still = replace(sampler, model=lambda u, k: torch.zeros_like(u))
-        still.from_images(many, 1, 3, lambda k, u, seen=seen: seen.append(u.clone()))  # type: ignore[misc]
+        keep = lambda k, u, seen=seen: seen.append(u.clone())  # noqa: E731
+        still.from_images(many, 1, 3, keep)
         process, k = sampler.process, torch.full((2000,), 3)
         std = expected or float(
             process.to_images(process.corrupt(many, k, torch.ones_like(many))[0]).mean() - 0.5

@@ -52,7 +52,8 @@ def test_matched_levels_are_those_of_the_images(
     for workdir in ("run", "published"):
         for given in (config, None):
             sampler, _ = load_sampler(given, tmp_path / workdir, 0)
-            assert differing(sampler.process.level_scale, levels) == []  # type: ignore[attr-defined]
+            scale = sampler.process.level_scale  # type: ignore[attr-defined]
+            assert differing(scale, levels) == []
             assert sampler.independent([0]).shape == (1, 1, 8, 8)
     config.model.blur_schedule = "log"
     with pytest.raises(UserError, match="blur_schedule was 'matched', now 'log'"):

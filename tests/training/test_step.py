@@ -104,7 +104,9 @@ def test_learning_rate() -> None:
         ("constant", "released", released),
     ):
         settings = {"warmup": 10, "n_iters": 110, "schedule": schedule, "protocol": protocol}
-        found = {step: learning_rate(step, lr=1.0, **settings) for step in rates}  # type: ignore[arg-type]
+        found = {}
+        for step in rates:
+            found[step] = learning_rate(step, lr=1.0, **settings)  # type: ignore[arg-type]
         assert found == pytest.approx(rates, abs=1e-12)
     assert learning_rate(0, lr=2.0, warmup=0, schedule="constant", n_iters=5) == 2.0
 
