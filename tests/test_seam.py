@@ -16,6 +16,7 @@ from model_code.prior import Prior, StoredStates
 from model_code.process import Denoiser, Process, ReverseKernel
 from scripts.config.checks import register_process
 from scripts.config.paths import ROOT
+from scripts.config.resolve import resolve
 from scripts.errors import UserError
 from scripts.evaluation.bound import BoundEvaluation
 from scripts.evaluation.results import Point
@@ -156,6 +157,17 @@ def test_another_process_trains_is_sampled_and_evaluated(
     offset = 8 if density else 0  # densities and probabilities of 8-bit images
     nats_per_bit = 64 * math.log(2)
     assert bits.estimate.value == pytest.approx(nats.estimate.value / nats_per_bit + offset)
+
+
+def test_pixelation_of_rectangles(tmp_path: Path) -> None:
+    name = pixelate_file(tmp_path)
+    register_process(name)
+    config = tiny_config(model__process=name, model__K=2, data__image_size=(4, 16))
+    process = resolve(config).process
+    u0 = torch.rand(2, 1, 4, 16)
+    means, _ = process.corrupt(u0, torch.tensor([1, 2]), torch.zeros(2, 1, 4, 16))
+    torch.testing.assert_close(means[0, 0, :2, :4], u0[0, 0, :2, :4].mean().expand(2, 4))
+    torch.testing.assert_close(means[1, 0], u0[1].mean().expand(4, 16))
 
 
 def test_code_runs_only_where_the_command_line_names_it(

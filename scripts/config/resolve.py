@@ -180,13 +180,22 @@ def differences(saved: str, config: ConfigDict) -> dict[str, str]:
 
     Keys that a `saved` of an earlier version lacks had the behaviour of today's defaults.
     """
-    defaults, now = (dict(flatten(json.loads(to_json(c)))) for c in (default.get_config(), config))
-    before = defaults | dict(flatten(json.loads(saved)))
+    defaults, now = (_values(to_json(c)) for c in (default.get_config(), config))
+    before = defaults | _values(saved)
     return {
         key: f"{_shown(before, key)}, now {_shown(now, key)}"
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key)
     }
+
+
+def _values(text: str) -> dict[str, Any]:
+    """Of the JSON of a configuration, by "section.key"; a square has one size, however written."""
+    values = dict(flatten(json.loads(text)))
+    size = values.get("data.image_size")
+    if isinstance(size, list) and len(set(size)) == 1:
+        values["data.image_size"] = size[0]
+    return values
 
 
 def _shown(values: Mapping[str, Any], key: str) -> str:

@@ -436,9 +436,9 @@ def test_changed_keys_are_named() -> None:
         match=r"config\.data\.random_flip was True, now False; config\.model\.K was 3, now 5$",
     ):
         refuse_differences(before, after, {"model.delta_over_sigma"}, "the checkpoint")
-    refuse_differences(
-        before, tiny_config(optim__lr=1.0, training__n_iters=9), set(), "the checkpoint"
-    )
+    same = tiny_config(optim__lr=1.0, training__n_iters=9, data__image_size=(8, 8))
+    refuse_differences(before, same, set(), "the checkpoint")
+    assert "data.image_size" in differences(before, tiny_config(data__image_size=(8, 16)))
 
 
 def test_plan_says_what_is_to_come() -> None:
