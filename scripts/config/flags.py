@@ -80,7 +80,7 @@ OTHER_EXTRACTORS = CLASSIFIERS + " feature_extractor=dinov2"
 
 FLAGS = (
     Flag(
-        "config", "sample evaluate", CONFIG, None,
+        "config", "sample evaluate export", CONFIG, None,
         "Configuration: a file of configs/ or your own, or the config.json of a run; by default "
         "that in --workdir. --config.section.key=value overrides any key of configs/default.py.",
         required="samples", unless="workdir",
@@ -96,7 +96,7 @@ FLAGS = (
         required=ALWAYS, unless="plan",
     ),
     Flag(
-        "workdir", "sample evaluate calibrate publish", PATH, None,
+        "workdir", "sample evaluate calibrate publish export", PATH, None,
         "Run directory that train.py made.", required=ALWAYS, unless="samples",
     ),
     Flag(
@@ -108,7 +108,7 @@ FLAGS = (
         required=ALWAYS,
     ),
     Flag(
-        "checkpoint", "sample calibrate", INTEGER, 0,
+        "checkpoint", "sample calibrate export", INTEGER, 0,
         "n for checkpoints/checkpoint_n.pth, 0 for the newest.", {"lower_bound": 0},
     ),
     Flag(
@@ -180,17 +180,17 @@ FLAGS = (
         {"lower_bound": 2}, only="interpolate",
     ),
     Flag(
-        "delta", "sample evaluate", STRING, None,
+        "delta", "sample evaluate export", STRING, None,
         "Sampling noise: a standard deviation, spectral or calibrated; by default calibrated "
         "where that was measured.", never="samples",
     ),
     Flag(
-        "steps", "sample evaluate", STRING, None,
+        "steps", "sample evaluate export", STRING, None,
         "Network calls for a sample: N (evenly spaced levels), N:bound (for the best bound) or "
         "all levels K,...,0. By default all levels.", never="samples",
     ),
     Flag(
-        "eta", "sample evaluate", FLOAT, None,
+        "eta", "sample evaluate export", FLOAT, None,
         "Share of fresh noise in a step: 1 is ancestral sampling, 0 deterministic (DDIM). Heat "
         "dissipation needs calibrated kernels for less than 1.",
         {"lower_bound": 0.0, "upper_bound": 1.0}, never="samples",
@@ -376,6 +376,7 @@ FLAGS = (
         "New .npy file for the matched schedule; a .png goes beside it. By default nothing is "
         "written.",
     ),
+    Flag("out", "export", PATH, None, "A .pt2 or .onnx file to write.", required=ALWAYS),
     Flag(
         "num_images", "calibrate", INTEGER, 48, "Training images, each seen once at every level.",
         {"lower_bound": 2},

@@ -84,14 +84,23 @@ def edit(sampler: Sampler, images: torch.Tensor, blur: float, per_image: int = 1
 
     Raises UserError for a blur beyond that of the levels visited.
     """
-    scales = length_scales(_gaussian(sampler))[list(sampler.kernel.chain[:-1])]
+    return sampler.from_images(images, per_image, level_of_blur(sampler, blur)[0])
+
+
+def level_of_blur(sampler: Sampler, blur: float) -> tuple[int, float]:
+    """The level visited whose blur is nearest to so many pixels, and its blur.
+
+    Raises UserError beyond the levels that are visited.
+    """
+    levels = sampler.kernel.chain[:-1]
+    scales = length_scales(_gaussian(sampler))[list(levels)]
     if not scales[-1] / 2 <= blur <= scales[0] * 1.01:
         raise UserError(
             f"--blur={blur:g}: must be from {scales[-1]:.2g} to {scales[0]:.3g} pixels, as far as "
             "the levels that are visited go"
         )
-    level = sampler.kernel.chain[int((scales.log() - torch.tensor(blur).log()).abs().argmin())]
-    return sampler.from_images(images, per_image, level)
+    nearest = int((scales.log() - torch.tensor(blur).log()).abs().argmin())
+    return levels[nearest], scales[nearest].item()
 
 
 def length_scales(process: GaussianProcess) -> torch.Tensor:

@@ -67,15 +67,19 @@ def make_from_pictures(
     directory = own_directory(base / f"{name}_delta_{sampler.label}", settings)
     headings = [f"sample {i + 1}" for i in range(per_init)]
     if name == "edit":
-        headings = [f"{blur:g} pixels" for blur in blurs for _ in range(per_init)]
+        # Those of the levels that are visited, which may be others than what was asked for.
+        visited = [editing.level_of_blur(sampler, blur)[1] for blur in blurs]
+        headings = [f"{blur:.3g} pixels" for blur in visited for _ in range(per_init)]
     with atomic_write(directory / "samples.npy") as temporary:
         np.save(temporary, samples.numpy())
     for i, sample in enumerate(samples[:, 0]):
         save_png(directory / f"{i:05d}.png", sample[None])
-    summary = {"mean": samples.mean(1), "4 x their deviation": 4 * samples.std(1, correction=0)}
+    summary = {}
+    if name != "edit" and per_init > 1:
+        summary = {"mean": samples.mean(1), "4 x their deviation": 4 * samples.std(1, correction=0)}
     path = directory / f"{name}.png"
     shown = [*columns.items(), *zip(headings, samples.unbind(1), strict=True)]
-    save_columns(path, [*shown, *summary.items()] if name != "edit" else shown)
+    save_columns(path, [*shown, *summary.items()])
     return path
 
 

@@ -95,6 +95,10 @@ def test_editing() -> None:
     assert torch.equal(
         sampler().edit(pictures()[:1], blur), sampler().from_images(pictures()[:1], level=level)
     )
+    few = sampler(steps="10")
+    level, visited = editing.level_of_blur(few, 20.0)
+    assert level in few.kernel.chain
+    assert visited == length_scales(few.process)[level].item()  # type: ignore[arg-type]
 
 
 def test_length_scales_are_those_of_the_schedule() -> None:
