@@ -38,19 +38,11 @@ def draw(flags: Values) -> int:
     from scripts.sampling.export import export
     from scripts.sampling.from_pictures import make_from_pictures
     from scripts.sampling.sampler import load_sampler
-    from scripts.storage.checkpoint import saved_config
     from scripts.storage.files import make_directory
 
-    workdir, export_dir = flags.workdir, flags.export_dir
-    config = flags.config or saved_config(workdir, flags.checkpoint)
-    base = (flags.out or workdir / "additional_samples") / f"checkpoint_{flags.checkpoint}"
-    init = None if flags.init in ("held_out", "train") else flags.init
-    flag = "--out" if export_dir is None else "--export_dir"
-    pictures = {name: getattr(flags, name) for name in ("super_resolve", "inpaint", "edit")}
-    require_outside_data(export_dir or base, flag, config.data, init=init, **pictures)
     sampler, trained = load_sampler(
-        config,
-        workdir,
+        flags.config,
+        flags.workdir,
         flags.checkpoint,
         choice=Choice(
             flags.delta,
@@ -65,6 +57,12 @@ def draw(flags: Values) -> int:
         precision=flags.precision,
         from_data=flags.prior == "data",
     )
+    config, export_dir = trained.experiment.config, flags.export_dir
+    base = (flags.out or flags.workdir / "additional_samples") / f"checkpoint_{flags.checkpoint}"
+    init = None if flags.init in ("held_out", "train") else flags.init
+    flag = "--out" if export_dir is None else "--export_dir"
+    pictures = {name: getattr(flags, name) for name in ("super_resolve", "inpaint", "edit")}
+    require_outside_data(export_dir or base, flag, config.data, init=init, **pictures)
     if export_dir is not None:
         settings = sampler.record(trained).settings()
         batch_size = flags.batch_size or config.eval.batch_size

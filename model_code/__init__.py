@@ -16,7 +16,7 @@ from model_code.process import Chain, Process, full_chain, subchain
 from model_code.unet import UNet, image_shape
 
 BLUR = frozenset({"model.blur_sigma_max"})
-KEY = "config.model.process"
+PROCESS_KEY = "config.model.process"
 HEAT = BLUR | {
     *("model.blur_schedule", "model.blur_sigma_min", "model.sigma", "model.delta_over_sigma"),
     *("model.protocol", "training.level_weighting", "training.noise_images"),
@@ -96,10 +96,10 @@ def build_process(config: ConfigDict) -> Process:
     """The process that config.model.process names. Raises ValueError for what cannot be."""
     name = config.model.process
     if name not in PROCESSES and ".py:" in name:
-        named = f"a file of code runs only where the command line names it: --{KEY}={name}"
-        raise ValueError(f"{KEY} = {name!r}: {named}")
+        named = f"a file of code runs only where the command line names it: --{PROCESS_KEY}={name}"
+        raise ValueError(f"{PROCESS_KEY} = {name!r}: {named}")
     if name not in PROCESSES:
-        raise ValueError(f"{KEY} = {name!r}: must be one of {', '.join(PROCESSES)}")
+        raise ValueError(f"{PROCESS_KEY} = {name!r}: must be one of {', '.join(PROCESSES)}")
     process = PROCESSES[name].build(config)
     noise, valid = config.model.sampling_noise, process.sampling_noises
     if noise not in valid:

@@ -14,9 +14,8 @@ import model_code
 from model_code import Preset
 from model_code.prior import Prior, StoredStates
 from model_code.process import Denoiser, Process, ReverseKernel
-from scripts.config.checks import register_process
 from scripts.config.paths import ROOT
-from scripts.config.resolve import resolve
+from scripts.config.resolve import register_process, resolve
 from scripts.errors import UserError
 from scripts.evaluation.bound import BoundEvaluation
 from scripts.evaluation.results import Point

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from absl import flags
 from ml_collections import config_flags
 
-from scripts.config.load import RUN_CONFIG, load, named_code, refuse_unknown
+from scripts.config.load import RUN_CONFIG, load, refuse_unknown, trusted_processes
 from scripts.config.paths import user_path
 from scripts.errors import USAGE_ERROR, UserError, error_line, line_for, one_line
 
@@ -524,7 +524,7 @@ def _read_config(
     config_flags.DEFINE_config_dict("config", config, flag_values=parser, sys_argv=[*words])
     rest = parser(words)
     if "model.process" in config_flags.get_override_values(parser["config"]):
-        named_code.add(config.model.process)
+        trusted_processes.add(config.model.process)
     values["config"] = config
     return rest
 
@@ -562,7 +562,7 @@ class _Stream(io.FileIO):
             os.close(null)
             if self.fileno() == 1 and error.errno != errno.EPIPE:  # a reader has seen enough
                 reason = f"standard output: {error.strerror}"
-                print(f"warning: {reason}; going on without", file=sys.stderr)
+                print(f"warning: {reason}; continuing without it", file=sys.stderr)
             return len(data)
 
 

@@ -21,7 +21,7 @@ RUN_CONFIG = "config.json"
 """In a run directory: its configuration."""
 
 
-named_code: set[str] = set()
+trusted_processes: set[str] = set()
 """Values of config.model.process that the command line or a configuration in Python named: a file
 that one of these names may run."""
 
@@ -54,7 +54,7 @@ def load(text: str) -> ConfigDict:
             f"--config={text}: its get_config() returns {type(given).__name__}, not a ConfigDict"
         )
     config = _completed(given, f"--config={text}")
-    named_code.add(config.model.process)
+    trusted_processes.add(config.model.process)
     return config
 
 

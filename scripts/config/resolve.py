@@ -1,9 +1,13 @@
-"""What a configuration stands for: blur levels as numbers, process and network; also those of a
-checkpoint that it has to agree with.
+"""What a configuration stands for: checked, with blur levels as numbers, process and network; also
+with those of a checkpoint that it has to agree with.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+import re
+import runpy
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,16 +16,24 @@ from ml_collections import ConfigDict
 from torch.nn import Module
 
 from configs import default
-from model_code import PROCESSES, build_meta_model, build_process
-from model_code.process import Process
+from model_code import (
+    HEAT,
+    PROCESS_KEY,
+    PROCESSES,
+    Preset,
+    build_meta_model,
+    build_process,
+    configured_chain,
+)
+from model_code.gaussian import GaussianProcess
+from model_code.process import Process, next_levels
 from model_code.unet import image_shape
-from scripts.config.checks import validate
-from scripts.config.load import flatten, to_json
+from scripts.config.load import error_with_line, flatten, refuse_unknown, to_json, trusted_processes
 from scripts.config.paths import user_path
 from scripts.config.release import log_levels
 from scripts.errors import UserError, one_line
 
-KEY = "config.model.blur_schedule"
+SCHEDULE_KEY = "config.model.blur_schedule"
 LOG, MATCHED = "log", "matched"
 
 TRAINING_ONLY = {"model.dropout", "model.ema_rate"}
@@ -38,6 +50,82 @@ FREE = {
 FREE_IN_INFERENCE = (
     FREE | TRAINING_ONLY | {"model.protocol", "data.uniform_dequantization", "data.random_flip"}
 )
+process_checksums: dict[str, int] = {}
+"""CRC32 of each file of a user's process that has run, by the value of config.model.process."""
+Check = tuple[str, Callable[[Any], bool]]
+"""What is expected of a value, for messages, and whether a value is that."""
+
+
+def _one_of(*choices: object) -> Check:
+    return f"one of {', '.join(map(repr, choices))}", lambda value: value in choices
+
+
+_AT_LEAST_1: Check = "at least 1", lambda value: value >= 1
+_AT_LEAST_0: Check = "at least 0", lambda value: 0 <= value < math.inf
+_POSITIVE: Check = "greater than 0", lambda value: 0 < value < math.inf
+_FRACTION: Check = "in [0, 1)", lambda value: 0 <= value < 1
+
+
+def _is_group_pattern(text: str) -> bool:
+    try:
+        return text == "" or re.compile(text).groups > 0
+    except re.error:
+        return False
+
+
+def _is_image_size(size: object) -> bool:
+    sides = size if isinstance(size, tuple | list) else (size, size)
+    return len(sides) == 2 and all(type(side) is int and side >= 1 for side in sides)
+
+
+CHECKS: dict[str, Check] = {
+    "seed": ("an integer from 0 to 2^64 - 1", lambda value: 0 <= value < 2**64),
+    "compile": _one_of("none", "default", "reduce-overhead", "max-autotune"),
+    "distributed_timeout_minutes": _POSITIVE,
+    "training.batch_size": _AT_LEAST_1,
+    "training.accumulation_steps": _AT_LEAST_1,
+    "training.n_iters": _AT_LEAST_1,
+    "training.log_freq": _AT_LEAST_1,
+    "training.eval_freq": _AT_LEAST_1,
+    "training.sampling_freq": _AT_LEAST_1,
+    "training.num_samples": _AT_LEAST_1,
+    "training.noise_images": ("at least 2", lambda value: value >= 2),
+    "training.snapshot_freq": _AT_LEAST_1,
+    "training.keep_snapshots": _AT_LEAST_0,
+    "training.snapshot_freq_for_preemption": _AT_LEAST_1,
+    "training.max_nonfinite_steps": _AT_LEAST_1,
+    "eval.batch_size": _AT_LEAST_1,
+    "eval.num_images": _AT_LEAST_0,
+    "data.group_pattern": (
+        "a regular expression with a group, such as '(sub-[0-9]+)'",
+        _is_group_pattern,
+    ),
+    "data.image_size": (
+        "a number of pixels for both sides, or (height, width), at least 1",
+        _is_image_size,
+    ),
+    "data.fit": _one_of("crop", "pad", "stretch"),
+    "data.num_channels": _AT_LEAST_1,
+    "data.num_workers": ("at least 0, or -1", lambda value: value >= -1),
+    "model.protocol": _one_of("paper", "released"),
+    "model.K": _AT_LEAST_1,
+    "model.blur_sigma_min": _POSITIVE,
+    "model.sigma": _POSITIVE,
+    "model.delta_over_sigma": _AT_LEAST_0,
+    "model.ema_rate": _FRACTION,
+    "model.dropout": _FRACTION,
+    "optim.optimizer": _one_of("Adam", "AdamW"),
+    "optim.lr": _POSITIVE,
+    "optim.warmup": _AT_LEAST_0,
+    "optim.schedule": _one_of("constant", "cosine"),
+    "optim.beta1": _FRACTION,
+    "optim.beta2": _FRACTION,
+    "optim.eps": _POSITIVE,
+    "optim.weight_decay": _AT_LEAST_0,
+    "optim.grad_clip": _AT_LEAST_0,
+    "optim.amp_dtype": _one_of("auto", "bfloat16", "float16"),
+}
+"""By "section.key". The network's own settings are checked where it is built."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +169,8 @@ def resolve(
     if checkpoint is None or "config" not in checkpoint:
         levels = read_levels(config) if matched is None else matched
         if checkpoint is not None and model.blur_schedule == MATCHED:
-            raise UserError(f"{where}: its levels are not known, as {KEY} = 'matched'; list them")
+            shown = f"{SCHEDULE_KEY} = 'matched'"
+            raise UserError(f"{shown}: {where} does not hold the levels; list them")
     else:
         refuse_differences(checkpoint["config"], config, free, where)
         levels = _levels_of_checkpoint(config, checkpoint, where)
@@ -97,10 +186,47 @@ def resolve(
         needed = "must be nearer to 0, so that no weight overflows"
         raise UserError(f"config.training.level_weighting = {power!r}: {needed}")
     if model.blur_schedule != LOG and "model.blur_schedule" not in PROCESSES[model.process].reads:
-        shown = f"{KEY} = {one_line(repr(model.blur_schedule))[:100]}"
+        shown = f"{SCHEDULE_KEY} = {one_line(repr(model.blur_schedule))[:100]}"
         other = f"process {model.process!r} has a blur schedule of its own"
         raise UserError(f"{shown}: {other}; must be left at 'log'")
     return Experiment(config, levels, process, network)
+
+
+def validate(config: ConfigDict) -> None:
+    """Raise UserError, naming key, value and what is expected, unless all values are in range.
+
+    Whether process and network can be built is seen when they are, by `resolve`. Runs the file of
+    a process that the command line names.
+    """
+    given = dict(flatten(config))
+    refuse_unknown(given)
+    for key, (expected, holds) in CHECKS.items():
+        if not holds(given[key]):
+            raise UserError(f"config.{key} = {given[key]!r}: must be {expected}")
+    for key, value in given.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"config.{key} = {value!r}: must be a finite number")
+    batch_size, steps = config.training.batch_size, config.training.accumulation_steps
+    if batch_size % steps:
+        raise UserError(
+            f"config.training.accumulation_steps = {steps}: must be a divisor of "
+            f"training.batch_size = {batch_size}"
+        )
+    if config.data.group_pattern and config.data.held_out_path:
+        shown = f"config.data.group_pattern = {config.data.group_pattern!r}"
+        raise UserError(
+            f"{shown}: must be empty with config.data.held_out_path = {config.data.held_out_path!r}"
+        )
+    if config.model.protocol == "released":
+        released = "with model.protocol = 'released'"
+        if config.model.K < 2:
+            raise UserError(f"config.model.K = {config.model.K}: must be at least 2 {released}")
+        if config.model.chain:
+            shown = f"config.model.chain = {config.model.chain!r}"
+            raise UserError(f"{shown}: must be empty {released}")
+    name = config.model.process
+    if ".py:" in name and name in trusted_processes and name not in PROCESSES:
+        register_process(name)
 
 
 def check_matched(model: ConfigDict) -> None:
@@ -108,7 +234,7 @@ def check_matched(model: ConfigDict) -> None:
     if not model.blur_sigma_min < model.blur_sigma_max:
         needed = f"must be greater than config.model.blur_sigma_min = {model.blur_sigma_min}"
         shown = f"config.model.blur_sigma_max = {model.blur_sigma_max}"
-        raise UserError(f"{shown}: {needed} with {KEY} = 'matched'")
+        raise UserError(f"{shown}: {needed} with {SCHEDULE_KEY} = 'matched'")
 
 
 def read_levels(config: ConfigDict) -> tuple[float, ...] | None:
@@ -120,13 +246,13 @@ def read_levels(config: ConfigDict) -> tuple[float, ...] | None:
     schedule, K = config.model.blur_schedule, config.model.K
     if schedule in (LOG, MATCHED):
         return None
-    shown, array = f"{KEY} = {one_line(repr(schedule))[:100]}", schedule
+    shown, array = f"{SCHEDULE_KEY} = {one_line(repr(schedule))[:100]}", schedule
     if isinstance(schedule, str):
         if not schedule.endswith(".npy"):
             choices = "'log', 'matched', a .npy file or the K + 1 numbers themselves"
             raise UserError(f"{shown}: must be {choices}")
         try:
-            array = np.load(user_path(schedule, KEY), allow_pickle=False)
+            array = np.load(user_path(schedule, SCHEDULE_KEY), allow_pickle=False)
         except (OSError, ValueError) as error:
             reason = f"cannot be read ({one_line(error)})"
             raise UserError(f"{shown}: {reason}; must be a .npy file by numpy.save") from None
@@ -141,7 +267,7 @@ def read_levels(config: ConfigDict) -> tuple[float, ...] | None:
 
 def _is_missing_file(schedule: object) -> bool:
     is_file_name = isinstance(schedule, str) and schedule.endswith(".npy")
-    return is_file_name and not user_path(str(schedule), KEY).is_file()
+    return is_file_name and not user_path(str(schedule), SCHEDULE_KEY).is_file()
 
 
 def _levels_of_checkpoint(
@@ -163,7 +289,7 @@ def _levels_of_checkpoint(
     levels = log if asked == LOG else read_levels(config)
     if levels is not None and np.allclose(levels, saved, rtol=1e-6, atol=0):
         return saved
-    change = f"{KEY} was {_shown_schedule(before)}, now {_shown_schedule(asked)}"
+    change = f"{SCHEDULE_KEY} was {_shown_schedule(before)}, now {_shown_schedule(asked)}"
     if levels is not None:
         k = int(np.argmax(~np.isclose(levels, saved, rtol=1e-6, atol=0)))
         change += f" (sigma_B[{k}] was {saved[k]:.6g}, now {levels[k]:.6g})"
@@ -219,3 +345,50 @@ def refuse_differences(saved: str, config: ConfigDict, free: set[str], where: st
     if changed:
         listed = "; ".join(f"config.{key} was {change}" for key, change in changed.items())
         raise UserError(f"{where} was made with another configuration: {listed}")
+
+
+def config_warnings(config: ConfigDict) -> list[str]:
+    """A line for each key whose value is allowed, but has not the effect that it seems to have.
+
+    Keys with another value than the default that the process does not read, and a warm-up that
+    never ends.
+    """
+    given, defaults = (dict(flatten(c)) for c in (config, default.get_config()))
+    name, warmup, n_iters = config.model.process, config.optim.warmup, config.training.n_iters
+    keys = sorted(HEAT - PROCESSES[name].reads)
+    changed = [key for key in keys if given[key] != defaults[key]]
+    lines = [f"config.{key} = {given[key]}: not read by process {name}" for key in changed]
+    if warmup > n_iters:
+        share = f"{n_iters / warmup:.2g} of config.optim.lr is reached"
+        reached = f"{share} in training.n_iters = {n_iters}"
+        lines.append(f"config.optim.warmup = {warmup}: is longer than the run: {reached}")
+    return lines
+
+
+def register_process(name: str) -> None:
+    """Run the file and enter its class. Raises UserError if that cannot be done.
+
+    Only for a value in `trusted_processes`: a checkpoint or JSON must never run code.
+    """
+    text, _, class_name = name.rpartition(":")
+    path, shown = user_path(text, PROCESS_KEY), f"{PROCESS_KEY} = {name!r}"
+    if not path.is_file():
+        raise UserError(f"{shown}: there is no such file")
+    try:
+        found: Any = runpy.run_path(str(path)).get(class_name)
+    except Exception as error:
+        raise UserError(f"{shown}: {error_with_line(error, path)}") from error
+    if not isinstance(found, type) or not issubclass(found, Process):
+        raise UserError(f"{shown}: the file has no class {class_name}, a subclass of Process")
+
+    factory: Any = found
+
+    def build(config: ConfigDict) -> Process:
+        process: Process = factory(config)
+        process.chain = configured_chain(config)
+        if isinstance(process, GaussianProcess):
+            process.next_level = next_levels(process.chain, process.K)
+        return process
+
+    PROCESSES[name] = Preset(build)
+    process_checksums[name] = zlib.crc32(path.read_bytes())

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from scripts.config.checks import validate
 from scripts.config.flags import Values
+from scripts.config.resolve import validate
 from scripts.data.datasets import require_outside_data
 from scripts.errors import UserError
 from scripts.evaluation import references, results, sweep

@@ -20,7 +20,7 @@ from scripts.errors import printable
 from scripts.estimate import Estimate
 from scripts.sampling.choice import Choice
 from scripts.storage.files import atomic_write, make_directory, read_json_lines
-from scripts.storage.provenance import commit, now, program_version
+from scripts.storage.record import commit, now, program_version
 
 RUNS = ROOT / "runs"
 """Scores of all models are logged below it."""

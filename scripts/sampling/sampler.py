@@ -320,7 +320,7 @@ def load_sampler(
     if choice.init is not None:
         initial_images = open_initial_images(choice.init, config.data, choice.per_init or 1)
     if distributed.world_size() > 1 and len(set(distributed.gather(trained.weights_crc32))) > 1:
-        # A training that goes on replaces the newest.
+        # A training that continues replaces the newest.
         raise UserError(
             f"{trained.path}: changed while it was read; --checkpoint=n names one that no training "
             "replaces"

@@ -18,10 +18,9 @@ from ml_collections import ConfigDict
 from model_code.dct import eigenvalues
 from model_code.schedule import removed_variance
 from model_code.spectrum import DCTMoments, bin_sums, radii_of
-from scripts.config.checks import validate
 from scripts.config.flags import Values, run
 from scripts.config.release import log_levels
-from scripts.config.resolve import LOG, MATCHED, check_matched, read_levels
+from scripts.config.resolve import LOG, MATCHED, check_matched, read_levels, validate
 from scripts.data.datasets import load_images, require_outside_data
 from scripts.data.loader import UnreadableImages, none_readable
 from scripts.data.training_set import dct_moments, matched_levels, share_moments, training_images

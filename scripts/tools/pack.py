@@ -11,7 +11,7 @@ from scripts.config.flags import Values, run
 
 def main(flags: Values) -> int:
     """Read, write, say what is there."""
-    from scripts.config.checks import validate
+    from scripts.config.resolve import validate
     from scripts.data.datasets import load_whole
     from scripts.data.packs import write_pack
 

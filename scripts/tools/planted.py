@@ -21,7 +21,7 @@ SHOWN = 10
 
 def main(flags: Values) -> int:
     """Print the table, draw the picture."""
-    from scripts.config.checks import validate
+    from scripts.config.resolve import validate
     from scripts.data.datasets import Split, load_images, require_outside_data
     from scripts.data.images import all_pixels
     from scripts.evaluation.command import make_extractor

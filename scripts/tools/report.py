@@ -27,7 +27,7 @@ from scripts.config.load import flatten, to_json
 from scripts.errors import UserError
 from scripts.evaluation.results import RESULTS
 from scripts.storage.files import atomic_write, read_json_lines
-from scripts.storage.provenance import now
+from scripts.storage.record import now
 
 HERE = Path(__file__).parent
 MAX_SAMPLING_TIMES, MAX_SETS = 12, 6

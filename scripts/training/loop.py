@@ -1,37 +1,81 @@
-"""The training loop: images in; metrics, samples and checkpoints out; resumable at any step."""
+"""Training in one run directory, resumable at any step: prepare, loop, save.
 
+Images come in; metrics, samples and checkpoints go out.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
 import math
+import signal
 import time
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
 
 import torch
 from ml_collections import ConfigDict
 
-from scripts.config.checks import doubts, validate
-from scripts.config.load import to_json
-from scripts.config.resolve import resolve
+from model_code.gaussian import GaussianProcess
+from model_code.prior import Prior
+from model_code.unet import MODEL_KEYS
+from scripts.config.load import RUN_CONFIG, to_json
+from scripts.config.paths import user_path
+from scripts.config.resolve import (
+    MATCHED,
+    Experiment,
+    config_warnings,
+    differences,
+    refuse_differences,
+    resolve,
+    validate,
+)
 from scripts.data.datasets import load_images, require_outside_data
-from scripts.data.loader import Batch, ReadingFailed, TrainBatches, none_readable, train_loader
-from scripts.errors import UserError, line_for
+from scripts.data.images import ImageSource, describe_change, identity
+from scripts.data.loader import (
+    Batch,
+    OrderedBatches,
+    ReadingFailed,
+    TrainBatches,
+    UnreadableImages,
+    first_readable,
+    none_readable,
+    train_loader,
+)
+from scripts.data.training_set import (
+    dct_moments,
+    matched_levels,
+    share_moments,
+    training_images,
+)
+from scripts.errors import UserError, line_for, one_line
 from scripts.estimate import Estimate
 from scripts.runtime import distributed
-from scripts.runtime.device import resolve_device
+from scripts.runtime.device import Precision, device_name, resolve_device
 from scripts.runtime.progress import TrainingProgress, say, warn
+from scripts.sampling.calibration import calibrate, calibration_images
 from scripts.sampling.output import sample_set
 from scripts.sampling.sampler import make_sampler
 from scripts.storage import checkpoint
-from scripts.storage.files import exclusive, make_directory
+from scripts.storage.checkpoint import Contents
+from scripts.storage.files import atomic_write, exclusive, make_directory
+from scripts.storage.record import provenance
 from scripts.training.log import LossWindow, MetricsWriter
 from scripts.training.plan import describe
-from scripts.training.run import (
-    Interrupted,
-    InterruptionGuard,
-    Run,
-    prepare,
-    read_initial_weights,
-)
-from scripts.training.step import StepResult, held_out_losses
+from scripts.training.step import StepResult, Trainer, held_out_losses
+
+NETWORK = {
+    "data.num_channels",
+    "model.network",
+    *(f"model.{name}" for name in MODEL_KEYS if name != "dropout"),
+}
+"""Keys that say what is computed with the weights; not all of them show in shapes."""
+
+Item = TypeVar("Item")
 
 
 def train(config: ConfigDict, workdir: Path) -> int:
@@ -42,12 +86,7 @@ def train(config: ConfigDict, workdir: Path) -> int:
     on.
     """
     validate(config)
-    size, processes = config.training.batch_size, distributed.world_size()
-    microbatches = processes * config.training.accumulation_steps
-    if size % microbatches:
-        split = f"{processes} processes and config.training.accumulation_steps"
-        needed = f"must be a multiple of {microbatches}, for {split}"
-        raise UserError(f"config.training.batch_size = {size}: {needed}")
+    require_divisible_batch(config.training)
     device = resolve_device(config.device)
     experiment = initial = None
     if not checkpoint.existing(workdir):  # a run that is continued has levels of its own
@@ -66,33 +105,262 @@ def train(config: ConfigDict, workdir: Path) -> int:
         except Interrupted as interruption:
             print(f"{interruption}: stopped before there was anything to save")
             return interruption.exit_code
-        trainer, first_step = run.trainer, run.trainer.step
-        for line in doubts(config):
-            warn(line)
-        print(describe(trainer.experiment, trainer.precision, *images, first_step), flush=True)
-        try:
-            loop(run)
-        except Interrupted as interruption:
+        return finish(run)
+
+
+def require_divisible_batch(training: ConfigDict) -> None:
+    """Raise UserError unless processes and microbatches have equal parts of a batch."""
+    processes = distributed.world_size()
+    microbatches = processes * training.accumulation_steps
+    if training.batch_size % microbatches:
+        split = f"{processes} processes and config.training.accumulation_steps"
+        needed = f"must be a multiple of {microbatches}, for {split}"
+        raise UserError(f"config.training.batch_size = {training.batch_size}: {needed}")
+
+
+def finish(run: Run) -> int:
+    """Train to the end; save if a signal or an error comes before. Return the exit code."""
+    trainer, first_step = run.trainer, run.trainer.step
+    for line in config_warnings(run.config):
+        warn(line)
+    sources = run.images, run.held_out.source
+    print(describe(run.experiment, trainer.precision, *sources, first_step), flush=True)
+    try:
+        loop(run)
+    except Interrupted as interruption:
+        run.save()
+        saved = f"saved at step {trainer.step}"
+        print(f"{interruption}: {saved}; the same command continues from there")
+        return interruption.exit_code
+    except (ReadingFailed, MemoryError, RuntimeError, OSError) as error:
+        reason = line_for(error)
+        if reason is None or not distributed.is_main():
+            raise
+        saved = "Not saved, as it happened within an update"
+        if not trainer.updating:
             run.save()
-            saved = f"saved at step {trainer.step}"
-            print(f"{interruption}: {saved}; the same command goes on from there")
-            return interruption.exit_code
-        except (ReadingFailed, MemoryError, RuntimeError, OSError) as error:
-            reason = line_for(error)
-            if reason is None or not distributed.is_main():
-                raise
-            saved = "Not saved, as it happened within an update"
-            if not trainer.updating:
-                run.save()
-                saved = f"Saved at step {trainer.step}"
-            advice = "the same command goes on from the last save"
-            raise UserError(f"{reason}. {saved}; {advice}") from None
+            saved = f"Saved at step {trainer.step}"
+        advice = "the same command continues from the last save"
+        raise UserError(f"{reason}. {saved}; {advice}") from None
     if trainer.step > first_step:
-        print(f"finished at step {trainer.step}: {workdir}")
+        print(f"finished at step {trainer.step}: {run.workdir}")
     else:
-        more = "a larger --config.training.n_iters would go on"
-        print(f"already finished at step {first_step}; {more}: {workdir}")
+        more = "a larger --config.training.n_iters would continue it"
+        print(f"already finished at step {first_step}; {more}: {run.workdir}")
     return 0
+
+
+def prepare(
+    config: ConfigDict,
+    workdir: Path,
+    device: torch.device,
+    guard: InterruptionGuard,
+    images: ImageSource,
+    held_out: ImageSource,
+    experiment: Experiment | None,
+    initial: InitialWeights | None,
+) -> Run:
+    """Begin a run, from `initial` if given, or continue from its newest checkpoint.
+
+    experiment: of a new run. Raises Interrupted, and UserError if the images cannot be read or the
+    checkpoint does not fit.
+    """
+    try:
+        first_readable(held_out, 0)
+    except ReadingFailed as error:  # here rather than at the first evaluation
+        raise UserError(f"held-out images: {error}") from None
+    sources = {"": images, "held_out_": held_out}
+    of_images: dict[str, Any] = {}
+    for side, source in sources.items():
+        numbers, checksums = identity(source)
+        of_images |= {side + key: number for key, number in numbers.items()}
+        of_images |= {side + key: torch.from_numpy(value) for key, value in checksums.items()}
+    unreadable, saved = UnreadableImages(), checkpoint.read_to_resume(workdir)
+    changes: Mapping[str, str] = {}
+    origin = None
+    if saved is None:
+        experiment = experiment or resolve(config)
+        if config.model.blur_schedule == MATCHED:
+            experiment = _match_levels(config, images, guard, unreadable)
+        prior = _build_prior(experiment, images, guard, unreadable)
+        trainer = Trainer(experiment, device)
+        if initial is not None:
+            trainer.start_from(initial.weights)
+            changes, origin = initial.changes, initial.record
+            start = config.training.init_from
+            print(f"weights of {origin['file']} at step {origin['step']}, from {start}")
+    else:
+        where = f"the checkpoint in {workdir}"
+        experiment = resolve(config, saved, where)
+        _refuse_other_images(saved["data"], of_images, sources, config, workdir)
+        changes = differences(saved["config"], config)
+        trainer = Trainer(experiment, device)
+        prior = _resume(trainer, saved, changes, where)
+        origin = saved.get("provenance", {}).get("init_from")
+    for key, change in changes.items():
+        print(f"config.{key} was {change}")
+    facts = provenance(config, device=device_name(device), world_size=distributed.world_size())
+    run = Run(
+        config=config,
+        experiment=experiment,
+        workdir=workdir,
+        guard=guard,
+        images=images,
+        held_out=OrderedBatches(
+            held_out,
+            config.eval.batch_size,
+            config.data.num_workers,
+            config.data.uniform_dequantization,
+            config.eval.num_images,
+            config.seed,
+        ),
+        unreadable=unreadable,
+        data=of_images,
+        prior=prior,
+        trainer=trainer,
+        event={"event": "resumed" if saved else "started", "changed_config": dict(changes)},
+        provenance=facts if origin is None else facts | {"init_from": origin},
+    )
+    if distributed.is_main():
+        with atomic_write(workdir / RUN_CONFIG) as temporary:
+            contents = {**config.to_dict(), "provenance": run.provenance}
+            temporary.write_text(json.dumps(contents, indent=2) + "\n")
+    return run
+
+
+def _match_levels(
+    config: ConfigDict, images: ImageSource, guard: InterruptionGuard, unreadable: UnreadableImages
+) -> Experiment:
+    """Resolve the configuration of a new run with levels computed from its images.
+
+    Raises Interrupted, ReadingFailed if no image can be read, and UserError if no levels match.
+    """
+    with guard.until_interrupted():
+        batches = training_images(images, config, unreadable, "their spectrum")
+        moments = dct_moments(guard.checked(batches), images.shape)
+    moments = share_moments(moments)
+    if moments.count == 0:
+        raise none_readable(sorted(unreadable))
+    return resolve(config, matched=matched_levels(config.model, moments))
+
+
+def _build_prior(
+    experiment: Experiment,
+    images: ImageSource,
+    guard: InterruptionGuard,
+    unreadable: UnreadableImages,
+) -> Prior:
+    """Build the prior from all training images.
+
+    Raises Interrupted, and ReadingFailed if no image can be read.
+    """
+    with guard.until_interrupted():
+        batches = training_images(images, experiment.config, unreadable, "the prior")
+        prior = experiment.process.build_prior(guard.checked(batches))
+    unreadable.report(len(images), "training images")
+    prior = prior.gathered(distributed.gather_rows)
+    if len(prior) == 0:
+        raise none_readable(sorted(unreadable))
+    return prior
+
+
+def _refuse_other_images(
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    sources: Mapping[str, ImageSource],
+    config: ConfigDict,
+    workdir: Path,
+) -> None:
+    """Raise UserError if the identity of images in a run's checkpoint is one of other images.
+
+    sources: the images to train on, "", and "held_out_".
+    """
+    numbers = {key: value for key, value in now.items() if isinstance(value, int)}
+    # Earlier versions had fewer keys.
+    other = [key for key, value in numbers.items() if before.get(key, value) != value]
+    if not other:
+        return
+    side = "held_out_" if other[0].startswith("held_out_") else ""
+    what = "evaluated on other held-out" if side else "trained on other"
+    counts = f"{before[f'{side}num_images']} then, {now[f'{side}num_images']} now"
+    reason = ""
+    if f"{side}names" in before:
+        keys = ("names", "pixels")
+        checksums = [{key: of[side + key].numpy() for key in keys} for of in (now, before)]
+        reason = f", {describe_change(sources[side], *checksums)}"
+    raise UserError(
+        f"the checkpoint in {workdir} was {what} images than {config.data.dataset!r} now has "
+        f"({counts}{reason}): restore them, or choose another --workdir; there "
+        f"config.training.init_from={workdir} trains on these images"
+    )
+
+
+def _resume(trainer: Trainer, saved: Contents, changes: Mapping[str, str], where: str) -> Prior:
+    """Load a checkpoint, from `where`, into `trainer`, and return its prior.
+
+    changes: what is new in the configuration. Raises UserError if the checkpoint does not fit.
+    """
+    config = trainer.config
+    if config.training.init_from and (change := changes.get("training.init_from")) is not None:
+        shown = f"config.training.init_from was {change}"
+        raise UserError(f"{shown}: {where} did not start from that; choose another --workdir")
+    precision = saved.get("precision", trainer.precision.name)
+    # What "auto" chose when the run began stays, on whatever processor it continues.
+    amp_changed = changes.keys() & {"optim.automatic_mp", "optim.amp_dtype"}
+    asked_for = config.optim.amp_dtype != "auto" or amp_changed
+    if precision != trainer.precision.name and not asked_for:
+        would = f"config.optim.amp_dtype = 'auto' would choose {trainer.precision.name} here"
+        trainer.compute_in(Precision.named(trainer.device, precision, f"as before; {would}"))
+    try:
+        trainer.load_state_dict(saved)
+        prior = trainer.process.prior_from_state(saved["prior"])
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise UserError(f"{where} does not fit its own configuration: {one_line(error)}") from None
+    print(f"continuing from step {trainer.step}")
+    return prior
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """Averages of a checkpoint, which both weights and averages of a new run start from."""
+
+    weights: Mapping[str, torch.Tensor]
+    """By name, on the CPU."""
+    changes: Mapping[str, str]
+    """Settings of model and data that were others there, as `differences` names them; none for the
+    release's.
+    """
+    record: Mapping[str, Any]
+    """Which checkpoint it was, as plain data."""
+
+
+def read_initial_weights(experiment: Experiment) -> InitialWeights:
+    """Read the checkpoint, or the newest in the run directory, that config.training.init_from
+    names.
+
+    Raises UserError if there is none, or if it does not fit the network.
+    """
+    config = experiment.config
+    shown = f"config.training.init_from = {config.training.init_from!r}"
+    place = user_path(config.training.init_from, "config.training.init_from")
+    newest = (place, checkpoint.read(place)) if place.is_file() else checkpoint.read_newest(place)
+    if newest is None:
+        raise UserError(f"{shown}: must be a checkpoint, or a run directory with one")
+    path, contents = newest
+    changes: dict[str, str] = {}
+    if "config" in contents:
+        changes = differences(contents["config"], config)
+        where = f"{shown}: {path.name}"
+        refuse_differences(contents["config"], config, changes.keys() - NETWORK, where)
+    model = copy.deepcopy(experiment.network)
+    checkpoint.load_averages(model, path, contents)
+    record = {
+        "file": path.name,
+        "step": contents["step"],
+        "weights_crc32": checkpoint.weights_crc32(contents),
+    }
+    of_weights = {key: text for key, text in changes.items() if key.startswith(("model.", "data."))}
+    return InitialWeights(model.state_dict(), of_weights, record)
 
 
 def loop(run: Run) -> None:
@@ -234,7 +502,177 @@ def draw_samples(run: Run, directory: Path) -> None:
         if distributed.is_main():
             model = trainer.model.eval()
             sampler = make_sampler(
-                trainer.experiment, model, run.prior, trainer.precision, run.calibration
+                run.experiment, model, run.prior, trainer.precision, run.calibration
             )
             indices = range(config.training.num_samples)
             sample_set(directory, sampler, indices, on_step=lambda k, u_k: run.guard.check())
+
+
+@dataclass
+class Run:
+    """Everything that a training consists of, and its state on disk."""
+
+    config: ConfigDict
+    experiment: Experiment
+    workdir: Path
+    guard: InterruptionGuard
+    images: ImageSource
+    """To train on."""
+    held_out: OrderedBatches
+    unreadable: UnreadableImages
+    data: dict[str, Any]
+    """`identity` of the images to train on and of those held out, as plain data."""
+    prior: Prior
+    trainer: Trainer
+    event: dict[str, Any]
+    """How this start of the run began: the first row that it writes to metrics.jsonl."""
+    provenance: dict[str, Any]
+    calibration: dict[str, torch.Tensor] | None = None
+    """Of the averaged weights at step `calibration_step`."""
+    calibration_step: int = -1
+
+    def due(self, freq: int) -> bool:
+        """Whether something that happens every `freq` steps, and at the end, happens now."""
+        return self.trainer.step % freq == 0 or self.trainer.step == self.config.training.n_iters
+
+    def calibrate(self) -> None:
+        """Measure the reverse kernels of the averaged weights, unless that was done at this step.
+
+        A collective function. Raises Interrupted.
+        """
+        config, trainer = self.config, self.trainer
+        process = trainer.process
+        if self.calibration_step == trainer.step or not process.measures_calibration:
+            return
+        assert isinstance(process, GaussianProcess)
+        self.guard.check_all()
+        num_images, dequantized = config.training.noise_images, config.data.uniform_dequantization
+        images = calibration_images(self.images, num_images, dequantized)
+        with trainer.ema.swapped_in(trainer.model):
+            self.calibration = calibrate(
+                process,
+                trainer.model.eval(),
+                trainer.precision,
+                images,
+                config.seed,
+                config.eval.batch_size,
+                stop=lambda: self.guard.received is not None,
+            )
+        self.guard.check_all()
+        self.calibration_step = trainer.step
+
+    def numbered_path(self) -> Path:
+        """Where the numbered checkpoint of this step is, or would be."""
+        # Rounded up: a last step between two snapshots has a number of its own, and never 0, which
+        # means "newest".
+        number = math.ceil(self.trainer.step / self.config.training.snapshot_freq)
+        return checkpoint.free_number(self.workdir, number, self.trainer.step)
+
+    def snapshot(self) -> None:
+        """Write the checkpoint to resume from, then a numbered one.
+
+        A collective function. Raises Interrupted.
+        """
+        training, step = self.config.training, self.trainer.step
+        self.calibrate()
+        if self.trainer.nonfinite_in_a_row == 0 or step == training.n_iters:
+            self.save()
+        if distributed.is_main():
+            contents = self._contents()
+            if not training.snapshot_full:
+                contents = checkpoint.for_sampling(contents)
+            checkpoint.write(self.numbered_path(), contents)
+            checkpoint.delete_all_but(self.workdir, training.keep_snapshots)
+
+    def save(self) -> None:
+        """Write the checkpoint to resume from.
+
+        Raises UserError if that fails, or if the weights are not finite.
+        """
+        if distributed.is_main():
+            checkpoint.write_meta(self.workdir, self._contents())
+
+    def _contents(self) -> Contents:
+        """All that is in a checkpoint, as plain data."""
+        if not self.trainer.all_finite():
+            what = "weights or averages are not finite, and not saved"
+            raise self.divergence(f"{what}; earlier checkpoints are intact")
+        levels = self.experiment.levels
+        up_to_date = self.calibration_step == self.trainer.step
+        return {
+            **self.trainer.state_dict(),
+            "config": to_json(self.config),
+            "sigma_B": None if levels is None else torch.tensor(levels, dtype=torch.float64),
+            "data": self.data,
+            "prior": self.prior.state_dict(),
+            "calibration": self.calibration if up_to_date else None,
+            "provenance": self.provenance,
+        }
+
+    def divergence(self, what: str) -> UserError:
+        """An error about weights that are out of range."""
+        advice = f"The same command with a lower config.optim.lr = {self.config.optim.lr:g}"
+        return UserError(f"step {self.trainer.step}: {what}. {advice} may help")
+
+
+class Interrupted(Exception):
+    """Raised between two pieces of work once a signal has come."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number  # the shells' convention: the run is not finished
+
+
+class InterruptionGuard:
+    """Within the context SIGTERM, SIGHUP and Ctrl-C are noted instead of obeyed, so that a run can
+    save; a second Ctrl-C is obeyed at once.
+
+    SIGHUP stays ignored where it is, as by nohup.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    def __enter__(self) -> InterruptionGuard:
+        numbers = {signal.SIGTERM, signal.SIGINT}
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            numbers.add(signal.SIGHUP)
+        self._before = {number: signal.signal(number, self._note) for number in numbers}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
+
+    def check(self) -> None:
+        """Raise Interrupted if this process got a signal: for work without collectives, within
+        `until_interrupted`.
+        """
+        if self.received is not None:
+            raise Interrupted(self.received)
+
+    def checked(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Yield the same items, with a `check` before each."""
+        for item in items:
+            self.check()
+            yield item
+
+    def check_all(self) -> None:
+        """Raise Interrupted in all processes if any of them got a signal. A collective function."""
+        received = max(distributed.gather(self.received or 0))
+        if received:
+            raise Interrupted(received)
+
+    @contextmanager
+    def until_interrupted(self) -> Iterator[None]:
+        """For work without collectives: a signal ends it in this process, and after it all
+        processes stop.
+        """
+        with suppress(Interrupted):
+            yield
+        self.check_all()

@@ -71,7 +71,7 @@ class Trainer:
     def __init__(self, experiment: Experiment, device: torch.device) -> None:
         """Raises ValueError for a network that cannot be built."""
         config = experiment.config
-        self.experiment, self.device = experiment, device
+        self.config, self.device = config, device
         self.process = experiment.process.to(device)
         torch.manual_seed(config.seed)  # initial weights
         chosen = Precision.of(config, device)
@@ -109,7 +109,7 @@ class Trainer:
         A step whose gradient is not finite is skipped: weights, averages and moments stay as they
         were. In float16 that also lowers the loss scale, which is the usual reason there.
         """
-        config, size = self.experiment.config, len(images)
+        config, size = self.config, len(images)
         u0 = images.to(self.device, non_blocking=True)
         levels, k, eps = self._draw(size, tuple(images.shape[1:]))
         self.model.train()
@@ -165,7 +165,7 @@ class Trainer:
         They are drawn for the whole batch, so that they do not depend on the number of processes
         (paper, Algorithm 1).
         """
-        seed, allowed = self.experiment.config.seed, self.process.training_levels
+        seed, allowed = self.config.seed, self.process.training_levels
         total, rank = size * distributed.world_size(), distributed.rank()
         rows = range(rank * size, (rank + 1) * size)
         levels = torch.tensor(allowed)[
@@ -184,7 +184,7 @@ class Trainer:
     def start_from(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Take over weights, by name, for the network and its average."""
         self.model.load_state_dict(weights)
-        self.ema = EMA(self.model, self.experiment.config.model.ema_rate)
+        self.ema = EMA(self.model, self.config.model.ema_rate)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on, as plain data."""
@@ -225,7 +225,7 @@ def held_out_losses(trainer: Trainer, images: torch.Tensor, indices: torch.Tenso
     weights alone.
     """
     trainer.model.eval()
-    seed, allowed = trainer.experiment.config.seed, trainer.process.training_levels
+    seed, allowed = trainer.config.seed, trainer.process.training_levels
     positions = indices.tolist()
     levels = [
         allowed[int(stream(seed, Purpose.EVAL_LEVEL, position=i).integers(len(allowed)))]

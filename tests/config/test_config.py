@@ -17,10 +17,9 @@ import model_code
 from configs import default
 from model_code import HEAT, PROCESSES, build_process
 from model_code.unet import MODEL_KEYS
-from scripts.config.checks import doubts
 from scripts.config.load import flatten, load, to_json
 from scripts.config.paths import ROOT
-from scripts.config.resolve import differences, refuse_differences, resolve
+from scripts.config.resolve import config_warnings, differences, refuse_differences, resolve
 from scripts.errors import UserError, one_line
 from scripts.runtime.device import Precision
 from scripts.training.plan import Work, describe
@@ -233,7 +232,7 @@ def test_a_process_reads_what_it_says(name: str) -> None:
         changed.update_from_flattened_dict({key: value})
         read = key in PROCESSES[name].reads
         assert (facts(changed) != facts(plain)) == read, key
-        assert doubts(changed) == (
+        assert config_warnings(changed) == (
             [] if read else [f"config.{key} = {value}: not read by process {name}"]
         )
 
@@ -283,7 +282,7 @@ def test_bad_values(key: str, value: object, right: str) -> None:
 
 @pytest.mark.parametrize(("warmup", "said"), [(9, False), (10, False), (11, True), (5000, True)])
 def test_a_warm_up_that_never_ends_is_said(warmup: int, said: bool) -> None:
-    lines = doubts(tiny_config(optim__warmup=warmup, training__n_iters=10))
+    lines = config_warnings(tiny_config(optim__warmup=warmup, training__n_iters=10))
     assert [
         line.startswith(f"config.optim.warmup = {warmup}: is longer than the run") for line in lines
     ] == [True] * said

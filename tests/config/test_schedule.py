@@ -11,10 +11,9 @@ from ml_collections import ConfigDict
 from model_code import build_process
 from model_code.blur import DCTBlur, blur_schedule
 from model_code.gaussian import GaussianProcess
-from scripts.config.checks import doubts
 from scripts.config.load import from_json, load, to_json
 from scripts.config.release import log_levels
-from scripts.config.resolve import resolve
+from scripts.config.resolve import config_warnings, resolve
 from scripts.errors import UserError, one_line
 from tests.config.test_config import release_file
 from tests.tiny import tiny_config
@@ -127,7 +126,7 @@ def test_matched_needs_two_ends_and_a_process_that_reads_it() -> None:
         with pytest.raises(UserError, match=r"must be left at 'log'"):
             resolve(given(LEVELS, model__process=name, model__blur_sigma_max=blur))
         resolve(given("log", model__process=name, model__blur_sigma_max=blur))
-    assert doubts(given("matched")) == []
+    assert config_warnings(given("matched")) == []
 
 
 def test_a_checkpoint_decides(tmp_path: Path) -> None:

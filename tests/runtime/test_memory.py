@@ -43,7 +43,7 @@ def test_training_saves_what_was_learnt(
     with monkeypatch.context() as patch:
         before_step(patch, 3, fill_memory)
         with pytest.raises(
-            UserError, match=r"out of memory .*Saved at step 3; the same command goes on"
+            UserError, match=r"out of memory .*Saved at step 3; the same command continues"
         ):
             train(array_config(tiny_array), tmp_path / "run")
     assert read(meta_path(tmp_path / "run"))["step"] == 3

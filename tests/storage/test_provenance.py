@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from scripts.storage import provenance
+from scripts.storage import record
 from scripts.storage.checkpoint import meta_path, numbered_path, read
 from scripts.storage.files import read_json_lines
 from scripts.training.log import MetricsWriter
@@ -34,22 +34,22 @@ def test_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
     folder = tmp_path / "program"
     folder.mkdir()
-    monkeypatch.setattr(provenance, "ROOT", folder)
-    assert provenance.commit() is None
+    monkeypatch.setattr(record, "ROOT", folder)
+    assert record.commit() is None
     git(tmp_path, "init", "-q")
     git(tmp_path, "commit", "-q", "--allow-empty", "-m", "of something else")
-    assert provenance.commit() is None
+    assert record.commit() is None
     git(folder, "init", "-q")
-    assert provenance.commit() is None, "no commit yet"
+    assert record.commit() is None, "no commit yet"
     (folder / "a").write_text("1")
     git(folder, "add", "a")
     git(folder, "commit", "-q", "-m", "one")
     own = git(folder, "rev-parse", "HEAD").strip()
-    assert provenance.commit() == own
+    assert record.commit() == own
     (folder / "a").write_text("2")
-    assert provenance.commit() == f"{own}+changes"
+    assert record.commit() == f"{own}+changes"
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert provenance.commit() is None
+    assert record.commit() is None
 
 
 def test_a_runs_files(tiny_array: Path, tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_a_runs_files(tiny_array: Path, tmp_path: Path) -> None:
     assert facts.keys() == FACTS
     now = array_config(tiny_array, training__n_iters=4, optim__lr=1e-3)
     assert config == json.loads(json.dumps(now.to_dict()))
-    assert facts["config_hash"] == provenance.config_hash(now)
+    assert facts["config_hash"] == record.config_hash(now)
     assert read(meta_path(tmp_path))["provenance"] == facts
     assert read(numbered_path(tmp_path, 2))["provenance"] == facts
     started, resumed = [

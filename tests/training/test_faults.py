@@ -20,8 +20,7 @@ from scripts.sampling.sampler import data_prior
 from scripts.storage.checkpoint import meta_path, read
 from scripts.storage.files import atomic_write
 from scripts.training.log import MetricsWriter
-from scripts.training.loop import train
-from scripts.training.run import Run
+from scripts.training.loop import Run, train
 from tests.images import WithDamage, numbered, save_images
 from tests.tiny import tiny_config
 from tests.training import faults
@@ -95,7 +94,7 @@ def test_what_cannot_be_written_ends_training_after_a_save(
         raise OSError(errno.EDQUOT, "Disk quota exceeded", "a file")
 
     freq = {"training__log_freq": 3, "training__sampling_freq": 3}
-    message = r"Disk quota exceeded: 'a file'\. Saved at step 3; the same command goes on"
+    message = r"Disk quota exceeded: 'a file'\. Saved at step 3; the same command continues"
     with monkeypatch.context() as patch, pytest.raises(UserError, match=message):
         tiny_run.disturb(2, lambda: patch.setattr(what, no_quota), **freq)
     tiny_run.finish(**freq)

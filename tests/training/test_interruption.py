@@ -16,7 +16,7 @@ import pytest
 from model_code.calibration import level_state
 from scripts.config.paths import ROOT
 from scripts.storage.checkpoint import meta_path, numbered_path, read
-from scripts.training.run import Interrupted, InterruptionGuard
+from scripts.training.loop import Interrupted, InterruptionGuard
 from tests.tiny import TINY
 from tests.training.runs import TinyRun, differing
 
@@ -58,7 +58,7 @@ def test_a_signal(number: signal.Signals, code: int, tmp_path: Path) -> None:
     assert process.returncode == code, output
     assert "Traceback" not in output
     step = read(meta_path(tmp_path))["step"]
-    assert f"{number.name}: saved at step {step}; the same command goes on from there" in output
+    assert f"{number.name}: saved at step {step}; the same command continues from there" in output
     logged = [line for line in ("step 12/", *output.splitlines()) if line.startswith("step ")]
     assert logged[-1].startswith(f"step {step}/"), "the step under way, and none after it"
 

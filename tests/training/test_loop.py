@@ -120,7 +120,7 @@ def test_other_images_under_the_same_name_are_refused(tiny_array: Path, tmp_path
         with pytest.raises(UserError, match=rf"trained on other images .*{message}"):
             train(array_config(path), tmp_path / "run")
 
-    fine_tune = ".*init_from=.* goes on with these images"
+    fine_tune = ".*init_from=.* trains on these images"
     refused(images[:-5], rf"\(36 then, 32 now, names: 5 gone, 1 new, such as image 2\){fine_tune}")
     refused(other_pixels, r"\(36 then, 36 now, other pixels in 1 of 36 images: image 0\)")
     refused(255 - images, "other pixels in 36 of 36 images: image 0, image 1, image 3, ...")
