@@ -23,7 +23,6 @@ BLOCK = 16
 """Levels of noise that a sample draws at a time."""
 
 
-@torch.no_grad()
 def reverse_process(
     process: Process,
     model: Denoiser,
@@ -36,7 +35,8 @@ def reverse_process(
 
     `kernel` is what `process.reverse_kernel` returned. `draw(k)` is called for every level k of its
     chain but 0, and used after the mean of step k; that of the last step is not used. Only the
-    current state is held: `on_step` may store others.
+    current state is held: `on_step` may store others. Gradients are computed
+    unless the caller turns them off.
     """
     u = u_K
     for k, j in pairwise(kernel.chain):
@@ -49,7 +49,6 @@ def reverse_process(
     return u
 
 
-@torch.no_grad()
 def heun(
     process: GaussianProcess,
     model: Denoiser,

@@ -248,7 +248,7 @@ class Sampler:
                 on_step(k, to_images(state))
 
         observe(first, u_K)
-        with self.precision.autocast():
+        with torch.no_grad(), self.precision.autocast():
             run: Any = SAMPLERS[self.sampler]
             return to_images(run(self.process, self.model, u_K, self.kernel, draw, observe)).cpu()
 

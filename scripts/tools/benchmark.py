@@ -76,6 +76,7 @@ def tasks(experiment: Experiment, device: torch.device, with_diffusers: bool) ->
         with trainer.precision.autocast():
             model(u, k)
 
+    @torch.no_grad()
     def sample() -> None:
         trainer.model.eval()
         reverse_process(trainer.process, trainer.model, u, kernel, noise)

@@ -4,6 +4,7 @@ import fcntl
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import imageio_ffmpeg
 import numpy as np
@@ -33,6 +34,7 @@ from scripts.sampling.output import (
 )
 from scripts.sampling.reverse import (
     BLOCK,
+    SAMPLERS,
     IndependentNoise,
     SphericalNoise,
     linear_path,
@@ -40,6 +42,7 @@ from scripts.sampling.reverse import (
 )
 from scripts.sampling.sampler import Sampler, data_prior, make_sampler
 from tests.golden import fill_golden
+from tests.model_code.test_gaussian import make
 from tests.tiny import tiny_config
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (30, 1, 8, 8), dtype=np.uint8)
@@ -75,6 +78,27 @@ def test_reverse_process_with_an_exact_model() -> None:
     # 10 - 3 + 0.5 * 3 = 8.5; 8.5 - 2 + 0.5 * 2 = 7.5; 7.5 - 1 = 6.5, without the noise of k = 1
     assert seen == [(2, 8.5), (1, 7.5), (0, 6.5)]
     assert torch.equal(result, torch.full_like(u_K, 6.5))
+
+
+@pytest.mark.parametrize("name", ["reverse", "heun"])
+def test_gradients_reach_the_initial_state(name: str) -> None:
+    """They are those of finite differences."""
+    process = make("flow")
+    kernel = process.reverse_kernel(chain=(40, 20, 0))
+    noise = torch.randn(1, *process.shape, generator=torch.Generator().manual_seed(1))
+    direction = torch.ones_like(noise)
+
+    def end(u_K: torch.Tensor) -> torch.Tensor:
+        sampler: Any = SAMPLERS[name]
+        last = sampler(process, lambda u, k: (u**2).tanh(), u_K, kernel, lambda k: noise)
+        return last.double().sum()
+
+    u_K = noise.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(end(u_K), u_K)
+    step = 1e-2
+    difference = (end(noise + step * direction) - end(noise - step * direction)) / (2 * step)
+    assert gradient.sum().item() == pytest.approx(difference.item(), rel=1e-2)
+    assert gradient.abs().min() > 0
 
 
 def test_a_sample_does_not_depend_on_its_batch(sampler: Sampler) -> None:
