@@ -148,9 +148,6 @@ def get_config() -> ConfigDict:
     model.conv_resample = (
         True  # resolution changes by convolutions (True) or by pooling and repeating pixels (False)
     )
-    model.sees_means = (
-        False  # tell the network the means of its input's channels, which GroupNorm removes
-    )
     model.dropout = 0.1  # probability, inside residual blocks, training only
 
     config.optim = optim = ConfigDict()

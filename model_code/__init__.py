@@ -81,9 +81,6 @@ PROCESSES = {
     "heat": Preset(_heat),
     "blurring_diffusion": _diffusion(DIFFUSION, predicts="eps"),
     "velocity_blurring_diffusion": _diffusion(DIFFUSION, predicts="v"),
-    "poisson_blurring_diffusion": _diffusion(
-        DIFFUSION, predicts="v", log_blur=presets.poisson_log_alpha
-    ),
     "gaussian_diffusion": _diffusion(DIFFUSION, predicts="v", blur_sigma_max=0.0),
     "flow_matching": _diffusion(presets.flow_matching, predicts="x"),
 }

@@ -1,14 +1,12 @@
 """Processes of the Gaussian family: tables of alpha and sigma, and what the network predicts."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from model_code.blur import Attenuation, DCTBlur, heat_log_alpha
-from model_code.dct import eigenvalues
 from model_code.gaussian import GaussianProcess
 
 LOG_SNR_MAX, LOG_SNR_MIN = 10.0, -10.0
@@ -17,8 +15,6 @@ SMALLEST_SCALE = 0.001
 """What blurring diffusion leaves of the highest frequencies, to be divided by."""
 Size = Sequence[int]
 """Height and width of images."""
-LogBlur = Callable[[Tensor, int, int], Tensor]
-"""From sigma_B (K + 1,), height and width to log alpha (K + 1, H, W), as `heat_log_alpha`."""
 
 
 def heat_dissipation(
@@ -56,7 +52,7 @@ def heat_dissipation(
 
 
 def blurring_diffusion(
-    K: int, blur_sigma_max: float, size: Size, log_blur: LogBlur = heat_log_alpha, **settings: Any
+    K: int, blur_sigma_max: float, size: Size, **settings: Any
 ) -> GaussianProcess:
     """Hoogeboom and Salimans (ICLR 2023, arXiv 2209.05557): alpha_k = a_k d_k, images in [-1, 1].
 
@@ -69,16 +65,11 @@ def blurring_diffusion(
     first, last = (math.atan(math.exp(-snr / 2)) for snr in (LOG_SNR_MAX, LOG_SNR_MIN))
     angle = first + (last - first) * t  # log SNR = -2 log tan(angle), and so a = cos(angle)
     angle[0] = 0
-    blurred = log_blur(blur_sigma_max * (math.pi * t / 2).sin() ** 2, *size).exp()
+    blurred = heat_log_alpha(blur_sigma_max * (math.pi * t / 2).sin() ** 2, *size).exp()
     scale = (1 - SMALLEST_SCALE) * blurred + SMALLEST_SCALE
     log_alpha = angle.cos().log()[:, None, None] + scale.log()
     summary = f"sigma_B up to {blur_sigma_max:g} pixels, cosine schedule"
     return GaussianProcess(Attenuation(log_alpha), angle.sin(), summary=summary, **settings)
-
-
-def poisson_log_alpha(sigma_B: Tensor, height: int, width: int) -> Tensor:
-    """Blur by the Poisson kernel, exp(-sqrt(lambda) sigma_B): it keeps detail longer than heat."""
-    return -sigma_B[:, None, None] * eigenvalues(height, width).sqrt()
 
 
 def flow_matching(K: int, blur_sigma_max: float, size: Size, **settings: Any) -> GaussianProcess:

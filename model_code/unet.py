@@ -43,9 +43,7 @@ class UNet(nn.Module):
     num_head_channels is -1, heads of `num_head_channels` channels. Resolution changes in residual
     blocks (`resblock_updown`), by a convolution (`conv_resample`), or by averaging 2x2 pixels and
     repeating them. With `recompute` the backward pass recomputes activations: the same numbers,
-    less memory, a third more time. GroupNorm removes the means of the input's channels; with
-    `sees_means` they join the embedding of the level, times the root of the number of points, so
-    that their noise is that of a pixel.
+    less memory, a third more time.
     """
 
     def __init__(
@@ -65,11 +63,10 @@ class UNet(nn.Module):
         resblock_updown: bool = False,
         conv_resample: bool = True,
         recompute: bool = False,
-        sees_means: bool = False,
     ) -> None:
         super().__init__()
         self.model_channels, self.patch_size = model_channels, patch_size
-        self.recompute, self.sees_means = recompute, sees_means
+        self.recompute = recompute
         patch_channels, emb_size = num_channels * patch_size**2, 4 * model_channels
         widths = [model_channels * mult for mult in channel_mult]
         res_block = partial(
@@ -121,8 +118,6 @@ class UNet(nn.Module):
             channels = width
         output_conv = zero_init(nn.Conv2d(channels, patch_channels, 3, padding=1))
         self.out = nn.Sequential(GroupNorm32(32, channels), nn.SiLU(), output_conv)
-        if sees_means:
-            self.mean_embed = zero_init(nn.Linear(patch_channels, emb_size))
 
     @classmethod
     def from_config(cls, config: ConfigDict) -> "UNet":
@@ -142,8 +137,6 @@ class UNet(nn.Module):
         """f(u, k): images u (B, C, H, W) at int64 blur levels k (B,), to (B, C, H, W)."""
         emb = self.time_embed(level_embedding(k, self.model_channels))
         h, skips = F.pixel_unshuffle(u, self.patch_size), []
-        if self.sees_means:
-            emb = emb + self.mean_embed(h.float().mean((2, 3)) * (h.shape[2] * h.shape[3]) ** 0.5)
         for stage in self.input_blocks:
             h = self._through(stage, h, emb)
             skips.append(h)

@@ -3,13 +3,12 @@ for each claim.
 
 python -m tests.gpu_check [--config=C] [--steps=40] [--compile] [--device=cpu]
 
-A few minutes on one GPU (--compile: some more). With two, NCCL is checked; with diffusers
-installed, its speed is compared. The exit code is 1 if a claim does not hold. On a processor it
-runs, too, which tests the program and says nothing about GPUs.
+A few minutes on one GPU (--compile: some more). With two, NCCL is checked. The exit code is 1 if a
+claim does not hold. On a processor it runs, too, which tests the program and says nothing about
+GPUs.
 """
 
 import argparse
-import importlib.util
 import json
 import math
 import subprocess
@@ -28,9 +27,8 @@ from scripts.config.load import load
 from scripts.config.paths import ROOT
 from scripts.config.resolve import resolve
 from scripts.data.datasets import load_images
-from scripts.runtime.device import Precision, device_name, resolve_device, to_device
+from scripts.runtime.device import Precision, device_name, resolve_device
 from scripts.storage.files import read_json_lines
-from scripts.tools.benchmark import diffusers_unet, their_step
 from scripts.training.step import Trainer
 from tests.training.runs import differing
 
@@ -269,34 +267,6 @@ def two_processes(config: ConfigDict, device: torch.device, steps: int) -> Claim
     )
 
 
-def beside_diffusers(config: ConfigDict, device: torch.device, steps: int) -> Claim:
-    """Images a second in training beside a network of the same size."""
-    text = "training: as many images a second as diffusers"
-    if importlib.util.find_spec("diffusers") is None:
-        return Claim(text, "diffusers is not installed", None)
-    ours = train(with_changes(config, optim__automatic_mp=True), device, steps)
-    network = to_device(
-        diffusers_unet(config), device, "none", autocast=ours.trainer.precision.enabled
-    )
-    images = batch(config, 0).to(device)
-    step = their_step(
-        network, ours.trainer.precision, images, torch.full((len(images),), 1, device=device)
-    )
-    seconds = []
-    for _ in range(steps):
-        started = time.perf_counter()
-        step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - started)
-    one, other = (
-        len(images) / s for s in (ours.seconds, float(np.median(seconds[WARM_UP:] or seconds)))
-    )
-    return Claim(
-        text, f"{one:.4g} and {other:.4g}", one >= other if device.type == "cuda" else None
-    )
-
-
 def claims(config: ConfigDict, device: torch.device, steps: int, compiled: bool) -> Iterator[Claim]:
     """All rows, each as soon as it is measured."""
     yield from precisions(config, device, steps, compiled)
@@ -304,7 +274,6 @@ def claims(config: ConfigDict, device: torch.device, steps: int, compiled: bool)
         yield determinism(config, device, steps, precision)
     yield from memory(config, device, steps)
     yield two_processes(config, device, steps)
-    yield beside_diffusers(config, device, steps)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -385,10 +385,6 @@ FLAGS = (
         "seconds", "benchmark", FLOAT, 5.0, "Time to spend on each row at least.",
         {"lower_bound": 0.0},
     ),
-    Flag(
-        "against", "benchmark", ENUM, None, "Measure this package's network of the same size, too.",
-        {"enum_values": ["diffusers"]},
-    ),
     Flag("final_noise", "sample evaluate", STRING, None, UNREAD),
     Flag("eval_folder", "sample evaluate", STRING, None, UNREAD),
     Flag("skip_noise_starting_from", "sample evaluate", STRING, None, UNREAD),

@@ -20,6 +20,8 @@ from scripts.errors import UserError, one_line
 RUN_CONFIG = "config.json"
 """In a run directory: its configuration."""
 
+RETIRED = (("model.sees_means", False),)
+"""Keys that earlier versions had, with the value at which they had no effect."""
 
 trusted_processes: set[str] = set()
 """Values of config.model.process that the command line or a configuration in Python named: a file
@@ -83,12 +85,17 @@ def from_json(text: str, where: str) -> ConfigDict:
             )
     known = dict(flatten(default.get_config()))
     # Keys of the training that an earlier version had, and the run's provenance, mean nothing here.
-    kept = {
+    values = {
         key: value
-        for key, value in flatten(given)
+        for key, value in saved_values(given).items()
         if key in known or key.startswith(("model.", "data."))
     }
-    return _completed(kept, where)
+    return _completed(values, where)
+
+
+def saved_values(config: dict[str, Any]) -> dict[str, Any]:
+    """Values by "section.key" of a configuration that this or an earlier version saved as JSON."""
+    return dict(item for item in flatten(config) if item not in RETIRED)
 
 
 def _completed(given: ConfigDict | dict, where: str) -> ConfigDict:

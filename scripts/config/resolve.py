@@ -28,7 +28,14 @@ from model_code import (
 from model_code.gaussian import GaussianProcess
 from model_code.process import Process, next_levels
 from model_code.unet import image_shape
-from scripts.config.load import error_with_line, flatten, refuse_unknown, to_json, trusted_processes
+from scripts.config.load import (
+    error_with_line,
+    flatten,
+    refuse_unknown,
+    saved_values,
+    to_json,
+    trusted_processes,
+)
 from scripts.config.paths import user_path
 from scripts.config.release import log_levels
 from scripts.errors import UserError, one_line
@@ -317,7 +324,7 @@ def differences(saved: str, config: ConfigDict) -> dict[str, str]:
 
 def _values(text: str) -> dict[str, Any]:
     """Of the JSON of a configuration, by "section.key"; a square has one size, however written."""
-    values = dict(flatten(json.loads(text)))
+    values = saved_values(json.loads(text))
     size = values.get("data.image_size")
     if isinstance(size, list) and len(set(size)) == 1:
         values["data.image_size"] = size[0]

@@ -40,10 +40,6 @@ NO_VARIANCE = 1e-12
 """A smaller variance counts as this, so that logarithms exist; rounding to 8 bits alone makes
 1.3e-6.
 """
-Y_CB_CR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
-"""Luminance and chrominance as in JPEG (ITU-R BT.601)."""
-PLANES = ("all", "red", "green", "blue", "luminance", "chrominance")
-"""What spectra are of: the first of them of grey images (P = 1), all of colour (P = 6)."""
 NEAR = 0.01
 """Samples are compared with the distance that this fraction of held-out images is below."""
 SPACES = {"": "pixels", "LowPass": "low-pass"}
@@ -235,17 +231,11 @@ def plot_octaves(
 
 def deviation_powers(deviations: torch.Tensor, bins: Sequence[torch.Tensor]) -> np.ndarray:
     """Squared DCT coefficients of (B, C, H, W), summed over channels and over each bin: float64 (B,
-    P, R).
+    R).
 
     bins: int64 (H, W) each; R counts the bins of all of them.
     """
-    coefficients = dct2(deviations)
-    planes = [coefficients.square().sum(1, keepdim=True)]
-    if deviations.shape[1] == 3:
-        matrix = torch.tensor(Y_CB_CR).to(deviations)
-        mixed = torch.einsum("pc,bchw->bphw", matrix, coefficients).square()
-        planes += [coefficients.square(), mixed[:, :1], mixed[:, 1:].sum(1, keepdim=True)]
-    power = torch.cat(planes, 1)
+    power = dct2(deviations).square().sum(1)
     return torch.cat([bin_sums(power, each) for each in bins], -1).cpu().numpy()
 
 
@@ -256,7 +246,7 @@ def powers(
     groups: np.ndarray | None = None,
 ) -> np.ndarray:
     """For each of at least 2 images uint8 (N, C, H, W) what the variance, summed over a bin, is the
-    mean of: float64 (N, P, R).
+    mean of: float64 (N, R).
 
     That is N / (N - 1) times `deviation_powers` from the mean image. With groups, int64 (N,), the
     variance is half the mean square of differences between images of different groups, which is
@@ -274,7 +264,7 @@ def powers(
     _, members, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     of_group = np.split(members.argsort(kind="stable"), sizes.cumsum()[:-1])
     of_means = from_mean(np.stack([images[rows].mean(0, dtype=np.float32) for rows in of_group]))
-    n = sizes[members][:, None, None]
+    n = sizes[members][:, None]
     return ((N - n) * own + n * of_means[members]) * (N / (N**2 - (sizes**2).sum()))
 
 
@@ -285,11 +275,11 @@ def compare(
     seed: int,
     groups: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Spectra of samples and reference, `powers` (N, P, R) and (M, P, R), of which `num_radial` are
+    """Spectra of samples and reference, `powers` (N, R) and (M, R), of which `num_radial` are
     radial bins, then octaves.
 
     Values and standard errors by bootstrap over the images of both, or over the samples' groups,
-    int64 (N,), float64 (2, P, 2 + octaves): log-spectral distance in dB (root mean square over
+    int64 (N,), float64 (2, 2 + octaves): log-spectral distance in dB (root mean square over
     radial bins but the constant), ratio of total variances, 10 log10 of that by octave, finest
     first. Errors are NaN with a single group.
     """
@@ -334,7 +324,7 @@ def spectrum(inputs: PixelInputs) -> list[Result]:
         "by_octave_against_held_out": compare(ours, held_out, num_radial, seed, groups),
     }
     for key, table in tables.items():
-        decibels, errors = table[:, 0, 2:].tolist()
+        decibels, errors = table[:, 2:].tolist()
         rows = list(zip(octave_names(len(decibels)), decibels, errors, strict=True))
         settings[key] = {
             name: {"ratio": 10 ** (dB / 10), "dB": dB, "standard_error_dB": error}
@@ -344,18 +334,17 @@ def spectrum(inputs: PixelInputs) -> list[Result]:
         print(f"{key}, dB: {line}", flush=True)
     results = []
     for i, score in enumerate(("LogSpectralDistance", "VarianceRatio")):
-        values, errors = of_samples[:, :, i].tolist()
+        value, error = of_samples[:, i].tolist()
         own = {
-            "held_out": float(of_held_out[0, 0, i]),
-            "held_out_standard_error": float(of_held_out[1, 0, i]),
-            "value_at_held_out_images": float(as_many[0, 0, i]),
-            "by_plane": dict(zip(PLANES, values, strict=False)),
+            "held_out": float(of_held_out[0, i]),
+            "held_out_standard_error": float(of_held_out[1, i]),
+            "value_at_held_out_images": float(as_many[0, i]),
         }
-        estimate = Estimate(values[0], errors[0], len(ours), count(groups))
+        estimate = Estimate(value, error, len(ours), count(groups))
         results.append(Result(score, estimate, settings | own))
     spectra = {"samples": ours, "held out": held_out, "training": training}
     picture = draw_spectra(bins[0], spectra, of_samples, of_held_out)
-    total, mean = (each[:, 0, num_radial:].sum(1) for each in (ours, training))
+    total, mean = (each[:, num_radial:].sum(1) for each in (ours, training))
     per_image = total / mean.mean()
     return [replace(results[0], picture=picture), replace(results[1], per_image=per_image)]
 
@@ -371,22 +360,18 @@ def draw_spectra(
     of_samples: np.ndarray,
     of_held_out: np.ndarray,
 ) -> Figure:
-    """A picture of the spectra by radius and, with two standard errors, of log ratios by octave; of
-    colour by plane, too.
-    """
+    """A picture of the spectra by radius and, with two standard errors, of log ratios by octave."""
     picture = Figure(figsize=(10, 4), layout="constrained")
     left, right = picture.subplots(1, 2)
     radii = bin_means(radii_of(*bins.shape), bins).numpy()
     sizes = bins.flatten().bincount().numpy()
     for label, rows in spectra.items():
-        mean = rows[:, 0, : len(radii)].mean(0) / sizes
+        mean = rows[:, : len(radii)].mean(0) / sizes
         left.loglog(radii[1:], mean[1:], label=f"{label}, N = {len(rows)}", lw=1)
     left.set(xlabel="radius of frequencies", ylabel="variance of a DCT coefficient")
     left.grid(alpha=0.3, which="both")
     left.legend(fontsize="small")
-    tables = {"samples": of_samples[:, 0], "held out": of_held_out[:, 0]}
-    if of_samples.shape[1] == len(PLANES):
-        tables |= {f"samples, {PLANES[i]}": of_samples[:, i] for i in (4, 5)}
+    tables = {"samples": of_samples, "held out": of_held_out}
     series = {
         label: value[2:] + np.outer([0, -2, 2], error[2:])
         for label, (value, error) in tables.items()
@@ -538,9 +523,9 @@ def variance_components(
     for start in range(0, len(images), per_init):
         u = to_unit_range(images[start : start + per_init]).to(device)
         means.append(u.mean(0))
-        within.append(deviation_powers(u - means[-1], [bins])[:, 0].sum(0) / (per_init - 1))
+        within.append(deviation_powers(u - means[-1], [bins]).sum(0) / (per_init - 1))
     deviations = torch.stack(means) - torch.stack(means).mean(0)
-    of_means = deviation_powers(deviations, [bins])[:, 0] * (len(means) / (len(means) - 1))
+    of_means = deviation_powers(deviations, [bins]) * (len(means) / (len(means) - 1))
     return np.stack(within), of_means - np.stack(within) / per_init
 
 

@@ -3,8 +3,7 @@
 python -m scripts.tools.compare RUN... [--out DIR]
 
 Runs that differ in nothing but the seed are one arm. Writes to DIR every score of every run as
-`scores.csv`, the table as `scores.txt` and `scores.tex`, and a picture by arm and over checkpoints
-as `scores.png`.
+`scores.csv`, the table as `scores.txt`, and a picture by arm and over checkpoints as `scores.png`.
 """
 
 import csv
@@ -263,18 +262,9 @@ def write(out: Path, rows: Sequence[dict[str, Any]], arms: Sequence[str]) -> str
     cells = list(table(rows, settings, arms))
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     text = "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in cells)
-    tex = [" & ".join(row).replace("_", r"\_").replace("+-", r"$\pm$") + r" \\" for row in cells]
-    tex = [
-        rf"\begin{{tabular}}{{l{'r' * (len(widths) - 1)}}}",
-        tex[0],
-        r"\hline",
-        *tex[1:],
-        r"\end{tabular}",
-    ]
     make_directory(out, "--out")
-    for name, content in (("scores.txt", text), ("scores.tex", "\n".join(tex))):
-        with atomic_write(out / name) as temporary:
-            temporary.write_text(content + "\n")
+    with atomic_write(out / "scores.txt") as temporary:
+        temporary.write_text(text + "\n")
     with atomic_write(out / "scores.csv") as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
         writer.writeheader()

@@ -60,7 +60,7 @@ TRAINING = powers(pixels(draw(np.random.default_rng(1000), np.arange(2000), 16))
 
 def spectra(seed: int, groups: Groups) -> Measured:
     samples = pixels(1.2 * draw(np.random.default_rng(seed), GROUPS, 16))
-    found = compare(powers(samples, BINS, CPU, groups), TRAINING, RADIAL, 0, groups)[:, 0]
+    found = compare(powers(samples, BINS, CPU, groups), TRAINING, RADIAL, 0, groups)
     return {
         f"spectrum {i}": (float(value), float(error)) for i, (value, error) in enumerate(found.T)
     }

@@ -155,27 +155,6 @@ def test_dropout_only_in_training() -> None:
     assert not torch.equal(model(u, k), model(u, k))
 
 
-def test_sees_means() -> None:
-    """At first the same network; once trained, an offset of the input, which GroupNorm would
-    remove, reaches the embedding.
-    """
-    plain, seeing = (UNet(**SMALL, patch_size=2, sees_means=sees).eval() for sees in (False, True))
-    assert list(shapes(seeing))[:-2] == list(shapes(plain)), "after all of the release's"
-    torch.nn.init.normal_(plain.get_parameter("out.2.weight"))
-    seeing.load_state_dict(seeing.state_dict() | plain.state_dict())
-    u, k = torch.randn(3, 3, 8, 8), torch.tensor([1, 2, 3])
-    with torch.no_grad():
-        torch.testing.assert_close(seeing(u, k), plain(u, k))
-        shift = torch.zeros(1, 3, 8, 8)
-        shift[:, 0, 1::2, ::2] = 0.5  # one channel of the patches, all of it
-        seeing.mean_embed.weight[:, 2] = 1
-        embeddings: list[torch.Tensor] = []
-        seeing.middle_block.register_forward_pre_hook(lambda _, args: embeddings.append(args[1]))
-        seeing(u, k), seeing(u + shift, k)
-    difference = embeddings[1] - embeddings[0]
-    torch.testing.assert_close(difference, torch.full_like(difference, 0.5 * 4))  # 4 x 4 points
-
-
 def test_ema_by_hand() -> None:
     """Decay of the n-th update: min(rate, (1 + n) / (10 + n))."""
     model, rate = torch.nn.Linear(1, 1, bias=False), 0.3

@@ -99,10 +99,8 @@ def test_arms_and_pairs(runs: list[Path], tmp_path: Path) -> None:
 
 
 def test_files(runs: list[Path], tmp_path: Path) -> None:
-    """Every number with error, count, settings and checksum; a tabular with as many cells in each
-    row; a picture.
-    """
-    text = compared(runs, tmp_path / "out")
+    """Every number with error, count, settings and checksum; a picture."""
+    compared(runs, tmp_path / "out")
     with (tmp_path / "out" / "scores.csv").open() as file:
         found = list(csv.DictReader(file))
     assert [float(row["value"]) for row in found] == [5, 100, 200, 110, 212, 7]
@@ -114,10 +112,6 @@ def test_files(runs: list[Path], tmp_path: Path) -> None:
     }.items():
         assert {row[key] for row in found} == {value}
     assert [row["training_seed"] for row in found] == ["1", "2", "3", "2", "3", "4"]
-    tabular = (tmp_path / "out" / "scores.tex").read_text().splitlines()
-    assert tabular[0] == r"\begin{tabular}{lrrr}"
-    assert [line.count("&") for line in tabular if "&" in line] == [3, 3]
-    assert text["FID"][2].replace("+-", r"$\pm$") in tabular[3]
     with Image.open(tmp_path / "out" / "scores.png") as picture:
         assert picture.width > 500
 
