@@ -33,6 +33,7 @@ def main(flags: Values) -> int:
 def draw(flags: Values) -> int:
     """Load the model and draw: single images in all processes, pictures in the first."""
     from scripts.data.datasets import require_outside_data
+    from scripts.data.values import meaning_of_8_bits
     from scripts.runtime import distributed
     from scripts.sampling.choice import Choice
     from scripts.sampling.export import export
@@ -69,14 +70,14 @@ def draw(flags: Values) -> int:
         export(
             export_dir, sampler, settings, flags.num_samples, batch_size, npz=flags.export == "npz"
         )
-        print(f"{flags.num_samples} samples in {export_dir}")
+        print(f"{flags.num_samples} samples in {export_dir}{meaning_of_8_bits(config.data)}")
         return 0
     if not distributed.is_main():
         return 0
     make_directory(base, "--out")
     if any(pictures.values()):
         settings = sampler.record(trained).settings()
-        made = make_from_pictures(flags, sampler, base, settings, config.data.fit)
+        made = make_from_pictures(flags, sampler, base, settings, config.data)
         print(f"step {trained.step}: {made}")
     else:
         directory = draw_pictures(flags, sampler, trained, base)

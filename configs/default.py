@@ -85,6 +85,14 @@ def get_config() -> ConfigDict:
     # middle, as the release; "pad" scales them to fit in and repeats their edges; "stretch" scales
     # each side for itself
     data.fit = "crop"
+    # (low, high): which numbers in images become 0 and 1, such as --config.data.value_range=0,4095
+    # for 12 bits. () is (0, 255), for 8-bit images only; others get an error with what was found
+    data.value_range = ()
+    # cut numbers outside of value_range, as a window does with CT, instead of refusing them
+    data.value_clip = False
+    # of TIFF stacks and animations: "first" or "all" pages or frames, which stay on one side of a
+    # split
+    data.frames = "first"
     # 1 (grey), 3 (RGB) or any number; of image files 2 (grey) and 4 (RGB) have transparency last
     data.num_channels = 1
     data.random_flip = False  # mirror training images left-right, half of the time

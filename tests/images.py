@@ -30,6 +30,7 @@ class WithDamage:
     def __init__(self, source: ImageSource, damaged: set[int]) -> None:
         self.source, self.damaged = source, damaged
         self.shape, self.labels = source.shape, source.labels
+        self.dtype, self.found = source.dtype, source.found
 
     def __len__(self) -> int:
         return len(self.source)

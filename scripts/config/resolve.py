@@ -54,8 +54,13 @@ FREE = {
     "data.path",
 }
 """Keys of model and data that may change between a checkpoint and its continued training."""
+READING = {"data.value_range", "data.value_clip", "data.frames"}
+"""Keys that say what numbers in images mean: of others a line and the record say so."""
 FREE_IN_INFERENCE = (
-    FREE | TRAINING_ONLY | {"model.protocol", "data.uniform_dequantization", "data.random_flip"}
+    FREE
+    | TRAINING_ONLY
+    | READING
+    | {"model.protocol", "data.uniform_dequantization", "data.random_flip"}
 )
 process_checksums: dict[str, int] = {}
 """CRC32 of each file of a user's process that has run, by the value of config.model.process."""
@@ -83,6 +88,12 @@ def _is_group_pattern(text: str) -> bool:
 def _is_image_size(size: object) -> bool:
     sides = size if isinstance(size, tuple | list) else (size, size)
     return len(sides) == 2 and all(type(side) is int and side >= 1 for side in sides)
+
+
+def _is_range(value: tuple[Any, ...]) -> bool:
+    if len(value) != 2 or not all(type(number) in (int, float) for number in value):
+        return value == ()
+    return -math.inf < value[0] < value[1] < math.inf
 
 
 CHECKS: dict[str, Check] = {
@@ -113,6 +124,8 @@ CHECKS: dict[str, Check] = {
     ),
     "data.fit": _one_of("crop", "pad", "stretch"),
     "data.num_channels": _AT_LEAST_1,
+    "data.value_range": ("two numbers, low < high, or () for 8-bit images", _is_range),
+    "data.frames": _one_of("first", "all"),
     "data.num_workers": ("at least 0, or -1", lambda value: value >= -1),
     "model.protocol": _one_of("paper", "released"),
     "model.K": _AT_LEAST_1,
@@ -224,6 +237,9 @@ def validate(config: ConfigDict) -> None:
         raise UserError(
             f"{shown}: must be empty with config.data.held_out_path = {config.data.held_out_path!r}"
         )
+    if config.data.value_clip and not config.data.value_range:
+        needed = "needs config.data.value_range, which says what is cut"
+        raise UserError(f"config.data.value_clip = True: {needed}")
     if config.model.protocol == "released":
         released = "with model.protocol = 'released'"
         if config.model.K < 2:

@@ -11,10 +11,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from configs import default
 from model_code.unet import image_shape
 from scripts.config.paths import user_path
 from scripts.data.images import (
-    FAR_TEXT,
     FITS,
     ArrayImages,
     FolderImages,
@@ -24,14 +24,15 @@ from scripts.data.images import (
     Resize,
     Shape,
     UnreadableImage,
+    all_frames,
     bilinear,
-    is_far,
+    file_and_frame,
     list_images,
-    warn_of_losses,
 )
 from scripts.data.packs import PackedImages, pack_settings, read_pack
+from scripts.data.survey import survey_array, survey_files
+from scripts.data.values import EIGHT_BIT
 from scripts.errors import UserError, one_line, printable
-from scripts.runtime.progress import warn_once
 from scripts.storage.files import lock, read_npz
 
 Split = Literal["train", "held_out", "all"]
@@ -43,12 +44,12 @@ UNDIVIDED = ("ffhq", "folder", "npy")
 
 
 class DataSet(NamedTuple):
-    """How a data set is opened: `open(path, split, shape, fit)`, with any exception if that fails.
+    """How a data set is opened: `open(path, split, shape, data)`, with any exception if that fails.
 
-    fit: a key of `FITS`.
+    data: config.data.
     """
 
-    open: Callable[[Path, Split, Shape, str], ImageSource]
+    open: Callable[[Path, Split, Shape, ConfigDict], ImageSource]
     place: str | None  # below data/; None if only config.data.path can say
     content: str  # what should be in {place}, for messages
 
@@ -77,7 +78,9 @@ def load_images(data: ConfigDict, split: Split) -> ImageSource:
         shown = f"config.data.group_pattern = {data.group_pattern!r}"
         raise UserError(f"{shown}: {value} is split otherwise; must be empty")
     if data.held_out_path and split == "held_out":
-        return open_images(data.held_out_path, "config.data.held_out_path", shape, data.fit)
+        return open_images(
+            data.held_out_path, "config.data.held_out_path", shape, data, as_exported=False
+        )
     part = split
     if name in UNDIVIDED:
         part = "all"
@@ -85,13 +88,15 @@ def load_images(data: ConfigDict, split: Split) -> ImageSource:
             _require_apart(data.held_out_path, place)
             split = "all"
     try:
-        settings = {"dataset": name} | pack_settings(shape, data.fit)
+        settings = {"dataset": name} | pack_settings(shape, data)
         pack = read_pack(place, settings)
         if pack is None:
-            source = data_set.open(place, part, shape, data.fit)
-            warn_of_shape(source, place, data.fit)
+            source = data_set.open(place, part, shape, data)
         else:
             source = PackedImages(place, part, pack[part])
+        if data.uniform_dequantization and source.dtype != EIGHT_BIT:
+            shown = "config.data.uniform_dequantization = True"
+            raise UserError(f"{shown}: must be False, as images are stored in {source.dtype}")
         if split == part:
             return source
         assert isinstance(source, ArrayImages | FolderImages)
@@ -109,43 +114,50 @@ def load_images(data: ConfigDict, split: Split) -> ImageSource:
         raise UserError(f"{value}: cannot be used ({reason}); expected: {needed}") from error
 
 
-def open_images(text: str, flag: str, shape: Shape | None, how: str = "crop") -> ImageSource:
+def open_images(
+    text: str,
+    flag: str,
+    shape: Shape | None,
+    data: ConfigDict | None = None,
+    as_exported: bool = True,
+) -> ImageSource:
     """All images of a folder, of a pack, of an array (.npy, or arr_0 of an .npz), or a single image
     file.
 
-    They are resized as training images are, `how` being config.data.fit; with shape None, an
-    array's stay as they are. Raises
-    UserError naming `flag` for what is missing or no images.
+    They are read as training images are, by config.data or by its defaults; with shape None, an
+    array's keep their shape; as_exported: values of 8 bits are 0 to 255, as in samples that were
+    exported, whatever data.value_range says of the training images. Raises UserError naming `flag`
+    for what is missing or no images.
     """
     path = user_path(text, flag)
+    data = default.get_config().data if data is None else data
     try:
         if path.suffix in (".npy", ".npz"):
-            images = ArrayImages(read_images(path), shape, FITS[how])
-            warn_of_shape(images, path, how)
-            return images
+            return _array_images(read_images(path), shape, data, path, as_exported=as_exported)
         assert shape is not None
-        pack = read_pack(path, pack_settings(shape, how))
+        pack = read_pack(path, pack_settings(shape, data))
         if pack is not None and "all" not in pack:
             raise ValueError(f"{path} is a pack with a split of its own")
         if pack is not None:
             return PackedImages(path, "all", pack["all"])
         if path.is_dir():
-            return _files_below(path, shape, how, 1)
-        source = FolderImages(path.parent, [path.name], shape, FITS[how])
+            return _files_below(path, shape, data, 1, as_exported)
+        source = _files(path.parent, [path.name], shape, data, as_exported)
         source[0]  # raises UnreadableImage
-        warn_of_losses(path.parent, source.paths, shape, how)
         return source
+    except UserError as error:
+        raise UserError(f"{flag}={text}: {error}") from None
     except (OSError, ValueError, UnreadableImage) as error:
         right = (
-            "a folder of images, a pack, an image file, or uint8 (N, H, W[, C]) as .npy or as "
-            "arr_0 of an .npz"
+            "a folder of images, a pack, an image file, or (N, H, W[, C]) as .npy or as arr_0 of "
+            "an .npz"
         )
         reason = one_line(error)
         raise UserError(f"{flag}={text}: cannot be used ({reason}); expected: {right}") from None
 
 
 def read_images(path: Path) -> np.ndarray:
-    """A .npy file, memory-mapped, or `arr_0` of an .npz: uint8 (N, H, W[, C]). Raises ValueError
+    """A .npy file, memory-mapped, or `arr_0` of an .npz: numbers (N, H, W[, C]). Raises ValueError
     for other arrays.
     """
     if path.suffix == ".npz":
@@ -154,7 +166,7 @@ def read_images(path: Path) -> np.ndarray:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     if not isinstance(array, np.ndarray):
         raise ValueError(f"{path} is an archive of arrays (.npz) without arr_0")
-    if array.dtype != np.uint8 or array.ndim not in (3, 4) or array.size == 0:
+    if array.dtype.kind not in "buif" or array.ndim not in (3, 4) or array.size == 0:
         raise ValueError(f"{path} holds {array.dtype} {array.shape}")
     return array
 
@@ -213,17 +225,19 @@ def split_indices(keys: Sequence[bytes], split: Split) -> np.ndarray:
 
 def num_groups(images: Images, group_pattern: str) -> int:
     """How many groups, such as subjects, one side of a split by `data.group_pattern` has."""
-    matches = (re.search(group_pattern, images.name(i)) for i in range(len(images)))
+    names = (file_and_frame(images.name(i))[0] for i in range(len(images)))
+    matches = (re.search(group_pattern, name) for name in names)
     return len({match and match[1] for match in matches})
 
 
 def _keys(names: Iterable[str], group_pattern: str) -> list[bytes]:
-    """What `split_indices` takes of names of files or numbers of rows: themselves, or what the
-    pattern's first group matches.
+    """What `split_indices` takes of names of files or numbers of rows: themselves, without the
+    frame, or what the pattern's first group matches.
 
     Raises UserError for a name that does not match, and if there is only one subject.
     """
-    keys, shown = list(names), f"config.data.group_pattern = {group_pattern!r}"
+    keys = [file_and_frame(name)[0] for name in names]
+    shown = f"config.data.group_pattern = {group_pattern!r}"
     if group_pattern:
         for i, name in enumerate(keys):
             match = re.search(group_pattern, name)
@@ -237,19 +251,26 @@ def _keys(names: Iterable[str], group_pattern: str) -> list[bytes]:
     return [key.encode("utf-8", "surrogateescape") for key in keys]
 
 
-def warn_of_shape(images: ImageSource, place: Path, how: str) -> None:
-    """Warn if an array's images are far from the shape that they get, see `warn_of_losses`."""
-    if isinstance(images, ArrayImages):
-        _, height, width = images.stored_shape
-        if is_far(height, width, images.shape):
-            which = f"{len(images)} images of {width} x {height} pixels"
-            warn_once(f"{place}: {which} {FAR_TEXT[how]} (data.fit)")
+def _array_images(
+    array: np.ndarray,
+    shape: Shape | None,
+    data: ConfigDict,
+    place: Path,
+    resize: Resize | None = None,
+    labels: np.ndarray | None = None,
+    as_exported: bool = False,
+) -> ArrayImages:
+    """The images of an array, of the file `place`, once they have been looked at."""
+    values, found = survey_array(array, shape, data, place, as_exported)
+    images = ArrayImages(array, shape, resize or FITS[data.fit], labels, values)
+    images.found = found
+    return images
 
 
-def _open_embedded(path: Path, split: Split, shape: Shape, how: str) -> ArrayImages:
+def _open_embedded(path: Path, split: Split, shape: Shape, data: ConfigDict) -> ArrayImages:
     arrays = read_npz(path)
     labels = arrays["labels"].astype(np.int64)
-    images = ArrayImages(arrays["images"], shape, FITS[how], labels)
+    images = _array_images(arrays["images"], shape, data, path, labels=labels)
     return images.part(np.flatnonzero(arrays["held_out"] == (split == "held_out")))
 
 
@@ -258,7 +279,9 @@ def _bilinear_or(how: str) -> Resize:
     return bilinear if how == "crop" else FITS[how]
 
 
-def _open_torchvision(name: str, root: Path, split: Split, shape: Shape, how: str) -> ArrayImages:
+def _open_torchvision(
+    name: str, root: Path, split: Split, shape: Shape, data: ConfigDict
+) -> ArrayImages:
     """A data set that torchvision keeps below `root`, downloaded if it is not there; archives that
     are there are used.
     """
@@ -274,41 +297,57 @@ def _open_torchvision(name: str, root: Path, split: Split, shape: Shape, how: st
             lock(file, wait=True)
             data_set = read(download=True)
     labels = np.array(data_set.targets, np.int64)
-    return ArrayImages(np.asarray(data_set.data), shape, _bilinear_or(how), labels)
+    array = np.asarray(data_set.data)
+    return _array_images(array, shape, data, root, _bilinear_or(data.fit), labels)
 
 
-def _open_lsun_church(path: Path, split: Split, shape: Shape, how: str) -> LsunImages:
+def _open_lsun_church(path: Path, split: Split, shape: Shape, data: ConfigDict) -> LsunImages:
     folder = path / ("church_outdoor_train_lmdb" if split == "train" else "church_outdoor_val_lmdb")
     _require_folder(folder)
-    source = LsunImages(folder, shape, _bilinear_or(how))
+    if data.value_range:
+        shown = f"config.data.value_range = {data.value_range}"
+        raise UserError(f"{shown}: must be empty for lsun_church, which has 8-bit values")
+    source = LsunImages(folder, shape, _bilinear_or(data.fit))
     if len(source) == 0:
         raise ValueError(f"{folder} has no images")
     return source
 
 
-def _open_afhq(path: Path, split: Split, shape: Shape, how: str) -> FolderImages:
-    return _files_below(path / ("train" if split == "train" else "val"), shape, how)
+def _open_afhq(path: Path, split: Split, shape: Shape, data: ConfigDict) -> FolderImages:
+    return _files_below(path / ("train" if split == "train" else "val"), shape, data)
 
 
-def _open_folder(path: Path, split: Split, shape: Shape, how: str) -> FolderImages:
-    return _files_below(path, shape, how)
+def _open_folder(path: Path, split: Split, shape: Shape, data: ConfigDict) -> FolderImages:
+    return _files_below(path, shape, data)
 
 
-def _files_below(folder: Path, shape: Shape, how: str, fewest: int = 2) -> FolderImages:
+def _files_below(
+    folder: Path, shape: Shape, data: ConfigDict, fewest: int = 2, as_exported: bool = False
+) -> FolderImages:
     _require_folder(folder)
     paths = list_images(folder)
     if len(paths) < fewest:
         there = len(paths) or "no"
         raise ValueError(f"{folder} has {there} image files, where at least {fewest} are needed")
-    warn_of_losses(folder, paths, shape, how)
-    return FolderImages(folder, paths, shape, FITS[how])
+    return _files(folder, paths, shape, data, as_exported)
 
 
-def _open_npy(path: Path, split: Split, shape: Shape, how: str) -> ArrayImages:
+def _files(
+    root: Path, paths: Sequence[str], shape: Shape, data: ConfigDict, as_exported: bool
+) -> FolderImages:
+    """Image files, or all frames of them, once they have been looked at."""
+    names = all_frames(root, paths) if data.frames == "all" else paths
+    values, found = survey_files(root, names, shape, data, as_exported)
+    images = FolderImages(root, names, shape, FITS[data.fit], values)
+    images.found = found
+    return images
+
+
+def _open_npy(path: Path, split: Split, shape: Shape, data: ConfigDict) -> ArrayImages:
     array = read_images(path)
     if len(array) < 2:
         raise ValueError(f"{path} holds {array.dtype} {array.shape}")
-    return ArrayImages(array, shape, FITS[how])
+    return _array_images(array, shape, data, path)
 
 
 def _require_apart(held_out_path: str, place: Path) -> None:
@@ -386,7 +425,7 @@ DATA_SETS = {
     "npy": DataSet(
         _open_npy,
         None,
-        "a .npy file by numpy.save: at least 2 images, uint8 (N, H, W) or (N, H, W, C) with "
+        "a .npy file by numpy.save: at least 2 images, (N, H, W) or (N, H, W, C) with "
         "C = config.data.num_channels",
     ),
 }

@@ -1,11 +1,12 @@
-"""Where images come from: an array, a folder or an LMDB of LSUN, each read as `source[i] -> uint8
-(C, H, W)`.
+"""Where images come from: an array, a folder or an LMDB of LSUN, each read as `source[i] -> (C, H,
+W)` in one of the types of `values.TOP`, mostly uint8.
 """
 
 import contextlib
 import functools
 import io
 import os
+import re
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,6 +21,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.Image import Resampling
 from PIL.PngImagePlugin import MAX_TEXT_MEMORY, PngStream
 
+from scripts.data.values import EIGHT_BIT, Values, as_uint8, with_channels
+from scripts.data.values import KEY as VALUES
 from scripts.errors import one_line, printable
 from scripts.runtime.progress import warn_once
 
@@ -39,20 +42,12 @@ IMAGE_FORMATS = tuple(name for name in _SUFFIXES if name in Image.OPEN)
 its are unsafe: it would run an EPS file in Ghostscript."""
 IMAGE_SUFFIXES = frozenset(suffix for name in IMAGE_FORMATS for suffix in _SUFFIXES[name])
 FINGERPRINT_IMAGES = 64
-FEW_LEVELS = 64
-"""The brightest of 256 levels if a 16-bit file holds 14 bits or fewer."""
 THIN = 8
 """Above this ratio of its sides, as multiples of those it is to have, an image is cropped before it
 is resized."""
-FAR = 2
-"""Above this ratio of its sides, as multiples of those it is to have, an image counts as of another
-shape: more than half of it is cut off, or of the result padding."""
-FAR_TEXT = {
-    "crop": "are of another shape: more than half of them is cut off",
-    "pad": "are of another shape: more than half of what is read is padding",
-    "stretch": "are of another shape: they are stretched to more than twice",
-}
-"""What happens to such images, by config.data.fit."""
+WITH_FRAMES = (".tif", ".tiff", ".gif", ".webp", ".png", ".avif")
+FRAME = re.compile(r"(.+\.(?:tiff?|gif|webp|png|avif))\[(\d+)\]", re.IGNORECASE | re.DOTALL)
+"""The name of a frame, see `file_and_frame`."""
 ORIENTATION = 0x0112
 """EXIF's tag for how an image is to be turned."""
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
@@ -76,7 +71,7 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, i: int) -> np.ndarray:
-        """Image i, uint8 (C, H, W), possibly a read-only view.
+        """Image i, (C, H, W), possibly a read-only view.
 
         Safe to call from several threads. Raises UnreadableImage.
         """
@@ -94,6 +89,10 @@ class ImageSource(Images, Protocol):
     """Images of one shape (C, H, W)."""
 
     shape: Shape
+    dtype: np.dtype
+    """Of the pixels, one of `values.TOP`, which has the value of 1."""
+    found: str
+    """What was found in the files, in words; empty if they were not looked at."""
     labels: np.ndarray | None
     """Classes from 0, int64 (N,); None where images have none."""
 
@@ -156,8 +155,10 @@ def _few_names(images: Images, indices: np.ndarray) -> str:
 
 
 def all_pixels(images: Images) -> np.ndarray:
-    """All images at once, uint8 (N, C, H, W): for sets of one shape that fit into memory."""
-    return np.stack([images[i] for i in range(len(images))])
+    """All images at once, in 8 bits, uint8 (N, C, H, W): for sets of one shape that fit into
+    memory.
+    """
+    return np.stack([as_uint8(images[i]) for i in range(len(images))])
 
 
 def spread_evenly(num_images: int) -> list[int]:
@@ -264,7 +265,11 @@ def _middle(image: Image.Image, width: int, height: int) -> Image.Image:
 
 
 class ArrayImages:
-    """A uint8 array (N, H, W) or (N, H, W, C) in memory or memory-mapped."""
+    """An array (N, H, W) or (N, H, W, C) in memory or memory-mapped: uint8, or any other with
+    `values`.
+    """
+
+    found = ""
 
     def __init__(
         self,
@@ -272,9 +277,10 @@ class ArrayImages:
         shape: Shape | None = None,
         resize: Resize = box_bicubic,
         labels: np.ndarray | None = None,
+        values: Values | None = None,
     ) -> None:
-        """shape: None for images as they are; grey ones become colour and back. Raises ValueError
-        for other numbers of channels.
+        """shape: None for images as they are; grey ones become colour and back; values: None for
+        an array as images are stored here. Raises ValueError for other numbers of channels.
         """
         # Pillow wants grey images without the last axis of (N, H, W, 1).
         self._array = array[..., 0] if array.ndim == 4 and array.shape[-1] == 1 else array
@@ -285,7 +291,8 @@ class ArrayImages:
             holds = f"{array.dtype} {array.shape}"
             raise ValueError(f"holds {holds}: {channels[0]} channels, not {channels[1]}")
         self._rows = np.arange(len(array))
-        self._resize = resize
+        self._resize, self._values = resize, values
+        self.dtype = array.dtype if values is None else values.dtype
         self.labels = labels
         self.on_disk = isinstance(array, np.memmap)
 
@@ -303,6 +310,11 @@ class ArrayImages:
     def __getitem__(self, i: int) -> np.ndarray:
         pixels = np.asarray(self._array[self._rows[i]])
         as_stored = channels_first(pixels)
+        if self._values is not None:
+            try:
+                return _fit_values(as_stored, self.shape, self._resize, self._values)
+            except ValueError as error:
+                raise UnreadableImage(self.name(i), error) from None
         if as_stored.shape == self.shape:
             return as_stored
         if self.shape[0] in (1, 3):
@@ -316,41 +328,53 @@ class ArrayImages:
         rows = self._rows.tobytes()
         if isinstance(self._array, np.memmap):
             file = Path(str(self._array.filename))
-            return files_version([file], self.shape, rows, *_named(self._resize))
+            return files_version([file], self.shape, rows, *_named(self._resize, self._values))
         stored = zlib.crc32(np.ascontiguousarray(self._array).data)
-        return files_version([], self.shape, rows, stored, *_named(self._resize))
+        return files_version([], self.shape, rows, stored, *_named(self._resize, self._values))
 
 
 class FolderImages:
-    """Image files named by `paths` relative to `root`, decoded when asked for."""
+    """Image files, or frames of them, named by `paths` relative to `root`, decoded when asked
+    for.
+    """
 
+    found = ""
     labels: np.ndarray | None = None
 
     def __init__(
-        self, root: Path, paths: Sequence[str], shape: Shape, resize: Resize = box_bicubic
+        self,
+        root: Path,
+        paths: Sequence[str],
+        shape: Shape,
+        resize: Resize = box_bicubic,
+        values: Values | None = None,
     ) -> None:
-        """Raises ValueError for other than 1 to 4 channels."""
+        """values: None for v / 255 of 8 bits. Raises ValueError for other than 1 to 4 channels."""
         _require_mode(shape)
         self._root, self.paths, self.shape, self._resize = root, paths, shape, resize
+        self._values = values
+        self.dtype = EIGHT_BIT if values is None else values.dtype
 
-    def part(self, indices: np.ndarray) -> "FolderImages":
+    def part(self, indices: np.ndarray) -> Self:
         """The images of these indices, in their order."""
-        paths = [self.paths[i] for i in indices]
-        return FolderImages(self._root, paths, self.shape, self._resize)
+        part = copy(self)
+        part.paths = [self.paths[i] for i in indices]
+        return part
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, i: int) -> np.ndarray:
-        with opened_image(self._root / self.paths[i], self.name(i)) as image:
-            return fit(image, self.shape, self._resize)
+        with opened_frame(self._root, self.paths[i]) as image:
+            return fit(image, self.shape, self._resize, self._values)
 
     def name(self, i: int) -> str:
         return printable(self.paths[i])
 
     def version(self) -> str:
-        files = (self._root / path for path in self.paths)
-        return files_version(files, self.shape, self.paths, *_named(self._resize))
+        files = (self._root / file_and_frame(path)[0] for path in self.paths)
+        settings = _named(self._resize, self._values)
+        return files_version(files, self.shape, self.paths, *settings)
 
 
 class LsunImages:
@@ -361,6 +385,8 @@ class LsunImages:
     directory. Raises lmdb.Error if `folder` is not an LMDB, or a damaged one.
     """
 
+    dtype = EIGHT_BIT
+    found = ""
     labels: np.ndarray | None = None
 
     def __init__(self, folder: Path, shape: Shape, resize: Resize = bilinear) -> None:
@@ -392,7 +418,7 @@ class LsunImages:
 
     def version(self) -> str:
         file = Path(self._folder, "data.mdb")
-        return files_version([file], self.shape, *_named(self._resize))
+        return files_version([file], self.shape, *_named(self._resize, None))
 
 
 def _require_mode(shape: Shape) -> None:
@@ -400,9 +426,10 @@ def _require_mode(shape: Shape) -> None:
         raise ValueError(f"image files have 1 to 4 channels, not {shape[0]}: use an array (.npy)")
 
 
-def _named(resize: Resize) -> list[str]:
-    """What a version says of it: nothing of the release's ways, as in earlier versions."""
-    return [resize.__name__] if resize in (padded, stretched) else []
+def _named(resize: Resize, values: Values | None) -> list[str]:
+    """What a version says of them: nothing of the release's ways, as in earlier versions."""
+    names = [resize.__name__] if resize in (padded, stretched) else []
+    return names if values is None else [*names, str(values)]
 
 
 @functools.cache
@@ -460,40 +487,6 @@ def list_images(root: Path) -> list[str]:
     return sorted(images)
 
 
-def warn_of_losses(root: Path, paths: Sequence[str], shape: Shape, how: str = "crop") -> None:
-    """Warn if much of what is in image files is not read: levels of grey, pages, frames; and if
-    they are far from the shape (C, H, W) that they get. Up to 64 are looked at.
-
-    how: a key of `FITS`.
-    """
-    looked_at, dark, several, far = spread_evenly(len(paths)), 0, 0, 0
-    for i in looked_at:
-        with contextlib.suppress(UnreadableImage), opened_image(root / paths[i], paths[i]) as image:
-            several += getattr(image, "is_animated", False)
-            if ";16" in str(getattr(image, "tile", "")):  # Pillow's name for how pixels are stored
-                dark += 0 < np.asarray(_eight_bit(image).convert("L")).max() <= FEW_LEVELS
-            height, width = image.height, image.width
-            if image.getexif().get(ORIENTATION, 1) > 4:  # may read the file, after which no tile is
-                height, width = width, height
-            far += is_far(height, width, shape)
-    looked = f"{root}: of {len(looked_at)} files that were looked at"
-    if dark:
-        warn_once(
-            f"{looked} {dark} use few of their 16 bits, and are read as nearly black (12 bits as "
-            "17 grey levels): scale them"
-        )
-    if several:
-        warn_once(f"{looked} {several} have several pages or frames: only the first is read")
-    if far:
-        warn_once(f"{looked} {far} {FAR_TEXT[how]} (data.fit)")
-
-
-def is_far(height: int, width: int, shape: Shape) -> bool:
-    """Whether the ratio of sides is another than that of (C, H, W) by more than `FAR`."""
-    ratio = height * shape[2] / (width * shape[1])
-    return max(ratio, 1 / ratio) > FAR
-
-
 # --- decoding ---
 
 
@@ -536,36 +529,95 @@ def opened_image(file: BinaryIO | Path, name: str) -> Iterator[Image.Image]:
         raise UnreadableImage(name, one_line(error) or type(error).__name__) from error
 
 
-def fit(image: Image.Image, shape: Shape, resize: Resize = box_bicubic) -> np.ndarray:
-    """Any Pillow image as uint8 (C, H, W) = `shape`: upright, grey or RGB, resized. Transparency is
-    a channel of its own with 2 or 4 channels, and over white with 1 or 3.
-
-    Raises ValueError for pixels whose range is not certain: floating point and 32-bit integers.
+def file_and_frame(name: str) -> tuple[str, int]:
+    """The path of an image's file, and which of its frames or pages it is: "a.tif[3]" is the
+    fourth of a.tif.
     """
-    channels = shape[0]
-    image = _eight_bit(ImageOps.exif_transpose(image))
-    if channels in (2, 4):
-        return _fit_each(image.convert(MODES[channels]).split(), shape, resize)
-    if image.has_transparency_data:
+    match = FRAME.fullmatch(name)
+    return (match[1], int(match[2])) if match else (name, 0)
+
+
+@contextlib.contextmanager
+def opened_frame(root: Path, name: str) -> Iterator[Image.Image]:
+    """The image below `root` that `file_and_frame` names. Raises as `opened_image`."""
+    path, frame = file_and_frame(name)
+    with opened_image(root / path, printable(name)) as image:
+        if frame:
+            image.seek(frame)
+        yield image
+
+
+def num_frames(image: Image.Image) -> int:
+    """Pages of a stack or frames of an animation; one of a photograph with others beside it."""
+    return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+
+
+def all_frames(root: Path, paths: Iterable[str]) -> list[str]:
+    """The names of all frames of these files, see `file_and_frame`."""
+    names = []
+    for path in paths:
+        count = 1
+        if path.lower().endswith(WITH_FRAMES):
+            with contextlib.suppress(UnreadableImage), opened_image(root / path, path) as image:
+                count = num_frames(image)
+        names += [path] if count == 1 else [f"{path}[{i}]" for i in range(count)]
+    return names
+
+
+def fit(
+    image: Image.Image,
+    shape: Shape,
+    resize: Resize = box_bicubic,
+    values: Values | None = None,
+) -> np.ndarray:
+    """Any Pillow image as (C, H, W) = `shape`: upright, grey or RGB, resized, in uint8 or, by
+    `values`, in their type.
+
+    Transparency is a channel of its own with 2 or 4 channels, and over white with 1 or 3. Raises
+    ValueError for more than 8 bits without `values`, and for what is not in their range.
+    """
+    if values is not None:
+        return _fit_values(numbers_of(image, shape[0]), shape, resize, values)
+    if is_deep(image):
+        raise ValueError(f"values of more than 8 bits, where {VALUES} says nothing of them")
+    image = _in_mode(image, shape[0])
+    if shape[0] in (2, 4):
+        return _fit_each(image.split(), shape, resize)
+    return channels_first(np.asarray(resize(image, shape[1:])))
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Whether its pixels are of 16 bits or more."""
+    return image.mode == "F" or image.mode.startswith("I")
+
+
+def numbers_of(image: Image.Image, channels: int) -> np.ndarray:
+    """The numbers in an image, upright, in the type in which they are stored: (C, H, W), grey or,
+    of 8 bits, of so many channels.
+    """
+    image = ImageOps.exif_transpose(image) if is_deep(image) else _in_mode(image, channels)
+    return channels_first(np.asarray(image))
+
+
+def _in_mode(image: Image.Image, channels: int) -> Image.Image:
+    """Upright, in 8 bits, of so many channels, for 1 and 3 laid over white."""
+    image = ImageOps.exif_transpose(image)
+    if image.has_transparency_data and channels in (1, 3):
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return channels_first(np.asarray(resize(image.convert(MODES[channels]), shape[1:])))
+    return image.convert(MODES[channels])
+
+
+def _fit_values(numbers: np.ndarray, shape: Shape, resize: Resize, values: Values) -> np.ndarray:
+    planes = with_channels(values.unit(numbers), shape[0])
+    if planes.shape != shape:
+        planes = _fit_each(map(Image.fromarray, planes), shape, resize)
+    return values.stored(planes)
 
 
 def _fit_each(channels: Iterable[Image.Image], shape: Shape, resize: Resize) -> np.ndarray:
     """Grey images, each resized for itself: as RGBA Pillow would weight colours by transparency."""
     return np.stack([np.asarray(resize(channel, shape[1:])) for channel in channels])
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """16-bit grey scaled to 8 bits; Pillow's own conversion clips all values above 255."""
-    if image.mode != "F" and not image.mode.startswith("I"):
-        return image
-    # Mode I: Pillow's 32-bit mode for 16-bit PGM, and PNG before Pillow 11.
-    values = np.asarray(image).astype(np.int64)
-    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-        raise ValueError("pixels of floating point or 32 bits, whose range is not known")
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
 
 
 def channels_first(pixels: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from scripts.data.images import ArrayImages, ImageSource, UnreadableImage, checksums
+from scripts.data.values import TOP
 from scripts.errors import UserError
 from scripts.runtime import distributed
 from scripts.runtime.progress import warn
@@ -23,7 +24,7 @@ from scripts.runtime.randomness import Purpose, stream
 Item = TypeVar("Item")
 Read = TypeVar("Read")
 AHEAD = 4
-"""Batches that are read ahead, as uint8; one more waits in float32."""
+"""Batches that are read ahead, as they are stored; one more waits in float32."""
 
 
 class ReadingFailed(UserError):
@@ -86,17 +87,19 @@ class Decoded:
 
     index: int
     pixels: np.ndarray | None
-    """uint8 (C, H, W), a copy; None if it cannot be read."""
+    """(C, H, W) in the source's type, a copy; None if it cannot be read."""
     unreadable: list[str]
     """Images that could not be read, each as "name: reason"."""
 
 
 def to_unit_range(pixels: np.ndarray, noise: np.ndarray | float | None = None) -> torch.Tensor:
-    """uint8 values v to float32: v / 255, or dequantised by noise in [0, 1) to (v + noise) / 256.
-    Any shape.
+    """Values v as they are stored to float32: v / 255 of 8 bits, or dequantised by noise in [0, 1)
+    to (v + noise) / 256, and the same in the other types of `values.TOP`. Any shape.
     """
-    values = pixels.astype(np.float32)
-    return torch.from_numpy(values / 255 if noise is None else (values + noise) / 256)
+    values, top = pixels.astype(np.float32), TOP[pixels.dtype]
+    if noise is None:
+        return torch.from_numpy(values / top)
+    return torch.from_numpy((values * np.float32(255 / top) + noise) / 256)
 
 
 def _uniform_noise(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -173,7 +176,7 @@ class TrainBatches:
 
     def finish(self, step: int, decoded: Sequence[Decoded]) -> Batch:
         """The batch of a step, mirrored and dequantised."""
-        indices, images, unreadable = _stacked(decoded, self.source.shape)
+        indices, images, unreadable = _stacked(decoded, self.source)
         if self.random_flip:
             throws = stream(self.seed, Purpose.FLIP, step).random(self.batch_size)
             mirrored = throws[self._positions] < 0.5
@@ -250,7 +253,7 @@ class OrderedBatches:
         return self.chosen[start : start + self.batch_size]
 
     def _finish(self, _: int, decoded: Sequence[Decoded]) -> Batch:
-        indices, pixels, unreadable = _stacked(decoded, self.source.shape)
+        indices, pixels, unreadable = _stacked(decoded, self.source)
         crc32 = checksums(pixels)
         images = torch.empty(pixels.shape)
         for row, index in enumerate(indices.tolist()):
@@ -268,11 +271,11 @@ class OrderedBatches:
 
 
 def _stacked(
-    decoded: Sequence[Decoded], shape: tuple[int, ...]
+    decoded: Sequence[Decoded], source: ImageSource
 ) -> tuple[torch.Tensor, np.ndarray, tuple[str, ...]]:
-    """Indices int64 (n,), pixels uint8 (n, *shape), and what is unreadable."""
+    """Indices int64 (n,), pixels (n, C, H, W) in the source's type, and what is unreadable."""
     readable = [image for image in decoded if image.pixels is not None]
-    pixels = np.empty((len(readable), *shape), np.uint8)
+    pixels = np.empty((len(readable), *source.shape), source.dtype)
     for row, image in zip(pixels, readable, strict=True):
         row[:] = image.pixels
     unreadable = dict.fromkeys(name for image in decoded for name in image.unreadable)

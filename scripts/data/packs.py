@@ -3,8 +3,9 @@ and fingerprints need.
 
 A pack is a directory. `packed_images.json` says what it holds; until all is there it is called
 `packed_images.partial.json`. For each part ("all", or "train" and "held_out" where the data set
-comes with that split) `PART.npy` has the pixels, uint8 (N, H, W, C), and `PART.readable.npy`, bool
-(n,), whether they could be read, of the first n images while it is being packed.
+comes with that split) `PART.npy` has the pixels, (N, H, W, C) in the type in which they are read,
+and `PART.readable.npy`, bool (n,), whether they could be read, of the first n images while it is
+being packed.
 """
 
 import json
@@ -35,6 +36,8 @@ from scripts.runtime.progress import progress_bar
 from scripts.storage.files import atomic_write, exclusive, make_directory, sync
 
 WHOLE, PARTIAL = "packed_images.json", "packed_images.partial.json"
+ADDED = {"value_range": [], "value_clip": False, "frames": "first"}
+"""Settings that packs of earlier versions do not have, with their value there."""
 BLOCK = 1 << 24
 """Bytes of pixels that are written and recorded at a time."""
 
@@ -46,13 +49,14 @@ class PackedImages(ArrayImages):
         """Raises OSError and ValueError for files that are missing or damaged."""
         array = np.load(directory / f"{part}.npy", mmap_mode="r", allow_pickle=False)
         self._readable = np.load(directory / f"{part}.readable.npy", allow_pickle=False)
-        right = array.dtype == np.uint8 and list(array.shape) == described["shape"]
+        right = array.dtype == described["dtype"] and list(array.shape) == described["shape"]
         if not right or len(self._readable) != len(array):
             holds = f"{part}.npy holds {array.dtype} {array.shape}"
             raise ValueError(f"{directory} is damaged: {holds}")
         labels = described["labels"]
         super().__init__(array, labels=None if labels is None else np.array(labels))
         self.paths = described["names"]
+        self.found = f"a pack: {array.dtype}"
 
     def __getitem__(self, i: int) -> np.ndarray:
         if not self._readable[self._rows[i]]:
@@ -63,13 +67,18 @@ class PackedImages(ArrayImages):
         return printable(self.paths[self._rows[i]])
 
 
-def pack_settings(shape: Shape, fit: str) -> dict[str, Any]:
-    """What a pack depends on beside the data set itself, as JSON has it: images (C, H, W), and
-    config.data.fit.
+def pack_settings(shape: Shape, data: ConfigDict) -> dict[str, Any]:
+    """What a pack depends on beside the data set itself, as JSON has it: images (C, H, W), and how
+    they are read.
     """
     channels, height, width = shape
     size = height if height == width else [height, width]
-    return {"image_size": size, "num_channels": channels, "fit": fit}
+    settings = {"image_size": size, "num_channels": channels, "fit": data.fit}
+    return settings | {key: _plain(data[key]) for key in ADDED}
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def read_pack(directory: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -92,8 +101,11 @@ def read_pack(directory: Path, settings: Mapping[str, Any]) -> dict[str, Any] | 
 
 
 def _parsed(record: bytes) -> dict[str, Any]:
-    """What a pack says of itself; earlier versions had one fit."""
-    return {"fit": "crop"} | json.loads(record)
+    """What a pack says of itself; earlier versions had one fit and one type."""
+    found = {"fit": "crop", **ADDED} | json.loads(record)
+    for described in found["parts"].values():
+        described.setdefault("dtype", "uint8")
+    return found
 
 
 def write_pack(directory: Path, data: ConfigDict, sources: Mapping[str, ImageSource]) -> None:
@@ -108,7 +120,7 @@ def write_pack(directory: Path, data: ConfigDict, sources: Mapping[str, ImageSou
             "packed from"
         )
     parts = {part: _described(source) for part, source in sources.items()}
-    settings = {"dataset": data.dataset.lower()} | pack_settings(image_shape(data), data.fit)
+    settings = {"dataset": data.dataset.lower()} | pack_settings(image_shape(data), data)
     record = json.dumps({"version": 1, **settings, "parts": parts}).encode()
     begun = [directory / name for name in (WHOLE, PARTIAL) if (directory / name).exists()]
     if begun and _parsed(begun[0].read_bytes()) != json.loads(record):
@@ -121,7 +133,10 @@ def write_pack(directory: Path, data: ConfigDict, sources: Mapping[str, ImageSou
             raise UserError(
                 f"--out={directory}: has other files in it; choose a new or an empty directory"
             )
-        needed = sum(math.prod(described["shape"]) for described in parts.values())
+        needed = sum(
+            math.prod(described["shape"]) * np.dtype(described["dtype"]).itemsize
+            for described in parts.values()
+        )
         free = shutil.disk_usage(make_directory(directory, "--out")).free
         if free < needed:
             raise UserError(
@@ -152,6 +167,7 @@ def _described(source: ImageSource) -> dict[str, Any]:
         names = source.paths  # printable or not: the split is made from them
     return {
         "shape": [len(source), height, width, channels],
+        "dtype": source.dtype.name,
         "fingerprint": fingerprint(source),
         "names": names,
         "labels": None if source.labels is None else source.labels.tolist(),
@@ -167,8 +183,9 @@ def _pack_part(directory: Path, part: str, source: ImageSource, shape: Sequence[
         readable = np.load(readable_path, allow_pickle=False)
     else:
         readable = np.empty(0, bool)
-        np.lib.format.open_memmap(pixels_path, "w+", np.uint8, tuple(shape))
-    first_byte, image_bytes = np.load(pixels_path, mmap_mode="r").offset, math.prod(shape[1:])
+        np.lib.format.open_memmap(pixels_path, "w+", source.dtype, tuple(shape))
+    first_byte = np.load(pixels_path, mmap_mode="r").offset
+    image_bytes = math.prod(shape[1:]) * source.dtype.itemsize
     in_block, unreadable = max(1, BLOCK // image_bytes), UnreadableImages()
 
     starts = range(len(readable), shape[0], in_block)
@@ -182,7 +199,8 @@ def _pack_part(directory: Path, part: str, source: ImageSource, shape: Sequence[
         file.seek(first_byte + len(readable) * image_bytes)
         read = read_in_parts(partial(read_image, source), blocks, distributed.cores())
         for block, images in zip(blocks, read, strict=True):
-            pixels = np.zeros((len(block), *shape[1:]), np.uint8)  # black where nothing can be read
+            # Black where nothing can be read.
+            pixels = np.zeros((len(block), *shape[1:]), source.dtype)
             for row, image in zip(pixels, images, strict=True):
                 unreadable.update(image.unreadable)
                 if image.pixels is not None:

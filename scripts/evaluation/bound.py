@@ -20,6 +20,7 @@ from model_code.prior import Prior
 from model_code.process import ReverseKernel
 from scripts.data.datasets import load_images
 from scripts.data.loader import Batch, OrderedBatches, none_readable
+from scripts.data.values import EIGHT_BIT
 from scripts.errors import UserError
 from scripts.estimate import Estimate
 from scripts.evaluation.features import SPLITS, Reading, data_set_images
@@ -234,10 +235,16 @@ class BoundEvaluation:
         except ValueError as error:
             raise UserError(str(error)) from None
         num_levels = num_terms if self.exact else min(num_terms, self.num_levels_per_image)
+        images = data_set_images(self.config.data, self.split)
+        eight_bit = images.dtype == EIGHT_BIT
+        if process.discrete and not eight_bit:
+            shown = f"config.data.value_range = {self.config.data.value_range}"
+            name = self.config.model.process
+            raise UserError(f"--mode=elbo: {shown}: the bound of {name} is of 8-bit images only")
         record = sampler.record(trained).add(
             data={
                 "dataset_split": self.split,
-                "dequantized": self.dequantize and not process.discrete,
+                "dequantized": self.dequantize and eight_bit and not process.discrete,
             },
             metric={
                 "protocol": process.protocol,
@@ -246,7 +253,6 @@ class BoundEvaluation:
             },
             options={"most_images": self.num_images},
         )
-        data_set_images(self.config.data, self.split)  # raises UserError for an unknown split
         record = with_own_images(record, self.config.data, [SPLITS[self.split]], trained.data)
         return sampler, trained, record
 
@@ -286,6 +292,8 @@ class BoundEvaluation:
         write_by_level(folder, level_table(measurement, process, kernel), title)
         print(f"by level: {folder / 'bound_by_level.png'}")
         scores = {"ELBO": (bound["total"], "nats")}
+        if self.dequantize and not dequantize and not process.discrete:
+            print("  no bits/dim: these are of 8-bit images, and this is a density of [0, 1]")
         if dequantize or process.discrete:
             num_pixels = math.prod(sampler.shape)
             scores["BPD"] = bits_per_dim(bound["total"], num_pixels, process.discrete), "bits/dim"

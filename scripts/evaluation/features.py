@@ -22,9 +22,10 @@ from scripts.data.images import (
     channels_first,
     checksum,
     checksums,
-    opened_image,
+    opened_frame,
 )
 from scripts.data.loader import Batch, UnreadableImages
+from scripts.data.values import as_uint8
 from scripts.errors import UserError
 from scripts.runtime import distributed
 from scripts.runtime.progress import progress_bar
@@ -77,7 +78,7 @@ class NativeFolder(FolderImages):
 
     def __getitem__(self, i: int) -> np.ndarray:
         """Image i, uint8 (3, H, W). Raises UnreadableImage."""
-        with opened_image(self._root / self.paths[i], self.name(i)) as image:
+        with opened_frame(self._root, self.paths[i]) as image:
             for what, happens in (
                 ("16-bit grey, clipped to white", image.mode.startswith("I")),
                 ("floating point, clipped to black and white", image.mode == "F"),
@@ -129,7 +130,7 @@ def image_features(images: Images, indices: Sequence[int], extractor: Extractor)
     pixels: dict[int, np.ndarray] = {}
     for row, index in enumerate(indices):
         with contextlib.suppress(UnreadableImage):
-            pixels[row] = images[index]
+            pixels[row] = as_uint8(images[index])
     features = np.zeros(len(indices), row_type(extractor))
     features["features"] = np.nan
     for shape in {image.shape for image in pixels.values()}:

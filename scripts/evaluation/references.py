@@ -75,7 +75,7 @@ def find_reference(
     elif path.suffix == ".npz":
         arrays = _read(path)
         if "arr_0" in arrays:
-            reference = of_images(name, open_images(name, "--dataset_name_cleanfid", None))
+            reference = of_images(name, open_images(name, "--dataset_name_cleanfid", None, data))
         else:
             reference = _reference(name, arrays, extractor.num_features, metrics)
     elif "/" in name:

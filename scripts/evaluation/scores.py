@@ -69,11 +69,11 @@ class SampleFiles:
     @classmethod
     def read(cls, text: str, config: ConfigDict, seed: int) -> "SampleFiles":
         """All images of a folder or an array. Raises UserError, see `open_images`."""
-        images = open_images(text, "--samples", image_shape(config.data), config.data.fit)
+        images = open_images(text, "--samples", image_shape(config.data), config.data)
         path = user_path(text, "--samples")
         native: Images = images
         if path.suffix in (".npy", ".npz"):
-            native = open_images(text, "--samples", None)
+            native = open_images(text, "--samples", None, config.data)
         elif isinstance(images, FolderImages):
             native = NativeFolder(path if path.is_dir() else path.parent, images.paths)
         initial = np.arange(len(images))

@@ -7,18 +7,19 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from ml_collections import ConfigDict
 from PIL import ImageOps
 
 from scripts.config.flags import Values
 from scripts.data.datasets import open_images
 from scripts.data.images import (
     UnreadableImage,
-    all_pixels,
     checksum,
     checksums,
     list_images,
     opened_image,
 )
+from scripts.data.loader import to_unit_range
 from scripts.errors import UserError
 from scripts.sampling import editing
 from scripts.sampling.output import as_colours, own_directory, save_png, to_uint8
@@ -27,11 +28,11 @@ from scripts.storage.files import atomic_write
 
 
 def make_from_pictures(
-    flags: Values, sampler: Sampler, base: Path, settings: dict[str, Any], fit: str
+    flags: Values, sampler: Sampler, base: Path, settings: dict[str, Any], data: ConfigDict
 ) -> Path:
     """Do what --super_resolve, --inpaint or --edit says; the path of the picture of all.
 
-    fit: config.data.fit.
+    data: config.data, as which they are read.
 
     Beside it, samples.npy, float32 (S, M, C, H, W), and the first sample of each as PNG. Raises
     UserError for pictures that do not fit.
@@ -39,15 +40,15 @@ def make_from_pictures(
     per_init = flags.per_init or 4
     if flags.super_resolve:
         name = "super_resolve"
-        images = read_pictures(flags.super_resolve, "--super_resolve", sampler, fit=fit)
+        images = read_pictures(flags.super_resolve, "--super_resolve", sampler, data=data)
         factor = editing.whole_factor(sampler, images)
         samples = sampler.super_resolve(images, per_init)
         enlarged = images.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
         columns = {"input": enlarged, "bicubic": editing.bicubic(images, factor)}
     elif flags.inpaint:
         name = "inpaint"
-        images = read_pictures(flags.inpaint, "--inpaint", sampler, sampler.shape, fit)
-        unknown = read_pictures(flags.mask, "--mask", sampler, fit=fit)
+        images = read_pictures(flags.inpaint, "--inpaint", sampler, sampler.shape, data)
+        unknown = read_pictures(flags.mask, "--mask", sampler, data=data)
         if len(unknown) > 1:
             raise UserError(f"--mask={flags.mask}: {len(unknown)} images, where one is needed")
         settings["mask_crc32"] = checksum(checksums(to_uint8(unknown).numpy()))
@@ -57,7 +58,7 @@ def make_from_pictures(
         columns = {"original": images, "masked": masked}
     else:
         name = "edit"
-        images = read_pictures(flags.edit, "--edit", sampler, sampler.shape, fit)
+        images = read_pictures(flags.edit, "--edit", sampler, sampler.shape, data)
         blurs = parse_blurs(flags.blur)
         made = [sampler.edit(images, blur, per_init) for blur in blurs]
         samples, columns = torch.cat(made, 1), {"input": images}
@@ -88,7 +89,7 @@ def read_pictures(
     flag: str,
     sampler: Sampler,
     shape: tuple[int, int, int] | None = None,
-    fit: str = "crop",
+    data: ConfigDict | None = None,
 ) -> torch.Tensor:
     """The picture or the pictures of a folder, float32 (S, C, H, W) in [0, 1]: resized to `shape`,
     or without it at their own size.
@@ -106,8 +107,8 @@ def read_pictures(
             raise UserError(f"{flag}={path}: must be images of one size, has {several or 'none'}")
         ((width, height),) = sizes
         shape = sampler.shape[0], height, width
-    source = open_images(str(path), flag, shape, fit)
-    return torch.from_numpy(all_pixels(source)).float() / 255
+    source = open_images(str(path), flag, shape, data)
+    return to_unit_range(np.stack([source[i] for i in range(len(source))]))
 
 
 def parse_blurs(text: str) -> list[float]:

@@ -77,7 +77,7 @@ def open_initial_images(init: str, data: ConfigDict, per_image: int) -> InitialI
     if own:
         source = load_images(data, cast(Split, init))
     else:
-        source = open_images(init, "--init", image_shape(data), data.fit)
+        source = open_images(init, "--init", image_shape(data), data)
     name = init.rstrip("/").rpartition("/")[2]
     name = f"{name}_folder" if name in ("held_out", "train") and not own else name
     files = {init if own else "init": source.version()}

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from scripts.config.resolve import Experiment, resolve
 from scripts.data.datasets import num_groups
-from scripts.data.images import Images
+from scripts.data.images import ImageSource
 from scripts.runtime import distributed
 from scripts.runtime.device import Precision, device_name
 from scripts.runtime.progress import duration
@@ -43,7 +43,11 @@ class Work:
 
 
 def describe(
-    experiment: Experiment, precision: Precision, train: Images, held_out: Images, first_step: int
+    experiment: Experiment,
+    precision: Precision,
+    train: ImageSource,
+    held_out: ImageSource,
+    first_step: int,
 ) -> str:
     """A few lines for a person: network, data, work per step, device and precision, and how often
     things happen.
@@ -63,6 +67,7 @@ def describe(
     lines = [
         f"network      {work}",
         f"data         {data.dataset}, {height}x{width}x{channels}: {counts}",
+        f"images       {train.found or 'not looked at'}",
         f"process      {config.model.process}: {experiment.process}",
         f"steps        {first_step} to {training.n_iters}, batches of "
         f"{training.batch_size}{micro}, {gflop} each",

@@ -94,14 +94,14 @@ def as_npz(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-EIGHT_BIT = "uint8 (N, H, W) or (N, H, W, C)"
+ARRAY = "(N, H, W) or (N, H, W, C)"
 DIGITS = (datasets.DATA / "mnist5k.npz").read_bytes()
 
 
 @pytest.mark.parametrize(
     ("name", "file", "contents", "parts"),
     [
-        ("npy", "x", as_npy(np.zeros((4, 8, 8), np.float32)), ("float32 (4, 8, 8)", EIGHT_BIT)),
+        ("npy", "x", as_npy(np.zeros((4, 8, 8), complex)), ("complex128 (4, 8, 8)", ARRAY)),
         ("npy", "x", as_npy(np.zeros((8, 8), np.uint8)), ("uint8 (8, 8)",)),
         ("npy", "x", as_npy(np.zeros((4, 3, 8, 8), np.uint8)), ("uint8 (4, 3, 8, 8)",)),
         ("npy", "x", as_npy(np.zeros((4, 8, 8, 4), np.uint8)), ("uint8 (4, 8, 8, 4)",)),
