@@ -18,14 +18,21 @@ from scripts.config.flags import Values, run
 def main(flags: Values) -> int:
     """Evaluate, and write the scores down."""
     from scripts.evaluation.command import evaluate, save_statistics
+    from scripts.evaluation.page import PAGE, write_page
     from scripts.runtime import distributed  # imports PyTorch, which --help need not wait for
+    from scripts.runtime.progress import optional
 
     with distributed.processes():
-        if not flags.save_stats:
-            return evaluate(flags)
-        if distributed.is_main():
-            save_statistics(flags)
-        return 0
+        if flags.save_stats:
+            if distributed.is_main():
+                save_statistics(flags)
+            return 0
+        exit_code = evaluate(flags)
+        has_page = flags.workdir is not None and (flags.workdir / PAGE).exists()
+        if distributed.is_main() and has_page:
+            with optional("the page about the run"):
+                write_page(flags.workdir)
+        return exit_code
 
 
 if __name__ == "__main__":

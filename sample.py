@@ -80,13 +80,13 @@ def draw(flags: Values) -> int:
         made = make_from_pictures(flags, sampler, base, settings, config.data)
         print(f"step {trained.step}: {made}")
     else:
-        directory = draw_pictures(flags, sampler, trained, base)
-        print(f"step {trained.step}, delta {sampler.label}, seed {sampler.seed}: {directory}")
+        picture = draw_pictures(flags, sampler, trained, base)
+        print(f"step {trained.step}, delta {sampler.label}, seed {sampler.seed}: {picture}")
     return 0
 
 
 def draw_pictures(flags: Values, sampler: Sampler, trained: TrainedModel, base: Path) -> Path:
-    """Draw one batch of samples or a path between two; the directory below `base` that has them."""
+    """Draw one batch of samples or a path between two, below `base`; return the picture of all."""
     from scripts.sampling import output
 
     # Another seed or batch has a name of its own; for whatever else differs see `own_directory`.
@@ -105,7 +105,7 @@ def draw_pictures(flags: Values, sampler: Sampler, trained: TrainedModel, base: 
             base / f"interpolate_delta_{sampler.label}{suffix}", settings
         )
         output.interpolation_set(directory, sampler, ends, flags.num_points)
-        return directory
+        return directory / "interpolation.png"
     kind: output.Kind = "independent"
     if flags.same_init:
         kind = "same_init"
@@ -121,7 +121,7 @@ def draw_pictures(flags: Values, sampler: Sampler, trained: TrainedModel, base: 
     directory = output.own_directory(base / f"delta_{sampler.label}{shared}{suffix}", settings)
     every = flags.save_sample_freq
     output.sample_set(directory, sampler, indices, kind=kind, every=every, keep_states=True)
-    return directory
+    return directory / "final.png"
 
 
 if __name__ == "__main__":

@@ -8,13 +8,7 @@ python train.py --config configs/mnist/quickstart.py --workdir W --config.traini
 configs/default.py.
 """
 
-import subprocess
-import sys
-import warnings
-from pathlib import Path
-
 from scripts.config.flags import Values, run
-from scripts.config.paths import ROOT
 
 
 def main(flags: Values) -> int:
@@ -24,7 +18,9 @@ def main(flags: Values) -> int:
 
         print(plan(flags.config, flags.plan_tflops, flags.plan_utilization))
         return 0
+    from scripts.evaluation.page import write_page
     from scripts.runtime import distributed
+    from scripts.runtime.progress import optional
     from scripts.training.loop import train  # imports PyTorch, which --help need not wait for
 
     with distributed.processes(flags.config.distributed_timeout_minutes):
@@ -32,29 +28,9 @@ def main(flags: Values) -> int:
         # Process 0 has saved: launchers end the others when one exits with an error.
         distributed.barrier()
         if exit_code == 0 and distributed.is_main():
-            write_page(flags.workdir)
+            with optional("the page about the run"):
+                print(f"report in {write_page(flags.workdir)}")
         return exit_code
-
-
-def write_page(workdir: Path) -> None:
-    """Write the page about the run and print where it is.
-
-    A failure is a warning: the training itself is complete.
-    """
-    command = [sys.executable, "-m", "scripts.tools.report", f"--workdir={workdir.resolve()}"]
-    try:
-        print(
-            subprocess.run(
-                command, cwd=ROOT, capture_output=True, text=True, check=True
-            ).stdout.strip()
-        )
-    except (OSError, subprocess.CalledProcessError) as error:
-        reason = (
-            error.stderr.strip()[-300:]
-            if isinstance(error, subprocess.CalledProcessError)
-            else error
-        )
-        warnings.warn(f"the report could not be written: {reason}", stacklevel=1)
 
 
 if __name__ == "__main__":

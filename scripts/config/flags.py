@@ -376,6 +376,7 @@ FLAGS = (
         "New .npy file for the matched schedule; a .png goes beside it. By default nothing is "
         "written.",
     ),
+    Flag("out", "report", PATH, None, "The page to write; by default index.html in the run."),
     Flag("out", "export", PATH, None, "A .pt2 or .onnx file to write.", required=ALWAYS),
     Flag(
         "num_images", "calibrate", INTEGER, 48, "Training images, each seen once at every level.",

@@ -16,6 +16,10 @@ from scripts.errors import one_line
 from scripts.runtime import distributed
 
 SECONDS_BETWEEN_LINES = 30
+SECONDS_BETWEEN_STEPS = 60
+"""At most, of lines about a training."""
+SLOW_READING = 0.2
+"""A share of the time from which waiting for images is worth a word."""
 
 
 def say(text: str, file: TextIO | None = None) -> None:
@@ -80,7 +84,9 @@ def progress_bar(total: int, unit: str, description: str, initial: int = 0) -> t
 
 
 class TrainingProgress(AbstractContextManager["TrainingProgress"]):
-    """A bar on a terminal; elsewhere a line for each row of metrics."""
+    """A bar on a terminal; elsewhere lines: after the first step, for each row of metrics, and at
+    least one a minute.
+    """
 
     def __init__(self, first_step: int, n_iters: int) -> None:
         self.on_terminal = sys.stderr.isatty()
@@ -89,24 +95,35 @@ class TrainingProgress(AbstractContextManager["TrainingProgress"]):
             total=n_iters, initial=first_step, unit="step", dynamic_ncols=True, disable=hidden
         )
         self.first_step, self.n_iters = first_step, n_iters
-        self.started = time.monotonic()
+        self.started, self.waited = time.monotonic(), 0.0
+        self.next_line = self.started
 
     def __exit__(self, *_: object) -> None:
         self.bar.close()
 
-    def step_done(self, loss: float) -> None:
-        """Advance by one step."""
+    def step_done(self, step: int, loss: float, waited: float) -> None:
+        """Advance to a step, which waited so many seconds for its images."""
+        self.waited += waited
         self.bar.set_postfix(loss=f"{loss:.3g}", refresh=False)
         self.bar.update()
+        if time.monotonic() >= self.next_line:
+            self.report(step, loss)
 
     def report(self, step: int, loss: float) -> None:
         """Step, loss, speed and time to go, which on a terminal the bar shows."""
+        elapsed = time.monotonic() - self.started
+        self.next_line = self.started + elapsed + SECONDS_BETWEEN_STEPS
+        share = self.waited / elapsed
         if not self.on_terminal:
-            rate = (step - self.first_step) / (time.monotonic() - self.started)
+            rate = (step - self.first_step) / elapsed
             left = duration((self.n_iters - step) / rate)
-            print(
-                f"step {step}/{self.n_iters}  loss {loss:.4g}  {rate:.2f} it/s  {left} to go",
-                flush=True,
+            waiting = f"  {share:.0%} waiting for images" if share > SLOW_READING else ""
+            line = f"step {step}/{self.n_iters}  loss {loss:.4g}  {rate:.2f} it/s  {left} to go"
+            print(line + waiting, flush=True)
+        if share > SLOW_READING and elapsed > SECONDS_BETWEEN_STEPS:
+            warn_once(
+                f"more than {SLOW_READING:.0%} of the time is spent waiting for images; "
+                "python -m scripts.tools.pack --config C --out DIR makes a copy that is read faster"
             )
 
 

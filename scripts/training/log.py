@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 NUM_BANDS = 4
+COUNTS = {"eval_num_images", "nonfinite_steps", "unreadable_images"}
+"""In metrics.jsonl, and no charts in TensorBoard."""
 
 
 class MetricsWriter(AbstractContextManager["MetricsWriter"]):
@@ -80,7 +82,12 @@ class MetricsWriter(AbstractContextManager["MetricsWriter"]):
 
         def scalars(board: "SummaryWriter") -> None:
             for name, value in values.items():
-                board.add_scalar(name, value, step)
+                if name.startswith("eval_"):
+                    tag = f"held_out/{name.removeprefix('eval_')}"
+                else:
+                    tag = f"train/{name}"
+                if name not in COUNTS:
+                    board.add_scalar(tag, value, step)
 
         self._append({"step": step, **{name: float(f"{v:.8g}") for name, v in values.items()}})
         self._summarize(scalars)

@@ -218,7 +218,12 @@ def prepare(
         data=of_images,
         prior=prior,
         trainer=trainer,
-        event={"event": "resumed" if saved else "started", "changed_config": dict(changes)},
+        event={
+            "event": "resumed" if saved else "started",
+            "changed_config": dict(changes),
+            "training_images": len(images),
+            "parameters": sum(weight.numel() for weight in trainer.model.parameters()),
+        },
         provenance=facts if origin is None else facts | {"init_from": origin},
     )
     if distributed.is_main():
@@ -388,10 +393,11 @@ def loop(run: Run) -> None:
             show(run, metrics, progress, only_missing=True)
         started = time.monotonic()
         for batch in loader:
+            waited = time.monotonic() - started
             run.unreadable.note(batch.unreadable)
             result = trainer.train_step(batch.images)
             window.add(result, seconds=time.monotonic() - started)
-            progress.step_done(result.losses.mean().item())
+            progress.step_done(trainer.step, result.losses.mean().item(), waited)
             note_nonfinite(run, metrics, batch, result)
             if run.due(training.log_freq):
                 log(run, metrics, progress, window)

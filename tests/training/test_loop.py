@@ -202,7 +202,9 @@ def test_what_a_run_measures(tiny_run: TinyRun) -> None:
     assert config["model"]["K"] == 3
     events = EventAccumulator(str(tiny_run.workdir / "tensorboard"))
     events.Reload()
-    assert [point.step for point in events.Scalars("loss")] == [2, 4, 6]
+    assert [point.step for point in events.Scalars("train/loss")] == [2, 4, 6]
+    assert [point.step for point in events.Scalars("held_out/loss")] == [6]
+    assert not [tag for tag in events.Tags()["scalars"] if "nonfinite" in tag or "num_" in tag]
     assert [picture.step for picture in events.Images("samples")] == [6]
     (text,) = events.Tensors("config/text_summary")
     assert b'"blur_sigma_max"' in text.tensor_proto.string_val[0]

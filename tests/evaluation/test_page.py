@@ -3,9 +3,13 @@ run is there.
 """
 
 import base64
+import html
 import io
 import json
 import math
+import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,11 +18,12 @@ import pytest
 from PIL import Image
 
 from scripts.config.load import to_json
+from scripts.evaluation.page import MAX_PIXELS, MAX_SAMPLING_TIMES, write_page
 from scripts.evaluation.results import RESULTS
-from scripts.tools.report import MAX_PIXELS, MAX_SAMPLING_TIMES, write_report
 from tests.conftest import command, error_line
 from tests.tiny import tiny_config
 
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 HOSTILE = """<script>alert("1")</script>' onload='x"""
 
 
@@ -87,7 +92,7 @@ def test_the_page_shows_the_run_and_needs_nothing_else(workdir: Path) -> None:
         "delta": 0.0125,
     }
     write_rows(workdir / RESULTS, score)
-    page = Page(write_report(workdir))
+    page = Page(write_page(workdir))
     sizes = []
     for image in page.all("img"):
         kind, _, coded = image["src"].partition(";base64,")
@@ -95,8 +100,14 @@ def test_the_page_shows_the_run_and_needs_nothing_else(workdir: Path) -> None:
         with Image.open(io.BytesIO(base64.b64decode(coded))) as picture:
             sizes.append(picture.size[0])
     assert sizes == [16] * (1 + MAX_SAMPLING_TIMES) + [MAX_PIXELS]
+    assert {link["href"] for link in page.all("a")} >= {
+        "samples/iter_390/final.png",
+        "additional_samples/checkpoint_0/delta_0.01/final.png",
+        "metrics.jsonl",
+    }
     assert len(page.all("svg")) == 1
-    assert not page.all("link") + page.all("script")
+    assert not page.all("script")
+    assert [link["href"] for link in page.all("link")] == ["data:,"]
     for shown in (
         "Step 1000",
         "step 390",
@@ -123,7 +134,7 @@ def test_names_and_values_cannot_become_markup(workdir: Path) -> None:
     )
     write_rows(workdir / RESULTS, dict.fromkeys(("score", "value", "num_images", HOSTILE), HOSTILE))
     save_picture(workdir / "additional_samples" / "checkpoint_0" / "<b>bold" / "final.png")
-    page = Page(write_report(workdir.rename(workdir.with_name("<i>run"))))
+    page = Page(write_page(workdir.rename(workdir.with_name("<i>run"))))
     assert not page.all("script") + page.all("b><i") + page.all("i")
     assert not [attributes for _, attributes in page.tags if "onload" in attributes]
     assert page.text.count(HOSTILE) >= 5
@@ -148,10 +159,68 @@ def test_a_page_from_whatever_is_there(
     write_rows(workdir / "metrics.jsonl", *rows)
     save_picture(workdir / "samples" / "iter_7" / "final.png")
     (workdir / "samples" / "iter_7" / "init.png").write_bytes(b"half a pic")
-    page = Page(write_report(workdir))
+    page = Page(write_page(workdir))
     assert "Step 7" in page.text
     assert (len(page.all("svg")), len(page.all("img"))) == (curves, 1)
     assert ("not finite in 1 rows, first at step 1" in page.text) == nonfinite
+
+
+def measured_in_chromium(page: Path, width: int) -> dict[str, int]:
+    """Open a page in a frame so many pixels wide: its size, how many pictures there are, and how
+    many do not load.
+    """
+    frame = f"""<iframe src="{page.as_uri()}" style="width: {width}px; height: 900px; border: 0">
+        </iframe><script>addEventListener("load", () => {{
+        const page = document.querySelector("iframe").contentDocument;
+        const broken = [...page.images].filter(image => !image.naturalWidth).length;
+        document.title = JSON.stringify({{broken, images: page.images.length,
+            width: page.documentElement.scrollWidth, height: page.documentElement.scrollHeight}});
+    }})</script>"""
+    outer = page.with_name("frame.html")
+    outer.write_text(frame)
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+    options += ["--allow-file-access-from-files", "--enable-logging=stderr", "--dump-dom"]
+    command = [str(CHROMIUM), *options, outer.as_uri()]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert [line for line in result.stderr.splitlines() if "CONSOLE" in line] == []
+    title = re.search("<title>(.*?)</title>", result.stdout)
+    assert title is not None
+    return json.loads(html.unescape(title[1]))
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium, to open the page")
+def test_in_a_browser(workdir: Path) -> None:
+    """All pictures load; three screens are enough, also with sixteen scores; nothing is cut off
+    on a telephone.
+    """
+    rows = [{"step": i, "loss": 1 / i, "images_per_second": 90.0} for i in range(1, 100)]
+    write_rows(workdir / "metrics.jsonl", *rows)
+    for step in range(10, 100, 10):
+        save_picture(workdir / "samples" / f"iter_{step}" / "final.png", size=300)
+    save_picture(workdir / "samples/iter_90/process.gif", size=300)
+    save_picture(workdir / "data.png", size=600)
+    for i in range(6):
+        save_picture(workdir / f"additional_samples/checkpoint_0/{i}/final.png", size=900)
+    score = {"score": "FID", "value": 21.25, "num_images": 500, "chain": [3, 2, 0]}
+    write_rows(workdir / RESULTS, *[score | {f"setting_{i}": i for i in range(40)}] * 16)
+    page = write_page(workdir)
+    wide, narrow = measured_in_chromium(page, 1400), measured_in_chromium(page, 400)
+    assert wide["broken"] == narrow["broken"] == 0
+    assert wide["images"] == 1 + 1 + 1 + 7 + 6
+    assert wide["height"] <= 3 * 900
+    assert narrow["width"] <= 400
+
+
+def test_the_page_of_a_run_that_cannot_be_written_to(workdir: Path, tmp_path: Path) -> None:
+    """Elsewhere; its links lead to the run's files."""
+    save_picture(workdir / "samples" / "iter_9" / "final.png")
+    elsewhere = tmp_path / "pages" / "page.html"
+    elsewhere.parent.mkdir()
+    before = sorted(workdir.rglob("*"))
+    page = Page(write_page(workdir, elsewhere))
+    assert sorted(workdir.rglob("*")) == before
+    links = [link["href"] for link in page.all("a")]
+    assert all((elsewhere.parent / link).exists() for link in links)
 
 
 def test_the_command(workdir: Path, tmp_path: Path) -> None:
