@@ -111,7 +111,7 @@ def test_a_batch_is_a_part_of_the_samples(trained: Path) -> None:
 
 
 def test_a_run_directory_is_enough(trained: Path, tmp_path: Path) -> None:
-    """Sampling, evaluating and going on without --config; overrides are compared as ever; pictures
+    """Sampling, evaluating and continuing without --config; overrides are compared; pictures
     elsewhere with --out.
     """
 
@@ -160,7 +160,7 @@ def test_pictures_of_other_settings_are_never_replaced(trained: Path, tmp_path: 
 
 def test_dead_flags_of_the_release_are_named_in_a_warning(trained: Path) -> None:
     flags = ("--batch_size=1", "--final_noise=0.1", "--eval_folder=eval")
-    line = "warning: --final_noise, --eval_folder: no effect, as in the original release\n"
+    line = "warning: --eval_folder, --final_noise: no effect, as in the original release\n"
     assert succeed("sample.py", "--workdir", trained, *flags).stderr == line
 
 
@@ -254,7 +254,7 @@ def test_unwritable_workdir(tmp_path: Path) -> None:
 
 
 def test_own_images_with_a_truncated_one_among_them(tmp_path: Path) -> None:
-    """Named, skipped and counted; training goes on. A folder without images is an error."""
+    """Named, skipped and counted; training continues. A folder without images is an error."""
     folder = tmp_path / "mine"
     folder.mkdir()
     args = [

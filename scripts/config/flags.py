@@ -69,7 +69,7 @@ class Flag:
 
 
 ALWAYS = "always"
-UNREAD = "No effect, as in the original release, which defines this flag and does not read it."
+NO_EFFECT = "No effect, as in the original release, which defines this flag and does not read it."
 OF_PICTURES = "config workdir checkpoint out seed precision per_init delta steps eta"
 FEATURES = "mode=fid mode=kid mode=prdc mode=all"
 PIXELS = "mode=spectrum mode=copying mode=diversity"
@@ -296,12 +296,8 @@ FLAGS = (
         never="samples",
     ),
     Flag(
-        "feature_extractor", "evaluate", ENUM, "inception", "What makes the features.",
+        "feature_extractor", "evaluate planted", ENUM, "inception", "What makes the features.",
         {"enum_values": EXTRACTORS}, only=FEATURES,
-    ),
-    Flag(
-        "feature_extractor", "planted", ENUM, "inception", "What makes the features.",
-        {"enum_values": EXTRACTORS},
     ),
     Flag(
         "dataset_name_cleanfid", "evaluate", STRING, "",
@@ -309,20 +305,12 @@ FLAGS = (
         "set.", only=FEATURES, never=CLASSIFIERS,
     ),
     Flag(
-        "cleanfid_mode", "evaluate", ENUM, "clean", "As clean-fid's modes.",
+        "cleanfid_mode", "evaluate planted", ENUM, "clean", "As clean-fid's modes.",
         {"enum_values": ["clean", "legacy_tensorflow", "legacy_pytorch"]},
         only=FEATURES + " save_stats", never=OTHER_EXTRACTORS,
     ),
     Flag(
-        "cleanfid_mode", "planted", ENUM, "clean", "As clean-fid's modes.",
-        {"enum_values": ["clean", "legacy_tensorflow", "legacy_pytorch"]}, never=OTHER_EXTRACTORS,
-    ),
-    Flag(
-        "inception_path", "planted", STRING, "",
-        "inception-2015-12-05.pt, or the folder that it is in.", never=OTHER_EXTRACTORS,
-    ),
-    Flag(
-        "inception_path", "evaluate", STRING, "",
+        "inception_path", "evaluate planted", STRING, "",
         "inception-2015-12-05.pt, or the folder that it is in.", only=FEATURES + " save_stats",
         never=OTHER_EXTRACTORS,
     ),
@@ -386,9 +374,9 @@ FLAGS = (
         "seconds", "benchmark", FLOAT, 5.0, "Time to spend on each row at least.",
         {"lower_bound": 0.0},
     ),
-    Flag("final_noise", "sample evaluate", STRING, None, UNREAD),
-    Flag("eval_folder", "sample evaluate", STRING, None, UNREAD),
-    Flag("skip_noise_starting_from", "sample evaluate", STRING, None, UNREAD),
+    Flag("final_noise", "sample evaluate", STRING, None, NO_EFFECT),
+    Flag("eval_folder", "sample evaluate", STRING, None, NO_EFFECT),
+    Flag("skip_noise_starting_from", "sample evaluate", STRING, None, NO_EFFECT),
 )  # fmt: skip
 """In the order of --help: the common ones first."""
 
@@ -398,42 +386,43 @@ def flags_of(command: str) -> list[Flag]:
     return [flag for flag in FLAGS if command in flag.commands.split()]
 
 
-def _known(conditions: str, names: Iterable[str]) -> list[str]:
-    """Those conditions that are about flags of these names."""
+def _conditions_on(conditions: str, names: Iterable[str]) -> list[str]:
+    """Return the conditions about flags of these names."""
     return [text for text in conditions.split() if text.partition("=")[0] in names]
 
 
-def _holding(conditions: str, values: Mapping[str, Any]) -> list[str]:
-    """Those conditions that hold."""
-    holding = []
-    for text in _known(conditions, values):
+def _fulfilled(conditions: str, values: Mapping[str, Any]) -> list[str]:
+    """Return the conditions that hold."""
+    fulfilled = []
+    for text in _conditions_on(conditions, values):
         name, equals, value = text.partition("=")
-        if values[name] == value if equals else values[name]:
-            holding.append(text)
-    return holding
+        holds = values[name] == value if equals else values[name]
+        if holds:
+            fulfilled.append(text)
+    return fulfilled
 
 
-def check(command: str, values: Mapping[str, Any], given: Collection[str]) -> None:
+def check(command: str, values: Mapping[str, Any], present: Collection[str]) -> None:
     """Raise UserError for a flag that is given where it means nothing, and for one that is missing.
 
-    values: of all flags of the command.
+    values: of all flags of the command; present: the flags that are given.
     """
     alone = [flag for flag in flags_of(command) if flag.alone and values[flag.name]]
     for flag in flags_of(command):
         useless = [one.name for one in alone if flag.name not in (one.name, *one.alone.split())]
-        useless += _holding(flag.never, values)
-        if flag.name in given and useless:
+        useless += _fulfilled(flag.never, values)
+        if flag.name in present and useless:
             raise UserError(f"--{flag.name} has no meaning with --{useless[0]}: leave it out")
-        only = _known(flag.only, values)
-        if flag.name in given and only and not _holding(flag.only, values):
+        only = _conditions_on(flag.only, values)
+        if flag.name in present and only and not _fulfilled(flag.only, values):
             right = " or ".join(f"--{text}" for text in only)
             here = f"with --mode={values['mode']}, only with" if "mode=" in only[0] else "without"
             raise UserError(f"--{flag.name} has no meaning {here} {right}: leave it out")
     for flag in flags_of(command):
         if alone and flag.name not in alone[0].alone.split():
             continue
-        required = flag.required == ALWAYS or _holding(flag.required, values)
-        excused = _holding(flag.unless, values) + _holding(flag.never, values)
+        required = flag.required == ALWAYS or _fulfilled(flag.required, values)
+        excused = _fulfilled(flag.unless, values) + _fulfilled(flag.never, values)
         if required and not values[flag.name] and not excused:
             why = "" if flag.required == ALWAYS else f" with --{flag.required}"
             raise UserError(f"--{flag.name} is needed{why}: {flag.help.partition('. ')[0]}")
@@ -446,7 +435,7 @@ def help_text(command: str, about: str) -> str:
         text = flag.help
         lists = (("Only with", flag.only), ("Not with", flag.never), ("Goes only with", flag.alone))
         for words, conditions in lists:
-            listed = [f"--{condition}" for condition in _known(conditions, names)]
+            listed = [f"--{condition}" for condition in _conditions_on(conditions, names)]
             text += f" {words} {', '.join(listed)}." if listed else ""
         if flag.default not in (None, False, "", []):
             text += f" Default: {flag.default}."
@@ -474,7 +463,7 @@ def parse(command: str, argv: Sequence[str], positional: str | None = None) -> V
         )
     words = parser(argv, known_only=True)
     values = {flag.name: parser[flag.name].value for flag in flags_of(command)}
-    given = {
+    present = {
         flag.name
         for flag in flags_of(command)
         # --nointerpolate is the default, and no more than that.
@@ -485,7 +474,7 @@ def parse(command: str, argv: Sequence[str], positional: str | None = None) -> V
         if flag.kind == PATH and text is not None:
             values[flag.name] = user_path(text, f"--{flag.name}") if text else None
     rest = _read_config(values, parser, words)[1:]
-    if positional is not None and rest and positional not in given:
+    if positional is not None and rest and positional not in present:
         if isinstance(values[positional], list):
             values[positional] = rest
             rest = []
@@ -493,11 +482,11 @@ def parse(command: str, argv: Sequence[str], positional: str | None = None) -> V
             values[positional] = user_path(rest.pop(0), f"--{positional}")
     if rest:
         raise UserError(f"{rest[0]!r} is not a flag: options are written --name=value")
-    unread = [flag.name for flag in flags_of(command) if flag.help == UNREAD and flag.name in given]
-    if unread:
-        listed = ", ".join(f"--{name}" for name in unread)
+    ineffective = [name for name in present if parser[name].help == NO_EFFECT]
+    if ineffective:
+        listed = ", ".join(f"--{name}" for name in sorted(ineffective))
         warnings.warn(f"{listed}: no effect, as in the original release", stacklevel=2)
-    check(command, values, given - set(unread))
+    check(command, values, present - set(ineffective))
     return Values(**values)
 
 

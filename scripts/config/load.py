@@ -29,8 +29,8 @@ that one of these names may run."""
 
 
 def load(text: str) -> ConfigDict:
-    """The configuration of FILE or FILE:ARGUMENT, whose `get_config` gets the argument, completed
-    by the defaults.
+    """Return the configuration of FILE or FILE:ARGUMENT, whose `get_config` gets the argument,
+    completed by the defaults.
 
     A file that ends with .json holds one as `to_json` writes it, as each run directory does.
 
@@ -46,22 +46,22 @@ def load(text: str) -> ConfigDict:
     try:
         if path.suffix == ".json":
             return from_json(path.read_text(), f"--config={text}")
-        given = runpy.run_path(str(path))["get_config"](*[argument] * bool(colon))
+        get_config = runpy.run_path(str(path))["get_config"]
+        loaded = get_config(argument) if colon else get_config()
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"--config={text}: {error_with_line(error, path)}") from error
-    if not isinstance(given, ConfigDict | dict):
-        raise UserError(
-            f"--config={text}: its get_config() returns {type(given).__name__}, not a ConfigDict"
-        )
-    config = _completed(given, f"--config={text}")
+    if not isinstance(loaded, ConfigDict | dict):
+        kind = type(loaded).__name__
+        raise UserError(f"--config={text}: its get_config() returns {kind}, not a ConfigDict")
+    config = _completed(loaded, f"--config={text}")
     trusted_processes.add(config.model.process)
     return config
 
 
 def error_with_line(error: Exception, path: Path) -> str:
-    """An error of code in a file of the user's, with the line of that file."""
+    """Return an error of code in a file of the user's, with the line of that file."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == str(path)]
     where = f" (line {lines[-1]})" if lines else ""
@@ -69,26 +69,25 @@ def error_with_line(error: Exception, path: Path) -> str:
 
 
 def from_json(text: str, where: str) -> ConfigDict:
-    """The configuration that `to_json` wrote, completed by the defaults.
+    """Return the configuration that `to_json` wrote, completed by the defaults.
 
     Raises UserError, naming `where`, if it is none.
     """
     try:
-        given = json.loads(text)
+        saved = json.loads(text)
     except ValueError as error:
         raise UserError(f"{where}: not the JSON of a configuration ({error})") from None
     sections = [key for key, value in default.get_config().items() if isinstance(value, ConfigDict)]
     for section in sections:
-        if not isinstance(given, dict) or not isinstance(given.get(section), dict):
-            raise UserError(
-                f"{where}: not the JSON of a configuration (it has no section {section!r})"
-            )
-    known = dict(flatten(default.get_config()))
+        if not isinstance(saved, dict) or not isinstance(saved.get(section), dict):
+            what = f"not the JSON of a configuration (it has no section {section!r})"
+            raise UserError(f"{where}: {what}")
+    defaults = dict(flatten(default.get_config()))
     # Keys of the training that an earlier version had, and the run's provenance, mean nothing here.
     values = {
         key: value
-        for key, value in saved_values(given).items()
-        if key in known or key.startswith(("model.", "data."))
+        for key, value in saved_values(saved).items()
+        if key in defaults or key.startswith(("model.", "data."))
     }
     return _completed(values, where)
 
@@ -98,12 +97,13 @@ def saved_values(config: dict[str, Any]) -> dict[str, Any]:
     return dict(item for item in flatten(config) if item not in RETIRED)
 
 
-def _completed(given: ConfigDict | dict, where: str) -> ConfigDict:
-    """The defaults with the values of `given`.
+def _completed(partial: ConfigDict | dict, where: str) -> ConfigDict:
+    """Return the defaults with the values of `partial`.
 
     Raises UserError for unknown keys and for values of another kind.
     """
-    config, values, schedule = default.get_config(), dict(flatten(given)), None
+    config, values = default.get_config(), dict(flatten(partial))
+    schedule = None
     refuse_unknown(values.keys() - release.KEYS)
     for key, default_value in flatten(default.get_config()):
         if key == "model.blur_schedule" and not isinstance(values.get(key, ""), str):
@@ -116,18 +116,16 @@ def _completed(given: ConfigDict | dict, where: str) -> ConfigDict:
                 right = f"{type(default_value).__name__}, such as {default_value!r}"
                 raise UserError(f"{where}: config.{key} = {one_line(value)[:100]}: must be {right}")
             config.update_from_flattened_dict({key: value})
-    if (
-        schedule is not None
-    ):  # the release's files have a table, nearly always the one that K and both ends give
-        numbers = np.asarray(schedule).tolist()
-        config.model.blur_schedule = "log" if release.is_log(schedule, config.model) else numbers
+    # The release's files have a table, nearly always the one that K and both ends give.
+    if schedule is not None and not release.is_log(schedule, config.model):
+        config.model.blur_schedule = np.asarray(schedule).tolist()
     release.check_release_keys(values, config.model)
     return config
 
 
 def _converted(value: Any, kind: type) -> Any:
-    """The value as of another kind where it means the same: an integer as a float, a NumPy number,
-    a torch.device.
+    """Return the value as of another kind where it means the same: an integer as a float, a NumPy
+    number, a torch.device.
     """
     alike = {float: numbers.Real, int: numbers.Integral, tuple: list}.get(kind)
     if alike is not None and isinstance(value, alike) and not isinstance(value, bool):
@@ -137,18 +135,16 @@ def _converted(value: Any, kind: type) -> Any:
 
 def refuse_unknown(keys: Iterable[str]) -> None:
     """Raise UserError for a "section.key" that is not in configs/default.py."""
-    known = dict(flatten(default.get_config()))
+    defaults = dict(flatten(default.get_config()))
     for key in sorted(keys):
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0)[0]
-            raise UserError(
-                f"config.{key}: there is no such key in configs/default.py; did you mean "
-                f"config.{near}?"
-            )
+        if key not in defaults:
+            near = difflib.get_close_matches(key, defaults, n=1, cutoff=0)[0]
+            missing = f"config.{key}: there is no such key in configs/default.py"
+            raise UserError(f"{missing}; did you mean config.{near}?")
 
 
 def flatten(config: ConfigDict | dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """("section.key", value) for everything in a configuration."""
+    """Yield ("section.key", value) for everything in a configuration."""
     for key, value in config.items():
         if isinstance(value, ConfigDict | dict):
             yield from flatten(value, f"{prefix}{key}.")
@@ -157,5 +153,5 @@ def flatten(config: ConfigDict | dict, prefix: str = "") -> Iterator[tuple[str, 
 
 
 def to_json(config: ConfigDict) -> str:
-    """The configuration as JSON, for config.json and checkpoints; tuples become lists."""
+    """Return the configuration as JSON, for config.json and checkpoints; tuples become lists."""
     return json.dumps(config.to_dict(), indent=2)

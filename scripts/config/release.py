@@ -34,20 +34,20 @@ two only.
 """
 
 
-def check_release_keys(given: dict[str, Any], model: ConfigDict) -> None:
-    """Name in one warning that the keys `given`, some of `KEYS`, are ignored; model: the
+def check_release_keys(values: dict[str, Any], model: ConfigDict) -> None:
+    """Name in one warning that the keys of `values`, some of `KEYS`, are ignored; model: the
     configuration's section.
 
     Raises UserError for a value with which the release would have built a model that this program
     does not build.
     """
     ours = {"model.use_fp16": (False,), "model.num_heads_upsample": (-1, model.num_heads)}
-    for key, values in ours.items():
-        if key in given and given[key] not in values:
-            right = " or ".join(map(str, values))
-            raise UserError(f"config.{key} = {one_line(given[key])[:100]}: must be {right}")
-    if given:
-        listed = ", ".join(f"config.{key}" for key in sorted(given))
+    for key, choices in ours.items():
+        if key in values and values[key] not in choices:
+            right = " or ".join(map(str, choices))
+            raise UserError(f"config.{key} = {one_line(values[key])[:100]}: must be {right}")
+    if values:
+        listed = ", ".join(f"config.{key}" for key in sorted(values))
         warnings.warn(
             f"{listed}: ignored, keys of the original release that are not needed here",
             stacklevel=2,
@@ -60,11 +60,11 @@ def log_levels(K: int, sigma_min: float, sigma_max: float) -> tuple[float, ...]:
 
 
 def is_log(schedule: Sequence[float], model: ConfigDict) -> bool:
-    """Whether a table of blur levels is the one that K and both ends give."""
+    """Return whether a table of blur levels is the one that K and both ends give."""
     expected = np.array(log_levels(model.K, model.blur_sigma_min, model.blur_sigma_max))
     if np.shape(schedule) != expected.shape:
         return False
-    found = np.array(schedule, float)
-    if found[-1] == 0:  # the release's AFHQ-64 file overwrites its largest blur with 0, by mistake
-        found[-1] = expected[-1]
-    return np.allclose(found, expected, rtol=1e-5)
+    levels = np.array(schedule, float)
+    if levels[-1] == 0:  # the release's AFHQ-64 file overwrites its largest blur with 0, by mistake
+        levels[-1] = expected[-1]
+    return np.allclose(levels, expected, rtol=1e-5)

@@ -218,12 +218,12 @@ def validate(config: ConfigDict) -> None:
     Whether process and network can be built is seen when they are, by `resolve`. Runs the file of
     a process that the command line names.
     """
-    given = dict(flatten(config))
-    refuse_unknown(given)
+    values = dict(flatten(config))
+    refuse_unknown(values)
     for key, (expected, holds) in CHECKS.items():
-        if not holds(given[key]):
-            raise UserError(f"config.{key} = {given[key]!r}: must be {expected}")
-    for key, value in given.items():
+        if not holds(values[key]):
+            raise UserError(f"config.{key} = {values[key]!r}: must be {expected}")
+    for key, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"config.{key} = {value!r}: must be a finite number")
     batch_size, steps = config.training.batch_size, config.training.accumulation_steps
@@ -374,13 +374,13 @@ def config_warnings(config: ConfigDict) -> list[str]:
     """A line for each key whose value is allowed, but has not the effect that it seems to have.
 
     Keys with another value than the default that the process does not read, and a warm-up that
-    never ends.
+    does not end.
     """
-    given, defaults = (dict(flatten(c)) for c in (config, default.get_config()))
+    values, defaults = dict(flatten(config)), dict(flatten(default.get_config()))
     name, warmup, n_iters = config.model.process, config.optim.warmup, config.training.n_iters
     keys = sorted(HEAT - PROCESSES[name].reads)
-    changed = [key for key in keys if given[key] != defaults[key]]
-    lines = [f"config.{key} = {given[key]}: not read by process {name}" for key in changed]
+    changed = [key for key in keys if values[key] != defaults[key]]
+    lines = [f"config.{key} = {values[key]}: not read by process {name}" for key in changed]
     if warmup > n_iters:
         share = f"{n_iters / warmup:.2g} of config.optim.lr is reached"
         reached = f"{share} in training.n_iters = {n_iters}"
@@ -398,13 +398,12 @@ def register_process(name: str) -> None:
     if not path.is_file():
         raise UserError(f"{shown}: there is no such file")
     try:
-        found: Any = runpy.run_path(str(path)).get(class_name)
+        factory: Any = runpy.run_path(str(path)).get(class_name)
     except Exception as error:
         raise UserError(f"{shown}: {error_with_line(error, path)}") from error
-    if not isinstance(found, type) or not issubclass(found, Process):
+    is_process = isinstance(factory, type) and issubclass(factory, Process)
+    if not is_process:
         raise UserError(f"{shown}: the file has no class {class_name}, a subclass of Process")
-
-    factory: Any = found
 
     def build(config: ConfigDict) -> Process:
         process: Process = factory(config)

@@ -100,7 +100,7 @@ def test_kill(
     measured: Measured,
 ) -> None:
     """kill -9 of machine 1's training process, or of everything on a machine; the same command then
-    goes on.
+    continues.
     """
     jobs = everywhere(network, start, 2, *TRAIN, tmp_path / "run")
     jobs[0].prints("step 25/")
@@ -130,7 +130,7 @@ def test_restarts(
     tmp_path: Path,
     measured: Measured,
 ) -> None:
-    """--max-restarts: a killed process comes back by itself, and all go on from the last save.
+    """--max-restarts: a killed process comes back by itself, and all continue from the last save.
 
     When process 0 is killed, the other launcher is told so before its own process fails, and does
     not count that as a restart.
@@ -148,7 +148,7 @@ def test_restarts(
     machine = network.machines[process_0 if which == 0 else 1 - process_0]
     os.kill(machine.training()[-1], signal.SIGKILL)
     seconds = wait_until(lambda: that_print("continuing from step 20"), outputs)
-    measured(f"kill -9 of process {which} with --max-restarts=2: training goes on", seconds)
+    measured(f"kill -9 of process {which} with --max-restarts=2: training continues", seconds)
     for job in jobs:
         job.succeeds()
     assert_same(tmp_path / "run", undisturbed(2))

@@ -81,7 +81,7 @@ class Slurm:
 
     @contextmanager
     def paused(self, seconds: float = 2.0) -> Iterator[None]:
-        """All training stands still while the context lasts, or SLURM wants it to go on, and
+        """All training stands still while the context lasts, or SLURM wants it to continue, and
         `seconds` longer.
         """
         pids = [pid for machine in self.network.machines for pid in machine.training()]

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import sample
-from scripts.config.flags import UNREAD, flags_of, parse
+from scripts.config.flags import NO_EFFECT, flags_of, parse
 from scripts.errors import UserError
 from scripts.evaluation import command, results, sweep
 from scripts.sampling.sampler import Sampler
@@ -171,7 +171,7 @@ def test_an_accepted_flag_changes_something(
         return base
 
     plain = outcome(command_name, options(0), tmp_path / "0", made)
-    unread = {flag.name for flag in flags_of(command_name) if flag.help == UNREAD}
+    unread = {flag.name for flag in flags_of(command_name) if flag.help == NO_EFFECT}
     without_effect = set()
     for number, name in enumerate(sorted(set(meaningful.split()) - names_of(words) - unread), 1):
         own = {"out": tmp_path / f"{number}/b", "export_dir": tmp_path / f"{number}/b"}

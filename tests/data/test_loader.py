@@ -83,7 +83,7 @@ def test_a_batch_is_a_function_of_seed_and_step() -> None:
 def test_batches_are_read_ahead_in_other_threads_and_no_further_than_needed(
     num_workers: int,
 ) -> None:
-    """A long run must not fill the memory with batches, nor go on reading once it is closed."""
+    """A long run must not fill the memory with batches, nor continue reading once it is closed."""
     threads = []
 
     class Recording(ArrayImages):

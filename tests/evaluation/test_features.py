@@ -40,7 +40,7 @@ EXPECTED = np.array([[i, -i] for i in range(30)], np.float32)
 def test_an_interrupted_computation_continues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Files come as the work goes on; another batch size and more images go on from them."""
+    """Files come as the work continues; another batch size and more images continue from them."""
     monkeypatch.setattr("scripts.evaluation.features.SECONDS_BETWEEN_FILES", -1)
     first, second, third = Counting(stop_at=12), Counting(), Counting()
     with pytest.raises(KeyboardInterrupt):

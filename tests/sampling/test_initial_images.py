@@ -156,7 +156,7 @@ def test_a_picture_of_image_blurred_state_and_samples(tmp_path: Path) -> None:
 
 
 def test_settings_know_images_and_level(tmp_path: Path) -> None:
-    """Without initial images they are what they were, so that caches and exports go on."""
+    """Without initial images they are what they were, so that caches and exports continue."""
     config = tiny_config()
     make_run(config, tmp_path)
     found = []

@@ -219,7 +219,7 @@ def test_held_out_images_are_tried_before_training(tmp_path: Path) -> None:
 
 
 def test_a_run_among_its_images(tmp_path: Path) -> None:
-    """Its pictures would be trained on, and it could not go on."""
+    """Its pictures would be trained on, and it could not continue."""
     config = folder_config(tmp_path / "images")
     for place in ("images", "images/runs/first"):
         message = r"--workdir=.*: pictures there would become images of config\.data\.path"
