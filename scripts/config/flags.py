@@ -364,6 +364,14 @@ FLAGS = (
         "New .npy file for the matched schedule; a .png goes beside it. By default nothing is "
         "written.",
     ),
+    Flag("license", "publish", STRING, "", "Of the weights, as on the card: mit, cc-by-4.0, ..."),
+    Flag(
+        "about", "publish", PATH, None,
+        "A Markdown file for the card: what the model is, its data and how they are licensed.",
+    ),
+    Flag(
+        "num_samples", "publish", INTEGER, 16, "Samples to draw for the card.", {"lower_bound": 0},
+    ),
     Flag("out", "report", PATH, None, "The page to write; by default index.html in the run."),
     Flag("out", "export", PATH, None, "A .pt2 or .onnx file to write.", required=ALWAYS),
     Flag(

@@ -11,6 +11,8 @@ holds `step`, `config` (JSON), `ema`, and
   reverse kernels are made from, and `sigma_B`, the blur levels, float64 (K + 1,), unless they are
   spaced evenly in log
 - for the record: `precision` of the training, `provenance`
+
+A published model is read as one, see `published.py`.
 """
 
 import contextlib
@@ -34,6 +36,7 @@ from scripts.config.load import flatten, from_json
 from scripts.config.resolve import FREE_IN_INFERENCE, Experiment, resolve
 from scripts.errors import UserError, one_line
 from scripts.storage.files import atomic_write, sync
+from scripts.storage.published import PROCESS, WEIGHTS, read_published
 
 FORMAT = "ihdm-1"
 REQUIRED = {"step", "config", "ema"}
@@ -126,6 +129,8 @@ def read(path: Path) -> Contents:
     """
     if not path.is_file():
         raise UserError(f"{path}: there is no such checkpoint")
+    if path.suffix == ".safetensors":
+        return _read_published(path)
     contents = _load(path)
     keys = contents.keys() if isinstance(contents, dict) else set()
     release = keys >= {"step", "ema", "model"} and "shadow_params" in contents["ema"]
@@ -141,6 +146,13 @@ def read(path: Path) -> Contents:
             raise UserError(f"{path}: {name} holds NaN or infinity; use an earlier checkpoint")
     if "noise" in contents:  # the key of earlier versions
         contents["calibration"] = contents.pop("noise")
+    return contents
+
+
+def _read_published(path: Path) -> Contents:
+    contents, crc32 = read_published(path)
+    if weights_crc32(contents) != crc32:
+        raise UserError(f"{path}: these weights are not those that {PROCESS} beside it belongs to")
     return contents
 
 
@@ -165,11 +177,10 @@ def _load(path: Path) -> Any:
 
 
 def existing(workdir: Path) -> list[Path]:
-    """The checkpoints of a run, the newest first."""
+    """The checkpoints of a run, the newest first; of a published model its weights."""
     numbered = [numbered_path(workdir, number) for number in reversed(numbers(workdir))]
-    return [
-        path for path in (meta_path(workdir), previous_path(workdir), *numbered) if path.is_file()
-    ]
+    paths = (meta_path(workdir), previous_path(workdir), *numbered, workdir / WEIGHTS)
+    return [path for path in paths if path.is_file()]
 
 
 def read_newest(workdir: Path) -> tuple[Path, Contents] | None:

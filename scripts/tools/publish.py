@@ -1,11 +1,11 @@
-"""Make a small copy of a run to give away: averaged weights, configuration, prior, sampling noise
-and metrics.
+"""Make a small copy of a run to give away: averaged weights, configuration, prior, calibration,
+metrics and a model card.
 
-python -m scripts.tools.publish --workdir RUN --out DIR
+python -m scripts.tools.publish --workdir RUN --out DIR [--license=mit] [--about=TEXT.md]
 
 sample.py, evaluate.py and the report read DIR as any other run directory; train.py refuses to
-continue from it. Of paths, which may be private, only the last part is published; of training
-images, what the prior holds.
+continue from it. The same command again updates the card. Of paths, which may be private, only the
+last part is published; of training images, what the prior holds.
 """
 
 import json
@@ -13,40 +13,43 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, FileSystemLoader
+
+from configs import default
 from scripts.config.flags import Values, run
-from scripts.config.load import RUN_CONFIG
+from scripts.config.load import RUN_CONFIG, flatten, to_json
 from scripts.errors import UserError
+from scripts.evaluation.results import RESULTS
+from scripts.sampling.output import save_png
+from scripts.sampling.sampler import load_sampler
 from scripts.storage import checkpoint
 from scripts.storage.checkpoint import Contents, for_sampling
 from scripts.storage.files import atomic_write, make_directory, read_json_lines
+from scripts.storage.published import write_published
 
+CARD, MARKER = "README.md", "<!-- written by scripts.tools.publish -->"
+SHOWN = ("delta", "steps", "features_extractor", "reference", "seed", "precision")
+"""Settings of a score that the card has."""
 NO_PATHS = {"group_pattern", "device"}
 """Keys whose slashes are none of a path's: a regular expression, the name of a processor."""
 
 
 def publish(workdir: Path, out: Path) -> Path:
-    """Write `checkpoints/checkpoint_1.pth` (its path is returned), `config.json` and
-    `metrics.jsonl` of a run to `out`.
+    """Write a run's newest weights with what sampling needs, `config.json` and `metrics.jsonl` to
+    `out`; the path of the weights is returned.
 
-    Raises UserError if there is nothing to publish or `out` is itself a run that can continue.
+    Raises UserError if there is nothing to publish or `out` holds anything else.
     """
     path, contents = checkpoint.read_newest(workdir) or (None, None)
     if path is None or contents is None or "config" not in contents:
         raise UserError(f"--workdir={workdir}: there is no checkpoint of this program in it")
-    if checkpoint.meta_path(out).exists():
-        raise UserError(
-            f"--out={out}: there is a run in it that can be trained further; choose another "
-            "directory"
-        )
     crc32 = checkpoint.weights_crc32(contents)
+    _refuse_others(out, crc32)
     calibration = checkpoint.read_calibration(
         path, contents.get("calibration"), contents["step"], crc32
     )
-    path = checkpoint.numbered_path(make_directory(out, "--out"), 1)
-    if path.exists() and checkpoint.weights_crc32(checkpoint.read(path)) != crc32:
-        raise UserError(f"--out={out}: other weights are published there; choose another directory")
     published = without_folders(for_sampling(contents) | {"calibration": calibration})
-    checkpoint.write(path, published)
+    path = write_published(make_directory(out, "--out"), published, crc32)
     provenance = published.get("provenance", {})  # earlier versions had none
     config = json.loads(published["config"]) | {"provenance": provenance}
     with atomic_write(out / RUN_CONFIG) as temporary:
@@ -56,6 +59,77 @@ def publish(workdir: Path, out: Path) -> Path:
     with atomic_write(out / "metrics.jsonl") as temporary:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def _refuse_others(out: Path, crc32: int) -> None:
+    """Raise UserError if a directory holds a run, other weights, or a card that somebody wrote."""
+    if checkpoint.meta_path(out).exists():
+        raise UserError(
+            f"--out={out}: there is a run in it that can be trained further; choose another "
+            "directory"
+        )
+    _, there = checkpoint.read_newest(out) or (None, None)
+    if there is not None and checkpoint.weights_crc32(there) != crc32:
+        raise UserError(f"--out={out}: other weights are published there; choose another directory")
+    card = out / CARD
+    if card.exists() and MARKER not in card.read_text():
+        raise UserError(f"{card}: was not written by this command; move it, or name it as --about")
+
+
+def write_card(workdir: Path, out: Path, settings: Values) -> None:
+    """Write `README.md`, a model card, about what was published in `out`, with samples.
+
+    settings: license, about and num_samples, of the flags.
+    """
+    sampler, trained = load_sampler(None, out, 0)
+    config = trained.experiment.config
+    count = settings.num_samples
+    if count:
+        save_png(out / "samples.png", sampler.independent(range(count)))
+    defaults = dict(flatten(json.loads(to_json(default.get_config()))))
+    values = dict(flatten(json.loads(to_json(config))))
+    contents = checkpoint.read(trained.path)
+    provenance = contents.get("provenance", {})
+    channels, height, width = sampler.shape
+    environment = Environment(  # plain text: nothing is escaped
+        loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True
+    )
+    text = environment.get_template("card.md.jinja").render(
+        marker=MARKER,
+        name=out.resolve().name,
+        license=settings.license,
+        about=settings.about.read_text().strip() if settings.about else "",
+        data=config.data.dataset,
+        shape=f"{height} x {width} x {channels}",
+        model=config.model,
+        process=f"{config.model.process}: {trained.experiment.process}",
+        parameters=sum(weight.numel() for weight in trained.model.parameters()),
+        step=trained.step,
+        prior=describe_prior(contents),
+        command=provenance.get("command", "unknown"),
+        commit=(provenance.get("commit") or "")[:10],
+        samples=count,
+        sampled=f"{sampler.num_steps} steps, delta {sampler.label}, seed {sampler.seed}",
+        scores=scores_of(workdir, trained.weights_crc32),
+        config={key: value for key, value in values.items() if value != defaults[key]},
+    )
+    with atomic_write(out / CARD) as temporary:
+        temporary.write_text(text)
+
+
+def scores_of(workdir: Path, weights_crc32: int) -> list[dict[str, Any]]:
+    """What was measured with these weights, each once, as rows of the card."""
+    rows = read_json_lines(workdir / RESULTS)
+    latest = {(row["key"], row["score"]): row for row in rows if "key" in row}
+    return [
+        row
+        | {
+            "calls": len(row["chain"]) - 1 if "chain" in row else "",
+            "settings": ", ".join(str(row[key]) for key in SHOWN if row.get(key) is not None),
+        }
+        for row in latest.values()
+        if row.get("weights_crc32") == weights_crc32
+    ]
 
 
 def without_folders(value: Any, key: str = "") -> Any:
@@ -99,6 +173,7 @@ def describe_prior(contents: Contents) -> str | None:
 def main(flags: Values) -> int:
     """Publish what the flags name."""
     path = publish(flags.workdir, flags.out)
+    write_card(flags.workdir, flags.out, flags)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
     if (prior := describe_prior(checkpoint.read(path))) is not None:
         print(prior)

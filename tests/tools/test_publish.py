@@ -4,22 +4,30 @@ on.
 
 import json
 import shlex
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file
 
 from scripts.config.paths import ROOT
 from scripts.errors import UserError
+from scripts.evaluation.results import RESULTS
 from scripts.sampling.choice import Choice
 from scripts.sampling.sampler import load_sampler
 from scripts.storage import checkpoint
 from scripts.storage.files import read_json_lines
-from scripts.tools.publish import describe_prior, publish
+from scripts.storage.published import write_published
+from scripts.tools.publish import describe_prior, publish, write_card
 from scripts.training.loop import train
 from tests.images import save_images
 from tests.tiny import tiny_config
+
+CARD_SETTINGS = SimpleNamespace(license="cc0-1.0", about=None, num_samples=2)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +57,7 @@ def test_samples_are_those_of_the_run_and_need_no_data_set(run: Path, tmp_path: 
 def test_training_does_not_go_on_from_it(run: Path, tmp_path: Path) -> None:
     path = publish(run, tmp_path)
     before = path.read_bytes()
-    with pytest.raises(UserError, match=r"checkpoint_1\.pth"):
+    with pytest.raises(UserError, match=r"model\.safetensors"):
         train(tiny_config(training__n_iters=8), tmp_path)
     assert path.read_bytes() == before
     assert not checkpoint.meta_path(tmp_path).exists()
@@ -72,6 +80,61 @@ def test_a_run_is_not_published_over_another(run: Path, tmp_path: Path) -> None:
         publish(tmp_path / "other", tmp_path / "out")
     assert path.read_bytes() == before
     assert publish(run, tmp_path / "out") == path, "the same again"
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("process.safetensors", "process.safetensors: there is no such file"),
+        ("model.safetensors", "not those that process.safetensors beside it belongs to"),
+        ("cut", "model.safetensors: damaged, or not published by this program"),
+        ("README.md", "README.md: was not written by this command"),
+    ],
+)
+def test_halves_of_a_published_model(file: str, message: str, run: Path, tmp_path: Path) -> None:
+    """One without the other, of other weights, damaged, or beside a card that somebody wrote."""
+    out = tmp_path / "out"
+    path = publish(run, out)
+    of_run = checkpoint.read(checkpoint.meta_path(run))["ema"]["shadow"]
+    assert load_file(path).keys() == of_run.keys(), "names as in the network"
+    if file == "process.safetensors":
+        (out / file).unlink()
+    elif file == "model.safetensors":
+        contents = checkpoint.read(path)
+        next(iter(contents["ema"]["shadow"].values())).view(-1)[0] += 1
+        (tmp_path / "other").mkdir()
+        write_published(tmp_path / "other", contents, checkpoint.weights_crc32(contents))
+        (tmp_path / "other" / file).replace(path)
+    elif file == "cut":
+        path.write_bytes(path.read_bytes()[:-100])
+    else:
+        (out / file).write_text("by hand")
+    with pytest.raises(UserError, match=message):
+        publish(run, out)
+
+
+def test_the_card_has_the_scores_of_the_weights(run: Path, tmp_path: Path) -> None:
+    """Each once, with errors; publishing again brings it up to date; a training starts there."""
+    out = tmp_path / "out"
+    publish(run, out)
+    write_card(run, out, CARD_SETTINGS)
+    assert "None were measured" in (out / "README.md").read_text()
+    crc32 = checkpoint.weights_crc32(checkpoint.read(out / "model.safetensors"))
+    score = {"score": "FID", "value": 21.2512, "standard_error": 0.5, "num_images": 77, "key": "a"}
+    score["weights_crc32"] = 1
+    rows = [score | {"weights_crc32": crc32}] * 2 + [score | {"value": 3.0, "key": "b"}]
+    copy = shutil.copytree(run, tmp_path / "copy")
+    (copy / "evaluation").mkdir()
+    (copy / RESULTS).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    publish(copy, out)
+    write_card(copy, out, CARD_SETTINGS)
+    card = (out / "README.md").read_text()
+    assert card.count("| FID | 21.25 +- 0.5 | 77 |") == 1
+    assert "| FID | 3" not in card
+    assert card.startswith("---\nlicense: cc0-1.0\n")
+    assert Image.open(out / "samples.png").size[0] > 8
+    config = tiny_config(training__n_iters=1, training__init_from=str(out))
+    assert train(config, tmp_path / "next") == 0
 
 
 PRIVATE = "/home/jane doe/secret"
@@ -107,8 +170,12 @@ def test_of_private_paths_only_names_are_published(tmp_path: Path) -> None:
     contents["provenance"]["place"] = {"then": f"{PRIVATE}/place"}
     checkpoint.write(checkpoint.meta_path(run), contents)
     path = publish(run, tmp_path / "out")
+    write_card(run, tmp_path / "out", CARD_SETTINGS)
     files = [file for file in (tmp_path / "out").rglob("*") if file.is_file()]
-    assert len(files) == 3
+    assert {file.name for file in files} == {
+        "model.safetensors", "process.safetensors", "config.json", "metrics.jsonl", "README.md",
+        "samples.png",
+    }  # fmt: skip
     for file in files:
         for part in ("jane", "doe", "secret", str(tmp_path), tmp_path.name):
             assert part.encode() not in file.read_bytes(), file
@@ -120,7 +187,7 @@ def test_of_private_paths_only_names_are_published(tmp_path: Path) -> None:
     assert (config["data"]["path"], config["data"]["held_out_path"]) == ("photos", "others")
     assert config["model"]["blur_schedule"] == "levels.npy"
     assert config["training"]["init_from"] == "weights"
-    sampler, _ = load_sampler(None, tmp_path / "out", 1)
+    sampler, _ = load_sampler(None, tmp_path / "out", 0)
     assert sampler.independent([0]).shape == (1, 1, 8, 8)
 
 
