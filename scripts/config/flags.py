@@ -86,7 +86,7 @@ FLAGS = (
         required="samples", unless="workdir",
     ),
     Flag(
-        "config", "train benchmark calibrate data_spectrum pack planted", CONFIG, None,
+        "config", "train benchmark calibrate data_sheet pack planted", CONFIG, None,
         "Configuration: a file of configs/ or your own, or the config.json of a run; by default "
         "that in --workdir. --config.section.key=value overrides any key of configs/default.py.",
         required=ALWAYS,
@@ -360,9 +360,11 @@ FLAGS = (
         required=ALWAYS,
     ),
     Flag(
-        "out", "data_spectrum", PATH, None,
-        "New .npy file for the matched schedule; a .png goes beside it. By default nothing is "
-        "written.",
+        "out", "data_sheet", PATH, "data.png", "New .png file for the picture.",
+    ),
+    Flag(
+        "schedule", "data_sheet", PATH, None,
+        "New .npy file for the schedule that is matched to the images.",
     ),
     Flag("license", "publish", STRING, "", "Of the weights, as on the card: mit, cc-by-4.0, ..."),
     Flag(

@@ -56,7 +56,7 @@ from scripts.errors import UserError, line_for, one_line
 from scripts.estimate import Estimate
 from scripts.runtime import distributed
 from scripts.runtime.device import Precision, device_name, resolve_device
-from scripts.runtime.progress import TrainingProgress, say, warn
+from scripts.runtime.progress import TrainingProgress, optional, say, warn
 from scripts.sampling.calibration import calibrate, calibration_images
 from scripts.sampling.output import sample_set
 from scripts.sampling.sampler import make_sampler
@@ -64,6 +64,7 @@ from scripts.storage import checkpoint
 from scripts.storage.checkpoint import Contents
 from scripts.storage.files import atomic_write, exclusive, make_directory
 from scripts.storage.record import provenance
+from scripts.training.data_picture import DataPicture
 from scripts.training.log import LossWindow, MetricsWriter
 from scripts.training.plan import describe
 from scripts.training.step import StepResult, Trainer, held_out_losses
@@ -385,6 +386,7 @@ def loop(run: Run) -> None:
     ):
         metrics.event(trainer.step, **run.event, **run.provenance)
         metrics.text(trainer.step, "config", to_json(config))
+        show_data(run, metrics)
         if trainer.step > 0:
             # A signal may have come between the save at this step and what else was due.
             saved = distributed.from_main(run.numbered_path().exists())
@@ -471,6 +473,24 @@ def show(
         draw_samples(run, directory)
         metrics.image(step, "samples", directory / "final.png")
         say(f"step {step}: samples in {directory}")
+
+
+def show_data(run: Run, metrics: MetricsWriter) -> None:
+    """Write data.png, what the network will see, unless it is there; warn of images that hardly
+    differ.
+    """
+    path = run.workdir / "data.png"
+    if not distributed.is_main() or (run.trainer.step > 0 and path.exists()):
+        return
+    with optional("data.png"):
+        shown = DataPicture(run.experiment, run.images)
+        if line := shown.warning():
+            warn(line)
+        picture = shown.draw()
+        with atomic_write(path) as temporary:
+            picture.save(temporary)
+        metrics.image(run.trainer.step, "data", path)
+        say(f"what the network will see: {path}")
 
 
 def held_out_loss(run: Run) -> dict[str, float]:

@@ -10,7 +10,7 @@ from scipy.fft import dctn
 from model_code.blur import DCTBlur, blur_schedule
 from model_code.schedule import matched_schedule, removed_variance
 from model_code.spectrum import radii_of
-from scripts.tools.data_spectrum import kept_variance
+from scripts.tools.data_sheet import kept_variance
 
 
 def power(size: int, exponent: float) -> torch.Tensor:

@@ -1,12 +1,14 @@
-"""The spectrum of a data set, and what blur schedules make of it.
+"""What a network will see of a data set, its spectrum, and what blur schedules make of that.
 
-python -m scripts.tools.data_spectrum --config C [--out schedule.npy]
+python -m scripts.tools.data_sheet --config C [--out data.png] [--schedule schedule.npy]
 
---out writes the matched schedule, for config.model.blur_schedule, and a picture beside it,
-schedule.png. Spectra are variances of DCT coefficients of training images about their mean image;
-brightness, the constant, which no blur changes, is apart.
+The picture has training images as they are read, their states at a few levels, and the spectrum:
+variances of DCT coefficients of training images about their mean image. Brightness, the constant,
+which no blur changes, is apart. --schedule writes the matched schedule, for
+config.model.blur_schedule.
 """
 
+import io
 import math
 from pathlib import Path
 
@@ -14,31 +16,46 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
+from PIL import Image
 
+from model_code import PROCESSES
 from model_code.dct import eigenvalues
 from model_code.schedule import removed_variance
 from model_code.spectrum import DCTMoments, bin_sums, radii_of
 from scripts.config.flags import Values, run
 from scripts.config.release import log_levels
-from scripts.config.resolve import LOG, MATCHED, check_matched, read_levels, validate
+from scripts.config.resolve import LOG, MATCHED, check_matched, read_levels, resolve, validate
 from scripts.data.datasets import load_images, require_outside_data
 from scripts.data.loader import UnreadableImages, none_readable
 from scripts.data.training_set import dct_moments, matched_levels, share_moments, training_images
 from scripts.errors import UserError
 from scripts.evaluation.pixels import bin_means, octaves, radial_bins
+from scripts.runtime.progress import warn
 from scripts.storage.files import atomic_write, make_directory
+from scripts.training.data_picture import DataPicture
 
 Schedules = dict[str, torch.Tensor]
 """sigma_B, float64 (K + 1,), by name."""
 
 
-def schedules_for(config: ConfigDict, moments: DCTMoments) -> Schedules:
-    """The log and the matched schedule, and the configuration's own where that is another."""
+def schedules_for(
+    config: ConfigDict, moments: DCTMoments, needs_matched: bool = False
+) -> Schedules:
+    """The log and the matched schedule, and the configuration's own where that is another; none
+    for a process that has a schedule of its own, or no blur.
+
+    Without the matched one if there is none, unless it is needed: then that raises UserError.
+    """
     model = config.model
-    levels = {
-        LOG: log_levels(model.K, model.blur_sigma_min, model.blur_sigma_max),
-        MATCHED: matched_levels(model, moments),
-    }
+    reads = PROCESSES[model.process].reads
+    if "model.blur_schedule" not in reads or not model.blur_sigma_min < model.blur_sigma_max:
+        return {}
+    levels = {LOG: log_levels(model.K, model.blur_sigma_min, model.blur_sigma_max)}
+    try:
+        levels[MATCHED] = matched_levels(model, moments)
+    except UserError:
+        if needs_matched:
+            raise
     configured = read_levels(config)
     if configured is not None:
         levels["configured"] = configured
@@ -69,6 +86,8 @@ def kept_variance(sigma_B: float, power: torch.Tensor) -> float:
 def describe(moments: DCTMoments, schedules: Schedules) -> str:
     """Tables for a person."""
     power, (H, W) = moments.variance.sum(0), moments.sum.shape[1:]
+    if not power.any():
+        return f"all {moments.count:,} images are alike"
     deviation = (power.sum() / moments.sum.numel()).sqrt()
     lines = [
         f"spectrum of {moments.count:,} images: power ~ radius^{slope(power):.2f}, radially "
@@ -80,10 +99,12 @@ def describe(moments: DCTMoments, schedules: Schedules) -> str:
     for i, share in enumerate(shares[:-1]):
         lines.append(f"{2 ** (i + 1):>6} to {2 ** (i + 2):<10}{share:>12.2%}")
     lines.append(f"brightness{'':<10}{shares[-1]:>12.2%}")
+    if not schedules:
+        return "\n".join(lines)
     lines.append("\nlast blur, pixels    variance that the prior hands over, of all but brightness")
     side = "W" if W >= H else "H"
     blurs = {f"{side} / {part}": max(H, W) / part for part in (8, 4, 2)}
-    for name, sigma in {**blurs, "configured": schedules[MATCHED][-1].item()}.items():
+    for name, sigma in {**blurs, "configured": schedules[LOG][-1].item()}.items():
         lines.append(f"{sigma:>6.4g}  {name:<12}{kept_variance(sigma, power):>12.2%}")
     lines.append("\nschedule    variance removed by a step, k = 2..K: largest / smallest")
     for name, sigma_B in schedules.items():
@@ -93,14 +114,14 @@ def describe(moments: DCTMoments, schedules: Schedules) -> str:
     return "\n".join(lines)
 
 
-def draw(path: Path, moments: DCTMoments, schedules: Schedules) -> None:
-    """Write a picture: the spectrum, the levels, and the share of the variance that each step
-    removes.
+def panels(moments: DCTMoments, schedules: Schedules, height: int) -> Image.Image:
+    """The spectrum and, if there are schedules, their levels and the share of the variance that
+    each step removes, one below the other in so many pixels.
     """
     power, (H, W) = moments.variance.sum(0), moments.sum.shape[1:]
     bins = radial_bins(H, W)
-    figure = Figure(figsize=(13, 3.8), layout="constrained")
-    spectrum, levels, steps = figure.subplots(1, 3)
+    figure = Figure(figsize=(4.5, max(height, 600) / 100), layout="constrained")
+    spectrum, levels, steps = figure.subplots(3, 1)
     radii, means = bin_means(radii_of(H, W), bins)[1:], bin_means(power, bins)[1:]
     spectrum.loglog(2 * max(H, W) / radii, means, ".-", lw=1)
     spectrum.set_xscale("log", base=2)
@@ -111,44 +132,72 @@ def draw(path: Path, moments: DCTMoments, schedules: Schedules) -> None:
         removed = removed_variance(sigma_B, power)[1:] / (power.sum() - power[0, 0])
         levels.semilogy(k, sigma_B[1:], label=name)
         steps.semilogy(k[1:], removed, label=name)
-    levels.set(title=r"$\sigma_B$ in pixels", xlabel="level $k$")
-    steps.set(title="Share of the variance that each step removes", xlabel="level $k$")
+    levels.set(title=r"$\sigma_B$ in pixels, by level $k$")
+    steps.set(title="Share of the variance that step $k$ removes")
     for axes in (spectrum, levels, steps):
         axes.grid(alpha=0.3, which="both")
-    levels.legend()
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=110)
+    if schedules:
+        levels.legend()
+    else:
+        levels.remove()
+        steps.remove()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=100)
+    return Image.open(buffer)
+
+
+def side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
+    """Two pictures as one."""
+    size = left.width + right.width, max(left.height, right.height)
+    picture = Image.new("RGB", size, "white")
+    picture.paste(left)
+    picture.paste(right, (left.width, 0))
+    return picture
 
 
 def main(flags: Values) -> int:
     """Check, read the images once, print, write."""
-    config, out = flags.config, flags.out
+    config = flags.config
     validate(config)
-    check_matched(config.model)
-    if out is not None:
-        if out.suffix != ".npy" or out.exists() or out.with_suffix(".png").exists():
-            raise UserError(
-                f"--out={out}: must be a new file, such as schedule.npy; a picture goes beside it, "
-                "schedule.png"
-            )
-        require_outside_data(out, "--out", config.data)
-        make_directory(out.parent, "--out")
+    new_file("--out", flags.out, ".png", config.data)
+    if flags.schedule is not None:
+        new_file("--schedule", flags.schedule, ".npy", config.data)
+        check_matched(config.model)
+    if config.model.blur_schedule != MATCHED:  # before anything is read
+        resolve(config)
     images, unreadable = load_images(config.data, "train"), UnreadableImages()
     batches = training_images(images, config, unreadable, "their spectrum")
     moments = share_moments(dct_moments(batches, images.shape))
     unreadable.report(len(images), "training images")
     if moments.count < 2:
         raise none_readable(sorted(unreadable))
-    schedules = schedules_for(config, moments)
-    print(describe(moments, schedules))
-    if out is not None:
-        draw(out.with_suffix(".png"), moments, schedules)
-        with atomic_write(out) as temporary:
+    is_matched = config.model.blur_schedule == MATCHED
+    schedules = schedules_for(config, moments, is_matched or flags.schedule is not None)
+    matched = tuple(schedules[MATCHED].tolist()) if is_matched else None
+    shown = DataPicture(resolve(config, matched=matched), images)
+    print(f"{images.found}\n\n{describe(moments, schedules)}")
+    if line := shown.warning():
+        warn(line)
+    picture = shown.draw()
+    if moments.variance.any():
+        picture = side_by_side(picture, panels(moments, schedules, picture.height))
+    with atomic_write(flags.out) as temporary:
+        picture.save(temporary)
+    print(f"\npicture: {flags.out}")
+    if flags.schedule is not None:
+        with atomic_write(flags.schedule) as temporary:
             np.save(temporary, schedules[MATCHED].numpy())
-        print(f"\nmatched schedule: --config.model.blur_schedule={out}")
-        print(f"picture: {out.with_suffix('.png')}")
+        print(f"matched schedule: --config.model.blur_schedule={flags.schedule}")
     return 0
 
 
+def new_file(flag: str, path: Path, suffix: str, data: ConfigDict) -> None:
+    """Raise UserError unless a file of this kind can be made, and is not there."""
+    if path.suffix != suffix or path.exists():
+        raise UserError(f"{flag}={path}: must be a new file, such as data{suffix}")
+    require_outside_data(path, flag, data)
+    make_directory(path.parent, flag)
+
+
 if __name__ == "__main__":
-    run("data_spectrum", main)
+    run("data_sheet", main)

@@ -18,8 +18,8 @@ from model_code.schedule import removed_variance
 from model_code.spectrum import DCTMoments, radii_of
 from scripts.config.resolve import resolve
 from scripts.errors import UserError
-from scripts.tools import data_spectrum
-from scripts.tools.data_spectrum import schedules_for, slope
+from scripts.tools import data_sheet
+from scripts.tools.data_sheet import schedules_for, slope
 from tests.conftest import command, error_line
 from tests.tiny import tiny_config
 
@@ -37,7 +37,7 @@ def field(exponent: float, count: int, size: int) -> torch.Tensor:
 
 
 def tool(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return command("-m", "scripts.tools.data_spectrum", *CONFIG, *arguments)
+    return command("-m", "scripts.tools.data_sheet", *CONFIG, *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +61,12 @@ def test_tables_a_schedule_and_a_picture(
     fields: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Matplotlib, which cannot keep its cache, says nothing in our place."""
-    out = tmp_path / "new" / "schedule.npy"
+    out, sheet = tmp_path / "new" / "schedule.npy", tmp_path / "new" / "sheet.png"
     monkeypatch.setenv("MPLCONFIGDIR", "/dev/null/no_directory")
-    done = tool(f"--config.data.path={fields}", f"--out={out}", "--config.model.K=12")
+    words = [f"--config.data.path={fields}", f"--out={sheet}", f"--schedule={out}"]
+    done = tool(*words, "--config.model.K=12")
     assert (done.returncode, done.stderr) == (0, "")
+    assert "64 of 400 images looked at: uint8 28 x 28 pixels" in done.stdout
     assert (
         "spectrum of 360 images: power ~ radius^-2.0" in done.stdout or "radius^-1.9" in done.stdout
     )
@@ -82,14 +84,15 @@ def test_tables_a_schedule_and_a_picture(
     assert found.max() / found.min() < 1.3 < evenly.max() / evenly.min(), (
         "of the true spectrum, which 360 images show to some percent"
     )
-    with Image.open(out.with_suffix(".png")) as picture:
+    with Image.open(sheet) as picture:
         assert picture.width > 1000
-    assert "must be a new file" in error_line(tool(f"--config.data.path={fields}", f"--out={out}"))
+    assert "--out" in (line := error_line(tool(*words)))
+    assert "must be a new file" in line
 
 
-def call(config: ConfigDict, out: Path | None) -> None:
+def call(config: ConfigDict, out: Path, schedule: Path | None = None) -> None:
     """The command in this process."""
-    assert data_spectrum.main(SimpleNamespace(config=config, out=out)) == 0
+    assert data_sheet.main(SimpleNamespace(config=config, out=out, schedule=schedule)) == 0
 
 
 def test_shares_of_octaves_and_of_the_last_blur(
@@ -107,7 +110,7 @@ def test_shares_of_octaves_and_of_the_last_blur(
     config = tiny_config(
         data__dataset="npy", data__path=str(tmp_path / "waves.npy"), data__image_size=32, model__K=2
     )
-    call(config, None)
+    call(config, tmp_path / "data.png")
     printed = capsys.readouterr().out
     assert "    8 to 16              100.00%" in printed or "99.9" in printed
     kept = np.exp(-((np.pi * 5 / 32) ** 2) * (32 / 8) ** 2)
@@ -126,26 +129,39 @@ def test_the_configurations_own_schedule() -> None:
     assert list(schedules_for(tiny_config(), moments)) == ["log", "matched"]
 
 
+def test_images_that_are_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As of a folder of scans that were read as black: there is no spectrum, but a picture and a
+    warning; and so for a process without blur.
+    """
+    pixels = np.zeros((30, 8, 8), np.uint8)
+    for name, process in (("black", "heat"), ("nearly", "gaussian_diffusion")):
+        np.save(tmp_path / f"{name}.npy", pixels)
+        place = {"data__dataset": "npy", "data__path": str(tmp_path / f"{name}.npy")}
+        call(tiny_config(**place, model__process=process), tmp_path / f"{name}.png")
+        printed = capsys.readouterr()
+        assert ("all 54 images are alike" in printed.out) == (name == "black")
+        assert ("less than config.model.sigma = 0.01" in printed.err) == (name == "black")
+        assert (tmp_path / f"{name}.png").exists()
+        pixels[::2, 4:] = 1
+
+
 @pytest.mark.parametrize(
-    ("changes", "out", "message"),
+    ("changes", "out", "schedule", "message"),
     [
-        ({}, "schedule.txt", r"--out=schedule\.txt: must be a new file, such as schedule\.npy"),
+        ({}, "sheet.txt", None, r"--out=sheet\.txt: must be a new file, such as data\.png"),
+        ({}, "s.png", "s.txt", r"--schedule=s\.txt: must be a new file, such as data\.npy"),
         (
             {"model__blur_sigma_max": 0.5},
-            None,
+            "s.png",
+            "s.npy",
             r"config\.model\.blur_sigma_max = 0\.5: must be greater than",
         ),
-        ({"data__path": "not/there.npy"}, None, "cannot be used"),
+        ({"data__path": "not/there.npy"}, "s.png", None, "cannot be used"),
     ],
 )
 def test_bad_input(
-    changes: dict[str, Any],
-    out: str | None,
-    message: str,
-    fields: Path,
+    changes: dict[str, Any], out: str, schedule: str | None, message: str, fields: Path
 ) -> None:
+    config = tiny_config(**{"data__dataset": "npy", "data__path": str(fields), **changes})
     with pytest.raises(UserError, match=message):
-        call(
-            tiny_config(**{"data__dataset": "npy", "data__path": str(fields), **changes}),
-            None if out is None else Path(out),
-        )
+        call(config, Path(out), None if schedule is None else Path(schedule))

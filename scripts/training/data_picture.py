@@ -1,0 +1,130 @@
+"""What the network will see: training images as they are read, and their states at a few levels."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from model_code import PROCESSES
+from model_code.gaussian import GaussianProcess
+from scripts.config.resolve import Experiment
+from scripts.data.images import ImageSource, spread_evenly
+from scripts.data.loader import Decoded, first_readable, to_unit_range
+from scripts.runtime.randomness import Purpose, normal_by_index
+from scripts.sampling.editing import length_scales
+from scripts.sampling.output import TILE, as_colours, to_uint8
+
+COLUMNS, ROWS, STATES = 8, 2, 4
+"""Images in a row, rows of images, and levels at which the first row is shown."""
+GAP = 4
+LARGEST = 128
+"""Pixels of a side beyond which images are made smaller."""
+
+
+class DataPicture:
+    """A few training images, spread evenly, as training reads them."""
+
+    def __init__(self, experiment: Experiment, source: ImageSource) -> None:
+        """Raises ReadingFailed if no image can be read."""
+        self._experiment, self._source = experiment, source
+        wanted = spread_evenly(len(source))
+        self._decoded: list[Decoded] = [first_readable(source, i) for i in wanted]
+        noise = 0.5 if experiment.config.data.uniform_dequantization else None
+        pixels = np.stack([image.pixels for image in self._decoded if image.pixels is not None])
+        self._images = to_unit_range(pixels, noise)
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of a pixel about the mean image."""
+        return self._images.var(0).mean().sqrt().item()
+
+    def warning(self) -> str:
+        """A line for images that hardly differ; empty for others."""
+        model = self._experiment.config.model
+        reads_sigma = "model.sigma" in PROCESSES[model.process].reads
+        if not reads_sigma or len(self._images) < 2 or self.deviation >= model.sigma:
+            return ""
+        found = f"{len(self._images)} training images differ by {self.deviation:.2g} a pixel"
+        shown = f"less than config.model.sigma = {model.sigma:g}"
+        return f"{found} (standard deviation), {shown}: samples may be their mean; see data.png"
+
+    def draw(self) -> Image.Image:
+        """Rows of images with their names and classes, then of the first ones' states."""
+        last, count = len(self._images) - 1, min(len(self._images), ROWS * COLUMNS)
+        places = np.linspace(0, last, count).astype(int).tolist()
+        rows = [places[i : i + COLUMNS] for i in range(0, count, COLUMNS)]
+        cells = [("", self._images[row], [self._caption(i) for i in row]) for row in rows]
+        for k, label in self._levels():
+            cells.append((label, self._states(rows[0], k), []))
+        return sheet(cells, len(rows[0]))
+
+    def _caption(self, i: int) -> str:
+        """Name and, if there are any, class of an image."""
+        index = self._decoded[i].index
+        name, labels = self._source.name(index), self._source.labels
+        if labels is None:
+            return name
+        classes = getattr(self._source, "classes", ())
+        label = int(labels[index])
+        return f"{name}\n{classes[label] if classes else label}"
+
+    def _levels(self) -> list[tuple[int, str]]:
+        """A few levels of the chain, with their numbers and blur for a label."""
+        process = self._experiment.process
+        chain = process.chain[-2::-1]  # from the first level to K
+        steps = np.linspace(0, len(chain) - 1, min(STATES + 1, len(chain)))[-STATES:]
+        labels = {}
+        for k in (chain[int(step)] for step in steps):
+            labels[k] = f"level {k}"
+            if not isinstance(process, GaussianProcess):
+                continue
+            scale = length_scales(process)[k].item()
+            if 0 < scale < math.inf:
+                labels[k] += f"\nblur {scale:.3g} px"
+        return list(labels.items())
+
+    def _states(self, rows: Sequence[int], k: int) -> torch.Tensor:
+        """States at level k as images, with noise that is a function of seed, level and image."""
+        process, images = self._experiment.process, self._images[list(rows)]
+        places = [(k, i) for i in rows]
+        seed, shape = self._experiment.config.seed, tuple(images.shape[1:])
+        device = process.device
+        eps = normal_by_index(device, seed, Purpose.SPECTRUM_NOISE, places, shape)
+        levels = torch.full((len(images),), k, device=device)
+        states, _ = process.corrupt(images.to(device), levels, eps)
+        return process.to_images(states)
+
+
+def sheet(rows: Sequence[tuple[str, torch.Tensor, Sequence[str]]], columns: int) -> Image.Image:
+    """Rows of images (B, C, H, W) in [0, 1], each with its label and captions, as one picture."""
+    height, width = as_colours(rows[0][1]).shape[-2:]
+    scale: float = max(1, round(TILE / max(height, width)))
+    if max(height, width) > LARGEST:
+        scale = LARGEST / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    font = ImageFont.load_default(12)
+    line, left = 15, 90
+    heights = [size[1] + GAP + line * 2 * bool(captions) for _, _, captions in rows]
+    picture = Image.new("RGB", (left + columns * (size[0] + GAP), sum(heights) + GAP), "white")
+    pen = ImageDraw.Draw(picture)
+    top = GAP
+    for (label, images, captions), row_height in zip(rows, heights, strict=True):
+        pen.text((GAP, top), label, "black", font)
+        for column, image in enumerate(to_uint8(as_colours(images)).permute(0, 2, 3, 1).numpy()):
+            x = left + column * (size[0] + GAP)
+            tile = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+            picture.paste(tile.resize(size, Image.Resampling.NEAREST), (x, top))
+            if captions:
+                lines = [_fitting(text, size[0], font) for text in captions[column].split("\n")]
+                pen.text((x, top + size[1]), "\n".join(lines), "black", font)
+        top += row_height
+    return picture
+
+
+def _fitting(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """The end of a text that is not wider than so many pixels."""
+    while len(text) > 1 and font.getlength(text) > width:
+        text = f"…{text[2:]}"
+    return text
