@@ -76,16 +76,15 @@ def _refuse_others(out: Path, crc32: int) -> None:
         raise UserError(f"{card}: was not written by this command; move it, or name it as --about")
 
 
-def write_card(workdir: Path, out: Path, settings: Values) -> None:
-    """Write `README.md`, a model card, about what was published in `out`, with samples.
+def write_card(workdir: Path, out: Path, license: str, about: Path | None, samples: int) -> None:
+    """Write `README.md`, a model card, about what was published in `out`.
 
-    settings: license, about and num_samples, of the flags.
+    about: a file with more text; samples: how many to draw for the card.
     """
     sampler, trained = load_sampler(None, out, 0)
     config = trained.experiment.config
-    count = settings.num_samples
-    if count:
-        save_png(out / "samples.png", sampler.independent(range(count)))
+    if samples:
+        save_png(out / "samples.png", sampler.independent(range(samples)))
     defaults = dict(flatten(json.loads(to_json(default.get_config()))))
     values = dict(flatten(json.loads(to_json(config))))
     contents = checkpoint.read(trained.path)
@@ -97,8 +96,8 @@ def write_card(workdir: Path, out: Path, settings: Values) -> None:
     text = environment.get_template("card.md.jinja").render(
         marker=MARKER,
         name=out.resolve().name,
-        license=settings.license,
-        about=settings.about.read_text().strip() if settings.about else "",
+        license=license,
+        about=about.read_text().strip() if about else "",
         data=config.data.dataset,
         shape=f"{height} x {width} x {channels}",
         model=config.model,
@@ -108,7 +107,7 @@ def write_card(workdir: Path, out: Path, settings: Values) -> None:
         prior=describe_prior(contents),
         command=provenance.get("command", "unknown"),
         commit=(provenance.get("commit") or "")[:10],
-        samples=count,
+        samples=samples,
         sampled=f"{sampler.num_steps} steps, delta {sampler.label}, seed {sampler.seed}",
         scores=scores_of(workdir, trained.weights_crc32),
         config={key: value for key, value in values.items() if value != defaults[key]},
@@ -173,7 +172,7 @@ def describe_prior(contents: Contents) -> str | None:
 def main(flags: Values) -> int:
     """Publish what the flags name."""
     path = publish(flags.workdir, flags.out)
-    write_card(flags.workdir, flags.out, flags)
+    write_card(flags.workdir, flags.out, flags.license, flags.about, flags.num_samples)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
     if (prior := describe_prior(checkpoint.read(path))) is not None:
         print(prior)

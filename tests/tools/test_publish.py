@@ -6,7 +6,6 @@ import json
 import shlex
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,7 +26,7 @@ from scripts.training.loop import train
 from tests.images import save_images
 from tests.tiny import tiny_config
 
-CARD_SETTINGS = SimpleNamespace(license="cc0-1.0", about=None, num_samples=2)
+CARD_SETTINGS = ("cc0-1.0", None, 2)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +116,7 @@ def test_the_card_has_the_scores_of_the_weights(run: Path, tmp_path: Path) -> No
     """Each once, with errors; publishing again brings it up to date; a training starts there."""
     out = tmp_path / "out"
     publish(run, out)
-    write_card(run, out, CARD_SETTINGS)
+    write_card(run, out, *CARD_SETTINGS)
     assert "None were measured" in (out / "README.md").read_text()
     crc32 = checkpoint.weights_crc32(checkpoint.read(out / "model.safetensors"))
     score = {"score": "FID", "value": 21.2512, "standard_error": 0.5, "num_images": 77, "key": "a"}
@@ -127,7 +126,7 @@ def test_the_card_has_the_scores_of_the_weights(run: Path, tmp_path: Path) -> No
     (copy / "evaluation").mkdir()
     (copy / RESULTS).write_text("".join(json.dumps(row) + "\n" for row in rows))
     publish(copy, out)
-    write_card(copy, out, CARD_SETTINGS)
+    write_card(copy, out, *CARD_SETTINGS)
     card = (out / "README.md").read_text()
     assert card.count("| FID | 21.25 +- 0.5 | 77 |") == 1
     assert "| FID | 3" not in card
@@ -170,7 +169,7 @@ def test_of_private_paths_only_names_are_published(tmp_path: Path) -> None:
     contents["provenance"]["place"] = {"then": f"{PRIVATE}/place"}
     checkpoint.write(checkpoint.meta_path(run), contents)
     path = publish(run, tmp_path / "out")
-    write_card(run, tmp_path / "out", CARD_SETTINGS)
+    write_card(run, tmp_path / "out", *CARD_SETTINGS)
     files = [file for file in (tmp_path / "out").rglob("*") if file.is_file()]
     assert {file.name for file in files} == {
         "model.safetensors", "process.safetensors", "config.json", "metrics.jsonl", "README.md",
