@@ -17,18 +17,15 @@ def get_config() -> ConfigDict:
     # torch.compile's mode: "default", "reduce-overhead" (with CUDA graphs) or "max-autotune";
     # "none" does not compile. It takes minutes when a run starts, and pays on GPUs only
     config.compile = "none"
-    config.distributed_timeout_minutes = (
-        120.0  # longest wait of one process for the others before the run ends with an error
-    )
+    # longest wait of one process for the others before the run ends with an error
+    config.distributed_timeout_minutes = 120.0
 
     config.training = training = ConfigDict()
     training.batch_size = 128  # images per optimizer step, in all processes together
-    training.accumulation_steps = (
-        1  # microbatches of a batch, for less memory; same result but for dropout masks
-    )
-    training.level_weighting = (
-        0.0  # p: the loss of level k counts sigma_B,k^p times, scaled to mean 1; the paper's is 0
-    )
+    # microbatches of a batch, for less memory; same result but for dropout masks
+    training.accumulation_steps = 1
+    # p: the loss of level k counts sigma_B,k^p times, scaled to mean 1; the paper's is 0
+    training.level_weighting = 0.0
     # activations again in the backward pass instead of keeping them: less memory, more time
     training.recompute = False
     # a checkpoint, ours or the release's, or a run directory, whose averaged weights a new run
@@ -39,27 +36,21 @@ def get_config() -> ConfigDict:
     training.eval_freq = 100  # steps between evaluations of the loss on held-out images
     training.sampling_freq = 10000  # steps between pictures in samples/
     training.num_samples = 16  # images in each of those pictures
-    training.noise_images = (
-        48  # training images from which reverse kernels are measured, each at all levels
-    )
-    training.snapshot_freq = (
-        50000  # steps between numbered checkpoints: checkpoint_n is step n * snapshot_freq
-    )
-    training.snapshot_full = (
-        False  # numbered checkpoints with weights and optimizer, too: four times as large
-    )
+    # training images from which reverse kernels are measured, each at all levels
+    training.noise_images = 48
+    # steps between numbered checkpoints: checkpoint_n is step n * snapshot_freq
+    training.snapshot_freq = 50000
+    # numbered checkpoints with weights and optimizer, too: four times as large
+    training.snapshot_full = False
     training.keep_snapshots = 0  # so many numbered checkpoints are kept, the last ones; 0 keeps all
-    training.snapshot_freq_for_preemption = (
-        10000  # steps between saves of the checkpoint that a restart continues from
-    )
-    training.max_nonfinite_steps = (
-        10  # successive steps skipped for a non-finite loss or gradient, at which the run stops
-    )
+    # steps between saves of the checkpoint that a restart continues from
+    training.snapshot_freq_for_preemption = 10000
+    # successive steps skipped for a non-finite loss or gradient, at which the run stops
+    training.max_nonfinite_steps = 10
 
     config.eval = evaluation = ConfigDict()
-    evaluation.batch_size = (
-        256  # images at a time where nothing is learnt: evaluation, the prior bank
-    )
+    # images at a time where nothing is learnt: evaluation, the prior bank
+    evaluation.batch_size = 256
     # held-out images in the evaluation loss, spread evenly; 0 takes all. A forward pass costs a
     # third of a training step's image, so num_images / (3 * eval_freq * batch_size) is the
     # evaluation's share of the time: 2%
@@ -102,16 +93,14 @@ def get_config() -> ConfigDict:
     data.num_workers = -1
 
     config.model = model = ConfigDict()
-    model.process = (
-        "heat"  # what degrades images and is reversed; model_code/__init__.py lists the names
-    )
+    # what degrades images and is reversed; model_code/__init__.py lists the names
+    model.process = "heat"
     model.network = "unet"  # what reverses it; the same file lists the names
     # "paper" follows the paper, "released" the original code: level K is not trained, no noise on
     # prior states, delta 0.01
     model.protocol = "paper"
-    model.K = (
-        100  # blur levels; a sample takes a network call for each, or for those of model.chain
-    )
+    # blur levels; a sample takes a network call for each, or for those of model.chain
+    model.K = 100
     # levels that are trained and visited: "" for all, "25" for 25 steps, evenly spaced, or all of
     # them as "100,96,...,4,0"; the network is still told k of 0..K, so that weights for all levels
     # can be fine-tuned to fewer (training.init_from)
@@ -121,14 +110,12 @@ def get_config() -> ConfigDict:
     # + 1 numbers, 0 first, as a .npy file or a tuple. Checkpoints hold them. Blurring diffusion,
     # with or without blur, has a schedule of its own and only takes "log"
     model.blur_schedule = FieldReference("log", field_type=object)
-    model.blur_sigma_min = (
-        0.5  # length scale of the first blur level, in pixels; of "log" and "matched"
-    )
+    # length scale of the first blur level, in pixels; of "log" and "matched"
+    model.blur_sigma_min = 0.5
     model.blur_sigma_max = 20.0  # length scale of the last one
     model.sigma = 0.01  # training noise: standard deviation, images in [0, 1]
-    model.delta_over_sigma = (
-        1.25  # sampling noise delta, as a multiple of sigma, unless --delta is given
-    )
+    # sampling noise delta, as a multiple of sigma, unless --delta is given
+    model.delta_over_sigma = 1.25
     # "isotropic": noise of standard deviation delta; "calibrated": mean and variance of each
     # reverse step measured by level and frequency from the trained model; "spectral": the variance
     # alone; "auto": calibrated where that was measured
@@ -137,25 +124,19 @@ def get_config() -> ConfigDict:
     # the network works on squares of so many pixels a side, as channels: 2 is 4 times fewer points
     model.patch_size = 1
     model.model_channels = 128  # channels of the first level; a multiple of 32
-    model.channel_mult = (
-        1,
-        2,
-        2,
-    )  # channels of each level, as multiples of model_channels; each level halves the image
+    # channels of each level, as multiples of model_channels; each level halves the image
+    model.channel_mult = (1, 2, 2)
     model.num_res_blocks = 4  # residual blocks per level
     model.attention_levels = (2,)  # levels (0 is full resolution) with self-attention
     model.num_heads = 1  # attention heads, where num_head_channels is -1
     model.num_head_channels = -1  # channels per attention head; -1 takes num_heads heads instead
     model.use_new_attention_order = True  # split q, k, v before heads (True) or after (False)
-    model.use_scale_shift_norm = (
-        False  # level embedding scales and shifts (True) or is added (False)
-    )
-    model.resblock_updown = (
-        False  # residual blocks (True) or plain convolutions (False) change the resolution
-    )
-    model.conv_resample = (
-        True  # resolution changes by convolutions (True) or by pooling and repeating pixels (False)
-    )
+    # level embedding scales and shifts (True) or is added (False)
+    model.use_scale_shift_norm = False
+    # residual blocks (True) or plain convolutions (False) change the resolution
+    model.resblock_updown = False
+    # resolution changes by convolutions (True) or by pooling and repeating pixels (False)
+    model.conv_resample = True
     model.dropout = 0.1  # probability, inside residual blocks, training only
 
     config.optim = optim = ConfigDict()

@@ -2,6 +2,5 @@
 
 import logging
 
-logging.getLogger("matplotlib").setLevel(
-    logging.ERROR
-)  # its lines about its cache of fonts would appear as ours
+# Its lines about its cache of fonts would appear as ours.
+logging.getLogger("matplotlib").setLevel(logging.ERROR)

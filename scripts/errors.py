@@ -13,33 +13,23 @@ class UserError(ValueError):
 
 
 def line_for(error: BaseException) -> str | None:
-    """What to tell a user of an error that needs no traceback, in a line; None for a defect of the
-    program.
+    """Return what to tell a user of an error that needs no traceback, in a line; None for a defect
+    of the program.
     """
-    if isinstance(
-        error, UserError | OSError
-    ):  # OSError: a full disk, permissions; the message names the file
+    # An OSError, of a full disk or missing permissions, names the file.
+    if isinstance(error, UserError | OSError):
         return str(error)
-    if out_of_memory(error):
-        return (
-            f"out of memory ({one_line(error)[:200] or type(error).__name__}): for training raise "
-            "config.training.accumulation_steps or set config.training.recompute, otherwise lower "
-            "--batch_size"
-        )
-    return None
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, of a GPU or a processor: PyTorch says so in several ways."""
     text = str(error)
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or (
-            isinstance(error, RuntimeError)
-            and ("can't allocate memory" in text or "CUDA out of memory" in text)
+    # PyTorch says in several ways that memory ran out, of a GPU or a processor.
+    of_gpu = type(error).__name__ == "OutOfMemoryError" or "CUDA out of memory" in text
+    if isinstance(error, MemoryError) or of_gpu or "can't allocate memory" in text:
+        what = one_line(error)[:200] or type(error).__name__
+        advice = (
+            "for training raise config.training.accumulation_steps or set "
+            "config.training.recompute, otherwise lower --batch_size"
         )
-    )
+        return f"out of memory ({what}): {advice}"
+    return None
 
 
 def error_line(error: object) -> str:

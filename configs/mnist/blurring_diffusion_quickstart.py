@@ -14,8 +14,7 @@ def get_config() -> ConfigDict:
     """Quickstart's network and training, K = 100."""
     config = quickstart.get_config()
     config.data.uniform_dequantization = False  # the bound is one on 8-bit images
-    config.model.process = (
-        "velocity_blurring_diffusion"  # minutes are too short to predict eps well enough
-    )
+    # minutes are too short to predict eps well enough
+    config.model.process = "velocity_blurring_diffusion"
     config.model.K = 100
     return config

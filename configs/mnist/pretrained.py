@@ -16,9 +16,8 @@ def get_config() -> ConfigDict:
     config.training.batch_size = 64
     config.training.n_iters = 43000
     config.training.log_freq = 50
-    config.training.level_weighting = (
-        1.0  # samples fail at the last levels, whose losses are the smallest
-    )
+    # samples fail at the last levels, whose losses are the smallest
+    config.training.level_weighting = 1.0
     config.training.eval_freq = 500
     config.training.sampling_freq = 4000
     config.training.snapshot_freq = 2000

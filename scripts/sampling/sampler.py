@@ -327,9 +327,8 @@ def load_sampler(
         )
     prior, files = trained.prior, {}
     if initial_images is not None:
-        prior = DataPrior(
-            initial_images.count, initial_images.images, lambda u: u
-        )  # not yet blurred
+        # `starting_from` blurs them.
+        prior = DataPrior(initial_images.count, initial_images.images, lambda u: u)
     elif prior is None or from_data:
         files["train"] = load_images(config.data, "train").version()
         if not from_data:

@@ -45,9 +45,8 @@ def atomic_write(path: Path, durable: bool = True) -> Iterator[Path]:
                     if time.time() - abandoned.stat().st_mtime > ABANDONED_SECONDS:
                         abandoned.unlink()
     except OSError as error:
-        if (
-            error.filename is None and error.errno is not None
-        ):  # a full disk does not say which file was being written
+        # A full disk does not say which file was being written.
+        if error.filename is None and error.errno is not None:
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     finally:

@@ -22,15 +22,8 @@ from scripts.config.paths import ROOT
 from scripts.config.resolve import process_checksums
 from scripts.runtime.randomness import STREAM_VERSION
 
-PACKAGES = (
-    "torch",
-    "torchvision",
-    "numpy",
-    "scipy",
-    "pillow",
-    "ml_collections",
-    "clean-fid",
-)  # that results may depend on
+PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pillow", "ml_collections", "clean-fid")
+"""Those that results may depend on."""
 Part = dict[str, Any]
 """Plain data by name; no two parts of a record have a name in common."""
 
@@ -127,19 +120,10 @@ def commit() -> str | None:
     """The commit that the program is at, with "+changes" if its files are not as in there; None if
     git does not know.
     """
-    environment = os.environ | {
-        "GIT_CEILING_DIRECTORIES": str(ROOT.parent)
-    }  # not that of a repository further up
-    command = [
-        "git",
-        "-C",
-        str(ROOT),
-        "describe",
-        "--always",
-        "--abbrev=40",
-        "--exclude=*",
-        "--dirty=+changes",
-    ]
+    # Not that of a repository further up.
+    environment = os.environ | {"GIT_CEILING_DIRECTORIES": str(ROOT.parent)}
+    options = ["--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
+    command = ["git", "-C", str(ROOT), "describe", *options]
     try:
         return subprocess.run(
             command, capture_output=True, text=True, timeout=10, check=True, env=environment
