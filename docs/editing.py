@@ -55,7 +55,7 @@ def shown(values: torch.Tensor, digits: int = 2) -> str:
 
 
 def same_class(images: torch.Tensor, originals: torch.Tensor, network: nn.Module | None) -> str:
-    """The share of images in which the classifier sees what it sees in the original."""
+    """Return the share of images in which the classifier sees what it sees in the original."""
     if network is None:
         return ""
     with torch.no_grad():

@@ -23,7 +23,7 @@ EXTRACTOR = "robust_classifier"
 
 
 def read(out: Path, score: str) -> Rows:
-    """The values of a score in DIR/DATA/PROCESS-SEED/evaluation/results.jsonl."""
+    """Return the values of a score in DIR/DATA/PROCESS-SEED/evaluation/results.jsonl."""
     rows: Rows = defaultdict(lambda: defaultdict(list))
     for path in sorted(out.glob("*/*-*/evaluation/results.jsonl")):
         data, name = path.parts[-4:-2]
@@ -41,7 +41,7 @@ def read(out: Path, score: str) -> Rows:
 
 
 def cell(values: list[tuple[float, float]]) -> str:
-    """The mean over seeds with both errors."""
+    """Return the mean over seeds with both errors."""
     mean = np.mean([value for value, _ in values])
     error = np.sqrt(np.sum([error**2 for _, error in values])) / len(values)
     text = f"{mean:.1f} +- {error:.1f}" if mean >= 10 else f"{mean:.3f} +- {error:.3f}"

@@ -55,7 +55,9 @@ def _heat(config: ConfigDict) -> Process:
 
 
 def _diffusion(build: Callable[..., Process], **settings: Any) -> Preset:
-    """A preset whose blur goes up to config.model.blur_sigma_max, unless that is in `settings`."""
+    """Return a preset whose blur goes up to config.model.blur_sigma_max, unless that is in
+    `settings`.
+    """
 
     def from_config(config: ConfigDict) -> Process:
         blur = config.model.blur_sigma_max
@@ -90,7 +92,7 @@ NETWORKS: dict[str, Callable[[ConfigDict], Module]] = {"unet": UNet.from_config}
 
 
 def build_process(config: ConfigDict) -> Process:
-    """The process that config.model.process names. Raises ValueError for what cannot be."""
+    """Return the process that config.model.process names. Raises ValueError for what cannot be."""
     name = config.model.process
     if name not in PROCESSES and ".py:" in name:
         named = f"a file of code runs only where the command line names it: --{PROCESS_KEY}={name}"
@@ -105,7 +107,7 @@ def build_process(config: ConfigDict) -> Process:
 
 
 def build_model(config: ConfigDict) -> Module:
-    """The network that config.model.network names, freshly initialised: f(u, k).
+    """Return the network that config.model.network names, freshly initialised: f(u, k).
 
     Raises ValueError for what cannot be.
     """
@@ -116,13 +118,13 @@ def build_model(config: ConfigDict) -> Module:
 
 
 def build_meta_model(config: ConfigDict) -> Module:
-    """The same network without numbers, on the meta device: nothing is allocated."""
+    """Return the same network without numbers, on the meta device: nothing is allocated."""
     with torch.device("meta"):
         return build_model(config)
 
 
 def configured_chain(config: ConfigDict) -> Chain:
-    """The levels that config.model.chain names, all by default."""
+    """Return the levels that config.model.chain names, all by default."""
     levels, text = full_chain(config.model.K), config.model.chain
     try:
         return subchain(text, levels) if text else levels

@@ -47,8 +47,8 @@ EXACT_SIZE = 64
 
 
 def frequency_bins(height: int, width: int, num_images: int, patch_size: int = 1) -> Tensor:
-    """The bin of each frequency: int64 (H, W). Frequencies of one radius share a bin; each blind
-    one has its own.
+    """Return the bin of each frequency: int64 (H, W). Frequencies of one radius share a bin; each
+    blind one has its own.
 
     Radii are rounded, but for low ones, where alpha varies fastest: the more images, the more of
     these are exact. Blind are frequencies that the network does not denoise: GroupNorm removes the
@@ -89,7 +89,7 @@ class Bins:
 
 
 def lowest(coefficients: Tensor) -> Tensor:
-    """The frequencies of (..., H, W) in which c may be other than 0: (..., h, w)."""
+    """Return the frequencies of (..., H, W) in which c may be other than 0: (..., h, w)."""
     return coefficients[..., :OFFSET_FREQUENCIES, :OFFSET_FREQUENCIES]
 
 
@@ -112,7 +112,8 @@ def moments(process: GaussianProcess, u0: Tensor, z: Tensor, F: Tensor, k: Tenso
 def level_state(
     process: GaussianProcess, groups: Bins, sums: Tensor, k: int, num_images: int
 ) -> dict[str, Tensor]:
-    """The `moments` of level k over so many images, by bin and shell; groups: `measured_bins`.
+    """Return the `moments` of level k over so many images, by bin and shell; groups:
+    `measured_bins`.
 
     Second moments are centered where c takes care of the means. They stay in float64: residuals are
     differences of nearly equal sums.
@@ -140,7 +141,7 @@ def calibration_state(
     levels: Mapping[int, dict[str, Tensor]],
     num_images: int,
 ) -> dict[str, Tensor]:
-    """What checkpoints hold, from the `level_state` of every level of the chain."""
+    """Return what checkpoints hold, from the `level_state` of every level of the chain."""
     state = dict(levels[process.K])
     for name in ("bins", "shells", "means"):
         table = state[name].new_zeros(process.K + 1, *state[name].shape)
@@ -153,7 +154,7 @@ def calibration_state(
 
 
 def measured_bins(process: GaussianProcess, num_images: int) -> Bins:
-    """Those of a calibration from so many images; each plane has its own."""
+    """Return those of a calibration from so many images; each plane has its own."""
     C, H, W = process.shape
     bins = frequency_bins(H, W, num_images, process.patch_size)
     return Bins(bins + (bins.max() + 1) * torch.arange(C)[:, None, None])
@@ -228,8 +229,8 @@ class Calibration:
         return Fit(a, b, c * share[:, self.low_bins], errors)
 
     def costs(self, chain: Chain, eta: float) -> Tensor:
-        """The expected term of the bound in nats for every step k -> j between levels of a chain:
-        float64 (K + 1, K + 1).
+        """Return the expected term of the bound in nats for every step k -> j between levels of a
+        chain: float64 (K + 1, K + 1).
         """
         groups, size = self.groups, self.process.K + 1
         costs = torch.full((size, size), math.inf, dtype=torch.float64)
@@ -244,14 +245,14 @@ class Calibration:
         return costs
 
     def best_chain(self, chain: Chain, steps: int, eta: float) -> Chain:
-        """The `steps` + 1 levels of a chain, both ends included, whose bound is expected to be
-        lowest (Watson et al., 2021).
+        """Return the `steps` + 1 levels of a chain, both ends included, whose bound is expected to
+        be lowest (Watson et al., 2021).
         """
         return shortest_path(self.costs(chain, eta), chain[0], steps)
 
     def kernel(self, kind: str, chain: Chain, eta: float) -> GaussianKernel:
-        """The best kernel of every step of a chain, "calibrated", or "spectral": the best of those
-        whose mean is the network's own.
+        """Return the best kernel of every step of a chain, "calibrated", or "spectral": the best of
+        those whose mean is the network's own.
         """
         k, j = torch.tensor(chain[:-1]), torch.tensor(chain[1:])
         fit = self.fit(k, j, eta, identity=kind == "spectral")
@@ -269,8 +270,8 @@ class Calibration:
 
 
 def shortest_path(costs: Tensor, start: int, steps: int) -> Chain:
-    """The cheapest way from `start` down to 0 in exactly `steps` steps, at costs[k, j] each, by
-    dynamic programming.
+    """Return the cheapest way from `start` down to 0 in exactly `steps` steps, at costs[k, j] each,
+    by dynamic programming.
     """
     to_zero = torch.full((len(costs),), math.inf, dtype=costs.dtype)
     to_zero[0] = 0

@@ -16,7 +16,9 @@ LUMINANCE_CHROMINANCE = (
 def dct_matrix(
     n: int, dtype: torch.dtype = torch.float64, device: torch.device | None = None
 ) -> Tensor:
-    """The orthonormal DCT-II of length n as a matrix (n, n): rows are frequencies, x_hat = D x."""
+    """Return the orthonormal DCT-II of length n as a matrix (n, n): rows are frequencies, x_hat = D
+    x.
+    """
     position = torch.arange(n, dtype=torch.float64)
     frequency = position[:, None]
     matrix = math.sqrt(2 / n) * torch.cos(math.pi * frequency * (position + 0.5) / n)
@@ -37,7 +39,7 @@ def dct2(u: Tensor, planes: Tensor | None = None) -> Tensor:
 
 
 def idct2(u_hat: Tensor, planes: Tensor | None = None) -> Tensor:
-    """The inverse of `dct2`: all matrices are orthonormal, so their transposes undo them."""
+    """Apply the inverse of `dct2`: all matrices are orthonormal, so their transposes undo them."""
     D_H, D_W = (dct_matrix(n, u_hat.dtype, u_hat.device) for n in u_hat.shape[-2:])
     with torch.autocast(u_hat.device.type, enabled=False):
         u = D_H.T @ u_hat @ D_W

@@ -94,7 +94,7 @@ class GaussianProcess(Process):
         return z, x / sigma.clamp(min=SMALLEST_SIGMA) if self.predicts == "x" else eps
 
     def predict(self, F: Tensor, u_k: Tensor, k: Tensor) -> Tensor:
-        """The estimate of the target of `corrupt`."""
+        """Return the estimate of the target of `corrupt`."""
         F, sigma = F.float(), self.sigma_of(k)
         if self.of_next_mean:
             return u_k + F
@@ -116,7 +116,7 @@ class GaussianProcess(Process):
         return low + (high - low) * u0.float()
 
     def to_images(self, state: Tensor) -> Tensor:
-        """The inverse of `from_images`."""
+        """Apply the inverse of `from_images`."""
         low, high = self.image_range
         return (state - low) / (high - low)
 
@@ -149,7 +149,9 @@ class GaussianProcess(Process):
         return p, log_alpha[j].exp() * (1 - p * ratio), s
 
     def estimate_coefficients(self, k: Tensor) -> tuple[Tensor, Tensor]:
-        """The factors of z_k and F in the network's estimate of x, or of the next mean: float64."""
+        """Return the factors of z_k and F in the network's estimate of x, or of the next mean:
+        float64.
+        """
         one = torch.ones(1, dtype=torch.float64, device=k.device)
         if self.of_next_mean:
             return one, one
@@ -163,7 +165,8 @@ class GaussianProcess(Process):
         return alpha / square, -sigma / square.sqrt()
 
     def change(self, F: Tensor, z: Tensor, at: int, k: int, j: int) -> Tensor:
-        """What a deterministic step k -> j adds to z_k, by the network's output F for z at a level.
+        """Return what a deterministic step k -> j adds to z_k, by the network's output F for z at a
+        level.
 
         (alpha_j - alpha_k) x + (sigma_j - sigma_k) eps with the x and eps that F implies. At the
         level k itself it is (p - 1) z + r x with eta = 0.
@@ -182,8 +185,9 @@ class GaussianProcess(Process):
         chain: Chain | None = None,
         eta: float | None = None,
     ) -> GaussianKernel:
-        """A standard deviation (heat dissipation only), "isotropic" or "posterior", "spectral" or
-        "calibrated"; "auto" is calibrated for heat dissipation where that was measured.
+        """Return a standard deviation (heat dissipation only), "isotropic" or "posterior",
+        "spectral" or "calibrated"; "auto" is calibrated for heat dissipation where that was
+        measured.
         """
         chain = chain or self.chain
         if kind == "auto":
@@ -223,7 +227,7 @@ class GaussianProcess(Process):
     # --- prior ---
 
     def build_prior(self, batches: Iterable[Tensor]) -> Prior:
-        """The bank of blurred training images, or N(0, I), whatever the images."""
+        """Return the bank of blurred training images, or N(0, I), whatever the images."""
         if self.prior_of_images:
             return PriorBank.from_batches(batches, self.blur)
         return StandardNormal(self.shape)
@@ -260,8 +264,8 @@ class GaussianProcess(Process):
     def errors(
         self, denoise: Denoiser, u0: Tensor, k: Tensor, eps: Tensor, kernel: GaussianKernel
     ) -> Tensor:
-        """What `terms` needs of the network at levels k (B,), for kernels that differ in delta
-        alone.
+        """Return what `terms` needs of the network at levels k (B,), for kernels that differ in
+        delta alone.
 
         Where the fresh noise is the same in all coefficients (heat), squared errors of its mean p
         z_k + y, in place of p z_k + r x, summed over bins: float64 (B, R). Else the terms, (B, 1).
@@ -295,8 +299,8 @@ class GaussianProcess(Process):
         return elbo.gaussian_kl(errors, variance, variances, kernel.sizes).sum(1)
 
     def prior_summary(self, u0: Tensor, prior: Prior) -> Tensor:
-        """What `prior_term` needs of images: A_K u_0 in the bank's basis (B, C, F), or the KL
-        divergence of q(z_K | x) from N(0, I) in nats, float64 (B,).
+        """Return what `prior_term` needs of images: A_K u_0 in the bank's basis (B, C, F), or the
+        KL divergence of q(z_K | x) from N(0, I) in nats, float64 (B,).
         """
         if isinstance(prior, PriorBank):
             return prior.project(u0)
@@ -305,7 +309,7 @@ class GaussianProcess(Process):
         return 0.5 * (means**2 + square - 1 - math.log(square)).sum((1, 2, 3))
 
     def prior_term(self, summary: Tensor, prior: Prior, kernel: GaussianKernel) -> Tensor:
-        """The paper's bound on L_K, by convexity in the mixture; exact for N(0, I).
+        """Return the paper's bound on L_K, by convexity in the mixture; exact for N(0, I).
 
         Float64 (B,).
         """

@@ -131,7 +131,7 @@ class GaussianKernel(ReverseKernel):
         return square
 
     def estimate_error(self, k: Tensor) -> Tensor:
-        """The mean squared error of `estimate`, as it was measured: float64 (B, C, H, W)."""
+        """Return the mean squared error of `estimate`, as it was measured: float64 (B, C, H, W)."""
         if self.image_fit is None:
             raise ValueError("the error of its estimates was not measured: --delta=calibrated")
         return self.image_fit.error[self.row[k]][:, self.bins]
@@ -142,7 +142,8 @@ class GaussianKernel(ReverseKernel):
         return bin_sums(v, self.bins) / self.sizes.to(v.device)
 
     def pixel_variance(self, k: Tensor) -> Tensor:
-        """One number per channel for a last step from levels k (B,): float64 (B, 1 or C, 1, 1).
+        """Return one number per channel for a last step from levels k (B,): float64 (B, 1 or C, 1,
+        1).
 
         The mean over coefficients of the measured error; else what sigma_k leaves unknown of x
         where nothing is blurred, as in DDPM (Ho et al., 2020, equation 13).
@@ -155,7 +156,7 @@ class GaussianKernel(ReverseKernel):
         return torch.einsum("pc,bpij->bcij", self.planes.to(of_planes) ** 2, of_planes)
 
     def checksum(self) -> int:
-        """The CRC32 of eta and of the correction at the levels of the chain."""
+        """Return the CRC32 of eta and of the correction at the levels of the chain."""
         value = 0 if self.eta == 1 else zlib.crc32(repr(self.eta).encode())
         for table in self.fit or ():
             rows = table[self.row[list(self.chain[:-1])]].float().cpu()
@@ -164,5 +165,7 @@ class GaussianKernel(ReverseKernel):
 
 
 def isotropic(process: GaussianProcess, delta: float, chain: Chain | None = None) -> GaussianKernel:
-    """The paper's kernel: N(u_k + f(u_k, k), delta^2 I), and delta for the prior's noise, too."""
+    """Return the paper's kernel: N(u_k + f(u_k, k), delta^2 I), and delta for the prior's noise,
+    too.
+    """
     return GaussianKernel(process, f"{delta:g}", chain or process.chain, delta=delta)

@@ -57,11 +57,11 @@ class KnownPixels:
         self.y = self.measure(y)
 
     def measure(self, u: Tensor) -> Tensor:
-        """The known pixels, 0 elsewhere."""
+        """Return the known pixels, 0 elsewhere."""
         return u * self.known
 
     def lift(self, y: Tensor) -> Tensor:
-        """Those again."""
+        """Return those again."""
         return y * self.known
 
 
@@ -74,11 +74,11 @@ class LowFrequencies:
         self.y = y * known
 
     def measure(self, u: Tensor) -> Tensor:
-        """The known coefficients, 0 elsewhere."""
+        """Return the known coefficients, 0 elsewhere."""
         return dct2(u) * self.known
 
     def lift(self, y: Tensor) -> Tensor:
-        """The image of these coefficients."""
+        """Return the image of these coefficients."""
         return idct2(y * self.known)
 
 
@@ -117,7 +117,7 @@ class ObservedKernel(ReverseKernel):
         return idct2(variance.sqrt().to(eps) * dct2(eps))
 
     def _gain(self, k: Tensor) -> Tensor:
-        """The share of a difference that counts, E / (E + sigma^2) for a noisy observation."""
+        """Return the share of a difference that counts, E / (E + sigma^2) for a noisy observation."""
         sigma = getattr(self.observation, "sigma", 0.0)
         one = torch.ones((), dtype=torch.float64, device=k.device)
         if sigma == 0:
@@ -127,7 +127,7 @@ class ObservedKernel(ReverseKernel):
         return error / (error + ((high - low) * sigma) ** 2)
 
     def starting_at(self, k: int) -> "ObservedKernel":
-        """The same along the chain from level k on."""
+        """Return the same along the chain from level k on."""
         return ObservedKernel(self.kernel.starting_at(k), self.observation)
 
     def checksum(self) -> int:

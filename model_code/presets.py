@@ -25,7 +25,8 @@ def heat_dissipation(
     delta_over_sigma: float = 1.25,
     **settings: Any,
 ) -> GaussianProcess:
-    """The paper's process: alpha_k = exp(-lambda t_k), and the same noise sigma at all levels.
+    """Return the paper's process: alpha_k = exp(-lambda t_k), and the same noise sigma at all
+    levels.
 
     delta_over_sigma: the paper's sampling noise; the release's is 0.01 whatever sigma is. settings:
     others of `GaussianProcess`, here and below.

@@ -35,17 +35,17 @@ class ReverseKernel(ABC):
 
     @abstractmethod
     def mean(self, u_k: Tensor, F: Tensor, k: Tensor) -> Tensor:
-        """The mean of p(u_j | u_k), at j = 0 the sample itself: float32 (B, C, H, W).
+        """Return the mean of p(u_j | u_k), at j = 0 the sample itself: float32 (B, C, H, W).
 
         u_k and the network's output F are (B, C, H, W), k int64 levels of the chain (B,) or (1,).
         """
 
     @abstractmethod
     def noise(self, eps: Tensor, k: int) -> Tensor:
-        """What is added to the mean, from standard normal eps (B, C, H, W)."""
+        """Return what is added to the mean, from standard normal eps (B, C, H, W)."""
 
     def starting_at(self, k: int) -> Self:
-        """The same kernel along its chain from level k on."""
+        """Return the same kernel along its chain from level k on."""
         shorter = copy.copy(self)
         shorter.chain = self.chain[self.chain.index(k) :]
         return shorter
@@ -79,25 +79,29 @@ class Process(ABC):
 
     @abstractmethod
     def corrupt(self, u0: Tensor, k: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
-        """A state u_k ~ q(u_k | u_0) and the target of the loss at it.
+        """Return a state u_k ~ q(u_k | u_0) and the target of the loss at it.
 
         u0, the standard normal eps and both results are (B, C, H, W); k is int64 (B,) in 1..K.
         """
 
     @abstractmethod
     def predict(self, F: Tensor, u_k: Tensor, k: Tensor) -> Tensor:
-        """The prediction of the target of `corrupt` from the network's output F: (B, C, H, W)."""
+        """Return the prediction of the target of `corrupt` from the network's output F: (B, C, H,
+        W).
+        """
 
     def step(self, F: Tensor, u_k: Tensor, k: int, j: int) -> tuple[Tensor, float]:
         """Mean (B, C, H, W) and standard deviation of p(u_j | u_k) for a step from k to j < k."""
         raise NotImplementedError
 
     def to_images(self, state: Tensor) -> Tensor:
-        """A state in the range of images, about [0, 1]."""
+        """Return a state in the range of images, about [0, 1]."""
         return state
 
     def build_prior(self, batches: Iterable[Tensor]) -> Prior:
-        """The prior from all training images in batches (B, C, H, W): their states at level K."""
+        """Return the prior from all training images in batches (B, C, H, W): their states at level
+        K.
+        """
         k = torch.tensor([self.K])
         states = [self.corrupt(u, k.expand(len(u)), torch.zeros_like(u))[0] for u in batches]
         if not states:
@@ -105,7 +109,7 @@ class Process(ABC):
         return StoredStates(torch.cat(states))
 
     def prior_from_state(self, state: Mapping[str, Tensor]) -> Prior:
-        """The prior that `state_dict` described. Raises ValueError if it is of other images."""
+        """Return the prior that `state_dict` described. Raises ValueError if it is of other images."""
         return StoredStates(**state)
 
     def reverse_kernel(
@@ -115,7 +119,7 @@ class Process(ABC):
         chain: Chain | None = None,
         eta: float | None = None,
     ) -> ReverseKernel:
-        """The reverse kernel that --delta, --steps and --eta ask for.
+        """Return the reverse kernel that --delta, --steps and --eta ask for.
 
         Raises ValueError, saying what to do, if there is none.
         """
@@ -124,7 +128,9 @@ class Process(ABC):
         return StepKernel(self, chain or self.chain)
 
     def best_chain(self, calibration: CalibrationState, steps: int, eta: float | None) -> Chain:
-        """The levels to visit in `steps` steps for the best bound. Raises ValueError if unknown."""
+        """Return the levels to visit in `steps` steps for the best bound. Raises ValueError if
+        unknown.
+        """
         raise ValueError("this process does not know which levels are best: use --steps=N")
 
     @property
@@ -137,7 +143,7 @@ class Process(ABC):
         return torch.ones(self.K + 1)
 
     def to(self, device: torch.device) -> Self:
-        """The same process with its tables on a device."""
+        """Return the same process with its tables on a device."""
         moved = copy.copy(self)
         for name, value in vars(self).items():
             if hasattr(value, "to"):
@@ -183,12 +189,12 @@ class StepKernel(ReverseKernel):
 
 
 def full_chain(K: int) -> Chain:
-    """All levels: K, K - 1, ..., 0."""
+    """Return all levels: K, K - 1, ..., 0."""
     return tuple(range(K, -1, -1))
 
 
 def next_levels(chain: Chain, K: int) -> Tensor:
-    """The level that follows k in the chain, for every level k: int64 (K + 1,), 0 elsewhere."""
+    """Return the level that follows k in the chain, for every level k: int64 (K + 1,), 0 elsewhere."""
     following = torch.zeros(K + 1, dtype=torch.int64)
     for k, j in pairwise(chain):
         following[k] = j
@@ -196,7 +202,7 @@ def next_levels(chain: Chain, K: int) -> Tensor:
 
 
 def subchain(text: str, levels: Chain) -> Chain:
-    """The levels of a chain that are visited: "N" for N steps, evenly spaced, or "K,...,0".
+    """Return the levels of a chain that are visited: "N" for N steps, evenly spaced, or "K,...,0".
 
     Raises ValueError for other texts and other levels.
     """

@@ -19,7 +19,7 @@ class DCTMoments:
         self.squares = torch.zeros_like(self.sum)
 
     def add(self, images: Tensor) -> None:
-        """Images (B, C, H, W) on the CPU; B may be 0."""
+        """Add images (B, C, H, W) on the CPU; B may be 0."""
         coefficients = dct2(images.float()).double()
         self.count += len(images)
         self.sum += coefficients.sum(0)
@@ -37,8 +37,8 @@ class DCTMoments:
 
 
 def shells_of(height: int, width: int) -> Tensor:
-    """A whole number for each frequency, equal where lambda is equal and in the same order: int64
-    (H, W).
+    """Return a whole number for each frequency, equal where lambda is equal and in the same order:
+    int64 (H, W).
 
     lambda / pi^2 = n^2 / H^2 + m^2 / W^2 without its denominator; of squares n^2 + m^2.
     """

@@ -33,17 +33,17 @@ def line_for(error: BaseException) -> str | None:
 
 
 def error_line(error: object) -> str:
-    """How an error is shown."""
+    """Return how an error is shown."""
     return f"error: {one_line(error)}"
 
 
 def printable(text: object) -> str:
-    """The same text with unprintable characters escaped: an escape sequence as \\x1b, a line break
-    as \\n.
+    """Return the same text with unprintable characters escaped: an escape sequence as \\x1b, a line
+    break as \\n.
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
 def one_line(text: object) -> str:
-    """The same text, `printable`, with every run of white space as one space."""
+    """Return the same text, `printable`, with every run of white space as one space."""
     return printable(" ".join(str(text).split()))

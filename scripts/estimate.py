@@ -26,7 +26,7 @@ class Estimate:
 
     @classmethod
     def of(cls, values: "torch.Tensor", groups: "np.ndarray | None" = None) -> "Estimate":
-        """The mean of values (B,), in float64, with `error_of_mean`."""
+        """Return the mean of values (B,), in float64, with `error_of_mean`."""
         array = values.double().cpu().numpy()
         return cls(float(array.mean()), error_of_mean(array, groups), len(array), count(groups))
 
@@ -38,7 +38,8 @@ class Estimate:
         )
 
     def effective_count(self) -> float:
-        """The number of independent images that a proportion's standard error corresponds to.
+        """Return the number of independent images that a proportion's standard error corresponds
+        to.
 
         p (1 - p) / SE^2 (Korn and Graubard, 1998), or the number of groups where that is not known.
         """
@@ -53,13 +54,13 @@ class Estimate:
 
 
 def count(groups: "np.ndarray | None") -> int | None:
-    """How many groups there are."""
+    """Return how many groups there are."""
     return None if groups is None else len(set(groups.tolist()))
 
 
 def error_of_mean(values: "np.ndarray", groups: "np.ndarray | None" = None) -> float:
-    """The standard error of the mean of values (N,) that are independent where their groups, int64
-    (N,), differ.
+    """Return the standard error of the mean of values (N,) that are independent where their groups,
+    int64 (N,), differ.
 
     That of a ratio estimator to first order (Liang and Zeger, 1986): deviations are summed over
     each group. For a nonlinear statistic values are its influences. None: every value is a group.

@@ -8,7 +8,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def user_path(text: str, flag: str) -> Path:
-    """A path as a user wrote it, with ~ expanded.
+    """Return a path as a user wrote it, with ~ expanded.
 
     Raises UserError naming `flag` for one that cannot be a path.
     """

@@ -46,8 +46,8 @@ LOST_TEXT = {"crop": "of their pixels are cropped", "pad": "of what is read is p
 def survey_files(
     root: Path, names: Sequence[str], shape: Shape, data: ConfigDict, as_exported: bool
 ) -> tuple[Values | None, str]:
-    """How the numbers in image files become [0, 1], see `Found.values`, and what was found, in
-    words.
+    """Return how the numbers in image files become [0, 1], see `Found.values`, and what was found,
+    in words.
 
     Warns of pages, levels of grey and parts of images that are not read; data: config.data. Raises
     UserError for values that need a range, or are out of it.
@@ -99,7 +99,7 @@ def survey_files(
 def survey_array(
     array: np.ndarray, shape: Shape | None, data: ConfigDict, place: Path, as_exported: bool
 ) -> tuple[Values | None, str]:
-    """The same of an array (N, H, W[, C]), the file `place`."""
+    """Return the same of an array (N, H, W[, C]), the file `place`."""
     looked_at = spread_evenly(len(array))
     deep = array.dtype != EIGHT_BIT or data.value_range
     found = Found({array.dtype})
@@ -116,7 +116,9 @@ def survey_array(
 
 
 def _kept(height: int, width: int, shape: Shape) -> float:
-    """The part of an image that a crop to (C, H, W) keeps, or of the result that is not padding."""
+    """Return the part of an image that a crop to (C, H, W) keeps, or of the result that is not
+    padding.
+    """
     ratio = height * shape[2] / (width * shape[1])
     return min(ratio, 1 / ratio)
 
@@ -133,7 +135,7 @@ def _stored_as(image: Image.Image) -> str:
 
 
 def _most(counts: Counter[str]) -> str:
-    """The most frequent, such as "64 x 48 (12), 5 others"."""
+    """Return the most frequent, such as "64 x 48 (12), 5 others"."""
     shown = [f"{name} ({count})" for name, count in counts.most_common(MOST_SHOWN)]
     if len(counts) > MOST_SHOWN:
         shown.append(f"{len(counts) - MOST_SHOWN} others")

@@ -18,14 +18,16 @@ KEY = "config.data.value_range"
 
 
 def as_uint8(pixels: np.ndarray) -> np.ndarray:
-    """What is stored in any of the types of `TOP`, rounded to 8 bits."""
+    """Return what is stored in any of the types of `TOP`, rounded to 8 bits."""
     if pixels.dtype == EIGHT_BIT:
         return pixels
     return np.rint(pixels * np.float32(255 / TOP[pixels.dtype])).astype(np.uint8)
 
 
 def meaning_of_8_bits(data: ConfigDict) -> str:
-    """What exported samples stand for, where the numbers in images, by config.data, are others."""
+    """Return what exported samples stand for, where the numbers in images, by config.data, are
+    others.
+    """
     if not data.value_range:
         return ""
     low, high = data.value_range
@@ -110,7 +112,8 @@ class Found:
             self.count += numbers.size
 
     def values(self, data: ConfigDict, where: str, as_exported: bool = False) -> Values | None:
-        """How these numbers become [0, 1] by `data`, config.data; None for v / 255 of 8 bits.
+        """Return how these numbers become [0, 1] by `data`, config.data; None for v / 255 of 8
+        bits.
 
         where: they were found, for messages; as_exported: those of 8 bits are 0 to 255 in any case.
         Raises UserError if the range has to be stated, or was

@@ -14,13 +14,13 @@ GREY_LEVEL = 1 / 255
 
 
 def noise(images: torch.Tensor, std: float, rng: np.random.Generator) -> torch.Tensor:
-    """Normal noise of standard deviation `std`, clipped."""
+    """Add normal noise of standard deviation `std`, and clip."""
     drawn = torch.from_numpy(rng.standard_normal(images.shape, np.float32))
     return (images + std * drawn.to(images.device)).clamp(0, 1)
 
 
 def blur(images: torch.Tensor, sigma: float) -> torch.Tensor:
-    """A Gaussian blur of `sigma` pixels."""
+    """Apply a Gaussian blur of `sigma` pixels."""
     return transforms.gaussian_blur(images, [11, 11], [sigma, sigma])
 
 

@@ -67,7 +67,7 @@ class DINOv2Features:
 
     @torch.no_grad()
     def __call__(self, pixels: torch.Tensor) -> np.ndarray:
-        """Images uint8 (B, C, H, W), C 1 or 3, to features float32 (B, 1024). Grey images are
+        """Map images uint8 (B, C, H, W), C 1 or 3, to features float32 (B, 1024). Grey images are
         repeated to three channels.
 
         Resized by Pillow (bicubic) to 224 pixels and normalised by ImageNet's colours, as Stein et

@@ -53,11 +53,11 @@ class Extractor(Protocol):
     """d"""
 
     def __call__(self, pixels: torch.Tensor) -> np.ndarray:
-        """Images uint8 (B, C, H, W) to features float32 (B, d)."""
+        """Map images uint8 (B, C, H, W) to features float32 (B, d)."""
 
 
 def data_set_images(data: ConfigDict, split: str) -> ImageSource:
-    """The configuration's own images, at its size.
+    """Return the configuration's own images, at its size.
 
     Raises UserError for a split that does not exist.
     """
@@ -98,7 +98,7 @@ class Reading:
         self.what, self.unreadable, self.crc32 = what, UnreadableImages(), 0
 
     def batches(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches. A collective function, when all are read."""
+        """Yield the batches. A collective function, when all are read."""
         seen: dict[int, int] = {}
         for batch in batches:
             seen.update(zip(batch.indices.tolist(), batch.crc32.tolist(), strict=True))
@@ -121,7 +121,7 @@ def features_of(pixels: torch.Tensor, extractor: Extractor) -> np.ndarray:
 
 
 def row_type(extractor: Extractor) -> np.dtype:
-    """What is cached of an image."""
+    """Return what is cached of an image."""
     return np.dtype([("features", np.float32, (extractor.num_features,)), ("crc32", np.uint32)])
 
 

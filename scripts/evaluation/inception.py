@@ -20,8 +20,8 @@ from scripts.errors import UserError
 
 
 def weights_file(inception_path: str = "") -> Path:
-    """The TorchScript network of the modes "clean" and "legacy_tensorflow", downloaded if it is not
-    there.
+    """Return the TorchScript network of the modes "clean" and "legacy_tensorflow", downloaded if it
+    is not there.
 
     inception_path: the file or its folder; if empty the environment variable IHDM_INCEPTION_PATH,
     or PyTorch's folder of downloads. Raises UserError if there is no such file and it cannot be
@@ -84,7 +84,7 @@ class InceptionFeatures:
 
     @torch.no_grad()
     def __call__(self, pixels: torch.Tensor) -> np.ndarray:
-        """Images uint8 (B, C, H, W), C 1 or 3, to features float32 (B, 2048).
+        """Map images uint8 (B, C, H, W), C 1 or 3, to features float32 (B, 2048).
 
         Grey images are repeated to three channels.
         """

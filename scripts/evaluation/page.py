@@ -151,7 +151,7 @@ def _last_numbers(rows: list[Row]) -> list[tuple[str, Any, Any, int]]:
 
 
 def _first_pictures(workdir: Path, drawn: list[tuple[int, Path]]) -> list[Picture]:
-    """What the network sees, initial states, the newest samples and how they come about."""
+    """Return what the network sees, initial states, the newest samples and how they come about."""
     wanted = [("data", workdir / "data.png")]
     if drawn:
         step, folder = drawn[-1]
@@ -183,13 +183,15 @@ def _short(value: object) -> object:
 
 
 def _pictures(wanted: list[tuple[str, Path]]) -> list[Picture]:
-    """Those that can be read."""
+    """Return those that can be read."""
     shown = [(caption, path, _data_uri(path)) for caption, path in wanted]
     return [(caption, path, data) for caption, path, data in shown if data is not None]
 
 
 def _data_uri(path: Path) -> str | None:
-    """The picture as a data URI, an animation as it is, others in PNG; None for what is none."""
+    """Return the picture as a data URI, an animation as it is, others in PNG; None for what is
+    none.
+    """
     kind, data = "png", io.BytesIO()
     try:
         if path.suffix == ".gif" and path.stat().st_size <= MAX_BYTES:
@@ -203,6 +205,8 @@ def _data_uri(path: Path) -> str | None:
     if not data.getvalue():
         return None
     return f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode()}"
+
+
 def _curves(rows: list[Row]) -> str | None:
     """Losses, learning rate and gradient norm over training steps as SVG; None without rows that
     have a loss.
@@ -250,5 +254,3 @@ def _line(axes: Axes, rows: list[Row], key: str, label: str, error_key: str = ""
         step, value, error = np.array([block.mean(0) for block in blocks]).T
         axes.plot(step, value, label=label, linewidth=1, marker="o" if len(step) == 1 else None)
         axes.fill_between(step, value - error, value + error, alpha=0.3)
-
-

@@ -71,7 +71,7 @@ class PixelInputs:
     """
 
     def in_memory(self, split: Split) -> np.ndarray:
-        """The images of a split, at most 1 GiB of them. A collective function."""
+        """Return the images of a split, at most 1 GiB of them. A collective function."""
         source, workers = load_images(self.data, split), self.data.num_workers
         number = min(len(source), MOST_BYTES // int(np.prod(source.shape)))
         batches = OrderedBatches(source, block_size(source.shape), workers, False, number)
@@ -99,7 +99,7 @@ class PixelInputs:
 
 
 def block_size(shape: tuple[int, ...]) -> int:
-    """How many images of a shape (C, H, W) are little in memory."""
+    """Return how many images of a shape (C, H, W) are little in memory."""
     return max(1, BLOCK_BYTES // (4 * int(np.prod(shape))))
 
 
@@ -131,8 +131,8 @@ def bootstrap(
     number: int = 0,
     groups: np.ndarray | None = None,
 ) -> np.ndarray:
-    """A statistic of rows (N, ...), by weight, for 1,000 sets of groups drawn with replacement:
-    float64 (1000, ...).
+    """Return a statistic of rows (N, ...), by weight, for 1,000 sets of groups drawn with
+    replacement: float64 (1000, ...).
 
     A function of seed and number. Groups None: every row is one. A single group has no spread: all
     is NaN.
@@ -146,14 +146,14 @@ def bootstrap(
 
 
 def interval(replicates: np.ndarray) -> np.ndarray:
-    """Both ends of the 95% interval (percentiles) along the first axis: (2, ...)."""
+    """Return both ends of the 95% interval (percentiles) along the first axis: (2, ...)."""
     return np.quantile(replicates, [0.025, 0.975], axis=0)
 
 
 def bootstrap_result(
     score: str, value: float, replicates: np.ndarray, inputs: PixelInputs, settings: dict[str, Any]
 ) -> Result:
-    """A score whose error and interval are those of replicates; a single group has neither."""
+    """Return a score whose error and interval are those of replicates; a single group has neither."""
     error = float(replicates.std(ddof=1))
     estimate = Estimate(value, error, len(inputs.samples), count(inputs.groups))
     if not math.isfinite(error):
@@ -188,8 +188,8 @@ def radial_bins(height: int, width: int) -> torch.Tensor:
 
 
 def octaves(height: int, width: int) -> torch.Tensor:
-    """The octave of each frequency: int64 (H, W). i has wavelengths of 2^(i + 1) up to 2^(i + 2)
-    pixels of the longer axis, 0 also the shorter ones of diagonals; the constant comes last.
+    """Return the octave of each frequency: int64 (H, W). i has wavelengths of 2^(i + 1) up to 2^(i
+    + 2) pixels of the longer axis, 0 also the shorter ones of diagonals; the constant comes last.
     """
     longer, radii = max(height, width), radii_of(height, width)
     index = (longer / radii.clamp(min=1)).log2().floor().clamp(min=0).long()
@@ -360,7 +360,9 @@ def draw_spectra(
     of_samples: np.ndarray,
     of_held_out: np.ndarray,
 ) -> Figure:
-    """A picture of the spectra by radius and, with two standard errors, of log ratios by octave."""
+    """Return a picture of the spectra by radius and, with two standard errors, of log ratios by
+    octave.
+    """
     picture = Figure(figsize=(10, 4), layout="constrained")
     left, right = picture.subplots(1, 2)
     radii = bin_means(radii_of(*bins.shape), bins).numpy()
@@ -427,7 +429,7 @@ def nearest_training_images(
 def ratio_of_medians(
     samples: np.ndarray, held_out: np.ndarray, seed: int, groups: np.ndarray | None = None
 ) -> tuple[float, np.ndarray]:
-    """The median of distances (N,) over that of (M,), near 0 for copies, and 1,000 values by
+    """Return the median of distances (N,) over that of (M,), near 0 for copies, and 1,000 values by
     bootstrap over both.
 
     groups: int64 (N,), of samples that are not independent.
@@ -440,8 +442,8 @@ def ratio_of_medians(
 def nearer_than_held_out(
     samples: np.ndarray, held_out: np.ndarray, seed: int, groups: np.ndarray | None = None
 ) -> tuple[float, np.ndarray]:
-    """The fraction of samples at less than the distance that `NEAR` of held-out images are below,
-    and 10,000 draws of it.
+    """Return the fraction of samples at less than the distance that `NEAR` of held-out images are
+    below, and 10,000 draws of it.
 
     Draws count both errors: the number of held-out images below the true quantile is binomial, so
     the threshold is drawn from that distribution, and for each threshold the fraction is drawn from
@@ -463,8 +465,8 @@ def nearer_than_held_out(
 
 
 def copying(inputs: PixelInputs) -> list[Result]:
-    """How near samples are to training images; where they start from such images, how often to
-    their own.
+    """Return how near samples are to training images; where they start from such images, how often
+    to their own.
     """
     N, results = len(inputs.samples), list[Result]()
     images = np.concatenate([inputs.samples, inputs.in_memory("held_out")])
@@ -488,8 +490,8 @@ def copying(inputs: PixelInputs) -> list[Result]:
 
 
 def draw_nearest(inputs: PixelInputs, distances: np.ndarray, nearest: np.ndarray) -> Figure:
-    """A picture of the samples that are nearest to training images, in each space, above these
-    images.
+    """Return a picture of the samples that are nearest to training images, in each space, above
+    these images.
     """
     picture = Figure(figsize=(9, 4.2), layout="constrained")
     source = load_images(inputs.data, "train")
@@ -532,8 +534,8 @@ def variance_components(
 def predicted_within(
     data: torch.Tensor, first: torch.Tensor, std: float, bins: torch.Tensor
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which share of a bin's variance linear-Gaussian models leave to the samples of one initial
-    image: float64 (R,), two of them.
+    """Return which share of a bin's variance linear-Gaussian models leave to the samples of one
+    initial image: float64 (R,), two of them.
 
     data, first: variances of DCT coefficients of images and of their first states' means, float64
     (C, H, W); std: of the noise on those. One is 1 - first / data, what first states do not hand

@@ -76,8 +76,8 @@ class Result:
 def results_directory(
     root: Path, dataset_name: str, experiment_name: str, run: Path | None = None
 ) -> Path:
-    """Where the release keeps its logs: <root>/<dataset>/evaluation_results/<experiment>, `root`
-    being `runs`.
+    """Return where the release keeps its logs: <root>/<dataset>/evaluation_results/<experiment>,
+    `root` being `runs`.
 
     run: whose name the experiment has; where another run of that name has results there, they go
     beside them. Raises UserError for names that lead elsewhere; an experiment may be in folders of

@@ -17,8 +17,8 @@ from scripts.errors import UserError
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device that config.device names; "auto" is a GPU if there is one. Raises UserError if it
-    is not to be had.
+    """Return the device that config.device names; "auto" is a GPU if there is one. Raises UserError
+    if it is not to be had.
 
     "cuda" is, for the i-th process of a machine, its i-th GPU. On a GPU, PyTorch is set to compute
     the same numbers every time, and float32 where float32 is asked for.
@@ -50,7 +50,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """A device in words: "NVIDIA H100" or "cpu, 4 threads"."""
+    """Return a device in words: "NVIDIA H100" or "cpu, 4 threads"."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"cpu, {torch.get_num_threads()} threads"
@@ -92,13 +92,13 @@ class Precision:
 
     @classmethod
     def named(cls, device: torch.device, name: str, reason: str = "") -> "Precision":
-        """The precision of that `name`: "float32", "bfloat16" or "float16"."""
+        """Return the precision of that `name`: "float32", "bfloat16" or "float16"."""
         return cls(device, getattr(torch, name), reason)
 
     @classmethod
     def of(cls, config: ConfigDict, device: torch.device) -> "Precision":
-        """What config.optim.automatic_mp and config.optim.amp_dtype ask for; "auto" is bfloat16
-        where it is faster.
+        """Return what config.optim.automatic_mp and config.optim.amp_dtype ask for; "auto" is
+        bfloat16 where it is faster.
         """
         if not config.optim.automatic_mp:
             return cls.named(device, "float32", "config.optim.automatic_mp is off")
@@ -124,7 +124,7 @@ class Precision:
         return self.dtype != torch.float32
 
     def autocast(self) -> AbstractContextManager:
-        """The context for forward passes; does nothing in float32."""
+        """Return the context for forward passes; does nothing in float32."""
         return torch.autocast(
             self.device.type, dtype=self.dtype if self.enabled else None, enabled=self.enabled
         )
@@ -140,8 +140,8 @@ class Precision:
 
 @functools.cache
 def bfloat16_ratio() -> float:
-    """How many times as long as in float32 a convolution and a matrix product take in bfloat16 on a
-    core of this processor.
+    """Return how many times as long as in float32 a convolution and a matrix product take in
+    bfloat16 on a core of this processor.
 
     Where it has no bfloat16 instructions, PyTorch emulates them, 10 to 500 times slower than
     float32.

@@ -34,18 +34,18 @@ MEETING_MINUTES = 10
 
 
 def rank() -> int:
-    """The number of this process, from 0."""
+    """Return the number of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """Return how many processes there are."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def cores() -> int:
-    """How many cores of this machine this process may use: those of its container, shared with its
-    neighbours.
+    """Return how many cores of this machine this process may use: those of its container, shared
+    with its neighbours.
     """
     usable = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):  # macOS has none
@@ -58,7 +58,7 @@ def cores() -> int:
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes files and prints."""
+    """Return whether this is the process that writes files and prints."""
     return rank() == 0
 
 
@@ -105,7 +105,9 @@ def gather(value: Any) -> list[Any]:
 
 
 def gather_rows(rows: torch.Tensor) -> torch.Tensor:
-    """All processes' rows (n, ...), in the order of ranks, on the CPU; n may differ, and be 0."""
+    """Return all processes' rows (n, ...), in the order of ranks, on the CPU; n may differ, and be
+    0.
+    """
     return torch.cat(gather(rows.detach().cpu()))
 
 
@@ -273,7 +275,7 @@ def _join(timeout: timedelta) -> None:
 
 
 def _lost(error: BaseException) -> str | None:
-    """What to say where another process has gone or is silent; None for other errors."""
+    """Return what to say where another process has gone or is silent; None for other errors."""
     text = one_line(error)
     if "gloo/transport" not in text and "remote process exited" not in text:
         return None

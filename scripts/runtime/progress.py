@@ -23,7 +23,7 @@ SLOW_READING = 0.2
 
 
 def say(text: str, file: TextIO | None = None) -> None:
-    """A line on stdout, or on another file, that does not break a bar."""
+    """Print a line on stdout, or on another file, without breaking a bar."""
     if sys.stderr.isatty():
         tqdm.write(text, file=file or sys.stdout)
     else:  # tqdm would write its bars anew with every line
@@ -31,14 +31,14 @@ def say(text: str, file: TextIO | None = None) -> None:
 
 
 def warn(text: str) -> None:
-    """A warning, as a line on stderr."""
+    """Print a warning, as a line on stderr."""
     if distributed.is_main():
         say(f"warning: {text}", sys.stderr)
 
 
 @functools.cache
 def warn_once(text: str) -> None:
-    """A warning, the first time that it is given."""
+    """Print a warning, the first time that it is given."""
     warn(text)
 
 
@@ -69,8 +69,8 @@ class _Lines(tqdm):
 
 
 def progress_bar(total: int, unit: str, description: str, initial: int = 0) -> tqdm:
-    """A tqdm bar that leaves nothing behind; where there is no terminal, it shows only work of over
-    half a minute.
+    """Return a tqdm bar that leaves nothing behind; where there is no terminal, it shows only work
+    of over half a minute.
     """
     options: dict[str, Any] = {"leave": False, "dynamic_ncols": True}
     kind = tqdm

@@ -88,7 +88,7 @@ def edit(sampler: Sampler, images: torch.Tensor, blur: float, per_image: int = 1
 
 
 def level_of_blur(sampler: Sampler, blur: float) -> tuple[int, float]:
-    """The level visited whose blur is nearest to so many pixels, and its blur.
+    """Return the level visited whose blur is nearest to so many pixels, and its blur.
 
     Raises UserError beyond the levels that are visited.
     """
@@ -104,7 +104,7 @@ def level_of_blur(sampler: Sampler, blur: float) -> tuple[int, float]:
 
 
 def length_scales(process: GaussianProcess) -> torch.Tensor:
-    """The blur of each level in pixels, sigma_B: float64 (K + 1,)."""
+    """Return the blur of each level in pixels, sigma_B: float64 (K + 1,)."""
     log_alpha = process.blur.log_alpha.cpu()
     slowest = eigenvalues(*log_alpha.shape[1:])[0, 1]
     # Beyond what all frequencies lose alike; at a level without signal nothing is known.
@@ -113,8 +113,8 @@ def length_scales(process: GaussianProcess) -> torch.Tensor:
 
 
 def level_of_factor(sampler: Sampler, factor: int) -> int:
-    """The last level visited that has lost as much as a picture made so much smaller: blurred by
-    half the factor, or with little noise by the factor.
+    """Return the last level visited that has lost as much as a picture made so much smaller:
+    blurred by half the factor, or with little noise by the factor.
 
     What interpolation has wrong is no more than the noise there, or else would be believed.
     """
@@ -128,7 +128,7 @@ def level_of_factor(sampler: Sampler, factor: int) -> int:
 
 
 def whole_factor(sampler: Sampler, small: torch.Tensor) -> int:
-    """How many times as large the sampler's images are. Raises UserError for others."""
+    """Return how many times as large the sampler's images are. Raises UserError for others."""
     channels, height, width = sampler.shape
     factor = height // max(1, small.shape[-2])
     expected = (channels, small.shape[-2] * factor, small.shape[-1] * factor)
@@ -165,7 +165,7 @@ def _observed(
 
 
 def _nearest(prior: Prior, states: torch.Tensor, per_image: int) -> torch.Tensor:
-    """The `per_image` states of the prior nearest to each of these: (S M, C, H, W)."""
+    """Return the `per_image` states of the prior nearest to each of these: (S M, C, H, W)."""
     distances = torch.cat(
         [
             torch.cdist(states.flatten(1), prior.means(rows).flatten(1))

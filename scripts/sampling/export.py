@@ -73,7 +73,7 @@ def _png_shape(shape: tuple[int, int, int]) -> tuple[int, int, int]:
 def _missing(
     directory: Path, sampler: Sampler, settings: dict[str, Any], num_samples: int
 ) -> list[int]:
-    """The samples that are not there, or damaged. Raises UserError as `export` does."""
+    """Return the samples that are not there, or damaged. Raises UserError as `export` does."""
     _check_export(directory, settings)
     files = [directory / f"{i:06d}.png" for i in range(num_samples)]
     if (held := len({*directory.glob("*.png"), *files})) > num_samples:
@@ -87,7 +87,7 @@ def _missing(
 
 
 def _is_whole(file: Path, shape: tuple[int, int, int]) -> bool:
-    """Whether a file holds an image of this shape (C, H, W), by the checksums in it."""
+    """Return whether a file holds an image of this shape (C, H, W), by the checksums in it."""
     with suppress(UnreadableImage), opened_image(file, file.name) as image:
         written = len(image.getbands()), image.height, image.width
         image.verify()
@@ -96,8 +96,8 @@ def _is_whole(file: Path, shape: tuple[int, int, int]) -> bool:
 
 
 def _write_npz(directory: Path, num_samples: int, image_shape: tuple[int, int, int]) -> None:
-    """The first N PNG files of images (C, H, W) as `arr_0`, uint8 (N, H, W, C), as ADM's and other
-    evaluators read it.
+    """Write the first N PNG files of images (C, H, W) as `arr_0`, uint8 (N, H, W, C), as ADM and
+    other evaluators read it.
     """
     channels, *size = image_shape
     shape = num_samples, *size, channels

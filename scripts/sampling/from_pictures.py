@@ -91,8 +91,8 @@ def read_pictures(
     shape: tuple[int, int, int] | None = None,
     data: ConfigDict | None = None,
 ) -> torch.Tensor:
-    """The picture or the pictures of a folder, float32 (S, C, H, W) in [0, 1]: resized to `shape`,
-    or without it at their own size.
+    """Return the picture or the pictures of a folder, float32 (S, C, H, W) in [0, 1]: resized to
+    `shape`, or without it at their own size.
 
     Raises UserError for what cannot be read, or pictures of several sizes.
     """

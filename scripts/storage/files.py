@@ -115,7 +115,7 @@ def make_directory(path: Path, flag: str) -> Path:
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of an .npz file by name, without pickles.
+    """Return all arrays of an .npz file by name, without pickles.
 
     Raises ValueError in one line if it is damaged, or OSError.
     """
@@ -129,7 +129,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a .jsonl file; none if there is no such file."""
+    """Return the rows of a .jsonl file; none if there is no such file."""
     rows = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:

@@ -36,8 +36,8 @@ def write_published(directory: Path, contents: Mapping[str, Any], weights_crc32:
 
 
 def read_published(path: Path) -> tuple[dict[str, Any], int]:
-    """The contents of a checkpoint from its weights and the file beside them, and the checksum that
-    the weights must have.
+    """Return the contents of a checkpoint from its weights and the file beside them, and the
+    checksum that the weights must have.
 
     Raises UserError for files that are missing, damaged or foreign.
     """

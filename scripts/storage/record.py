@@ -61,7 +61,7 @@ class Record:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def add(self, **parts: Part) -> "Record":
-        """The record with more in some parts: `record.add(data={"samples_crc32": 1})`."""
+        """Return the record with more in some parts: `record.add(data={"samples_crc32": 1})`."""
         return replace(self, **{name: getattr(self, name) | part for name, part in parts.items()})
 
     def settings(self) -> dict[str, Any]:
@@ -72,7 +72,7 @@ class Record:
         return json.loads(json.dumps(flat | {"files": self.files}))
 
     def row(self) -> dict[str, Any]:
-        """The settings and their key without the files, for results."""
+        """Return the settings and their key without the files, for results."""
         row = self.settings() | {"key": replace(self, files={}).key}
         del row["files"]
         return row
@@ -101,7 +101,7 @@ def provenance(config: ConfigDict, *, device: str, world_size: int) -> dict[str,
 
 
 def now() -> str:
-    """The time in UTC, to the second: "2026-01-31T12:00:00+00:00"."""
+    """Return the time in UTC, to the second: "2026-01-31T12:00:00+00:00"."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
@@ -111,14 +111,14 @@ def config_hash(config: ConfigDict) -> str:
 
 
 def program_version() -> str:
-    """The version in pyproject.toml."""
+    """Return the version in pyproject.toml."""
     with (ROOT / "pyproject.toml").open("rb") as file:
         return tomllib.load(file)["project"]["version"]
 
 
 def commit() -> str | None:
-    """The commit that the program is at, with "+changes" if its files are not as in there; None if
-    git does not know.
+    """Return the commit that the program is at, with "+changes" if its files are not as in there;
+    None if git does not know.
     """
     # Not that of a repository further up.
     environment = os.environ | {"GIT_CEILING_DIRECTORIES": str(ROOT.parent)}

@@ -48,7 +48,7 @@ def main(flags: Values) -> int:
 
 
 def tasks(experiment: Experiment, device: torch.device) -> Iterator[Task]:
-    """A matrix product, then training and sampling on noise."""
+    """Yield a matrix product, then training and sampling on noise."""
     config = experiment.config
     trainer, work = Trainer(experiment, device), Work.of(experiment)
     n, shape = config.training.batch_size, experiment.shape

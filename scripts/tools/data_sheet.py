@@ -41,8 +41,8 @@ Schedules = dict[str, torch.Tensor]
 def schedules_for(
     config: ConfigDict, moments: DCTMoments, needs_matched: bool = False
 ) -> Schedules:
-    """The log and the matched schedule, and the configuration's own where that is another; none
-    for a process that has a schedule of its own, or no blur.
+    """Return the log and the matched schedule, and the configuration's own where that is another;
+    none for a process that has a schedule of its own, or no blur.
 
     Without the matched one if there is none, unless it is needed: then that raises UserError.
     """
@@ -63,7 +63,7 @@ def schedules_for(
 
 
 def slope(power: torch.Tensor) -> float:
-    """The exponent a of a spectrum ~ radius^a, power (H, W): least squares in log over
+    """Return the exponent a of a spectrum ~ radius^a, power (H, W): least squares in log over
     `radial_bins` up to Nyquist's radius.
 
     Bins without power are left out.
@@ -76,7 +76,9 @@ def slope(power: torch.Tensor) -> float:
 
 
 def kept_variance(sigma_B: float, power: torch.Tensor) -> float:
-    """The share of the variance, without the constant's, that a blur of so many pixels leaves."""
+    """Return the share of the variance, without the constant's, that a blur of so many pixels
+    leaves.
+    """
     varying = power.double().clone()
     varying[0, 0] = 0
     blurred = (-eigenvalues(*power.shape) * sigma_B**2).exp() * varying
@@ -115,8 +117,8 @@ def describe(moments: DCTMoments, schedules: Schedules) -> str:
 
 
 def panels(moments: DCTMoments, schedules: Schedules, height: int) -> Image.Image:
-    """The spectrum and, if there are schedules, their levels and the share of the variance that
-    each step removes, one below the other in so many pixels.
+    """Return the spectrum and, if there are schedules, their levels and the share of the variance
+    that each step removes, one below the other in so many pixels.
     """
     power, (H, W) = moments.variance.sum(0), moments.sum.shape[1:]
     bins = radial_bins(H, W)

@@ -117,7 +117,7 @@ def write_card(workdir: Path, out: Path, license: str, about: Path | None, sampl
 
 
 def scores_of(workdir: Path, weights_crc32: int) -> list[dict[str, Any]]:
-    """What was measured with these weights, each once, as rows of the card."""
+    """Return what was measured with these weights, each once, as rows of the card."""
     rows = read_json_lines(workdir / RESULTS)
     latest = {(row["key"], row["score"]): row for row in rows if "key" in row}
     return [
@@ -132,7 +132,9 @@ def scores_of(workdir: Path, weights_crc32: int) -> list[dict[str, Any]]:
 
 
 def without_folders(value: Any, key: str = "") -> Any:
-    """The same plain data with only the last part of every path. key: what `value` is called."""
+    """Return the same plain data with only the last part of every path. key: what `value` is
+    called.
+    """
     if isinstance(value, dict):
         return {name: without_folders(part, str(name)) for name, part in value.items()}
     if isinstance(value, list | tuple):
@@ -147,8 +149,8 @@ def without_folders(value: Any, key: str = "") -> Any:
 
 
 def _without_folder(text: str) -> str:
-    """The last part of a path, also after "--flag="; the program's own configurations keep their
-    folder.
+    """Return the last part of a path, also after "--flag="; the program's own configurations keep
+    their folder.
     """
     parts = text.split("=")
     for i, part in enumerate(parts):
@@ -158,7 +160,7 @@ def _without_folder(text: str) -> str:
 
 
 def describe_prior(contents: Contents) -> str | None:
-    """What a checkpoint's prior tells of the training images; None if nothing."""
+    """Return what a checkpoint's prior tells of the training images; None if nothing."""
     coefficients = contents.get("prior", {}).get("coefficients")
     if coefficients is None:
         return None

@@ -41,7 +41,7 @@ class DataPicture:
         return self._images.var(0).mean().sqrt().item()
 
     def warning(self) -> str:
-        """A line for images that hardly differ; empty for others."""
+        """Return a line for images that hardly differ; empty for others."""
         model = self._experiment.config.model
         reads_sigma = "model.sigma" in PROCESSES[model.process].reads
         if not reads_sigma or len(self._images) < 2 or self.deviation >= model.sigma:
@@ -71,7 +71,7 @@ class DataPicture:
         return f"{name}\n{classes[label] if classes else label}"
 
     def _levels(self) -> list[tuple[int, str]]:
-        """A few levels of the chain, with their numbers and blur for a label."""
+        """Return a few levels of the chain, with their numbers and blur for a label."""
         process = self._experiment.process
         chain = process.chain[-2::-1]  # from the first level to K
         steps = np.linspace(0, len(chain) - 1, min(STATES + 1, len(chain)))[-STATES:]
@@ -124,7 +124,7 @@ def sheet(rows: Sequence[tuple[str, torch.Tensor, Sequence[str]]], columns: int)
 
 
 def _fitting(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """The end of a text that is not wider than so many pixels."""
+    """Return the end of a text that is not wider than so many pixels."""
     while len(text) > 1 and font.getlength(text) > width:
         text = f"…{text[2:]}"
     return text

@@ -76,7 +76,7 @@ class MetricsWriter(AbstractContextManager["MetricsWriter"]):
         self._summarize(lambda board: board.close())
 
     def write(self, step: int, **values: float) -> None:
-        """One row: the step and named numbers, to the eight digits that a float32 has. Raises
+        """Write a row: the step and named numbers, to the eight digits that a float32 has. Raises
         OSError.
         """
 
@@ -93,7 +93,7 @@ class MetricsWriter(AbstractContextManager["MetricsWriter"]):
         self._summarize(scalars)
 
     def event(self, step: int, event: str, **facts: Any) -> None:
-        """One row about the run itself, such as "resumed", with plain data; not in TensorBoard."""
+        """Write a row about the run itself, such as "resumed"; not in TensorBoard."""
         self._append({"step": step, "event": event, **facts})
 
     def text(self, step: int, name: str, text: str) -> None:
@@ -102,7 +102,7 @@ class MetricsWriter(AbstractContextManager["MetricsWriter"]):
         self._summarize(lambda board: board.add_text(name, lines, step))
 
     def image(self, step: int, name: str, path: Path) -> None:
-        """The picture in a file, in TensorBoard."""
+        """Show the picture in a file in TensorBoard."""
 
         def picture(board: "SummaryWriter") -> None:
             board.add_image(name, np.asarray(Image.open(path)), step, dataformats="HWC")
@@ -129,7 +129,7 @@ class LossWindow:
         self.seconds = 0.0
 
     def add(self, result: StepResult, seconds: float) -> None:
-        """What one step measured, and the time that it took, waiting for its data included."""
+        """Add what one step measured, and the time that it took, waiting for its data included."""
         self.results.append(result)
         self.seconds += seconds
 
