@@ -117,7 +117,7 @@ class ObservedKernel(ReverseKernel):
         return idct2(variance.sqrt().to(eps) * dct2(eps))
 
     def _gain(self, k: Tensor) -> Tensor:
-        """Return the share of a difference that counts, E / (E + sigma^2) for a noisy observation."""
+        """Return how much of a difference counts, E / (E + sigma^2) for a noisy observation."""
         sigma = getattr(self.observation, "sigma", 0.0)
         one = torch.ones((), dtype=torch.float64, device=k.device)
         if sigma == 0:

@@ -109,7 +109,7 @@ class Process(ABC):
         return StoredStates(torch.cat(states))
 
     def prior_from_state(self, state: Mapping[str, Tensor]) -> Prior:
-        """Return the prior that `state_dict` described. Raises ValueError if it is of other images."""
+        """Return the prior that `state_dict` described; raises ValueError for other images."""
         return StoredStates(**state)
 
     def reverse_kernel(
@@ -194,7 +194,7 @@ def full_chain(K: int) -> Chain:
 
 
 def next_levels(chain: Chain, K: int) -> Tensor:
-    """Return the level that follows k in the chain, for every level k: int64 (K + 1,), 0 elsewhere."""
+    """Return the level that follows k in the chain, for every k: int64 (K + 1,), 0 elsewhere."""
     following = torch.zeros(K + 1, dtype=torch.int64)
     for k, j in pairwise(chain):
         following[k] = j

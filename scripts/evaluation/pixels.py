@@ -153,7 +153,7 @@ def interval(replicates: np.ndarray) -> np.ndarray:
 def bootstrap_result(
     score: str, value: float, replicates: np.ndarray, inputs: PixelInputs, settings: dict[str, Any]
 ) -> Result:
-    """Return a score whose error and interval are those of replicates; a single group has neither."""
+    """Return a score whose error and interval are of replicates; a single group has neither."""
     error = float(replicates.std(ddof=1))
     estimate = Estimate(value, error, len(inputs.samples), count(inputs.groups))
     if not math.isfinite(error):
