@@ -366,6 +366,7 @@ FLAGS = (
         "schedule", "data_sheet", PATH, None,
         "New .npy file for the schedule that is matched to the images.",
     ),
+    Flag("scores", "compare", STRING, "", "Those to show, with commas; by default all."),
     Flag("license", "publish", STRING, "", "Of the weights, as on the card: mit, cc-by-4.0, ..."),
     Flag(
         "about", "publish", PATH, None,

@@ -1,29 +1,37 @@
 """Runs side by side: what differs in their configurations, and their scores over training seeds.
 
-python -m scripts.tools.compare RUN... [--out DIR]
+python -m scripts.tools.compare RUN... --out DIR [--scores=FID,BPD]
 
 Runs that differ in nothing but the seed are one arm. Writes to DIR every score of every run as
-`scores.csv`, the table as `scores.txt`, and a picture by arm and over checkpoints as `scores.png`.
+`scores.csv`, the table as `scores.txt`, and a picture as `scores.png`.
 """
 
 import csv
 import math
 import statistics
+import textwrap
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from scipy.stats import t as student_t
 
 from scripts.config.flags import Values, run
 from scripts.config.load import RUN_CONFIG, flatten, from_json, load
 from scripts.config.paths import user_path
 from scripts.data.datasets import require_outside_data
 from scripts.errors import UserError
-from scripts.evaluation.results import RESULTS
+from scripts.estimate import Z95
+from scripts.evaluation.results import RESULTS, save_figure
 from scripts.storage.files import atomic_write, make_directory, read_json_lines
 
+CAPTION = (
+    "mean +- half of the 95% interval by Student's t over n trainings, of one training by its "
+    "evaluation; each +-: standard error of an evaluation; differences are paired by training seed"
+)
 NOT_OF_AN_ARM = {"seed", "device", "data.num_workers"}
 """Keys in which runs of one arm may differ."""
 SETTINGS = (
@@ -143,18 +151,34 @@ def tell_apart(rows: Sequence[dict[str, Any]]) -> None:
             row["setting"] += f", {differing[0]} {row.get(differing[0])}"
 
 
-def curves(rows: Sequence[dict[str, Any]], setting: str, arm: str) -> dict[int, dict[int, float]]:
-    """For each training seed of an arm a score by step; evaluations that differ in their seed alone
-    are averaged.
-    """
-    values: dict[int, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+class Score(NamedTuple):
+    """A value, and the standard error of evaluating it, NaN where it is not known."""
+
+    value: float
+    error: float
+
+
+Curves = dict[int, dict[int, Score]]
+"""A score by training seed and step."""
+
+
+def curves(rows: Sequence[dict[str, Any]], setting: str, arm: str) -> Curves:
+    """Those of one arm; evaluations that differ in their seed alone are averaged."""
+    scores: dict[tuple[int, int], list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         if (row["setting"], row["arm"]) == (setting, arm):
-            values[row["training_seed"]][row["checkpoint_step"]].append(row["value"])
-    return {
-        seed: {step: statistics.fmean(values) for step, values in by_step.items()}
-        for seed, by_step in values.items()
-    }
+            scores[row["training_seed"], row["checkpoint_step"]].append(row)
+    by_seed: Curves = defaultdict(dict)
+    for (seed, step), repetitions in scores.items():
+        errors = [row.get("standard_error") or math.nan for row in repetitions]
+        mean = statistics.fmean(row["value"] for row in repetitions)
+        by_seed[seed][step] = Score(mean, math.hypot(*errors) / len(errors))
+    return dict(by_seed)
+
+
+def newest(by_seed: Curves) -> dict[int, Score]:
+    """By training seed, of the newest checkpoint that was evaluated."""
+    return {seed: curve[max(curve)] for seed, curve in by_seed.items()}
 
 
 def letters_of(arms: Sequence[str]) -> list[str]:
@@ -162,98 +186,93 @@ def letters_of(arms: Sequence[str]) -> list[str]:
     return [chr(ord("A") + i) for i in range(len(arms))]
 
 
-def summary(values: Sequence[float], of_mean: bool = False) -> str:
-    """Mean, standard deviation (with `of_mean` that of the mean, the standard error) and number of
-    values.
+def mean_and_interval(scores: Sequence[Score]) -> tuple[float, float]:
+    """The mean over trainings and half of its 95% interval, by Student's t; of one training by the
+    error of its evaluation.
     """
-    if len(values) < 2:
-        return f"{values[0]:.4g} (1)" if values else "-"
-    spread = statistics.stdev(values) / (math.sqrt(len(values)) if of_mean else 1)
-    return f"{statistics.fmean(values):.4g} +- {spread:.2g} ({len(values)})"
+    values = [score.value for score in scores]
+    if len(values) == 1:
+        return values[0], Z95 * scores[0].error
+    quantile = float(student_t.ppf(0.975, len(values) - 1))
+    return statistics.fmean(values), quantile * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def cell(scores: Sequence[Score]) -> str:
+    """Mean, interval, number of trainings and the error of an evaluation, as text."""
+    if not scores:
+        return "-"
+    mean, half = mean_and_interval(scores)
+    error = math.hypot(*(score.error for score in scores)) / math.sqrt(len(scores))
+    each = f", each +- {error:.2g}" if math.isfinite(error) else ""
+    interval = f" +- {half:.2g}" if math.isfinite(half) else ""
+    return f"{mean:.4g}{interval} (n = {len(scores)}{each})"
+
+
+def paired(first: dict[int, Score], other: dict[int, Score]) -> list[Score]:
+    """Differences of the trainings with the same seed."""
+    pairs = [(first[seed], other[seed]) for seed in first if seed in other]
+    return [Score(b.value - a.value, math.hypot(a.error, b.error)) for a, b in pairs]
 
 
 def table(
     rows: Sequence[dict[str, Any]], settings: Sequence[str], arms: Sequence[str]
 ) -> Iterator[list[str]]:
-    """For each score at the newest checkpoints a summary by arm, and of differences from the first
+    """For each score at the newest checkpoints a cell by arm, and of differences from the first
     arm, paired by seed.
     """
     letters = letters_of(arms)
     yield ["", *letters, *(f"{letter} - A" for letter in letters[1:])]
     for setting in settings:
         of_arms = [curves(rows, setting, arm) for arm in arms]
-        first, *others = all_arms = [
-            {seed: curve[max(curve)] for seed, curve in by_seed.items()} for by_seed in of_arms
-        ]
         steps = sorted({max(curve) for by_seed in of_arms for curve in by_seed.values()})
         if len(steps) > 1:
             setting = f"{setting} (at steps {steps}: not equally trained)"
-        differences = [
-            [other[seed] - first[seed] for seed in first if seed in other] for other in others
-        ]
-        yield [
-            setting,
-            *(summary([*v.values()]) for v in all_arms),
-            *(summary(d, of_mean=True) for d in differences),
-        ]
+        first, *others = all_arms = [newest(by_seed) for by_seed in of_arms]
+        differences = [cell(paired(first, other)) for other in others]
+        yield [setting, *(cell([*scores.values()]) for scores in all_arms), *differences]
 
 
 def draw(
     path: Path, rows: Sequence[dict[str, Any]], settings: Sequence[str], arms: Sequence[str]
 ) -> None:
-    """Write a picture with a panel for each score, by arm, a line for each training seed; and one
-    over checkpoints, if several were evaluated.
+    """Write a picture with a panel for each score: means with 95% intervals by arm, or over
+    checkpoints if several were evaluated, and each training as a small point.
     """
-    by_setting, letters = (
-        {setting: [curves(rows, setting, arm) for arm in arms] for setting in settings},
-        letters_of(arms),
-    )
-    steps = any(
-        len(curve) > 1
-        for by_arm in by_setting.values()
-        for by_seed in by_arm
-        for curve in by_seed.values()
-    )
-    num_rows = len(settings) if steps else math.ceil(len(settings) / 3)
-    figure = Figure(figsize=(10, 1 + 2.5 * num_rows), layout="constrained")
-    panels = iter(figure.subplots(num_rows, 2 if steps else 3, squeeze=False).flat)
-    for setting, by_arm in by_setting.items():
-        axes = [next(panels)]
-        for seed in dict.fromkeys(seed for by_seed in by_arm for seed in by_seed):
-            points = [
-                (i, list(by_seed[seed].values())[-1])
-                for i, by_seed in enumerate(by_arm)
-                if seed in by_seed
-            ]
-            axes[0].plot(*zip(*points, strict=True), "o-", lw=1, label=f"seed {seed}")
-        axes[0].set(xticks=range(len(arms)), xticklabels=letters)
-        axes[0].margins(x=0.2)
-        if steps:
-            axes.append(next(panels))
-            for i, by_seed in enumerate(by_arm):
-                for n, curve in enumerate(by_seed.values()):
-                    axes[1].plot(
-                        curve.keys(),
-                        curve.values(),
-                        "o-",
-                        ms=3,
-                        lw=1,
-                        color=f"C{i}",
-                        label=None if n else letters[i],
-                    )
-            axes[1].set_xlabel("step")
-        axes[0].set_title(setting, fontsize="medium")
-        for ax in axes:
-            ax.grid(alpha=0.3)
-            ax.legend(fontsize="small")
-    for ax in panels:
-        ax.remove()
-    figure.suptitle(
-        "\n".join(f"{letter}: {arm}" for letter, arm in zip(letters, arms, strict=True)),
-        fontsize="medium",
-    )
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=110)
+    width = min(3, len(settings))
+    height = math.ceil(len(settings) / width)
+    figure = Figure(figsize=(3.6 * width, 3 * height + 0.25 * len(arms)), layout="constrained")
+    panels = iter(figure.subplots(height, width, squeeze=False).flat)
+    letters = letters_of(arms)
+    for setting in settings:
+        axes = next(panels)
+        of_arms = [curves(rows, setting, arm) for arm in arms]
+        over_steps = any(len(curve) > 1 for by_seed in of_arms for curve in by_seed.values())
+        for i, by_seed in enumerate(of_arms):
+            steps = sorted({step for curve in by_seed.values() for step in curve})
+            at = {
+                step: [curve[step] for curve in by_seed.values() if step in curve]
+                for step in (steps if over_steps else steps[-1:])
+            }
+            x = list(at) if over_steps else [i] * len(at)
+            means = [mean_and_interval(scores) for scores in at.values()]
+            color = f"C{i}"
+            axes.errorbar(x, *zip(*means, strict=True), fmt="o-", capsize=4, color=color)
+            for place, scores in zip(x, at.values(), strict=True):
+                values = [score.value for score in scores]
+                axes.plot([place] * len(values), values, "_", color=color, alpha=0.5)
+        if over_steps:
+            axes.set_xlabel("step")
+        else:
+            axes.set(xticks=range(len(arms)), xticklabels=letters)
+            axes.margins(x=0.2)
+        axes.set_title("\n".join(textwrap.wrap(setting, 40)), fontsize="small")
+        axes.grid(alpha=0.3)
+    for axes in panels:
+        axes.remove()
+    handles = [Line2D([], [], marker="o", color=f"C{i}") for i in range(len(arms))]
+    names = [f"{letter}: {arm}" for letter, arm in zip(letters, arms, strict=True)]
+    figure.legend(handles, names, loc="outside lower left", fontsize="small", frameon=False)
+    save_figure(figure, path)
 
 
 def write(out: Path, rows: Sequence[dict[str, Any]], arms: Sequence[str]) -> str:
@@ -261,7 +280,9 @@ def write(out: Path, rows: Sequence[dict[str, Any]], arms: Sequence[str]) -> str
     settings = list(dict.fromkeys(row["setting"] for row in rows))
     cells = list(table(rows, settings, arms))
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    text = "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in cells)
+    names = [f"{letter}: {arm}" for letter, arm in zip(letters_of(arms), arms, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
+    text = "\n".join([*names, *lines, CAPTION])
     make_directory(out, "--out")
     with atomic_write(out / "scores.txt") as temporary:
         temporary.write_text(text + "\n")
@@ -284,17 +305,17 @@ def main(flags: Values) -> int:
         raise UserError(
             f"{', '.join(map(str, runs))}: no {RESULTS} in them yet; evaluate.py adds scores"
         )
+    if flags.scores:
+        wanted = flags.scores.split(",")
+        known = {row["score"] for row in rows}
+        if missing := [score for score in wanted if score not in known]:
+            listed = f"there are {', '.join(sorted(known))}"
+            raise UserError(f"--scores={flags.scores}: no {missing[0]} in these runs; {listed}")
+        rows = [row for row in rows if row["score"] in wanted]
     for key in keys:
         values = zip(configs, runs, strict=True)
         print(f"{key}: " + ", ".join(f"{config[key]} ({path.name})" for config, path in values))
-    once = list(dict.fromkeys(arms))
-    for letter, arm in zip(letters_of(once), once, strict=True):
-        print(f"{letter}: {arm}")
-    print(write(flags.out, rows, once))
-    print(
-        "mean +- standard deviation (number of training seeds); differences: mean +- standard "
-        "error, paired by seed"
-    )
+    print(write(flags.out, rows, list(dict.fromkeys(arms))))
     print(f"tables and pictures: {flags.out}")
     return 0
 

@@ -9,12 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import stats
 
 from scripts.config.load import to_json
 from scripts.errors import UserError
 from scripts.tools.compare import arms_of, curves, main, read_scores, write
 from tests.conftest import command, error_line
 from tests.tiny import tiny_config
+
+ONE = " +- 0.98 (n = 1, each +- 0.5)"
+"""After the value of a single training."""
 
 
 def made_run(place: Path, name: str, scores: list[dict[str, Any]], **config: object) -> Path:
@@ -78,10 +82,11 @@ def compared(runs: list[Path], out: Path) -> dict[str, list[str]]:
     """Cells of the text by the first."""
     configs, _, arms = arms_of(runs)
     rows = read_scores(runs, [config["seed"] for config in configs], arms)
-    lines = write(out, rows, list(dict.fromkeys(arms))).splitlines()
+    once = list(dict.fromkeys(arms))
+    lines = write(out, rows, once).splitlines()[len(once) + 1 : -1]
     return {
         line.split("  ")[0]: [cell.strip() for cell in line.split("  ") if cell][1:]
-        for line in lines[1:]
+        for line in lines
     }
 
 
@@ -92,10 +97,14 @@ def test_arms_and_pairs(runs: list[Path], tmp_path: Path) -> None:
     assert arms == ["sigma 0.01"] * 3 + ["sigma 0.02"] * 3
     cells = compared(runs, tmp_path / "out")["FID"]
     a, b = np.array([5.0, 100, 200]), np.array([110.0, 212, 7])
-    assert cells[0] == f"{a.mean():.4g} +- {a.std(ddof=1):.2g} (3)"
-    assert cells[1] == f"{b.mean():.4g} +- {b.std(ddof=1):.2g} (3)"
-    assert cells[2] == "11 +- 1 (2)", "10 and 12: standard deviation sqrt(2), of the mean 1"
-    assert compared(runs[:1], tmp_path / "one")["FID"] == ["5 (1)"]
+    for shown, values in zip(cells, (a, b), strict=False):
+        low, high = stats.t.interval(0.95, 2, values.mean(), stats.sem(values))
+        half = (high - low) / 2
+        assert shown == f"{values.mean():.4g} +- {half:.2g} (n = 3, each +- 0.5)"
+    # 10 and 12: the standard error is 1, the quantile for one degree of freedom 12.7.
+    assert cells[2] == "11 +- 13 (n = 2, each +- 0.71)"
+    one = compared(runs[:1], tmp_path / "one")["FID"]
+    assert one == ["5" + ONE]
 
 
 def test_files(runs: list[Path], tmp_path: Path) -> None:
@@ -131,12 +140,14 @@ def test_settings_and_checkpoints(tmp_path: Path) -> None:
     run = made_run(tmp_path, "a", rows)
     table = compared([run], tmp_path / "out")
     assert table == {
-        "FID, delta 0.0125": ["2 (1)"],
-        "FID, delta 0.02": ["70 (1)"],
-        "FID, delta 0.0125, steps 1": ["60 (1)"],
+        "FID, delta 0.0125": ["2 +- 0.69 (n = 1, each +- 0.35)"],
+        "FID, delta 0.02": ["70" + ONE],
+        "FID, delta 0.0125, steps 1": ["60" + ONE],
     }
     found = read_scores([run], [42], ["all"])
-    assert curves(found, "FID, delta 0.0125", "all") == {42: {3: 50.0, 7: 2.0}}
+    assert curves(found, "FID, delta 0.0125", "all") == {
+        42: {3: (50.0, 0.5), 7: (2.0, pytest.approx(0.5 / 2**0.5))}
+    }
     other = made_run(tmp_path, "b", [{"value": 4.0, "checkpoint_step": 3}], seed=1)
     (name,) = (
         name for name in compared([run, other], tmp_path / "two") if "not equally trained" in name
@@ -154,7 +165,8 @@ def test_chains_of_as_many_steps(tmp_path: Path) -> None:
         {"value": 3.0, "chain": None},
     ]
     table = compared([made_run(tmp_path, "a", rows)], tmp_path / "out")
-    assert table == {"FID": ["3 (1)"], "FID, steps 2": ["1 (1)"], "FID, steps 2:bound": ["2 (1)"]}
+    names = ("FID, steps 2", "FID, steps 2:bound", "FID")
+    assert table == {name: [f"{i}{ONE}"] for i, name in enumerate(names, 1)}
 
 
 @pytest.mark.parametrize(
@@ -168,7 +180,7 @@ def test_what_only_looks_alike_is_no_repetition(differs: str, tmp_path: Path) ->
         for value, number in ((1.0, 5), (2.0, 5), (9.0, 6))
     ]
     table = compared([made_run(tmp_path, "a", rows)], tmp_path / "out")
-    assert table == {f"FID, {differs} 5": ["2 (1)"], f"FID, {differs} 6": ["9 (1)"]}
+    assert table == {f"FID, {differs} 5": ["2" + ONE], f"FID, {differs} 6": ["9" + ONE]}
 
 
 def test_bad_input(runs: list[Path], tmp_path: Path) -> None:
@@ -187,6 +199,9 @@ def test_bad_input(runs: list[Path], tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert "model.sigma: 0.01 (a2), 0.01 (a3), 0.02 (b2)" in result.stdout
     assert "B - A" in result.stdout
+    assert "A: sigma 0.01" in (tmp_path / "out" / "scores.txt").read_text()
+    unknown = error_line(command(*tool, *runs[1:], out, "--scores=FID,IS"))
+    assert unknown == "error: --scores=FID,IS: no IS in these runs; there are FID"
 
 
 def test_no_tables_among_the_images_of_a_run(tmp_path: Path) -> None:
