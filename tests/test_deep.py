@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import sample
@@ -15,7 +16,7 @@ from scripts.evaluation.results import Point
 from scripts.evaluation.scores import SampleFiles
 from scripts.sampling.sampler import load_sampler
 from scripts.training.loop import train
-from tests.evaluation.evaluations import of_bound, of_samples
+from tests.evaluation.evaluations import Recorder, of_bound, of_samples
 from tests.images import save_waves
 from tests.training.runs import TinyRun, array_config
 
@@ -63,6 +64,18 @@ def test_pictures_of_both_kinds_to_start_from(run: TinyRun, tmp_path: Path) -> N
         sampler, _ = load_sampler(None, run.workdir, 0, choice=Point(init=str(tmp_path / name)))
         assert sampler.initial_images is not None
         np.testing.assert_allclose(sampler.initial_images.images([0]), 0.2, atol=1e-6)
+
+
+def test_features_are_of_8_bits(run: TinyRun) -> None:
+    recorder = Recorder()
+    config = load(str(run.workdir / "config.json"))
+    evaluation = of_samples(run.workdir, config, make_extractor=lambda: recorder)
+    evaluation(Point(seed=config.seed))
+    stored = np.load(run.array)
+    reference = torch.cat([batch for batch in recorder.batches if batch.dtype == torch.uint8])
+    assert len(reference) == sum(map(len, recorder.batches))
+    exact = (stored[:, None] + 1000) / 4000 * 255
+    assert np.abs(reference[:2] - exact[:2]).max() <= 0.51  # the first that are not held out
 
 
 def test_the_bound_has_no_bits(run: TinyRun, capsys: pytest.CaptureFixture[str]) -> None:

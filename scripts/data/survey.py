@@ -87,6 +87,8 @@ def survey_files(
     values = found.values(data, f"{root} ({looked})", as_exported)
     lines = [f"{looked}: {_most(sizes)} pixels"]
     lines.append(f"{_most(modes)}, {found.describe(values)}")
+    if unreadable := len(looked_at) - sizes.total():
+        lines.append(f"{unreadable} cannot be read")
     if counts["transparent"]:
         where = "over white" if shape[0] in (1, 3) else "a channel of its own"
         lines.append(f"{counts['transparent']} with transparency, {where}")
@@ -135,8 +137,8 @@ def _stored_as(image: Image.Image) -> str:
 
 
 def _most(counts: Counter[str]) -> str:
-    """Return the most frequent, such as "64 x 48 (12), 5 others"."""
+    """Return the most frequent, such as "64 x 48 (12), 5 more"."""
     shown = [f"{name} ({count})" for name, count in counts.most_common(MOST_SHOWN)]
     if len(counts) > MOST_SHOWN:
-        shown.append(f"{len(counts) - MOST_SHOWN} others")
+        shown.append(f"{len(counts) - MOST_SHOWN} more")
     return ", ".join(shown)

@@ -19,6 +19,8 @@ from scripts.sampling.output import TILE, as_colours, to_uint8
 COLUMNS, ROWS, STATES = 8, 2, 4
 """Images in a row, rows of images, and levels at which the first row is shown."""
 GAP = 4
+BACKGROUND = "lightgray"
+"""So that the edges of white images are seen."""
 LARGEST = 128
 """Pixels of a side beyond which images are made smaller."""
 
@@ -107,7 +109,7 @@ def sheet(rows: Sequence[tuple[str, torch.Tensor, Sequence[str]]], columns: int)
     font = ImageFont.load_default(12)
     line, left = 15, 90
     heights = [size[1] + GAP + line * 2 * bool(captions) for _, _, captions in rows]
-    picture = Image.new("RGB", (left + columns * (size[0] + GAP), sum(heights) + GAP), "white")
+    picture = Image.new("RGB", (left + columns * (size[0] + GAP), sum(heights) + GAP), BACKGROUND)
     pen = ImageDraw.Draw(picture)
     top = GAP
     for (label, images, captions), row_height in zip(rows, heights, strict=True):

@@ -174,6 +174,28 @@ def test_a_window_cuts_and_says_how_much(tmp_path: Path) -> None:
         source[2]
 
 
+@pytest.mark.parametrize(
+    ("fit", "channels", "words"),
+    [
+        ("crop", 3, "4 with transparency, over white; 40% of their pixels are cropped"),
+        ("pad", 4, "4 with transparency, a channel of its own; 40% of what is read is padding"),
+        ("stretch", 1, "4 with transparency, over white"),
+    ],
+)
+def test_what_is_said_of_files(fit: str, channels: int, words: str, tmp_path: Path) -> None:
+    """A palette and an alpha channel, of 16 x 8 and 8 x 12 pixels, for 8 x 8."""
+    for i in range(4):
+        Image.new("RGBA", (16, 8)).save(tmp_path / f"{i}.png")
+        Image.new("L", (8, 12)).save(tmp_path / f"{i}.jpg")
+        (tmp_path / f"{i}.tif").write_bytes(b"damaged")
+    Image.new("P", (8, 12)).save(tmp_path / "0.png", transparency=0)
+    data = data_config("folder", tmp_path, channels=channels)
+    data.fit = fit
+    sizes = "12 of 12 files looked at: 8 x 12 (5), 16 x 8 (3) pixels"
+    modes = "L (4), RGBA (3), P (1), 8-bit values"
+    assert load_images(data, "train").found == f"{sizes}; {modes}; 4 cannot be read; {words}"
+
+
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_resizing_and_channels_of_16_bits(channels: int, tmp_path: Path) -> None:
     """As in floating point, not in 8 bits; grey is repeated, and opaque."""

@@ -11,10 +11,10 @@ from ml_collections import ConfigDict
 from scripts.data.datasets import load_images
 from scripts.errors import UserError
 from scripts.evaluation.metrics import distance_from_best
+from scripts.evaluation.page import write_page
 from scripts.evaluation.pixels import PixelInputs
 from scripts.evaluation.results import Point, Result, append_results
 from scripts.storage.files import read_json_lines
-from scripts.tools.report import write_report
 from tests.evaluation.evaluations import of_samples
 from tests.evaluation.made_run import make_run
 from tests.images import WithDamage, numbered, save_images
@@ -125,7 +125,7 @@ def test_pictures_are_kept_and_shown(run: Path, tmp_path: Path) -> None:
     rows = read_json_lines(run / "evaluation" / "results.jsonl")
     assert {row["picture"] for row in rows if "picture" in row} == set(pictures)
     (run / "config.json").write_text("{}")
-    page = write_report(run).read_text()
+    page = write_page(run).read_text()
     assert all(name.removesuffix(".png") in page for name in pictures)
     assert page.count("data:image/png") == 2
 
