@@ -35,12 +35,14 @@ def draw(flags: Values) -> int:
     from scripts.data.datasets import require_outside_data
     from scripts.data.values import meaning_of_8_bits
     from scripts.runtime import distributed
+    from scripts.runtime.device import choose_threads
     from scripts.sampling.choice import Choice
     from scripts.sampling.export import export
     from scripts.sampling.from_pictures import make_from_pictures
     from scripts.sampling.sampler import load_sampler
     from scripts.storage.files import make_directory
 
+    choose_threads()
     sampler, trained = load_sampler(
         flags.config,
         flags.workdir,

@@ -18,7 +18,7 @@ from scripts.evaluation.inception import InceptionFeatures
 from scripts.evaluation.metrics import MODES
 from scripts.evaluation.scores import SampleEvaluation, SampleFiles
 from scripts.runtime import distributed
-from scripts.runtime.device import resolve_device
+from scripts.runtime.device import choose_threads, resolve_device
 from scripts.storage.checkpoint import saved_config
 from scripts.storage.files import make_directory
 
@@ -31,6 +31,7 @@ def evaluate(flags: Values) -> int:
     if flags.sweep:
         new_form = " ".join(f"--{text}" for text in flags.sweep)
         raise UserError(f"--sweep is no longer a flag: write {new_form}")
+    choose_threads()
     workdir = flags.workdir
     checkpoints = sweep.parse_list("checkpoint", flags.checkpoint)
     config = flags.config or saved_config(workdir, checkpoints[0])

@@ -3,6 +3,7 @@
 import functools
 import os
 import re
+import statistics
 import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from ml_collections import ConfigDict
 from torch import nn
 
 from scripts.errors import UserError
+from scripts.runtime import distributed
 
 
 def resolve_device(name: str) -> torch.device:
@@ -136,6 +138,43 @@ class Precision:
     def __str__(self) -> str:
         kind = f"{self.name} autocast" if self.enabled else self.name
         return f"{kind} ({self.reason})" if self.reason else kind
+
+
+def choose_threads(before: int | None = None) -> None:
+    """Let PyTorch compute in one thread where all of the processor's take longer, as beside other
+    programs, and print which it is; or in as many as `before`, when a run began.
+
+    Nothing changes where OMP_NUM_THREADS, which torchrun sets, has said how many, among several
+    processes, or where there is a GPU.
+    """
+    several = torch.get_num_threads()
+    told = "OMP_NUM_THREADS" in os.environ
+    if told or distributed.world_size() > 1 or torch.cuda.is_available():
+        return
+    if before is not None:
+        torch.set_num_threads(before)
+    if before is not None or several == 1:
+        return
+    times = {}
+    for threads in (several, 1):
+        torch.set_num_threads(threads)
+        times[threads] = median_time()
+    best = min(times, key=times.__getitem__)
+    torch.set_num_threads(best)
+    listed = " and ".join(f"{1e3 * times[n]:.1f} ms in {n}" for n in (1, several))
+    print(f"threads: {best}, as convolutions took {listed}; OMP_NUM_THREADS=N chooses", flush=True)
+
+
+def median_time() -> float:
+    """Seconds of the clock for a 3x3 convolution and its gradients, the median of nine."""
+    image = torch.ones(16, 64, 16, 16, requires_grad=True)
+    weight = torch.ones(64, 64, 3, 3, requires_grad=True)
+    times = []
+    for _ in range(10):
+        start = time.perf_counter()
+        F.conv2d(image, weight, padding=1).sum().backward()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])  # the first one prepares
 
 
 @functools.cache

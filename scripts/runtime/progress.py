@@ -18,6 +18,7 @@ from scripts.runtime import distributed
 SECONDS_BETWEEN_LINES = 30
 SECONDS_BETWEEN_STEPS = 60
 """At most, of lines about a training."""
+SLOWER = 3
 SLOW_READING = 0.2
 """A share of the time from which waiting for images is worth a word."""
 
@@ -97,6 +98,7 @@ class TrainingProgress(AbstractContextManager["TrainingProgress"]):
         self.first_step, self.n_iters = first_step, n_iters
         self.started, self.waited = time.monotonic(), 0.0
         self.next_line = self.started
+        self.best_speed = 0.0
 
     def __exit__(self, *_: object) -> None:
         self.bar.close()
@@ -108,6 +110,16 @@ class TrainingProgress(AbstractContextManager["TrainingProgress"]):
         self.bar.update()
         if time.monotonic() >= self.next_line:
             self.report(step, loss)
+
+    def note_speed(self, images_per_second: float) -> None:
+        """Give advice, once, where steps have become much slower."""
+        self.best_speed = max(self.best_speed, images_per_second)
+        if images_per_second < self.best_speed / SLOWER:
+            warn_once(
+                f"steps take more than {SLOWER} times as long as before; if other programs use the "
+                "processor, the same command with OMP_NUM_THREADS=1 may be faster (results then "
+                "differ in the last bits)"
+            )
 
     def report(self, step: int, loss: float) -> None:
         """Step, loss, speed and time to go, which on a terminal the bar shows."""

@@ -55,7 +55,7 @@ from scripts.data.training_set import (
 from scripts.errors import UserError, line_for, one_line
 from scripts.estimate import Estimate
 from scripts.runtime import distributed
-from scripts.runtime.device import Precision, device_name, resolve_device
+from scripts.runtime.device import Precision, choose_threads, device_name, resolve_device
 from scripts.runtime.progress import TrainingProgress, optional, say, warn
 from scripts.sampling.calibration import calibrate, calibration_images
 from scripts.sampling.output import sample_set
@@ -177,6 +177,7 @@ def prepare(
         of_images |= {side + key: number for key, number in numbers.items()}
         of_images |= {side + key: torch.from_numpy(value) for key, value in checksums.items()}
     unreadable, saved = UnreadableImages(), checkpoint.read_to_resume(workdir)
+    choose_threads(saved.get("threads") if saved else None)
     changes: Mapping[str, str] = {}
     origin = None
     if saved is None:
@@ -455,6 +456,7 @@ def log(run: Run, metrics: MetricsWriter, progress: TrainingProgress, window: Lo
     row = window.summary()
     counts = {"nonfinite_steps": trainer.nonfinite_steps, "unreadable_images": len(run.unreadable)}
     metrics.write(trainer.step, **row, lr=trainer.optimizer.param_groups[0]["lr"], **counts)
+    progress.note_speed(row["images_per_second"])
     progress.report(trainer.step, row.get("loss", math.nan))
 
 

@@ -8,8 +8,9 @@ import torch
 
 from scripts.errors import UserError
 from scripts.runtime import device
-from scripts.runtime.device import Precision, bfloat16_ratio
+from scripts.runtime.device import Precision, bfloat16_ratio, choose_threads
 from tests.tiny import tiny_config
+from tests.training.runs import TinyRun
 
 CPU = torch.device("cpu")
 
@@ -140,3 +141,47 @@ def test_devices_that_are_not_there(
     problem = "(must be|there is no GPU number 4)"
     with pytest.raises(UserError, match=rf"config\.device = '{name}': {problem}"):
         device.resolve_device(name)
+
+
+@pytest.fixture
+def threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Two, chosen by nobody; afterwards as many as before."""
+    before = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("one", "all_", "chosen"), [(1.0, 2.0, 1), (2.0, 1.0, 2)])
+def test_the_faster_number_of_threads(
+    one: float, all_: float, chosen: int, threads: None, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:  # fmt: skip
+    times = {1: one, 2: all_}
+    monkeypatch.setattr(device, "median_time", lambda: times[torch.get_num_threads()])
+    choose_threads()
+    assert torch.get_num_threads() == chosen
+    assert f"threads: {chosen}," in capsys.readouterr().out
+
+
+def test_threads_that_were_chosen(threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a run began, they are used again; by OMP_NUM_THREADS, nothing is measured or changed."""
+    monkeypatch.setattr(device, "median_time", lambda: pytest.fail("measured"))
+    choose_threads(1)
+    assert torch.get_num_threads() == 1
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    choose_threads(2)
+    assert torch.get_num_threads() == 1
+
+
+def test_a_run_continues_with_its_threads(
+    threads: None, tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "median_time", lambda: float(torch.get_num_threads()))
+    tiny_run.finish(training__n_iters=2)
+    assert torch.get_num_threads() == 1
+    torch.set_num_threads(2)
+    tiny_run.finish(training__n_iters=4)
+    assert torch.get_num_threads() == 1

@@ -36,3 +36,14 @@ def test_waiting_for_images(
     printed = capsys.readouterr()
     assert ("25% waiting for images" in printed.out) == said
     assert printed.err.count("scripts.tools.pack") == said
+
+
+def test_steps_that_become_slow(clock: list[float], capsys: pytest.CaptureFixture) -> None:
+    """Advice once, and not for what is only somewhat slower."""
+    with TrainingProgress(0, 1000) as shown:
+        for speed in (50.0, 100.0, 40.0):
+            shown.note_speed(speed)
+        assert capsys.readouterr().err == ""
+        for speed in (30.0, 20.0):
+            shown.note_speed(speed)
+    assert capsys.readouterr().err.count("OMP_NUM_THREADS=1") == 1
