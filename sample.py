@@ -1,6 +1,7 @@
 """Draw samples from a trained model.
 
 python sample.py --workdir W [--batch_size=9] [--same_init | --share_noise | --interpolate]
+python sample.py --workdir W --class=cat --guidance=2
 python sample.py --workdir W --init=photo.png --from_level=60
 python sample.py --workdir W --super_resolve=small.png
 python sample.py --workdir W --inpaint=photo.png --mask=mask.png
@@ -36,7 +37,7 @@ def draw(flags: Values) -> int:
     from scripts.data.values import meaning_of_8_bits
     from scripts.runtime import distributed
     from scripts.runtime.device import choose_threads
-    from scripts.sampling.choice import Choice
+    from scripts.sampling.choice import Choice, parse_guidance
     from scripts.sampling.export import export
     from scripts.sampling.from_pictures import make_from_pictures
     from scripts.sampling.sampler import load_sampler
@@ -55,6 +56,9 @@ def draw(flags: Values) -> int:
             flags.init,
             flags.per_init,
             flags.from_level,
+            getattr(flags, "class"),
+            parse_guidance(flags.guidance),
+            flags.guidance_interval,
         ),
         seed=flags.seed,
         precision=flags.precision,
@@ -99,6 +103,7 @@ def draw_pictures(flags: Values, sampler: Sampler, trained: TrainedModel, base: 
     sampler, batch_size = output.fill_rows(
         sampler, flags.batch_size or 9, 1 if whole else flags.per_init
     )
+    batch_size *= max(1, len(sampler.asked))
     settings = sampler.record(trained).settings() | {"prior": flags.prior}
     if flags.interpolate:
         ends = 2 * number, 2 * number + 1

@@ -31,6 +31,9 @@ def get_config() -> ConfigDict:
     # a checkpoint, ours or the release's, or a run directory, whose averaged weights a new run
     # starts from; "" for random ones
     training.init_from = ""
+    # probability that a class-conditional network is not told an image's class, so that it knows
+    # images of none, which guidance needs
+    training.label_dropout = 0.1
     training.n_iters = 1300001  # optimizer steps in all; raise it to extend a finished run
     training.log_freq = 50  # steps between rows of metrics.jsonl
     training.eval_freq = 100  # steps between evaluations of the loss on held-out images
@@ -69,6 +72,11 @@ def get_config() -> ConfigDict:
     # names the subject, such as "(sub-[0-9]+)": all images of a subject are on one side of the
     # split. For folders; "" takes each image for itself
     data.group_pattern = ""
+    # classes of the images: "folders", the folders directly below data.path; a table there, .csv of
+    # file,label or NVlabs' dataset.json; or the name of an array in data.path's .npz, such as
+    # "labels". Each class is split for itself. "" for none, and where the data set has its own
+    data.labels = ""
+    data.num_classes = 0  # how many these are; training fills it in where the network is told
     # pixels of both sides, or (height, width); on the command line
     # --config.data.image_size=64 or --config.data.image_size=64,128
     data.image_size = FieldReference(28, field_type=object)
@@ -121,6 +129,7 @@ def get_config() -> ConfigDict:
     # alone; "auto": calibrated where that was measured
     model.sampling_noise = "auto"
     model.ema_rate = 0.999  # decay of the moving average of weights, reached after a warm-up
+    model.class_conditional = False  # tell the network the classes of images
     # the network works on squares of so many pixels a side, as channels: 2 is 4 times fewer points
     model.patch_size = 1
     model.model_channels = 128  # channels of the first level; a multiple of 32

@@ -20,6 +20,9 @@ NEGLIGIBLE = 1e-6
 class Prior(ABC):
     """Means of the last state, one of which is drawn for each sample."""
 
+    labels: Tensor | None = None
+    """Classes of the images that the means are of, int64 (M,), where a network is told them."""
+
     @abstractmethod
     def __len__(self) -> int:
         """How many there are."""
@@ -27,6 +30,10 @@ class Prior(ABC):
     @abstractmethod
     def means(self, indices: Tensor) -> Tensor:
         """Means of u_K for int64 indices (B,): float32 (B, C, H, W)."""
+
+    def of_class(self, label: int) -> "Prior":
+        """The prior of the images of a class, from one with labels; or itself."""
+        return self
 
     def dequantized(self) -> "Prior":
         """The prior of the same images dequantised, (v + 1/2) / 256 on average, from that of v /
@@ -66,6 +73,7 @@ class StoredStates(Prior):
 
     states: Tensor
     """float32 (M, C, H, W)."""
+    labels: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.states)
@@ -76,7 +84,7 @@ class StoredStates(Prior):
 
     def gathered(self, gather_rows: Callable[[Tensor], Tensor]) -> "StoredStates":
         """The states of all processes' images."""
-        return StoredStates(gather_rows(self.states))
+        return StoredStates(gather_rows(self.states), _gathered(self.labels, gather_rows))
 
 
 @dataclass(frozen=True)
@@ -94,6 +102,7 @@ class PriorBank(Prior):
     """float32 (F, H, W): orthonormal cosines, lowest frequencies first in each axis."""
     decay: Tensor
     """float32 (F,): what A_K multiplies each of them by, exp(-lambda t_K)."""
+    labels: Tensor | None = None
 
     @classmethod
     def from_images(cls, images: Tensor, blur: Attenuation) -> "PriorBank":
@@ -130,6 +139,13 @@ class PriorBank(Prior):
         """A_K u_i for int64 indices (B,) of the bank: float32 (B, C, H, W)."""
         return torch.einsum("bcf,fhw->bchw", self.coefficients[indices], self.basis)
 
+    def of_class(self, label: int) -> "PriorBank":
+        """The bank of the images of a class."""
+        if self.labels is None:
+            return self
+        chosen = self.labels == label
+        return replace(self, coefficients=self.coefficients[chosen], labels=self.labels[chosen])
+
     def dequantized(self) -> "PriorBank":
         """The bank of v / 255 as that of the same images dequantised, (v + 1/2) / 256 on average:
         exact, as A_K is linear.
@@ -141,4 +157,9 @@ class PriorBank(Prior):
 
     def gathered(self, gather_rows: Callable[[Tensor], Tensor]) -> "PriorBank":
         """The bank of all processes' images."""
-        return replace(self, coefficients=gather_rows(self.coefficients))
+        labels = _gathered(self.labels, gather_rows)
+        return replace(self, coefficients=gather_rows(self.coefficients), labels=labels)
+
+
+def _gathered(labels: Tensor | None, gather_rows: Callable[[Tensor], Tensor]) -> Tensor | None:
+    return None if labels is None else gather_rows(labels)

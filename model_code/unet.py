@@ -43,7 +43,8 @@ class UNet(nn.Module):
     num_head_channels is -1, heads of `num_head_channels` channels. Resolution changes in residual
     blocks (`resblock_updown`), by a convolution (`conv_resample`), or by averaging 2x2 pixels and
     repeating them. With `recompute` the backward pass recomputes activations: the same numbers,
-    less memory, a third more time.
+    less memory, a third more time. With `num_classes` there is an embedding of classes, at first
+    zero, that joins that of the level.
     """
 
     def __init__(
@@ -63,10 +64,11 @@ class UNet(nn.Module):
         resblock_updown: bool = False,
         conv_resample: bool = True,
         recompute: bool = False,
+        num_classes: int = 0,
     ) -> None:
         super().__init__()
         self.model_channels, self.patch_size = model_channels, patch_size
-        self.recompute = recompute
+        self.recompute, self.num_classes = recompute, num_classes
         patch_channels, emb_size = num_channels * patch_size**2, 4 * model_channels
         widths = [model_channels * mult for mult in channel_mult]
         res_block = partial(
@@ -96,6 +98,8 @@ class UNet(nn.Module):
         self.time_embed = nn.Sequential(
             nn.Linear(model_channels, emb_size), nn.SiLU(), nn.Linear(emb_size, emb_size)
         )
+        if num_classes:
+            self.label_emb = zero_init(nn.Embedding(num_classes, emb_size))
         self.input_blocks = nn.ModuleList(
             [Stage(InputConv(patch_channels, widths[0], 3, padding=1))]
         )
@@ -130,12 +134,21 @@ class UNet(nn.Module):
         return cls(
             num_channels=config.data.num_channels,
             recompute=config.training.recompute,
+            num_classes=config.data.num_classes if model.class_conditional else 0,
             **{name: model[name] for name in MODEL_KEYS},
         )
 
-    def forward(self, u: Tensor, k: Tensor) -> Tensor:
-        """f(u, k): images u (B, C, H, W) at int64 blur levels k (B,), to (B, C, H, W)."""
+    def forward(self, u: Tensor, k: Tensor, y: Tensor | None = None) -> Tensor:
+        """f(u, k, y): images u (B, C, H, W) at int64 blur levels k (B,), to (B, C, H, W).
+
+        y: of class-conditional networks, int64 classes (B,), -1 for none, or what each class counts
+        for, float (B, num_classes); None is none for all.
+        """
         emb = self.time_embed(level_embedding(k, self.model_channels))
+        if y is not None:
+            if not y.is_floating_point():
+                y = F.one_hot(y + 1, self.num_classes + 1)[:, 1:].float()
+            emb = emb + F.linear(y, self.label_emb.weight.T)
         h, skips = F.pixel_unshuffle(u, self.patch_size), []
         for stage in self.input_blocks:
             h = self._through(stage, h, emb)
@@ -151,7 +164,7 @@ class UNet(nn.Module):
         return stage(h, emb)
 
 
-MODEL_KEYS = signature(UNet).parameters.keys() - {"num_channels", "recompute"}
+MODEL_KEYS = signature(UNet).parameters.keys() - {"num_channels", "recompute", "num_classes"}
 """Keys of config.model that are arguments of `UNet`."""
 
 
@@ -186,6 +199,8 @@ def _checks(config: ConfigDict) -> Iterator[tuple[str, str, bool]]:
     right = f"levels from 0 to {levels - 1}, as model.channel_mult has {levels}"
     in_range = all(level in range(levels) for level in model.attention_levels)
     yield "model.attention_levels", right, in_range
+    right = "the number of classes, as model.class_conditional is True; training fills it in"
+    yield "data.num_classes", right, config.data.num_classes > 0 or not model.class_conditional
     size = model.num_head_channels
     yield "model.num_head_channels", "-1 or greater than 0", size == -1 or size > 0
     name, divisor = ("num_heads", model.num_heads) if size == -1 else ("num_head_channels", size)

@@ -29,8 +29,8 @@ class WithDamage:
 
     def __init__(self, source: ImageSource, damaged: set[int]) -> None:
         self.source, self.damaged = source, damaged
-        self.shape, self.labels = source.shape, source.labels
-        self.dtype, self.found = source.dtype, source.found
+        self.shape, self.dtype, self.found = source.shape, source.dtype, source.found
+        self.labels, self.classes = source.labels, source.classes
 
     def __len__(self) -> int:
         return len(self.source)

@@ -70,10 +70,13 @@ class Flag:
 
 ALWAYS = "always"
 NO_EFFECT = "No effect, as in the original release, which defines this flag and does not read it."
-OF_PICTURES = "config workdir checkpoint out seed precision per_init delta steps eta"
-FEATURES = "mode=fid mode=kid mode=prdc mode=all"
+OF_PICTURES = (
+    "config workdir checkpoint out seed precision per_init delta steps eta "
+    "class guidance guidance_interval"
+)
+FEATURES = "mode=fid mode=kid mode=prdc mode=all mode=classes"
 PIXELS = "mode=spectrum mode=copying mode=diversity"
-MODES = ("elbo", "fid", "kid", "prdc", "all", "spectrum", "copying", "diversity")
+MODES = ("elbo", "fid", "kid", "prdc", "all", "classes", "spectrum", "copying", "diversity")
 EXTRACTORS = ("inception", "classifier", "robust_classifier", "dinov2")
 CLASSIFIERS = "feature_extractor=classifier feature_extractor=robust_classifier"
 OTHER_EXTRACTORS = CLASSIFIERS + " feature_extractor=dinov2"
@@ -128,13 +131,16 @@ FLAGS = (
         {"lower_bound": 0.01, "upper_bound": 1.0}, only="plan",
     ),
     Flag(
-        "mode", "evaluate", ENUM, "fid", "What to compute; all: FID, KID and prdc.",
+        "mode", "evaluate", ENUM, "fid",
+        "What to compute; all: FID, KID and prdc; classes: the share of samples that a classifier "
+        "takes for what they are to be.",
         {"enum_values": MODES},
     ),
     Flag(
         "batch_size", "sample", INTEGER, None,
-        "Samples in a picture, by default 9, or at a time in an export, by default "
-        "config.eval.batch_size; with --interpolate not used, as in the release.",
+        "Samples in a picture, by default 9, of each of several classes; or at a time in an "
+        "export, by default config.eval.batch_size; with --interpolate not used, as in the "
+        "release.",
         {"lower_bound": 1},
     ),
     Flag(
@@ -210,6 +216,26 @@ FLAGS = (
         "seed", "sample", INTEGER, None,
         "Sample i is a function of (seed, i), and whatever else is random of the seed; by default "
         "config.seed.", {"lower_bound": 0, "upper_bound": 2**64 - 1},
+    ),
+    Flag(
+        "class", "sample", STRING, None,
+        "Classes of samples: a name, a number, several with commas, or all, in rows; by default as "
+        "in the data. For networks that are not told classes, those of the images of --init=train "
+        "or held_out.",
+    ),
+    Flag(
+        "guidance", "sample evaluate", STRING, None,
+        "g: F = F_none + g (F_class - F_none) of networks that are told classes; 1 is none, 0 "
+        "tells no class.", never="samples",
+    ),
+    Flag(
+        "guidance_interval", "sample evaluate", STRING, None,
+        "lo,hi: the levels that are guided; by default all.", only="guidance",
+    ),
+    Flag(
+        "per_class", "evaluate", BOOL, False,
+        "Scores of each class, too: of samples that are to be of it, against images of it.",
+        only=FEATURES, never="samples dataset_name_cleanfid",
     ),
     Flag(
         "init", "sample evaluate", STRING, None,

@@ -101,6 +101,7 @@ CHECKS: dict[str, Check] = {
     "compile": _one_of("none", "default", "reduce-overhead", "max-autotune"),
     "distributed_timeout_minutes": _POSITIVE,
     "training.batch_size": _AT_LEAST_1,
+    "training.label_dropout": _FRACTION,
     "training.accumulation_steps": _AT_LEAST_1,
     "training.n_iters": _AT_LEAST_1,
     "training.log_freq": _AT_LEAST_1,
@@ -126,6 +127,7 @@ CHECKS: dict[str, Check] = {
     "data.num_channels": _AT_LEAST_1,
     "data.value_range": ("two numbers, low < high, or () for 8-bit images", _is_range),
     "data.frames": _one_of("first", "all"),
+    "data.num_classes": _AT_LEAST_0,
     "data.num_workers": ("at least 0, or -1", lambda value: value >= -1),
     "model.protocol": _one_of("paper", "released"),
     "model.K": _AT_LEAST_1,
@@ -182,6 +184,10 @@ def resolve(
     compared; free: keys that may differ. Raises UserError for values that cannot be used, for a
     file of levels that cannot be read, and for other weights, data or levels than the checkpoint's.
     """
+    if checkpoint is not None and config.model.class_conditional and not config.data.num_classes:
+        config = config.copy_and_resolve_references()
+        saved = json.loads(checkpoint.get("config", "{}")).get("data", {})
+        config.data.num_classes = saved.get("num_classes", 0)
     validate(config)
     model = config.model
     if model.blur_schedule == MATCHED:

@@ -29,6 +29,8 @@ from scripts.data.images import (
     file_and_frame,
     list_images,
 )
+from scripts.data.labels import KEY as LABELS
+from scripts.data.labels import read_labels, relabel
 from scripts.data.packs import PackedImages, pack_settings, read_pack
 from scripts.data.survey import survey_array, survey_files
 from scripts.data.values import EIGHT_BIT
@@ -37,6 +39,7 @@ from scripts.storage.files import lock, read_npz
 
 Split = Literal["train", "held_out", "all"]
 DATA = Path(__file__).resolve().parents[2] / "data"
+MOST_HELD_OUT = 1000
 UNDIVIDED = ("ffhq", "folder", "npy")
 """Data sets that come without a split: names or row numbers decide. Only these have the split
 "all".
@@ -77,10 +80,10 @@ def load_images(data: ConfigDict, split: Split) -> ImageSource:
     if data.group_pattern and not of_files:
         shown = f"config.data.group_pattern = {data.group_pattern!r}"
         raise UserError(f"{shown}: {value} is split otherwise; must be empty")
+    if data.labels and data_set.open not in (_open_folder, _open_afhq, _open_npy):
+        raise UserError(f"{LABELS} = {data.labels!r}: must be empty for {name}")
     if data.held_out_path and split == "held_out":
-        return open_images(
-            data.held_out_path, "config.data.held_out_path", shape, data, as_exported=False
-        )
+        return _held_out(data, shape)
     part = split
     if name in UNDIVIDED:
         part = "all"
@@ -88,12 +91,16 @@ def load_images(data: ConfigDict, split: Split) -> ImageSource:
             _require_apart(data.held_out_path, place)
             split = "all"
     try:
-        settings = {"dataset": name} | pack_settings(shape, data)
+        settings = {"dataset": name, "labels": data.labels} | pack_settings(shape, data)
         pack = read_pack(place, settings)
         if pack is None:
             source = data_set.open(place, part, shape, data)
+            if data.labels:
+                read_labels(source, data.labels, place)
         else:
             source = PackedImages(place, part, pack[part])
+        if data.labels and split == part == "held_out":
+            relabel(source, load_images(data, "train").classes, value)
         if data.uniform_dequantization and source.dtype != EIGHT_BIT:
             shown = "config.data.uniform_dequantization = True"
             raise UserError(f"{shown}: must be False, as images are stored in {source.dtype}")
@@ -104,7 +111,10 @@ def load_images(data: ConfigDict, split: Split) -> ImageSource:
         if of_files:
             assert isinstance(source, PackedImages | FolderImages)
             names = source.paths
-        return source.part(split_indices(_keys(names, data.group_pattern), split))
+        keys = _keys(names, data.group_pattern)
+        if data.labels and not data.group_pattern:
+            return source.part(split_by_class(keys, source.labels, split))
+        return source.part(split_indices(keys, split))
     except UserError:
         raise
     # NumPy, torchvision, pickle and LMDB each have their own ways to say "damaged".
@@ -112,6 +122,17 @@ def load_images(data: ConfigDict, split: Split) -> ImageSource:
         reason = one_line(error) or type(error).__name__
         needed = data_set.content.format(place=place)
         raise UserError(f"{value}: cannot be used ({reason}); expected: {needed}") from error
+
+
+def _held_out(data: ConfigDict, shape: Shape) -> ImageSource:
+    """Held-out images of their own, of the classes of those to train on."""
+    flag, text = "config.data.held_out_path", data.held_out_path
+    source = open_images(text, flag, shape, data, as_exported=False)
+    if data.labels:
+        if not isinstance(source, PackedImages):
+            read_labels(source, data.labels, user_path(text, flag))
+        relabel(source, load_images(data, "train").classes, f"{flag} = {text!r}")
+    return source
 
 
 def open_images(
@@ -194,14 +215,15 @@ def load_labelled(data: ConfigDict, split: Split) -> tuple[ImageSource, np.ndarr
         key = "held_out_path" if data.held_out_path and split == "held_out" else "dataset"
         raise UserError(
             f"--feature_extractor=classifier: config.data.{key} = {data[key]!r}: has no labels, "
-            "mnist5k, emoji32, mnist, cifar10 have; use --feature_extractor=inception"
+            "mnist5k, emoji32, mnist, cifar10 have; set config.data.labels, or use "
+            "--feature_extractor=inception"
         )
     return source, source.labels
 
 
-def split_indices(keys: Sequence[bytes], split: Split) -> np.ndarray:
+def split_indices(keys: Sequence[bytes], split: Split, most: int = MOST_HELD_OUT) -> np.ndarray:
     """Indices, ascending, of the keys that belong to `split`: a tenth is held out, at least one
-    image and at most 1000.
+    image and at most `most`.
 
     Images with equal keys are on one side: a group larger than what is wanted is passed over,
     unless nothing else is left and more would be missing without it. Ranked by a hash of the key,
@@ -210,7 +232,7 @@ def split_indices(keys: Sequence[bytes], split: Split) -> np.ndarray:
     """
     if split == "all":
         return np.arange(len(keys))
-    counts, held_out, wanted = Counter(keys), set[bytes](), min(max(1, len(keys) // 10), 1000)
+    counts, held_out, wanted = Counter(keys), set[bytes](), min(max(1, len(keys) // 10), most)
     ranked = sorted(counts, key=lambda key: blake2b(key, digest_size=8).digest())
     for key in ranked:
         if counts[key] <= wanted:
@@ -221,6 +243,21 @@ def split_indices(keys: Sequence[bytes], split: Split) -> np.ndarray:
     if not held_out or counts[smallest] < 2 * wanted:
         held_out.add(smallest)
     return np.flatnonzero([(key in held_out) == (split == "held_out") for key in keys])
+
+
+def split_by_class(keys: Sequence[bytes], labels: np.ndarray, split: Split) -> np.ndarray:
+    """As `split_indices`, of each class; at most 1000 in all, and none of a class of one image."""
+    rows = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    most = max(1, MOST_HELD_OUT // len(rows))
+    held_out = [
+        of_class[split_indices([keys[i] for i in of_class], "held_out", most)]
+        for of_class in rows
+        if len(of_class) > 1
+    ]
+    if not held_out:
+        raise UserError(f"{LABELS}: every class has one image; must have several")
+    is_held_out = np.isin(np.arange(len(keys)), np.concatenate(held_out))
+    return np.flatnonzero(is_held_out == (split == "held_out"))
 
 
 def num_groups(images: Images, group_pattern: str) -> int:
@@ -271,6 +308,7 @@ def _open_embedded(path: Path, split: Split, shape: Shape, data: ConfigDict) -> 
     arrays = read_npz(path)
     labels = arrays["labels"].astype(np.int64)
     images = _array_images(arrays["images"], shape, data, path, labels=labels)
+    images.classes = tuple(map(str, arrays.get("categories", range(labels.max() + 1))))
     return images.part(np.flatnonzero(arrays["held_out"] == (split == "held_out")))
 
 
@@ -298,7 +336,9 @@ def _open_torchvision(
             data_set = read(download=True)
     labels = np.array(data_set.targets, np.int64)
     array = np.asarray(data_set.data)
-    return _array_images(array, shape, data, root, _bilinear_or(data.fit), labels)
+    images = _array_images(array, shape, data, root, _bilinear_or(data.fit), labels)
+    images.classes = tuple(name.partition(" - ")[0] for name in data_set.classes)  # "0 - zero"
+    return images
 
 
 def _open_lsun_church(path: Path, split: Split, shape: Shape, data: ConfigDict) -> LsunImages:

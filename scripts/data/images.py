@@ -95,16 +95,18 @@ class ImageSource(Images, Protocol):
     """What was found in the files, in words; empty if they were not looked at."""
     labels: np.ndarray | None
     """Classes from 0, int64 (N,); None where images have none."""
+    classes: tuple[str, ...]
+    """Their names."""
 
 
-def fingerprint(images: Images) -> dict[str, int]:
-    """Tell one set of images from another: how many there are, their names, and the pixels of up
-    to 64 spread evenly.
+def fingerprint(images: ImageSource) -> dict[str, int]:
+    """Tell one set of images from another: how many there are, their names and labels, and the
+    pixels of up to 64 spread evenly.
     """
     return identity(images)[0]
 
 
-def identity(images: Images) -> tuple[dict[str, int], dict[str, np.ndarray]]:
+def identity(images: ImageSource) -> tuple[dict[str, int], dict[str, np.ndarray]]:
     """The fingerprint, and what `describe_change` needs to say what has changed.
 
     These are "names", the CRC32 of each name, uint32 (N,), and "pixels", the CRC32 of each image
@@ -123,8 +125,17 @@ def identity(images: Images) -> tuple[dict[str, int], dict[str, np.ndarray]]:
         "names_crc32": zlib.crc32(b"\n".join(names)),
         "pixels_crc32": crc32,
     }
+    if images.labels is not None:
+        numbers["labels_crc32"] = labels_crc32(images)
     of_names = np.array([zlib.crc32(name) for name in names], np.uint32)
     return numbers, {"names": of_names, "pixels": np.array(of_each, np.uint32)}
+
+
+def labels_crc32(images: ImageSource) -> int:
+    """CRC32 of the labels and the names of the classes."""
+    assert images.labels is not None
+    names = "\n".join(images.classes).encode("utf-8", "surrogateescape")
+    return zlib.crc32(images.labels.astype("<i8").tobytes(), zlib.crc32(names))
 
 
 def describe_change(
@@ -278,6 +289,7 @@ class ArrayImages:
         resize: Resize = box_bicubic,
         labels: np.ndarray | None = None,
         values: Values | None = None,
+        classes: tuple[str, ...] = (),
     ) -> None:
         """shape: None for images as they are; grey ones become colour and back; values: None for
         an array as images are stored here. Raises ValueError for other numbers of channels.
@@ -293,7 +305,7 @@ class ArrayImages:
         self._rows = np.arange(len(array))
         self._resize, self._values = resize, values
         self.dtype = array.dtype if values is None else values.dtype
-        self.labels = labels
+        self.labels, self.classes = labels, classes
         self.on_disk = isinstance(array, np.memmap)
 
     def part(self, indices: np.ndarray) -> Self:
@@ -340,6 +352,7 @@ class FolderImages:
 
     found = ""
     labels: np.ndarray | None = None
+    classes: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -359,6 +372,8 @@ class FolderImages:
         """The images of these indices, in their order."""
         part = copy(self)
         part.paths = [self.paths[i] for i in indices]
+        if self.labels is not None:
+            part.labels = self.labels[indices]
         return part
 
     def __len__(self) -> int:
@@ -374,6 +389,8 @@ class FolderImages:
     def version(self) -> str:
         files = (self._root / file_and_frame(path)[0] for path in self.paths)
         settings = _named(self._resize, self._values)
+        if self.labels is not None:  # they may be in a table
+            settings = [*settings, labels_crc32(self)]
         return files_version(files, self.shape, self.paths, *settings)
 
 
@@ -388,6 +405,7 @@ class LsunImages:
     dtype = EIGHT_BIT
     found = ""
     labels: np.ndarray | None = None
+    classes: tuple[str, ...] = ()
 
     def __init__(self, folder: Path, shape: Shape, resize: Resize = bilinear) -> None:
         _require_mode(shape)

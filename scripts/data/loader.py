@@ -79,6 +79,8 @@ class Batch:
     """Images that could not be decoded, each as "name: reason"."""
     crc32: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint32))
     """`checksums` of the pixels (B,), of images to evaluate on."""
+    labels: torch.Tensor | None = None
+    """Classes, int64 (B,), where the source has them."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,8 @@ class TrainBatches:
         if self.uniform_dequantization:
             streams = [stream(self.seed, Purpose.DEQUANTIZE, step, i) for i in self._positions]
             noise = np.stack([_uniform_noise(each, self.source.shape) for each in streams])
-        return Batch(to_unit_range(images, noise), indices, unreadable)
+        labels = _labels(self.source, indices)
+        return Batch(to_unit_range(images, noise), indices, unreadable, labels=labels)
 
     @property
     def _positions(self) -> range:
@@ -267,7 +270,7 @@ class OrderedBatches:
         if self.mirrored:
             images = torch.stack([images, images.flip(-1)], dim=1).flatten(0, 1)
             indices, crc32 = indices.repeat_interleave(2), crc32.repeat(2)
-        return Batch(images, indices, unreadable, crc32)
+        return Batch(images, indices, unreadable, crc32, _labels(self.source, indices))
 
 
 def _stacked(
@@ -281,6 +284,10 @@ def _stacked(
     unreadable = dict.fromkeys(name for image in decoded for name in image.unreadable)
     indices = torch.tensor([image.index for image in readable], dtype=torch.int64)
     return indices, pixels, tuple(unreadable)
+
+
+def _labels(source: ImageSource, indices: torch.Tensor) -> torch.Tensor | None:
+    return None if source.labels is None else torch.from_numpy(source.labels[indices.numpy()])
 
 
 def num_threads(num_workers: int, source: ImageSource) -> int:

@@ -54,7 +54,12 @@ class PackedImages(ArrayImages):
             holds = f"{part}.npy holds {array.dtype} {array.shape}"
             raise ValueError(f"{directory} is damaged: {holds}")
         labels = described["labels"]
-        super().__init__(array, labels=None if labels is None else np.array(labels))
+        if labels is not None:
+            # Earlier versions kept no names.
+            classes = described.get("classes") or map(str, range(max(labels) + 1))
+            super().__init__(array, labels=np.array(labels), classes=tuple(classes))
+        else:
+            super().__init__(array)
         self.paths = described["names"]
         self.found = f"a pack: {array.dtype}"
 
@@ -101,8 +106,10 @@ def read_pack(directory: Path, settings: Mapping[str, Any]) -> dict[str, Any] | 
 
 
 def _parsed(record: bytes) -> dict[str, Any]:
-    """What a pack says of itself; earlier versions had one fit and one type."""
-    found = {"fit": "crop", **ADDED} | json.loads(record)
+    """What a pack says of itself; earlier versions had one fit, one type, and no labels to
+    choose.
+    """
+    found = {"fit": "crop", "labels": "", **ADDED} | json.loads(record)
     for described in found["parts"].values():
         described.setdefault("dtype", "uint8")
     return found
@@ -120,7 +127,8 @@ def write_pack(directory: Path, data: ConfigDict, sources: Mapping[str, ImageSou
             "packed from"
         )
     parts = {part: _described(source) for part, source in sources.items()}
-    settings = {"dataset": data.dataset.lower()} | pack_settings(image_shape(data), data)
+    data_set = {"dataset": data.dataset.lower(), "labels": data.labels}
+    settings = data_set | pack_settings(image_shape(data), data)
     record = json.dumps({"version": 1, **settings, "parts": parts}).encode()
     begun = [directory / name for name in (WHOLE, PARTIAL) if (directory / name).exists()]
     if begun and _parsed(begun[0].read_bytes()) != json.loads(record):
@@ -171,6 +179,7 @@ def _described(source: ImageSource) -> dict[str, Any]:
         "fingerprint": fingerprint(source),
         "names": names,
         "labels": None if source.labels is None else source.labels.tolist(),
+        "classes": list(source.classes),
     }
 
 

@@ -1,14 +1,17 @@
 """One pass over all training images: for the prior, for their spectrum, or for both at once."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import torch
 from ml_collections import ConfigDict
 
+from model_code.prior import Prior, PriorBank, StoredStates
+from model_code.process import Process
 from model_code.schedule import matched_schedule
 from model_code.spectrum import DCTMoments
 from scripts.data.images import ImageSource
-from scripts.data.loader import OrderedBatches, UnreadableImages
+from scripts.data.loader import Batch, OrderedBatches, UnreadableImages
 from scripts.errors import UserError
 from scripts.runtime import distributed
 from scripts.runtime.progress import progress_bar
@@ -19,9 +22,8 @@ def training_images(
     config: ConfigDict,
     unreadable: UnreadableImages,
     what_for: str,
-) -> Iterator[torch.Tensor]:
-    """All readable training images, and mirror images if training mirrors them, in batches float32
-    (B, C, H, W).
+) -> Iterator[Batch]:
+    """All readable training images, and mirror images if training mirrors them, in batches.
 
     Shows progress. Of several processes each reads its part; a batch may be empty.
     """
@@ -37,7 +39,26 @@ def training_images(
         for batch in batches:
             unreadable.update(batch.unreadable)
             bar.update(len(batch.indices.unique()))
+            yield batch
+
+
+def build_prior(process: Process, batches: Iterable[Batch], with_labels: bool) -> Prior:
+    """The prior of images in batches, with their labels for a network that is told them.
+
+    Raises ValueError if there is no image.
+    """
+    labels: list[torch.Tensor] = []
+
+    def images() -> Iterator[torch.Tensor]:
+        for batch in batches:
+            if with_labels and batch.labels is not None:
+                labels.append(batch.labels)
             yield batch.images
+
+    prior = process.build_prior(images())
+    if labels and isinstance(prior, PriorBank | StoredStates):
+        prior = replace(prior, labels=torch.cat(labels))
+    return prior
 
 
 def share_moments(moments: DCTMoments) -> DCTMoments:
@@ -48,11 +69,11 @@ def share_moments(moments: DCTMoments) -> DCTMoments:
     return shared
 
 
-def dct_moments(batches: Iterable[torch.Tensor], shape: tuple[int, int, int]) -> DCTMoments:
-    """Mean and variance of each DCT coefficient over images (B, C, H, W) of `shape` (C, H, W)."""
+def dct_moments(batches: Iterable[Batch], shape: tuple[int, int, int]) -> DCTMoments:
+    """Mean and variance of each DCT coefficient over images of `shape` (C, H, W)."""
     moments = DCTMoments(*shape)
     for batch in batches:
-        moments.add(batch)
+        moments.add(batch.images)
     return moments
 
 

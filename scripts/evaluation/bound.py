@@ -19,7 +19,9 @@ from model_code.elbo import bits_per_dim
 from model_code.prior import Prior
 from model_code.process import ReverseKernel
 from scripts.data.datasets import load_images
+from scripts.data.labels import require_classes
 from scripts.data.loader import Batch, OrderedBatches, none_readable
+from scripts.data.training_set import build_prior
 from scripts.data.values import EIGHT_BIT
 from scripts.errors import UserError
 from scripts.estimate import Estimate
@@ -53,6 +55,8 @@ class Measurement:
     """Intermediate terms in the whole bound, of which n were looked at."""
     images_crc32: int = 0
     """Checksum of the images' pixels before any noise."""
+    labels: torch.Tensor | None = None
+    """Classes of the images, int64 (B,), given which the bound is; None: given nothing."""
 
     def bound(self, process: Any, prior: Prior, kernel: ReverseKernel) -> dict[str, torch.Tensor]:
         """The bound on -log p(u_0) for a reverse kernel, "total" and its parts, in nats: each
@@ -65,11 +69,22 @@ class Measurement:
         last = torch.full((B,), kernel.chain[-2])
         terms = process.terms(self.errors.flatten(0, 1), self.levels.flatten(), kernel).view(B, n)
         parts = {
-            "prior": process.prior_term(self.summary, prior, kernel),
+            "prior": self._prior_term(process, prior, kernel),
             "intermediate": terms.sum(1) * (self.num_levels / max(1, n)),
             "reconstruction": process.terms(self.first_errors, last, kernel, last=True),
         }
         return parts | {"total": parts["prior"] + parts["intermediate"] + parts["reconstruction"]}
+
+
+    def _prior_term(self, process: Any, prior: Prior, kernel: ReverseKernel) -> torch.Tensor:
+        if self.labels is None:
+            return process.prior_term(self.summary, prior, kernel)
+        term = torch.empty(len(self.labels), dtype=torch.float64)
+        for label in self.labels.unique().tolist():
+            rows = self.labels == label
+            of_class = prior.of_class(label)
+            term[rows] = process.prior_term(self.summary[rows], of_class, kernel).double()
+        return term
 
 
 def draw_strata(seed: int, index: int, levels: Sequence[int], num_draws: int) -> list[int]:
@@ -117,13 +132,18 @@ def measure(
         )
         k = torch.tensor([[last, *drawn] for drawn in strata])
         summary = process.prior_summary(batch.images, sampler.prior).cpu()
-        parts.append((k, _errors(sampler, batch, k, batch_size), summary))
+        labels = torch.full((len(batch.images),), -1)
+        if sampler.tells_classes and batch.labels is not None:
+            labels = batch.labels
+        parts.append((k, _errors(sampler, batch, k, batch_size), summary, labels))
         on_images(len(batch.images))
     parts = list(chain.from_iterable(distributed.gather(parts)))
     if not parts:
         raise none_readable(sorted(reading.unreadable))
-    k, errors, summary = (torch.cat(part) for part in zip(*parts, strict=True))
-    return Measurement(k[:, 1:], errors[:, 1:], errors[:, 0], summary, len(levels), reading.crc32)
+    k, errors, summary, labels = (torch.cat(part) for part in zip(*parts, strict=True))
+    told = labels if sampler.tells_classes else None
+    measured = k[:, 1:], errors[:, 1:], errors[:, 0], summary, len(levels), reading.crc32, told
+    return Measurement(*measured)
 
 
 def _errors(sampler: Sampler, batch: Batch, levels: torch.Tensor, batch_size: int) -> torch.Tensor:
@@ -137,8 +157,9 @@ def _errors(sampler: Sampler, batch: Batch, levels: torch.Tensor, batch_size: in
         places = zip(k.tolist(), batch.indices[row].tolist(), strict=True)
         eps = normal_by_index(device, sampler.seed, Purpose.BOUND_NOISE, places, sampler.shape)
         images = batch.images[row].to(device)
+        model = sampler.denoiser(None if batch.labels is None else batch.labels[row])
         with sampler.precision.autocast():
-            of_batch = process.errors(sampler.model, images, k.to(device), eps, sampler.kernel)
+            of_batch = process.errors(model, images, k.to(device), eps, sampler.kernel)
         errors.append(of_batch.cpu())
     return torch.cat(errors).view(*levels.shape, -1)
 
@@ -253,6 +274,7 @@ class BoundEvaluation:
             },
             options={"most_images": self.num_images},
         )
+        require_classes(images, sampler.classes, self.config.data)
         record = with_own_images(record, self.config.data, [SPLITS[self.split]], trained.data)
         return sampler, trained, record
 
@@ -266,7 +288,8 @@ class BoundEvaluation:
         """
         sampler, trained, record = self._prepare(point)
         kernel, dequantize = sampler.kernel, record.data["dequantized"]
-        key = trained.weights_crc32, sampler.seed, kernel.chain, kernel.checksum()
+        guidance = sampler.guidance, sampler.interval
+        key = trained.weights_crc32, sampler.seed, kernel.chain, kernel.checksum(), guidance
         if self._measured is None or self._measured[0] != key:
             sampler = replace(sampler, prior=self._prior(sampler, trained.dequantized, dequantize))
             self._measured = (key, sampler.prior, self._measure(sampler, dequantize))
@@ -283,6 +306,7 @@ class BoundEvaluation:
             f"bound on -log p(u_0): step {trained.step}, delta {kernel.label}, "
             f"seed {sampler.seed}, {len(bound['total'])} images ({self.split}), "
             f"{looked_at} of {measurement.num_levels} levels for each"
+            + (", given their classes" if sampler.tells_classes else "")
         )
         for name, part in nats.items():
             print(f"  {name:<15}{part!s:>24} nats")
@@ -324,7 +348,7 @@ class BoundEvaluation:
                 images, self.batch_size, data.num_workers, dequantize, mirrored=data.random_flip
             )
             readable = Reading("training images").batches(batches)
-            prior = process.build_prior(batch.images for batch in readable)
+            prior = build_prior(process, readable, bool(sampler.classes))
             prior = prior.gathered(distributed.gather_rows)
             if len(prior) == 0:
                 raise none_readable([images.name(0)])

@@ -85,6 +85,12 @@ class ClassifierFeatures:
         u = pixels.to(self.device).float() / 255
         return self.network.trunk(u - 0.5).cpu().numpy() * np.float32(self.scale)
 
+    @torch.no_grad()
+    def predict(self, features: np.ndarray) -> np.ndarray:
+        """Classes int64 (B,) from features; of the robust one also those that are no images'."""
+        scaled = torch.from_numpy(features / np.float32(self.scale)).to(self.device)
+        return self.network.head(scaled).argmax(1).cpu().numpy()
+
 
 def classifier_features(
     directory: Path,

@@ -37,9 +37,11 @@ def evaluate(flags: Values) -> int:
     config = flags.config or saved_config(workdir, checkpoints[0])
     validate(config)
     seeds = [config.seed] if flags.seed is None else sweep.parse_list("seed", flags.seed)
+    guidances = sweep.parse_list("guidance", flags.guidance or "1")
     axes = {
         "delta": [None] if flags.delta is None else sweep.parse_list("delta", flags.delta),
         "steps": [None] if flags.steps is None else sweep.parse_list("steps", flags.steps),
+        "guidance": [None] if flags.guidance is None else guidances,
         "checkpoint": checkpoints,
         "seed": seeds,
     }  # the first changes fastest: another delta needs no new network calls for the bound
@@ -53,6 +55,7 @@ def evaluate(flags: Values) -> int:
         init=flags.init,
         per_init=flags.per_init,
         from_level=flags.from_level,
+        guidance_interval=flags.guidance_interval,
     )
     dataset = flags.dataset_name or config.data.dataset.lower()
     files = None if flags.samples is None else SampleFiles.read(flags.samples, config, seeds[0])
@@ -125,6 +128,7 @@ def evaluation(
         dataset_split=flags.dataset_split or "train",
         num_gen=flags.num_gen or (NUM_GEN if files is None else len(files.images)),
         files=files,
+        per_class=flags.per_class,
         make_extractor=partial(make_extractor, flags, config, cache),
         k=flags.k,
         precision=flags.precision,

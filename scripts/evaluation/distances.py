@@ -52,6 +52,8 @@ class Reference:
     """(H, W) of its first image; None for statistics."""
     crc32: int = 0
     """`checksum` of its images as they were read, or of a file's arrays."""
+    labels: np.ndarray | None = None
+    """Classes of the images, int64 (M,), where these are the data set's own."""
 
     @functools.cached_property
     def gaussian(self) -> Gaussian:

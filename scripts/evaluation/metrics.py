@@ -10,6 +10,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from scripts.errors import UserError
+from scripts.estimate import Estimate
 from scripts.evaluation import pixels
 from scripts.evaluation.distances import (
     Reference,
@@ -41,6 +43,10 @@ class Inputs:
     groups: np.ndarray | None = None
     """Int64 (N,): samples of one group start from one initial image, and are not independent. None:
     all are."""
+    labels: np.ndarray | None = None
+    """Int64 (N,): the class that each sample is to be of, where they have one."""
+    predict: Callable[[np.ndarray], np.ndarray] | None = None
+    """From features to classes, where they are a classifier's."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,21 @@ def prdc(inputs: Inputs) -> list[Result]:
     ]
 
 
+def classes(inputs: Inputs) -> list[Result]:
+    """The share of samples that a classifier takes for what they are to be.
+
+    Raises UserError for features of something else, and for samples without classes.
+    """
+    if inputs.predict is None:
+        needed = "--feature_extractor=classifier or robust_classifier"
+        raise UserError(f"--mode=classes: needs {needed}")
+    if inputs.labels is None:
+        raise UserError("--mode=classes: samples have no classes; try --init=train or held_out")
+    right = torch.from_numpy(inputs.predict(inputs.generated) == inputs.labels)
+    estimate = Estimate.of(right, inputs.groups)
+    return [Result("ClassAccuracy", estimate, {}, estimate.wilson())]
+
+
 def _with_low_pass(**scores: float) -> dict[str, float]:
     return scores | {f"{score}LowPass": best for score, best in scores.items()}
 
@@ -111,6 +132,7 @@ METRICS = (
     Metric("fid", "moments", lambda k: 2, {"FID": LOW}, fid),
     Metric("kid", "features", lambda k: 2, {"KID": LOW}, kid),
     Metric("prdc", "features", lambda k: k + 1, PRDC, prdc),
+    Metric("classes", "features", lambda k: 2, {"ClassAccuracy": HIGH}, classes),
     Metric("spectrum", "pixels", lambda k: 2, SPECTRUM, pixels.spectrum),
     Metric("copying", "pixels", lambda k: 2, COPYING, pixels.copying),
     Metric("diversity", "initial images", lambda k: 4, DIVERSITY, pixels.diversity),

@@ -64,14 +64,21 @@ def find_reference(
             f"write ./{name} for the folder, or {CLEANFID}{name} for clean-fid's statistics"
         )
 
-    def of_images(description: str, images: Images) -> Reference:
+    def of_images(
+        description: str, images: Images, labels: np.ndarray | None = None
+    ) -> Reference:
         rows = readable_features(directory, images, extractor, batch_size, "reference images")
         return Reference(
-            description, rows["features"], size=first_size(images), crc32=checksum(rows["crc32"])
+            description,
+            rows["features"],
+            size=first_size(images),
+            crc32=checksum(rows["crc32"]),
+            labels=None if labels is None else labels[rows["index"]],
         )
 
     if name == "":
-        reference = of_images(f"{data.dataset} {split}", data_set_images(data, split))
+        images = data_set_images(data, split)
+        reference = of_images(f"{data.dataset} {split}", images, images.labels)
     elif path.suffix == ".npz":
         arrays = _read(path)
         if "arr_0" in arrays:
@@ -133,8 +140,8 @@ def first_size(images: Images) -> tuple[int, int] | None:
 def readable_features(
     directory: Path, images: Images, extractor: Extractor, batch_size: int, what: str
 ) -> np.ndarray:
-    """Rows of `features_of` all images (M,) that can be read, cached in `directory`; `what` they
-    are in messages."""
+    """Rows of `features_of` all images (M,) that can be read, with their "index" among all, cached
+    in `directory`; `what` they are in messages."""
     record = Record(metric=extractor.settings, files={"images": images.version()})
 
     def compute(indices: range) -> np.ndarray:
@@ -156,7 +163,11 @@ def readable_features(
     if isinstance(images, NativeFolder) and images.altered.total():
         altered = [f"{n} with {kind}" for kind, n in images.altered.most_common() if n]
         warn(f"{what} are read as clean-fid reads them: {'; '.join(altered)}")
-    return rows[~missing]
+    readable = np.empty(len(rows), [*rows.dtype.descr, ("index", np.int64)])
+    for name in rows.dtype.names:
+        readable[name] = rows[name]
+    readable["index"] = np.arange(len(rows))
+    return readable[~missing]
 
 
 # --- files of statistics ---

@@ -23,8 +23,9 @@ from scripts.data.images import (
     checksum,
     checksums,
 )
+from scripts.data.labels import require_classes
 from scripts.data.loader import to_unit_range
-from scripts.errors import UserError
+from scripts.errors import UserError, printable
 from scripts.evaluation.distances import Reference
 from scripts.evaluation.features import (
     SPLITS,
@@ -143,10 +144,14 @@ class SampleEvaluation:
     precision: str = "float32"
     files: SampleFiles | None = None
     """Samples to score in place of a checkpoint's."""
+    per_class: bool = False
+    """The scores of each class, too, against the reference's images of it."""
 
     def record(self, point: Point) -> Record:
         """All that scores depend on, without any samples. Raises UserError as the call does."""
-        measures = {"measures": [metric.name for metric in self.metrics], "k": self.k}
+        measures: Part = {"measures": [metric.name for metric in self.metrics], "k": self.k}
+        if self.per_class:
+            measures["per_class"] = True
         return self._prepare(point)[2].add(metric=measures)
 
     def __call__(self, point: Point) -> list[Result]:
@@ -213,14 +218,40 @@ class SampleEvaluation:
             data_read |= {"samples_size": size, "reference_size": reference.size}
         groups, _ = initial_images(source, data, self.num_gen)
         features = generated["features"]
-        inputs = Inputs(features, reference, source.seed, self.k, self._device, groups)
+        labels = self._labels(source)
+        predict = getattr(extractor, "predict", None)
+        inputs = Inputs(
+            features, reference, source.seed, self.k, self._device, groups, labels, predict
+        )
         held_out = None
         if not self.reference and self.dataset_split == "train":
-            held_out = readable(data_set_images(data, "held_out"), "held-out images")["features"]
+            images = data_set_images(data, "held_out")
+            held_out = readable(images, "held-out images")
         if not distributed.is_main():
             return [], {}, {}
-        real = {} if held_out is None else held_out_settings(self.metrics, inputs, held_out)
-        return scores(self.metrics, inputs), {"data": data_read}, real
+        real: dict[str, dict[str, Any]] = {}
+        if held_out is not None:
+            classes = None if images.labels is None else images.labels[held_out["index"]]
+            real = held_out_settings(self.metrics, inputs, held_out["features"], classes)
+        results = scores(self.metrics, inputs)
+        if self.per_class:
+            of_class = scores_of_classes(self.metrics, inputs, self._class_names)
+            results = [
+                replace(result, settings=result.settings | {"per_class": of_class[result.score]})
+                for result in results
+            ]
+        return results, {"data": data_read}, real
+
+    def _labels(self, source: Sampler | SampleFiles) -> np.ndarray | None:
+        """The class that each sample is to be of, int64 (N,)."""
+        if isinstance(source, SampleFiles):
+            return None
+        labels = source.labels(range(self.num_gen))
+        return None if labels is None else labels.numpy()
+
+    @functools.cached_property
+    def _class_names(self) -> tuple[str, ...]:
+        return data_set_images(self.config.data, self.dataset_split).classes
 
     @property
     def _of_images(self) -> bool:
@@ -280,6 +311,7 @@ class SampleEvaluation:
         else:
             features, reference = self._extractor.settings, self._reference
             settings = {f"features_{key}": value for key, value in features.items()}
+            self._check_classes(source)
             read = set() if self.reference else {SPLITS[self.dataset_split], "held_out"}
             against = {
                 "reference": reference.description,
@@ -288,6 +320,26 @@ class SampleEvaluation:
             }
         record = record.add(metric=settings, reference=against)
         return source, samples_record, with_own_images(record, data, read, at_training)
+
+    def _check_classes(self, source: Sampler | SampleFiles) -> None:
+        """Raise UserError unless there are classes where scores need them, and enough images."""
+        if not self.per_class and all(metric.name != "classes" for metric in self.metrics):
+            return
+        labels, data = self._labels(source), self.config.data
+        if labels is None:
+            flag = "--per_class" if self.per_class else "--mode=classes"
+            other = "train a class-conditional network, or choose --init=train or held_out"
+            raise UserError(f"{flag}: samples are of no classes; {other}")
+        if isinstance(source, Sampler):
+            require_classes(data_set_images(data, self.dataset_split), source.classes, data)
+        if not self._class_names:
+            raise UserError(f"{data.dataset}: has no labels; set config.data.labels")
+        fewest = max(metric.fewest(self.k) for metric in self.metrics)
+        for label, name in enumerate(self._class_names if self.per_class else ()):
+            there = (labels == label).sum(), (self._reference.labels == label).sum()
+            if min(there) < fewest:
+                counts = f"{there[0]} samples and {there[1]} reference images of {printable(name)}"
+                raise UserError(f"--per_class: {counts}, where at least {fewest} are needed")
 
     def _sampler(self, point: Point) -> tuple[Sampler, Record, dict[str, int]]:
         """With what its samples depend on, and the fingerprint of the training's images."""
@@ -352,20 +404,55 @@ def scores(metrics: Sequence[Metric], inputs: Inputs | PixelInputs) -> list[Resu
     ]
 
 
-def held_out_settings(
-    metrics: Sequence[Metric], inputs: Inputs, held_out: np.ndarray
+def chosen(inputs: Inputs, rows: np.ndarray) -> Inputs:
+    """These samples alone."""
+    groups, labels = (
+        None if array is None else array[rows] for array in (inputs.groups, inputs.labels)
+    )
+    return replace(inputs, generated=inputs.generated[rows], groups=groups, labels=labels)
+
+
+def scores_of_classes(
+    metrics: Sequence[Metric], inputs: Inputs, names: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """For each score, printed and returned, what held-out images (H, d) get in place of samples, as
-    a perfect model would.
+    """For each score, printed and returned, that of each class by name: samples that are to be of
+    it, against the reference's images of it.
+    """
+    features, classes = inputs.reference.features, inputs.reference.labels
+    assert inputs.labels is not None
+    assert features is not None
+    assert classes is not None
+    table: dict[str, dict[str, Any]] = {}
+    for label, name in enumerate(names):
+        rows = np.flatnonzero(inputs.labels == label)
+        reference = Reference(f"{inputs.reference.description}, {name}", features[classes == label])
+        for result in scores(metrics, replace(chosen(inputs, rows), reference=reference)):
+            print(f"{printable(name)}: {result}", flush=True)
+            row = result.estimate
+            error = row.standard_error if np.isfinite(row.standard_error) else None
+            values = {"value": row.value, "standard_error": error, "num_images": row.num_images}
+            table.setdefault(result.score, {})[name] = values
+    return table
+
+
+def held_out_settings(
+    metrics: Sequence[Metric],
+    inputs: Inputs,
+    held_out: np.ndarray,
+    classes: np.ndarray | None = None,
+) -> dict[str, dict[str, Any]]:
+    """For each score, printed and returned, what held-out images (H, d) of classes (H,) get in
+    place of samples, as a perfect model would.
 
     Scores depend on the number of images, so the score of equally many samples comes with it.
     Metrics that need more images than are held out are left out.
     """
     count = min(len(inputs.generated), len(held_out))
     metrics = [metric for metric in metrics if count >= metric.fewest(inputs.k)]
-    real = replace(inputs, generated=held_out[evenly_spread(len(held_out), count)], groups=None)
-    groups = None if inputs.groups is None else inputs.groups[:count]
-    as_many = replace(inputs, generated=inputs.generated[:count], groups=groups)
+    rows = evenly_spread(len(held_out), count)
+    of_rows = None if classes is None else classes[rows]
+    real = replace(inputs, generated=held_out[rows], groups=None, labels=of_rows)
+    as_many = chosen(inputs, np.arange(count))
     settings = {}
     for result, own in zip(scores(metrics, real), scores(metrics, as_many), strict=True):
         score, value = result.score, own.estimate.value

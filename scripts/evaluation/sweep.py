@@ -29,7 +29,7 @@ from scripts.evaluation.results import (
     save_figure,
 )
 from scripts.runtime import distributed
-from scripts.sampling.choice import parse_delta
+from scripts.sampling.choice import parse_delta, parse_guidance
 from scripts.storage.files import atomic_write, make_directory
 from scripts.storage.record import Record
 
@@ -46,7 +46,11 @@ def parse_list(flag: str, text: str) -> list[Any]:
     """
     if flag == "steps" and text.endswith(",0"):
         return [text]
-    parsers: dict[str, Callable[[str], Any]] = {"delta": parse_delta, "steps": str}
+    parsers: dict[str, Callable[[str], Any]] = {
+        "delta": parse_delta,
+        "steps": str,
+        "guidance": parse_guidance,
+    }
     parse = parsers.get(flag, _parse_integer)
     try:
         parts = [number for part in text.split(",") for number in _expand(part)]

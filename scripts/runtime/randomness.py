@@ -42,6 +42,8 @@ class Purpose(enum.IntEnum):
     # 15 and 17 are not used any more
     SPECTRUM_NOISE = 16
     BOOTSTRAP = 18
+    LABEL_DROPOUT = 19
+    SAMPLE_CLASS = 20
 
 
 def stream(seed: int, purpose: Purpose, step: int = 0, position: int = 0) -> np.random.Generator:

@@ -4,9 +4,11 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from ml_collections import ConfigDict
 
 from model_code.calibration import calibration_state, level_state, measured_bins, moments
 from model_code.gaussian import GaussianProcess
+from model_code.guidance import conditioned
 from model_code.process import Denoiser
 from scripts.data.images import ImageSource
 from scripts.data.loader import first_readable, to_unit_range
@@ -15,11 +17,19 @@ from scripts.runtime.device import Precision
 from scripts.runtime.randomness import Purpose, normal_by_index
 
 
-def calibration_images(source: ImageSource, num_images: int, dequantized: bool) -> torch.Tensor:
-    """Return `num_images` training images, evenly spread: float32 (n, C, H, W) in [0, 1]."""
+def calibration_images(
+    source: ImageSource, num_images: int, config: ConfigDict
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return `num_images` training images, evenly spread, float32 (n, C, H, W) in [0, 1], and their
+    classes (n,) if the network is told them.
+    """
     wanted = np.linspace(0, len(source) - 1, min(num_images, len(source))).astype(int)
-    pixels = np.array([first_readable(source, int(i)).pixels for i in wanted])
-    return to_unit_range(pixels, 0.5 if dequantized else None)
+    read = [first_readable(source, int(i)) for i in wanted]
+    noise = 0.5 if config.data.uniform_dequantization else None
+    images = to_unit_range(np.array([image.pixels for image in read]), noise)
+    if not config.model.class_conditional or source.labels is None:
+        return images, None
+    return images, torch.from_numpy(source.labels[[image.index for image in read]])
 
 
 @torch.no_grad()
@@ -31,11 +41,13 @@ def calibrate(
     seed: int,
     batch_size: int,
     stop: Callable[[], bool] = lambda: False,
+    labels: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor] | None:
     """What `GaussianProcess.reverse_kernel("calibrated", ...)` needs.
 
     images: of the training set (n, C, H, W) in [0, 1]. The model, in eval mode, sees each image
-    once at each level of the chain, with noise that is a function of (seed, level, image). Of
+    once at each level of the chain, with noise that is a function of (seed, level, image); a
+    class-conditional one is told their labels (n,), without guidance. Of
     several processes each takes some levels. `stop` is called after each level; the result is None
     if it returned True in any process.
     """
@@ -50,8 +62,11 @@ def calibrate(
             shape = tuple(images.shape[1:])
             eps = normal_by_index(precision.device, seed, Purpose.SPECTRUM_NOISE, places, shape)
             z, _ = process.corrupt(u0, levels_of_batch, eps)
+            told = model
+            if labels is not None:
+                told = conditioned(model, labels[indices].to(precision.device))
             with precision.autocast():
-                F = model(z, levels_of_batch)
+                F = told(z, levels_of_batch)
             sums = sums + moments(process, u0, z, F, levels_of_batch).cpu()
         mine[k] = level_state(process, groups, sums, k, len(images))
         if stop():

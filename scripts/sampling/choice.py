@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import re
 import zlib
 from dataclasses import dataclass
 
@@ -34,6 +35,12 @@ class Choice:
     """Samples of each image of `init`, by default one."""
     from_level: int | None = None
     """The level to which these images are blurred, by default K."""
+    classes: str | None = None
+    """The classes of samples, as `labels.find_classes` reads them; by default as in the data."""
+    guidance: float | None = None
+    """Of class-conditional networks, see `guidance.conditioned`; by default 1, none."""
+    guidance_interval: str | None = None
+    """"lo,hi": the levels that are guided, by default all."""
 
     def kernel(
         self, process: Process, sampling_noise: str, calibration: CalibrationState
@@ -70,6 +77,12 @@ class Choice:
     def label(self, kernel: ReverseKernel) -> str:
         """A name for directories: "0.0125", "calibrated_steps_25", "calibrated_steps_25_bound"."""
         method = "" if self.sampler == "reverse" else f"_{self.sampler}"
+        if self.guidance is not None:
+            method += f"_guidance_{self.guidance:g}"
+        if self.guidance_interval is not None:
+            method += "_in_" + self.guidance_interval.replace(",", "_")
+        if self.classes is not None:
+            method += "_class_" + re.sub(r"\W+", "_", self.classes)[:40]
         if self.steps is None:
             return kernel.label + method
         name = self.steps.replace(":", "_")
@@ -99,6 +112,28 @@ def parse_steps(
     if how != "bound" or not number.isdecimal():
         return subchain(text, process.chain)
     return process.best_chain(calibration, len(subchain(number, process.chain)) - 1, eta)
+
+
+def parse_guidance(text: str | None) -> float | None:
+    """A number of at least 0, or None. Raises UserError for anything else."""
+    if text is None:
+        return None
+    with contextlib.suppress(ValueError):
+        if 0 <= (guidance := float(text)) < math.inf:
+            return guidance
+    raise UserError(f"--guidance={text}: must be a number of at least 0")
+
+
+def parse_interval(text: str | None, K: int) -> tuple[int, int]:
+    """The levels that --guidance_interval names, all by default. Raises UserError for others."""
+    if text is None:
+        return 1, K
+    with contextlib.suppress(ValueError):
+        lowest, highest = map(int, text.split(","))
+        if 1 <= lowest <= highest <= K:
+            return lowest, highest
+    right = f"must be lo,hi: two levels from 1 to {K}, the lower one first"
+    raise UserError(f"--guidance_interval={text}: {right}")
 
 
 def require_heun(process: Process, kernel: ReverseKernel) -> None:

@@ -15,7 +15,9 @@ from model_code.prior import Prior
 from model_code.unet import image_shape
 from scripts.data.datasets import Split, load_images, open_images
 from scripts.data.images import ImageSource
+from scripts.data.labels import find_classes
 from scripts.data.loader import first_readable, to_unit_range
+from scripts.errors import UserError, printable
 from scripts.runtime.randomness import Purpose, stream
 
 
@@ -29,11 +31,12 @@ class DataPrior(Prior):
         count: int,
         images: Callable[[list[int]], torch.Tensor],
         corrupt: Callable[[torch.Tensor], torch.Tensor],
+        labels: torch.Tensor | None = None,
     ) -> None:
         """images: indices below `count` to images (B, C, H, W) in [0, 1]; corrupt: from these to
-        the states' means.
+        the states' means; labels: of the images.
         """
-        self.count, self.images, self.corrupt = count, images, corrupt
+        self.count, self.images, self.corrupt, self.labels = count, images, corrupt, labels
 
     def __len__(self) -> int:
         return self.count
@@ -46,7 +49,7 @@ class DataPrior(Prior):
 @dataclass(frozen=True)
 class InitialImages:
     """Images that samples start from: sample i from image i // per_image, modulo `count`, in their
-    order.
+    order; or if classes are asked for, from one image of each after the other.
     """
 
     images: Callable[[list[int]], torch.Tensor]
@@ -59,19 +62,32 @@ class InitialImages:
     """Plain data that describe the images."""
     files: dict[str, str] = field(default_factory=dict)
     """Their version, by the split of the configuration's data set, or as "init"."""
+    labels: np.ndarray | None = None
+    """Classes of the images, int64 (count,), where they have any."""
+    asked: tuple[int, ...] = ()
+    """The classes of which images are taken, each with at least one image; all by default."""
 
     def origins(self, seed: int, indices: Sequence[int]) -> list[int]:
         """The image that each sample starts from."""
         shuffled = stream(seed, Purpose.SAMPLE_PRIOR, step=1).permutation(self.count)
         order = shuffled if self.shuffled else np.arange(self.count)
-        return order[np.array(indices) // self.per_image % self.count].tolist()
+        places = np.array(indices) // self.per_image
+        if not self.asked:
+            return order[places % self.count].tolist()
+        assert self.labels is not None
+        of_class = [order[self.labels[order] == label] for label in self.asked]
+        chosen = ((of_class[place % len(of_class)], place // len(of_class)) for place in places)
+        return [int(images[place % len(images)]) for images, place in chosen]
 
 
-def open_initial_images(init: str, data: ConfigDict, per_image: int) -> InitialImages:
+def open_initial_images(
+    init: str, data: ConfigDict, per_image: int, classes: str | None = None
+) -> InitialImages:
     """What --init names, of the shape of the configuration's images: its held_out or train, or as
     `open_images` reads.
 
-    Raises UserError for whatever is missing or cannot be read.
+    classes: what --class says, if that chooses among the former. Raises UserError for whatever is
+    missing or cannot be read.
     """
     own = init in ("held_out", "train")
     if own:
@@ -80,9 +96,18 @@ def open_initial_images(init: str, data: ConfigDict, per_image: int) -> InitialI
         source = open_images(init, "--init", image_shape(data), data)
     name = init.rstrip("/").rpartition("/")[2]
     name = f"{name}_folder" if name in ("held_out", "train") and not own else name
-    files = {init if own else "init": source.version()}
+    files, settings = {init if own else "init": source.version()}, {"init": name}
+    asked: tuple[int, ...] = ()
+    if own and classes is not None:
+        if source.labels is None:
+            none = f"the {init} images of {data.dataset!r} have no labels: set config.data.labels"
+            raise UserError(f"--class={classes}: {none}")
+        asked, settings["class"] = find_classes(classes, source.classes), classes
+        if empty := [source.classes[c] for c in asked if c not in source.labels]:
+            raise UserError(f"--class={classes}: no {init} image is of {printable(empty[0])}")
+    images = unit_images(source, data)
     return InitialImages(
-        unit_images(source, data), len(source), per_image, own, {"init": name}, files
+        images, len(source), per_image, own, settings, files, source.labels if own else None, asked
     )
 
 

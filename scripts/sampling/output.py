@@ -12,9 +12,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from model_code.process import Chain
+from scripts.errors import printable
 from scripts.runtime.progress import optional, progress_bar
 from scripts.sampling.reverse import OnStep
 from scripts.sampling.sampler import Sampler
@@ -101,6 +103,22 @@ def save_png(path: Path, images: torch.Tensor, columns: int | None = None) -> No
         Image.fromarray(grid(images, columns)).save(temporary)
 
 
+def save_rows(path: Path, rows: Sequence[tuple[str, torch.Tensor]]) -> None:
+    """Write a PNG file of named rows of images (B, C, H, W)."""
+    pictures = [grid(images, len(images)) for _, images in rows]
+    height, width = (max(side) / 100 for side in zip(*(p.shape[:2] for p in pictures), strict=True))
+    figure = Figure(figsize=(width + 1.5, height * len(rows)), layout="constrained")
+    for axes, (name, _), picture in zip(
+        figure.subplots(len(rows), squeeze=False)[:, 0], rows, pictures, strict=True
+    ):
+        axes.imshow(picture)
+        axes.set(xticks=[], yticks=[])
+        axes.set_ylabel(printable(name), rotation=0, ha="right", va="center")
+        axes.spines[:].set_visible(False)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=100)
+
+
 def save_gif(path: Path, frames: Sequence[np.ndarray]) -> None:
     """Write frames uint8 (H, W, 3) as a GIF that loops, resting on the last frame."""
     milliseconds = [round(1000 / frame_rate(len(frames)))] * (len(frames) - 1)
@@ -176,9 +194,9 @@ def sample_set(
     """Draw samples in one batch and write `init.png`, `final.npy`, `final.png` and clips.
 
     With initial images also `initial_images.png`: in each row an image, its blurred state, and the
-    samples that start there. The clips, `process.gif` and `process.mp4`, are optional, and show
-    every `every`-th state (default: about a hundred in all); with `keep_states` `samples.npy` has
-    these, too, float32 (states, B, C, H, W).
+    samples that start there; of several classes `classes.png`, a row for each. The clips,
+    `process.gif` and `process.mp4`, are optional, and show every `every`-th state (default: about a
+    hundred in all); with `keep_states` `samples.npy` has these, too, float32 (states, B, C, H, W).
     """
     directory.mkdir(parents=True, exist_ok=True)
     draw = partial(getattr(sampler, kind), indices)
@@ -197,6 +215,10 @@ def sample_set(
             torch.cat([part for row in parts for part in row]),
             columns + 2,
         )
+    if len(sampler.asked) > 1:
+        names, labels = list(sampler.classes), sampler.labels(indices)
+        rows = [(names[label], final[labels == label]) for label in dict.fromkeys(sampler.asked)]
+        save_rows(directory / "classes.png", rows)
     with optional("process.gif"):
         save_gif(directory / "process.gif", frames)
     with optional("process.mp4"):

@@ -1,25 +1,30 @@
 """A trained model ready to draw from, and the four kinds of samples."""
 
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from ml_collections import ConfigDict
+from torch.nn.functional import one_hot
 
+from model_code.guidance import conditioned
 from model_code.prior import Prior
 from model_code.process import CalibrationState, Denoiser, Process, ReverseKernel
 from scripts.config.resolve import TRAINING_ONLY, Experiment
 from scripts.data.datasets import Split, load_images
 from scripts.data.images import fingerprint
-from scripts.errors import UserError
+from scripts.data.labels import find_classes, require_classes
+from scripts.errors import UserError, printable
 from scripts.runtime import distributed
 from scripts.runtime.device import Precision, resolve_device, to_device
 from scripts.runtime.progress import warn_once
 from scripts.runtime.randomness import Purpose, stream
 from scripts.sampling import editing
-from scripts.sampling.choice import Choice
+from scripts.sampling.choice import Choice, parse_interval
 from scripts.sampling.initial_images import (
     DataPrior,
     InitialImages,
@@ -74,6 +79,14 @@ class Sampler:
     """Versions of images that samples start from and that are not in the checkpoint, as
     `InitialImages.files`.
     """
+    classes: Mapping[str, int] = field(default_factory=dict)
+    """What the network is told: how many training images each class has, by name; or empty."""
+    asked: tuple[int, ...] = ()
+    """The classes of samples: sample i is of asked[i % len(asked)]. Without, those of the images
+    that they start from, or drawn in the data's proportions."""
+    guidance: float = 1.0
+    interval: tuple[int, int] = (1, sys.maxsize)
+    """Levels at which the network is guided, both included, see `guidance.conditioned`."""
 
     @property
     def num_steps(self) -> int:
@@ -97,6 +110,10 @@ class Sampler:
         if self.sampler != "reverse":
             kernel["sampler"] = self.sampler
         initial: dict[str, Any] = {"prior_images": len(self.prior), "shape": self.shape}
+        if self.classes:
+            names = list(self.classes)
+            initial["class"] = [names[label] for label in self.asked]
+            kernel |= {"guidance": self.guidance, "guidance_interval": self.interval}
         if self.initial_images is not None:
             initial |= self.initial_images.settings
             initial["per_init"] = self.initial_images.per_image
@@ -117,7 +134,7 @@ class Sampler:
     def independent(self, indices: Sequence[int], on_step: OnStep | None = None) -> torch.Tensor:
         """Samples with their own prior states and noise: (B, C, H, W), about [0, 1], on the CPU."""
         noise = IndependentNoise(self.seed, indices, self.shape, self.precision.device)
-        return self._draw(self._means(indices), noise, noise, on_step)
+        return self._draw(self._means(indices), noise, noise, on_step, self.labels(indices))
 
     def same_init(self, indices: Sequence[int], on_step: OnStep | None = None) -> torch.Tensor:
         """Samples that start from the very same state, that of the first index, and differ in the
@@ -130,9 +147,9 @@ class Sampler:
             raise UserError(f"--same_init: {why}, and all samples would be alike")
         first = IndependentNoise(self.seed, indices[:1], self.shape, self.precision.device)
         noise = IndependentNoise(self.seed, indices, self.shape, self.precision.device)
-        return self._draw(
-            self._means(indices[:1]).expand(len(indices), -1, -1, -1), first, noise, on_step
-        )
+        labels = self.labels(indices if self.asked else [indices[0]] * len(indices))
+        means = self._means(indices[:1]).expand(len(indices), -1, -1, -1)
+        return self._draw(means, first, noise, on_step, labels)
 
     def share_noise(self, indices: Sequence[int], on_step: OnStep | None = None) -> torch.Tensor:
         """Samples with their own prior means and the noise of the first index.
@@ -143,18 +160,22 @@ class Sampler:
             why = "there is one initial mean"
             raise UserError(f"--share_noise: {why}, and all samples would be alike")
         noise = IndependentNoise(self.seed, indices[:1], self.shape, self.precision.device)
-        return self._draw(self._means(indices), noise, noise, on_step)
+        return self._draw(self._means(indices), noise, noise, on_step, self.labels(indices))
 
     def interpolate(
         self, ends: tuple[int, int], num_points: int, on_step: OnStep | None = None
     ) -> torch.Tensor:
         """`num_points` (at least 2) samples from one index to another: prior means on a line, noise
-        on a great circle.
+        on a great circle; the embedding of their classes on a line.
 
         The first and the last are the samples that `independent(ends)` gives.
         """
         noise = SphericalNoise(self.seed, ends, self.shape, num_points, self.precision.device)
-        return self._draw(linear_path(self._means(ends), num_points), noise, noise, on_step)
+        means, labels = linear_path(self._means(ends), num_points), self.labels(ends)
+        if labels is not None and self.classes:
+            weights = one_hot(labels, len(self.classes)).float()[:, :, None, None]
+            labels = linear_path(weights, num_points)[:, :, 0, 0]
+        return self._draw(means, noise, noise, on_step, labels)
 
     def starting_from(self, initial_images: InitialImages, level: int | None = None) -> "Sampler":
         """The same model with samples that start from these images, blurred to `level`, None for K.
@@ -229,16 +250,60 @@ class Sampler:
         """
         if self.initial_images is not None:
             return self.initial_images.origins(self.seed, indices)
-        return [
-            int(stream(self.seed, Purpose.SAMPLE_PRIOR, position=i).integers(len(self.prior)))
-            for i in indices
-        ]
+        rows = np.arange(len(self.prior))
+        if self.asked and self.prior.labels is not None:
+            labels = self.prior.labels.numpy()
+            of_class = [rows[labels == label] for label in self.asked]
+        else:
+            of_class = [rows]
+        origins = []
+        for i in indices:
+            images = of_class[i % len(of_class)]
+            drawn = stream(self.seed, Purpose.SAMPLE_PRIOR, position=i).integers(len(images))
+            origins.append(int(images[drawn]))
+        return origins
+
+    def labels(self, indices: Sequence[int]) -> torch.Tensor | None:
+        """The class of each sample, int64 (n,); None where images that they start from have none.
+
+        Class-conditional networks are told them.
+        """
+        images = self.initial_images
+        if images is not None and images.labels is not None:
+            return torch.from_numpy(images.labels[self.origins(indices)])
+        if self.asked:
+            return torch.tensor([self.asked[i % len(self.asked)] for i in indices])
+        if self.prior.labels is not None:
+            return self.prior.labels[self.origins(indices)]
+        if images is not None or not self.classes:
+            return None
+        share = np.array(list(self.classes.values())) / sum(self.classes.values())
+        streams = (stream(self.seed, Purpose.SAMPLE_CLASS, position=i) for i in indices)
+        return torch.tensor([int(each.choice(len(share), p=share)) for each in streams])
+
+    @property
+    def tells_classes(self) -> bool:
+        """Whether the network is told classes: with a guidance of 0 at all levels it is not."""
+        guided = self.guidance != 0 or self.interval != (1, self.process.K)
+        return bool(self.classes) and guided
+
+    def denoiser(self, labels: torch.Tensor | None) -> Denoiser:
+        """The network, told classes or what each counts for, see `UNet.forward`, and guided."""
+        if labels is None or not self.tells_classes:
+            return self.model
+        y = labels.to(self.precision.device)
+        return conditioned(self.model, y, self.guidance, self.interval)
 
     def _means(self, indices: Sequence[int]) -> torch.Tensor:
         return self.prior.means(torch.tensor(self.origins(indices)))
 
     def _draw(
-        self, means: torch.Tensor, prior_draw: Draw, draw: Draw, on_step: OnStep | None
+        self,
+        means: torch.Tensor,
+        prior_draw: Draw,
+        draw: Draw,
+        on_step: OnStep | None,
+        labels: torch.Tensor | None,
     ) -> torch.Tensor:
         first, to_images = self.kernel.chain[0], self.process.to_images
         u_K = means.to(self.precision.device) + self.prior_std * prior_draw(self.process.K + 1)
@@ -250,7 +315,8 @@ class Sampler:
         observe(first, u_K)
         with torch.no_grad(), self.precision.autocast():
             run: Any = SAMPLERS[self.sampler]
-            return to_images(run(self.process, self.model, u_K, self.kernel, draw, observe)).cpu()
+            model = self.denoiser(labels)
+            return to_images(run(self.process, model, u_K, self.kernel, draw, observe)).cpu()
 
 
 def make_sampler(
@@ -263,9 +329,10 @@ def make_sampler(
     choice: Choice = CONFIGURED,
     seed: int | None = None,
     scoring: bool = False,
+    classes: Mapping[str, int] | None = None,
 ) -> Sampler:
-    """The sampler for a model; `calibration` is what was measured of it, other arguments as of
-    `load_sampler`.
+    """The sampler for a model; `calibration` is what was measured of it, `classes` what it is told,
+    see `Sampler.classes`, other arguments as of `load_sampler`.
 
     scoring: samples are for scores, for which the release adds noise to the prior states, as it
     does not for pictures.
@@ -279,6 +346,11 @@ def make_sampler(
         made_from["calibration_images"] = None if num_images is None else int(num_images)
         dtype = None if computed_in is None else str(computed_in.dtype).removeprefix("torch.")
         made_from["calibration_precision"] = dtype
+    asked = asked_classes(choice, classes or {})
+    interval = parse_interval(choice.guidance_interval, process.K)
+    guidance = 1.0 if choice.guidance is None else choice.guidance
+    if guidance != 1 and made_from:
+        print(f"guidance {guidance:g}: reverse kernels measured at guidance 1 serve every guidance")
     return Sampler(
         model=model,
         process=process,
@@ -292,7 +364,31 @@ def make_sampler(
         calibration=made_from,
         precision=precision,
         shape=experiment.shape,
+        classes=classes or {},
+        asked=asked,
+        guidance=guidance,
+        interval=interval,
     )
+
+
+def asked_classes(choice: Choice, classes: Mapping[str, int]) -> tuple[int, ...]:
+    """The classes that samples of a network that is told these are asked to be of.
+
+    Raises UserError for those that do not exist, and for a network that is told none.
+    """
+    for flag, value in (("class", choice.classes), ("guidance", choice.guidance)):
+        chooses_images = flag == "class" and choice.init in ("train", "held_out")
+        if value is not None and not classes and not chooses_images:
+            here = "the network is not told classes (config.model.class_conditional = False)"
+            other = "; --init=train or held_out chooses images of one" if flag == "class" else ""
+            raise UserError(f"--{flag}={value}: {here}{other}")
+    if choice.classes is None or not classes:
+        return ()
+    asked, counts = find_classes(choice.classes, list(classes)), list(classes.values())
+    if empty := [label for label in asked if counts[label] == 0]:
+        name = printable(list(classes)[empty[0]])
+        raise UserError(f"--class={choice.classes}: no training image was of {name}")
+    return asked
 
 
 def load_sampler(
@@ -318,7 +414,12 @@ def load_sampler(
     computed_in = Precision.named(resolve_device(config.device), precision)
     initial_images = None
     if choice.init is not None:
-        initial_images = open_initial_images(choice.init, config.data, choice.per_init or 1)
+        initial_images = open_initial_images(
+            choice.init, config.data, choice.per_init or 1, choice.classes
+        )
+    if choice.init in ("train", "held_out") or from_data:
+        split: Split = "held_out" if choice.init == "held_out" else "train"
+        require_classes(load_images(config.data, split), trained.classes, config.data)
     if distributed.world_size() > 1 and len(set(distributed.gather(trained.weights_crc32))) > 1:
         # A training that continues replaces the newest.
         raise UserError(
@@ -352,6 +453,7 @@ def load_sampler(
         choice=choice,
         seed=seed,
         scoring=scoring,
+        classes=trained.classes,
     )
     if initial_images is not None:
         sampler = sampler.starting_from(initial_images, choice.from_level)
@@ -377,7 +479,8 @@ def with_own_images(
         if not changed:
             continue
         number = f"{now['num_images']} images, {known.get(prefix + 'num_images')} then"
-        words = {"num_images": number, "names_crc32": "other names", "pixels_crc32": "other pixels"}
+        parts = ("names", "pixels", "labels")
+        words = {"num_images": number} | {f"{part}_crc32": f"other {part}" for part in parts}
         what = ", ".join(words[key] for key in changed)
         warn_once(
             f"the {split} images of {data.dataset!r} are not those of the checkpoint's run: {what}"
@@ -405,4 +508,7 @@ def data_prior(config: ConfigDict, process: Process) -> DataPrior:
     def corrupt(images: torch.Tensor) -> torch.Tensor:
         return process.build_prior([images]).means(torch.arange(len(images)))
 
-    return DataPrior(len(source) * copies, images, corrupt)
+    labels = None
+    if config.model.class_conditional and source.labels is not None:
+        labels = torch.from_numpy(source.labels).repeat_interleave(copies)
+    return DataPrior(len(source) * copies, images, corrupt, labels)

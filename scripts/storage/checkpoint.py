@@ -47,6 +47,7 @@ FOR_SAMPLING = [
     "sigma_B",
     "data",
     "prior",
+    "classes",
     "calibration",
     "precision",
     "provenance",
@@ -238,6 +239,9 @@ class TrainedModel:
     path: Path
     saved_calibration: CalibrationState
     """The calibration in the checkpoint itself."""
+    classes: Mapping[str, int]
+    """How many training images each class had, by the names of classes that the network is told, in
+    their order; or empty."""
     data: Mapping[str, int]
     """`fingerprint` of the images that it was trained on, and of those held out; or empty."""
 
@@ -304,6 +308,7 @@ def load_trained(config: ConfigDict | None, workdir: Path | str, checkpoint: int
         weights_crc32=weights_crc32(contents),
         path=path,
         saved_calibration=contents.get("calibration"),
+        classes=contents.get("classes", {}),
         data=contents.get("data", {}),
     )
 

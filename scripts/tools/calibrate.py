@@ -27,11 +27,14 @@ def main(flags: Values) -> int:
         raise UserError(f"{shown}: it has no kernels to measure")
     choice = Choice(process.sampling_noises[1])
     sampler, trained = load_sampler(config, flags.workdir, flags.checkpoint, choice=choice)
-    dequantized = config.data.uniform_dequantization
-    images = calibration_images(load_images(config.data, "train"), flags.num_images, dequantized)
+    config = trained.experiment.config
+    source = load_images(config.data, "train")
+    images, labels = calibration_images(source, flags.num_images, config)
     process = process.to(sampler.precision.device)
     seed, batch_size = config.seed, config.eval.batch_size
-    state = calibrate(process, sampler.model, sampler.precision, images, seed, batch_size)
+    state = calibrate(
+        process, sampler.model, sampler.precision, images, seed, batch_size, labels=labels
+    )
     assert state is not None
     path = trained.write_calibration(state)
     print(

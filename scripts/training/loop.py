@@ -36,6 +36,7 @@ from scripts.config.resolve import (
 )
 from scripts.data.datasets import load_images, require_outside_data
 from scripts.data.images import ImageSource, describe_change, identity
+from scripts.data.labels import class_counts, count_classes
 from scripts.data.loader import (
     Batch,
     OrderedBatches,
@@ -47,6 +48,7 @@ from scripts.data.loader import (
     train_loader,
 )
 from scripts.data.training_set import (
+    build_prior,
     dct_moments,
     matched_levels,
     share_moments,
@@ -89,13 +91,14 @@ def train(config: ConfigDict, workdir: Path) -> int:
     validate(config)
     require_divisible_batch(config.training)
     device = resolve_device(config.device)
+    require_outside_data(workdir, "--workdir", config.data)
+    images = load_images(config.data, "train"), load_images(config.data, "held_out")
+    config = count_classes(config, *images)
     experiment = initial = None
     if not checkpoint.existing(workdir):  # a run that is continued has levels of its own
         experiment = resolve(config)
         if config.training.init_from:
             initial = read_initial_weights(experiment)
-    require_outside_data(workdir, "--workdir", config.data)
-    images = load_images(config.data, "train"), load_images(config.data, "held_out")
     distributed.barrier()  # nothing is written before all processes have opened the data
     make_directory(workdir, "--workdir")
     busy = f"--workdir={workdir}: another training is running there; choose another, or wait"
@@ -263,7 +266,8 @@ def _build_prior(
     """
     with guard.until_interrupted():
         batches = training_images(images, experiment.config, unreadable, "the prior")
-        prior = experiment.process.build_prior(guard.checked(batches))
+        conditional = experiment.config.model.class_conditional
+        prior = build_prior(experiment.process, guard.checked(batches), conditional)
     unreadable.report(len(images), "training images")
     prior = prior.gathered(distributed.gather_rows)
     if len(prior) == 0:
@@ -295,6 +299,8 @@ def _refuse_other_images(
         keys = ("names", "pixels")
         checksums = [{key: of[side + key].numpy() for key in keys} for of in (now, before)]
         reason = f", {describe_change(sources[side], *checksums)}"
+    if {*other} <= {"labels_crc32", "held_out_labels_crc32"}:
+        reason = ", other labels"
     raise UserError(
         f"the checkpoint in {workdir} was {what} images than {config.data.dataset!r} now has "
         f"({counts}{reason}): restore them, or choose another --workdir; there "
@@ -359,13 +365,16 @@ def read_initial_weights(experiment: Experiment) -> InitialWeights:
         changes = differences(contents["config"], config)
         where = f"{shown}: {path.name}"
         refuse_differences(contents["config"], config, changes.keys() - NETWORK, where)
-    model = copy.deepcopy(experiment.network)
-    checkpoint.load_averages(model, path, contents)
     record = {
         "file": path.name,
         "step": contents["step"],
         "weights_crc32": checkpoint.weights_crc32(contents),
     }
+    model, shadow = copy.deepcopy(experiment.network), contents["ema"]["shadow"]
+    if config.model.class_conditional and "label_emb.weight" not in shadow:
+        # Of a network that was not told classes: one that takes no notice of them.
+        shadow["label_emb.weight"] = torch.zeros(model.label_emb.weight.shape)
+    checkpoint.load_averages(model, path, contents)
     of_weights = {key: text for key, text in changes.items() if key.startswith(("model.", "data."))}
     return InitialWeights(model.state_dict(), of_weights, record)
 
@@ -398,7 +407,8 @@ def loop(run: Run) -> None:
         for batch in loader:
             waited = time.monotonic() - started
             run.unreadable.note(batch.unreadable)
-            result = trainer.train_step(batch.images)
+            told = (batch.labels,) if config.model.class_conditional else ()
+            result = trainer.train_step(batch.images, *told)
             window.add(result, seconds=time.monotonic() - started)
             progress.step_done(trainer.step, result.losses.mean().item(), waited)
             note_nonfinite(run, metrics, batch, result)
@@ -506,7 +516,7 @@ def held_out_loss(run: Run) -> dict[str, float]:
             run.guard.check()
             run.unreadable.note(batch.unreadable)
             if len(batch.images):
-                losses.append(held_out_losses(run.trainer, batch.images, batch.indices))
+                losses.append(held_out_losses(run.trainer, batch))
     run.unreadable.share()
     loss = distributed.gather_rows(torch.cat(losses))
     if len(loss) == 0:
@@ -530,8 +540,9 @@ def draw_samples(run: Run, directory: Path) -> None:
         if distributed.is_main():
             model = trainer.model.eval()
             sampler = make_sampler(
-                run.experiment, model, run.prior, trainer.precision, run.calibration
-            )
+                run.experiment, model, run.prior, trainer.precision, run.calibration,
+                classes=run.classes,
+            )  # fmt: skip
             indices = range(config.training.num_samples)
             sample_set(directory, sampler, indices, on_step=lambda k, u_k: run.guard.check())
 
@@ -551,6 +562,7 @@ class Run:
     data: dict[str, Any]
     """`identity` of the images to train on and of those held out, as plain data."""
     prior: Prior
+    """With labels if the network is told them."""
     trainer: Trainer
     event: dict[str, Any]
     """How this start of the run began: the first row that it writes to metrics.jsonl."""
@@ -558,6 +570,11 @@ class Run:
     calibration: dict[str, torch.Tensor] | None = None
     """Of the averaged weights at step `calibration_step`."""
     calibration_step: int = -1
+
+    @property
+    def classes(self) -> dict[str, int]:
+        """What the network is told: training images of each class, by name; or none."""
+        return class_counts(self.images) if self.config.model.class_conditional else {}
 
     def due(self, freq: int) -> bool:
         """Whether something that happens every `freq` steps, and at the end, happens now."""
@@ -574,8 +591,7 @@ class Run:
             return
         assert isinstance(process, GaussianProcess)
         self.guard.check_all()
-        num_images, dequantized = config.training.noise_images, config.data.uniform_dequantization
-        images = calibration_images(self.images, num_images, dequantized)
+        images, labels = calibration_images(self.images, config.training.noise_images, config)
         with trainer.ema.swapped_in(trainer.model):
             self.calibration = calibrate(
                 process,
@@ -585,6 +601,7 @@ class Run:
                 config.seed,
                 config.eval.batch_size,
                 stop=lambda: self.guard.received is not None,
+                labels=labels,
             )
         self.guard.check_all()
         self.calibration_step = trainer.step
@@ -627,7 +644,8 @@ class Run:
             raise self.divergence(f"{what}; earlier checkpoints are intact")
         levels = self.experiment.levels
         up_to_date = self.calibration_step == self.trainer.step
-        return {
+        contents = {"classes": self.classes} if self.classes else {}
+        return contents | {
             **self.trainer.state_dict(),
             "config": to_json(self.config),
             "sigma_B": None if levels is None else torch.tensor(levels, dtype=torch.float64),

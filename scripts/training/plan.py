@@ -61,6 +61,8 @@ def describe(
     gflop = f"{work.training * training.batch_size / 1e9:.0f} GFLOP"
     compiled = f", torch.compile {config.compile}" if config.compile != "none" else ""
     counts = f"{len(train)} training images, {len(held_out)} held out"
+    if config.model.class_conditional:
+        counts += f", {data.num_classes} classes"
     if data.group_pattern:
         groups = [num_groups(images, data.group_pattern) for images in (train, held_out)]
         counts += f"; {groups[0]} groups for training, {groups[1]} held out"

@@ -10,8 +10,10 @@ from torch import nn
 
 from model_code import build_model
 from model_code.ema import EMA
+from model_code.guidance import conditioned
 from model_code.process import Denoiser, Process
 from scripts.config.resolve import Experiment
+from scripts.data.loader import Batch
 from scripts.runtime import distributed
 from scripts.runtime.device import Precision, to_device
 from scripts.runtime.randomness import Purpose, normal_batch, normal_by_index, stream
@@ -102,9 +104,9 @@ class Trainer:
         """Set the precision of forward passes, and with it the loss scaling."""
         self.precision, self.scaler = precision, precision.grad_scaler()
 
-    def train_step(self, images: torch.Tensor) -> StepResult:
-        """One optimizer step on images u_0 (B, C, H, W) in [0, 1], on any device; of several
-        processes each has B of its own.
+    def train_step(self, images: torch.Tensor, labels: torch.Tensor | None = None) -> StepResult:
+        """One optimizer step on images u_0 (B, C, H, W) in [0, 1], on any device, and for a
+        class-conditional network their classes (B,); of several processes each has B of its own.
 
         A step whose gradient is not finite is skipped: weights, averages and moments stay as they
         were. In float16 that also lowers the loss scale, which is the usual reason there.
@@ -112,6 +114,7 @@ class Trainer:
         config, size = self.config, len(images)
         u0 = images.to(self.device, non_blocking=True)
         levels, k, eps = self._draw(size, tuple(images.shape[1:]))
+        y = None if labels is None else self._told(labels)
         self.model.train()
         masks = stream(config.seed, Purpose.DROPOUT, self.step, distributed.rank())
         torch.manual_seed(int(masks.integers(2**63)))
@@ -129,8 +132,9 @@ class Trainer:
         parts = config.training.accumulation_steps
         for rows in torch.arange(size, device=self.device).chunk(parts):
             with distributed.averaging_after(self.ddp_model, last=len(losses) == parts - 1):
+                model = self.ddp_model if y is None else conditioned(self.ddp_model, y[rows])
                 with self.precision.autocast():
-                    loss = process_loss(self.process, self.ddp_model, u0[rows], k[rows], eps[rows])
+                    loss = process_loss(self.process, model, u0[rows], k[rows], eps[rows])
                 # The mean over this process's examples: averaged over processes, the mean over the
                 # whole batch.
                 self.scaler.scale((self.level_weights[k[rows]] * loss).sum() / size).backward()
@@ -173,6 +177,15 @@ class Trainer:
         ]
         eps = normal_batch(self.device, seed, Purpose.TRAIN_NOISE, self.step, rows, total, shape)
         return levels, levels[rows.start : rows.stop].to(self.device, non_blocking=True), eps
+
+    def _told(self, labels: torch.Tensor) -> torch.Tensor:
+        """The classes (B,) that the network is told, -1 where they are dropped: drawn for the whole
+        batch, too.
+        """
+        total, rank = len(labels) * distributed.world_size(), distributed.rank()
+        thrown = stream(self.config.seed, Purpose.LABEL_DROPOUT, self.step).random(total)
+        dropped = torch.from_numpy(thrown < self.config.training.label_dropout)
+        return labels.masked_fill(dropped.view(-1, len(labels))[rank], -1).to(self.device)
 
     def all_finite(self) -> bool:
         """Whether all weights and averages are finite: a finite gradient times an absurd learning
@@ -219,15 +232,15 @@ class Trainer:
 
 
 @torch.no_grad()
-def held_out_losses(trainer: Trainer, images: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-    """Losses on held-out images (B, C, H, W) with data set indices (B,): float32 (B,), on the CPU.
+def held_out_losses(trainer: Trainer, batch: Batch) -> torch.Tensor:
+    """Losses on held-out images: float32 (B,), on the CPU.
 
     Levels and noise belong to the image, so that evaluations at different steps differ by the
     weights alone.
     """
     trainer.model.eval()
     seed, allowed = trainer.config.seed, trainer.process.training_levels
-    positions = indices.tolist()
+    images, positions = batch.images, batch.indices.tolist()
     levels = [
         allowed[int(stream(seed, Purpose.EVAL_LEVEL, position=i).integers(len(allowed)))]
         for i in positions
@@ -236,5 +249,9 @@ def held_out_losses(trainer: Trainer, images: torch.Tensor, indices: torch.Tenso
     places = [(0, i) for i in positions]
     eps = normal_by_index(device, seed, Purpose.EVAL_NOISE, places, shape)
     k, u0 = torch.tensor(levels).to(device), images.to(device)
+    model: Denoiser = trainer.model
+    if trainer.config.model.class_conditional:
+        assert batch.labels is not None
+        model = conditioned(trainer.model, batch.labels.to(device))
     with trainer.precision.autocast():
-        return process_loss(trainer.process, trainer.model, u0, k, eps).cpu()
+        return process_loss(trainer.process, model, u0, k, eps).cpu()

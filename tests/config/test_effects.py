@@ -27,10 +27,10 @@ ANOTHER: dict[str, Any] = {
     "same_init": True, "share_noise": True, "interpolate": True, "num_points": 3,
     "save_sample_freq": 2, "per_init": 2, "from_level": 2, "export": "npz", "mode": "spectrum",
     "sweep": "seed=1,2", "dataset_name": "other", "experiment_name": "other",
-    "param_name": "other", "num_gen": 40, "dataset_split": "held_out", "num_images": 3,
+    "param_name": "other", "num_gen": 60, "dataset_split": "held_out", "num_images": 3,
     "exact": True, "dequantize": False, "num_levels_per_image": 1, "k": 3,
     "feature_extractor": "classifier", "cleanfid_mode": "legacy_pytorch", "inception_path": "other",
-    "blur": 3,
+    "blur": 3, "class": 1, "guidance": 2, "guidance_interval": "1,2", "per_class": True,
 }  # fmt: skip
 """A value of each flag that is not its default; paths come from the test."""
 REFUSED_LATER = {
@@ -63,7 +63,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two runs, two sets of images, and a configuration with another seed."""
     place = tmp_path_factory.mktemp("effects")
     images = np.random.default_rng(0).integers(0, 256, (200, 8, 8), dtype=np.uint8)
-    np.save(place / "data.npy", images[:120])
+    np.savez(place / "data.npz", arr_0=images[:120], labels=np.arange(120) % 3)
     np.savez(place / "images.npz", arr_0=images[120:160])
     np.savez(place / "other_images.npz", arr_0=images[160:])
     for name, pixels in {
@@ -73,7 +73,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.fromarray(pixels).save(place / f"{name}.png")
     steps = {"training__n_iters": 2, "training__snapshot_freq": 1, "model__K": 4}
     for name, seed in (("run", 1), ("another_run", 2)):
-        assert train(array_config(place / "data.npy", seed=seed, **steps), place / name) == 0
+        config = array_config(place / "data.npz", seed=seed, **steps)
+        config.data.labels, config.model.class_conditional = "labels", True
+        assert train(config, place / name) == 0
     (place / "another.json").write_text(
         (place / "run" / "config.json").read_text().replace('"seed": 1', '"seed": 5')
     )
@@ -155,7 +157,7 @@ def test_an_accepted_flag_changes_something(
         base |= (
             {"batch_size": 2, "out": tmp_path / f"{number}/a"} if command_name == "sample" else {}
         )
-        few = {"num_gen": 20, "num_levels_per_image": 2}
+        few = {"num_gen": 40, "num_levels_per_image": 2}
         base |= {name: few[name] for name in few.keys() & set(meaningful.split())}
         own = {"export_dir": tmp_path / f"{number}/a", "num_samples": 5, "out": tmp_path / "out"}
         for word in words.split():

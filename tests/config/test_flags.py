@@ -10,22 +10,30 @@ from scripts.config.paths import ROOT
 from scripts.errors import UserError
 from scripts.evaluation import metrics
 
-DRAW = "config workdir checkpoint batch_size delta steps eta seed precision "
-PICTURE = DRAW + "sampler init prior number out "
+DRAW = "config workdir checkpoint batch_size delta steps eta seed precision guidance "
+PICTURE = DRAW + "sampler init prior number out class "
 KINDS = "same_init share_noise interpolate export_dir save_sample_freq"
 SCORE = DRAW + "mode sweep out dataset_name experiment_name param_name "
 SAMPLES = SCORE + "sampler init num_gen samples "
 INCEPTION = "cleanfid_mode inception_path"
-FEATURES = SAMPLES + f"dataset_split feature_extractor dataset_name_cleanfid {INCEPTION} "
+REFERENCE = f"dataset_split dataset_name_cleanfid {INCEPTION} "
+FEATURES = SAMPLES + REFERENCE + "feature_extractor per_class "
 BOUND = SCORE + "dataset_split num_images exact dequantize "
 RELEASE = "config workdir checkpoint dataset_name experiment_name param_name "
 GIVEN = "config workdir mode batch_size seed num_gen samples out dataset_name experiment_name "
 SEEDS = "per_init from_level "
-FROM_PICTURES = "config workdir checkpoint out seed precision per_init delta steps eta "
+FROM_PICTURES = (
+    "config workdir checkpoint out seed precision per_init delta steps eta class guidance "
+)
 MEANINGFUL = [
     ("train", "", "config workdir plan"),
     ("train", "plan", "config workdir plan plan_tflops plan_utilization"),
     ("sample", "", PICTURE + KINDS + " super_resolve inpaint edit"),
+    (
+        "sample",
+        "guidance",
+        PICTURE + KINDS + " super_resolve inpaint edit guidance_interval",
+    ),
     ("sample", "super_resolve", FROM_PICTURES + "super_resolve"),
     ("sample", "inpaint mask", FROM_PICTURES + "inpaint mask"),
     ("sample", "edit blur", FROM_PICTURES + "edit blur"),
@@ -34,7 +42,11 @@ MEANINGFUL = [
     ("sample", "same_init init", PICTURE.replace("prior", "from_level same_init save_sample_freq")),
     ("sample", "share_noise", PICTURE + "share_noise save_sample_freq"),
     ("sample", "interpolate", PICTURE + "interpolate num_points"),
-    ("sample", "export_dir num_samples", DRAW + "sampler init prior export_dir num_samples export"),
+    (
+        "sample",
+        "export_dir num_samples",
+        DRAW + "sampler init prior export_dir num_samples export class",
+    ),
     ("evaluate", "mode=elbo", BOUND + "num_levels_per_image"),
     ("evaluate", "mode=elbo exact", BOUND),
     ("evaluate", "mode=fid", FEATURES),
@@ -42,6 +54,7 @@ MEANINGFUL = [
     ("evaluate", "mode=kid", FEATURES),
     ("evaluate", "mode=prdc", FEATURES + "k"),
     ("evaluate", "mode=all", FEATURES + "k"),
+    ("evaluate", "mode=kid guidance", FEATURES.replace(" samples ", " ") + "guidance_interval"),
     (
         "evaluate",
         "mode=fid feature_extractor=classifier",
@@ -165,7 +178,7 @@ def test_every_flag_is_read() -> None:
         commands[command] += (ROOT / "scripts/evaluation/command.py").read_text()
     for flag in FLAGS:
         for command in flag.commands.split():
-            read = re.search(rf"flags\.{flag.name}\b", commands[command])
+            read = re.search(rf"(flags|settings)(\.|, \"){flag.name}\b", commands[command])
             assert flag.help == NO_EFFECT or read, (command, flag.name)
         words = f"{flag.only} {flag.never} {flag.unless} {flag.alone}".split()
         assert {word.partition("=")[0] for word in words} <= names, flag.name
