@@ -113,7 +113,7 @@ def survey_array(
     if shape is not None and _kept(height, width, shape) < 1 / FAR:
         which = f"{len(array)} images of {width} x {height} pixels"
         warn_once(f"{place}: {which} {FAR_TEXT[data.fit]} (data.fit)")
-    size = f"{array.dtype} {width} x {height} pixels"
+    size = f"{array.dtype.name} {width} x {height} pixels"
     return values, f"{looked}: {size}, {found.describe(values)}"
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from scripts.errors import UserError
+from scripts.runtime.progress import warn_once
 
 TOP = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535, np.dtype(np.float32): 1}
 """What is stored for 1, by type; 0 is 0."""
@@ -15,6 +16,8 @@ EIGHT_BIT = np.dtype(np.uint8)
 LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)[:, None, None]
 """Weights of red, green and blue, of ITU-R 601."""
 KEY = "config.data.value_range"
+LITTLE = 0.25
+"""Numbers that use less of the range than this are warned of."""
 
 
 def as_uint8(pixels: np.ndarray) -> np.ndarray:
@@ -31,7 +34,7 @@ def meaning_of_8_bits(data: ConfigDict) -> str:
     if not data.value_range:
         return ""
     low, high = data.value_range
-    return f", in 8 bits: 0 to 255 stand for {low:g} to {high:g}"
+    return f", in 8 bits: 0 to 255 stand for {low:.9g} to {high:.9g}"
 
 
 @dataclass(frozen=True)
@@ -58,13 +61,13 @@ class Values:
 
     def objection(self, least: float, most: float, eight_bit: bool) -> str:
         """Why numbers from `least` to `most` cannot be of this range; empty if they can."""
-        shown = f"{KEY} = {self.low:g}, {self.high:g}"
+        shown = f"{KEY} = {self.low:.9g}, {self.high:.9g}"
         if eight_bit and not 0 <= self.low < self.high <= 255:
             return f"has 8-bit values, where {shown} is of others: keep these apart"
         if self.clip or self.low <= least <= most <= self.high:
             return ""
         cut = "with config.data.value_clip = True they are cut"
-        return f"values from {least:g} to {most:g} are not within {shown}; {cut}"
+        return f"values from {least:.9g} to {most:.9g} are not within {shown}; {cut}"
 
     def stored(self, unit: np.ndarray) -> np.ndarray:
         """Values about [0, 1], as resizing leaves them, clamped, in the type of storage."""
@@ -99,7 +102,7 @@ class Found:
 
     def add(self, numbers: np.ndarray, value_range: tuple[float, float]) -> None:
         """Look at one more image."""
-        self.types.add(numbers.dtype)
+        self.types.add(numbers.dtype.newbyteorder("="))
         finite = np.isfinite(numbers)
         if not finite.all():
             self.not_finite += 1
@@ -126,13 +129,13 @@ class Found:
             raise UserError(f"{where}: all values are NaN or infinite")
         integers = all(each.kind in "bui" for each in self.types)
         if not data.value_range:
-            kinds = ", ".join(sorted(str(each.newbyteorder("=")) for each in self.types))
-            example = f"{self.least:g},{self.most:g}"
+            kinds = ", ".join(sorted(map(str, self.types)))
+            example = f"{self.least:.9g},{self.most + (self.least == self.most):.9g}"
             if self.least >= 0 and integers:
-                example = f"0,{2 ** int(self.most).bit_length() - 1}"
+                example = f"0,{max(1, 2 ** int(self.most).bit_length() - 1)}"
             raise UserError(
                 f"{KEY} = (): must say which numbers become 0 and 1: {where} has {kinds} from "
-                f"{self.least:g} to {self.most:g}; such as --{KEY}={example}"
+                f"{self.least:.9g} to {self.most:.9g}; such as --{KEY}={example}"
             )
         small = integers and all(each.itemsize <= 2 for each in self.types)
         dtype = np.dtype(np.uint16 if small else np.float32)
@@ -141,14 +144,17 @@ class Found:
         wrong = values.objection(self.least, self.most, EIGHT_BIT in self.types)
         if wrong:
             raise UserError(f"{where}: {wrong}")
+        if self.most - self.least < LITTLE * (high - low):
+            used = f"values from {self.least:.9g} to {self.most:.9g}"
+            warn_once(f"{where}: {used} are little of {KEY} = {low:.9g}, {high:.9g}")
         return values
 
     def describe(self, values: Values | None) -> str:
         """In words, for a line about the images."""
         if values is None:
             return "8-bit values"
-        text = f"values from {self.least:g} to {self.most:g}, of which {values.low:g} to "
-        text += f"{values.high:g} become 0 to 1, in {values.dtype}"
+        text = f"values from {self.least:.9g} to {self.most:.9g}: {values.low:.9g} to "
+        text += f"{values.high:.9g} become 0 to 1, kept in {values.dtype}"
         if self.outside:
             text += f"; {self.outside / self.count:.2%} of the values are cut"
         if self.not_finite:

@@ -212,6 +212,18 @@ def test_resizing_and_channels_of_16_bits(channels: int, tmp_path: Path) -> None
     assert channels in (1, 3) or (found[-1] == 1).all()
 
 
+def test_a_range_that_is_hardly_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """12 bits in a range of 16 are nearly black."""
+    data = write(tmp_path, as_png, TWELVE_BITS)
+    data.value_range = (0, 65535)
+    load_images(data, "train")
+    line = "values from 0 to 4095 are little of config.data.value_range = 0, 65535"
+    assert line in capsys.readouterr().err
+    data.value_range = (0, 4095)
+    load_images(data, "train")
+    assert "little" not in capsys.readouterr().err
+
+
 def test_luminance_of_deep_colours(tmp_path: Path) -> None:
     np.save(tmp_path / "array.npy", np.full((2, 8, 8, 3), [0.0, 2.0, 0.0]))
     data = data_config("npy", tmp_path / "array.npy", channels=1)
