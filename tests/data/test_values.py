@@ -12,10 +12,10 @@ from PIL import Image
 from scripts.config.load import to_json
 from scripts.config.resolve import FREE, refuse_differences, validate
 from scripts.data.datasets import load_images, load_whole, open_images
-from scripts.data.images import UnreadableImage, box_bicubic, fingerprint
+from scripts.data.images import ArrayImages, UnreadableImage, box_bicubic, fingerprint
 from scripts.data.loader import OrderedBatches, to_unit_range
 from scripts.data.packs import write_pack
-from scripts.data.values import as_uint8
+from scripts.data.values import Values, as_uint8
 from scripts.errors import UserError
 from tests.images import data_config, names_of
 from tests.tiny import tiny_config
@@ -160,16 +160,21 @@ def test_eight_and_sixteen_bits_in_one_folder(tmp_path: Path) -> None:
 
 
 def test_a_window_cuts_and_says_how_much(tmp_path: Path) -> None:
-    """Of one image of three, 3 in 4 values are cut; NaN is left out, and said."""
+    """Of one image of three, 5 in 8 values are cut, before it is made smaller; NaN is left out, and
+    said.
+    """
     numbers = np.zeros((3, 8, 8), np.float32)
-    numbers[1, :6], numbers[1, 6:], numbers[2, 0, 0] = -2000, 500, np.nan
+    numbers[1, :5], numbers[1, 5:], numbers[2, 0, 0] = -2000, 500, np.nan
     np.save(tmp_path / "array.npy", numbers)
     data = data_config("npy", tmp_path / "array.npy", channels=1)
     data.value_range, data.value_clip = (-1000, 1000), True
     source = load_whole(data)["all"]
-    assert "25.13% of the values are cut; 1 images with NaN" in source.found  # 48 of 191
-    assert (source[1][0, :6] == 0).all()
-    assert (source[1][0, 6:] == 0.75).all()
+    assert "20.94% of the values are cut; 1 images with NaN" in source.found  # 40 of 191
+    assert (source[1][0, :5] == 0).all()
+    assert (source[1][0, 5:] == 0.75).all()
+    data.image_size = 4
+    assert load_whole(data)["all"][1][0, :, 0].tolist() == [0, 0, 0.375, 0.75]
+    data.image_size = 8
     with pytest.raises(UnreadableImage, match="image 2: holds NaN or infinite values"):
         source[2]
 
@@ -257,9 +262,12 @@ def test_all_frames(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         frames = [Image.new("L", (8, 8), 40 * page + i) for page in range(1 + i % 4)]
         path = tmp_path / "images" / f"{i}.{'gif' if i % 2 else 'tif'}"
         frames[0].save(path, save_all=True, append_images=frames[1:])
+    photographs = [Image.new("L", (8, 8), 9)] * 2  # of which the second is a preview
+    path = tmp_path / "images" / "6.jpg"
+    photographs[0].save(path, "MPO", save_all=True, append_images=photographs[1:])
     data = data_config("folder", tmp_path / "images", channels=1)
     assert names_of(load_whole(data)["all"])[:3] == ["0.tif", "1.gif", "2.tif"]
-    assert "only the first is read (data.frames)" in capsys.readouterr().err
+    assert "of 7 files that were looked at 4 have several pages" in capsys.readouterr().err
     data.frames = "all"
     source = load_whole(data)["all"]
     assert names_of(source)[:4] == ["0.tif", "1.gif[0]", "1.gif[1]", "2.tif[0]"]
@@ -268,7 +276,7 @@ def test_all_frames(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sides = [names_of(load_images(data, split)) for split in ("train", "held_out")]
     files = [{name.partition("[")[0] for name in side} for side in sides]
     assert not files[0] & files[1]
-    assert len(sides[0]) + len(sides[1]) == len(source) == 13
+    assert len(sides[0]) + len(sides[1]) == len(source) == 14
     write_pack(tmp_path / "pack", data, load_whole(data))
     data.path = str(tmp_path / "pack")
     assert [names_of(load_images(data, split)) for split in ("train", "held_out")] == sides
@@ -296,6 +304,19 @@ def test_keys(changes: dict[str, Any], message: str) -> None:
 def test_a_run_is_of_one_range(changes: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(changes)).replace("__", r"\.")):
         refuse_differences(to_json(tiny_config()), tiny_config(**changes), FREE, "it")
+
+
+def test_the_range_tells_images_apart(tmp_path: Path) -> None:
+    """By the version that records keep, in files, on a disk and in memory."""
+    for kind in (as_png, np.save):
+        data = write(tmp_path, kind, TWELVE_BITS)
+        versions = set()
+        for data.value_range in ((0, 4095), (0, 5000)):
+            versions.add(load_images(data, "train").version())
+        assert len(versions) == 2
+    ranges = (Values(0, top, False, np.dtype(np.uint16)) for top in (4095, 5000))
+    sources = [ArrayImages(TWELVE_BITS[None], values=values) for values in ranges]
+    assert sources[0].version() != sources[1].version()
 
 
 def test_types_of_storage() -> None:
