@@ -41,6 +41,7 @@ def draw(flags: Values) -> int:
     from scripts.sampling.export import export
     from scripts.sampling.from_pictures import make_from_pictures
     from scripts.sampling.sampler import load_sampler
+    from scripts.storage.checkpoint import run_directory
     from scripts.storage.files import make_directory
 
     choose_threads()
@@ -61,11 +62,12 @@ def draw(flags: Values) -> int:
             flags.guidance_interval,
         ),
         seed=flags.seed,
-        precision=flags.precision,
+        precision=flags.precision or ("auto" if flags.export_dir is None else "float32"),
         from_data=flags.prior == "data",
     )
     config, export_dir = trained.experiment.config, flags.export_dir
-    base = (flags.out or flags.workdir / "additional_samples") / f"checkpoint_{flags.checkpoint}"
+    out = flags.out or run_directory(flags.workdir) / "additional_samples"
+    base = out / f"checkpoint_{flags.checkpoint}"
     init = None if flags.init in ("held_out", "train") else flags.init
     flag = "--out" if export_dir is None else "--export_dir"
     pictures = {name: getattr(flags, name) for name in ("super_resolve", "inpaint", "edit")}

@@ -100,7 +100,8 @@ FLAGS = (
     ),
     Flag(
         "workdir", "sample evaluate calibrate publish export", PATH, None,
-        "Run directory that train.py made.", required=ALWAYS, unless="samples",
+        "Run directory that train.py made, a published model, or a checkpoint's file.",
+        required=ALWAYS, unless="samples",
     ),
     Flag(
         "workdir", "report", PATH, None, "Run directory; the flag's name may be left out.",
@@ -259,7 +260,12 @@ FLAGS = (
         {"enum_values": ["bank", "data"]}, never="init",
     ),
     Flag(
-        "precision", "sample evaluate", ENUM, "float32", "What the network computes in.",
+        "precision", "sample", ENUM, None,
+        "What the network computes in; by default the fastest here, and float32 in an export.",
+        {"enum_values": ["float32", "bfloat16", "float16"]},
+    ),
+    Flag(
+        "precision", "evaluate", ENUM, "float32", "What the network computes in.",
         {"enum_values": ["float32", "bfloat16", "float16"]}, never="samples",
     ),
     Flag(

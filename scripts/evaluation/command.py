@@ -19,7 +19,7 @@ from scripts.evaluation.metrics import MODES
 from scripts.evaluation.scores import SampleEvaluation, SampleFiles
 from scripts.runtime import distributed
 from scripts.runtime.device import choose_threads, resolve_device
-from scripts.storage.checkpoint import saved_config
+from scripts.storage.checkpoint import run_directory, saved_config
 from scripts.storage.files import make_directory
 
 NUM_GEN = 50_000
@@ -32,9 +32,9 @@ def evaluate(flags: Values) -> int:
         new_form = " ".join(f"--{text}" for text in flags.sweep)
         raise UserError(f"--sweep is no longer a flag: write {new_form}")
     choose_threads()
-    workdir = flags.workdir
+    workdir = None if flags.workdir is None else run_directory(flags.workdir)
     checkpoints = sweep.parse_list("checkpoint", flags.checkpoint)
-    config = flags.config or saved_config(workdir, checkpoints[0])
+    config = flags.config or saved_config(flags.workdir, checkpoints[0])
     validate(config)
     seeds = [config.seed] if flags.seed is None else sweep.parse_list("seed", flags.seed)
     guidances = sweep.parse_list("guidance", flags.guidance or "1")

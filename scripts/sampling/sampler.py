@@ -405,13 +405,16 @@ def load_sampler(
     """The sampler for a checkpoint (0: the newest) of a run, and where it came from; config None:
     the checkpoint's own.
 
-    `choice` and `seed` default to the configuration's. Prior states come from `choice.init` or the
+    `choice` and `seed` default to the configuration's; precision: of the network, "auto" is the
+    fastest here. Prior states come from `choice.init` or the
     checkpoint, or from the training images with `from_data` and where it holds none, as those of
     the release. Raises UserError for whatever is missing or does not fit.
     """
     trained = load_trained(config, workdir, checkpoint)
     config, process = trained.experiment.config, trained.experiment.process
-    computed_in = Precision.named(resolve_device(config.device), precision)
+    device = resolve_device(config.device)
+    fastest = precision == "auto"
+    computed_in = Precision.fastest(device) if fastest else Precision.named(device, precision)
     initial_images = None
     if choice.init is not None:
         initial_images = open_initial_images(

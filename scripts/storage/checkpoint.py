@@ -178,7 +178,9 @@ def _load(path: Path) -> Any:
 
 
 def existing(workdir: Path) -> list[Path]:
-    """The checkpoints of a run, the newest first; of a published model its weights."""
+    """The checkpoints of a run, the newest first; of a published model its weights; or a file."""
+    if workdir.is_file():
+        return [workdir]
     numbered = [numbered_path(workdir, number) for number in reversed(numbers(workdir))]
     paths = (meta_path(workdir), previous_path(workdir), *numbered, workdir / WEIGHTS)
     return [path for path in paths if path.is_file()]
@@ -326,7 +328,16 @@ def _config_in(contents: Contents, path: Path) -> ConfigDict:
     return from_json(contents["config"], str(path)).lock()
 
 
+def run_directory(workdir: Path) -> Path:
+    """Where to put what is made with a run: its directory, or beside a checkpoint's file one of
+    that name.
+    """
+    return workdir.with_suffix("") if workdir.is_file() else workdir
+
+
 def _find(workdir: Path, checkpoint: int) -> tuple[Path, Contents]:
+    if workdir.is_file() and checkpoint > 0:
+        raise UserError(f"--checkpoint={checkpoint}: must be 0, as --workdir={workdir} is one")
     path = numbered_path(workdir, checkpoint)
     if checkpoint > 0 and not path.is_file():
         there = ", ".join(map(str, numbers(workdir))) or "none"

@@ -54,7 +54,7 @@ def publish(workdir: Path, out: Path) -> Path:
     config = json.loads(published["config"]) | {"provenance": provenance}
     with atomic_write(out / RUN_CONFIG) as temporary:
         temporary.write_text(json.dumps(config, indent=2) + "\n")
-    rows = read_json_lines(workdir / "metrics.jsonl")
+    rows = read_json_lines(checkpoint.run_directory(workdir) / "metrics.jsonl")
     rows = [row for row in without_folders(rows) if "event" not in row]  # events repeat the command
     with atomic_write(out / "metrics.jsonl") as temporary:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -118,7 +118,7 @@ def write_card(workdir: Path, out: Path, license: str, about: Path | None, sampl
 
 def scores_of(workdir: Path, weights_crc32: int) -> list[dict[str, Any]]:
     """Return what was measured with these weights, each once, as rows of the card."""
-    rows = read_json_lines(workdir / RESULTS)
+    rows = read_json_lines(checkpoint.run_directory(workdir) / RESULTS)
     latest = {(row["key"], row["score"]): row for row in rows if "key" in row}
     return [
         row

@@ -356,7 +356,7 @@ def read_initial_weights(experiment: Experiment) -> InitialWeights:
     config = experiment.config
     shown = f"config.training.init_from = {config.training.init_from!r}"
     place = user_path(config.training.init_from, "config.training.init_from")
-    newest = (place, checkpoint.read(place)) if place.is_file() else checkpoint.read_newest(place)
+    newest = checkpoint.read_newest(place)
     if newest is None:
         raise UserError(f"{shown}: must be a checkpoint, or a run directory with one")
     path, contents = newest
