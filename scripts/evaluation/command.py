@@ -57,29 +57,8 @@ def evaluate(flags: Values) -> int:
         from_level=flags.from_level,
         guidance_interval=flags.guidance_interval,
     )
-    dataset = flags.dataset_name or config.data.dataset.lower()
     files = None if flags.samples is None else SampleFiles.read(flags.samples, config, seeds[0])
-    experiment = flags.experiment_name or (
-        workdir.resolve().name if files is None else Path(files.name).resolve().stem
-    )
-    named_after = None if flags.experiment_name or files is not None else workdir
-    directory = flags.out or results.results_directory(
-        results.RUNS, dataset, experiment, named_after
-    )
-    cache = workdir / "evaluation" if flags.out is None and workdir else directory / "features"
-    if distributed.is_main():  # before anything is computed
-        for place in (directory,) if flags.mode == "elbo" else (directory, cache):
-            require_outside_data(
-                place,
-                "--out",
-                config.data,
-                samples=flags.samples,
-                dataset_name_cleanfid=flags.dataset_name_cleanfid,
-                init=None if flags.init in ("held_out", "train") else flags.init,
-            )
-            make_directory(place, "--out")
-        if flags.out is None and named_after is not None:
-            (directory / results.OWNER).write_text(str(named_after.resolve()))
+    directory, cache = make_places(flags, config, files)
     param_name = flags.param_name or ",".join(swept) or ("delta" if files is None else "samples")
     of_run = workdir if files is None else None
     runner = sweep.Runner(
@@ -93,6 +72,43 @@ def evaluate(flags: Values) -> int:
     if distributed.is_main():
         print(sweep.report(scores, swept, directory))
     return 0
+
+
+def make_places(flags: Values, config: ConfigDict, files: SampleFiles | None) -> tuple[Path, Path]:
+    """Make the directories of logs and of features, and return them.
+
+    Raises UserError for directories among images that are read, and for those that cannot be
+    written to.
+    """
+    workdir, run_with_its_name = flags.workdir, None
+    experiment = flags.experiment_name
+    if not experiment and files is not None:
+        experiment = Path(files.name).resolve().stem
+    elif not experiment:
+        experiment, run_with_its_name = workdir.resolve().name, workdir
+    dataset = flags.dataset_name or config.data.dataset.lower()
+    directory = flags.out or results.results_directory(
+        results.RUNS, dataset, experiment, run_with_its_name
+    )
+    cache = workdir / "evaluation" if flags.out is None and workdir else directory / "features"
+    if not distributed.is_main():
+        return directory, cache
+    places = [directory]
+    if flags.mode != "elbo":
+        places.append(cache)
+    for place in places:
+        require_outside_data(
+            place,
+            "--out",
+            config.data,
+            samples=flags.samples,
+            dataset_name_cleanfid=flags.dataset_name_cleanfid,
+            init=None if flags.init in ("held_out", "train") else flags.init,
+        )
+        make_directory(place, "--out")
+    if flags.out is None and run_with_its_name is not None:
+        (directory / results.OWNER).write_text(str(workdir.resolve()))
+    return directory, cache
 
 
 def evaluation(

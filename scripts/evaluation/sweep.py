@@ -142,8 +142,9 @@ class Runner:
         for i, (point, record, key) in enumerate(zip(points, records, keys, strict=True), 1):
             if key in recorded:
                 results = recorded[key]
-                for result in results if distributed.is_main() else ():
-                    append_log(self.directory, result, self.param_name, once=True)
+                if distributed.is_main():
+                    for result in results:
+                        append_log(self.directory, result, self.param_name, once=True)
             else:
                 print(f"[{i}/{len(points)}] {point}", flush=True)
                 results = self.run_point(point, record)

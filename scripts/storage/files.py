@@ -130,8 +130,10 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a .jsonl file; none if there is no such file."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    rows: list[dict[str, Any]] = []
+    if not path.exists():
+        return rows
+    for line in path.read_text().splitlines():
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):

@@ -144,10 +144,12 @@ def tell_apart(rows: Sequence[dict[str, Any]]) -> None:
     for row in rows:
         alike[row["run"], row["setting"], row["checkpoint_step"], row["seed"]].append(row)
     for group in alike.values():
+        if len(group) == 1:
+            continue
         differing = [
             key for key in OF_A_RUN if len({str(row.get(key)) for row in group}) == len(group)
         ]
-        for row in group if len(group) > 1 else ():
+        for row in group:
             row["setting"] += f", {differing[0]} {row.get(differing[0])}"
 
 

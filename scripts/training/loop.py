@@ -174,11 +174,7 @@ def prepare(
     except ReadingFailed as error:  # here rather than at the first evaluation
         raise UserError(f"held-out images: {error}") from None
     sources = {"": images, "held_out_": held_out}
-    of_images: dict[str, Any] = {}
-    for side, source in sources.items():
-        numbers, checksums = identity(source)
-        of_images |= {side + key: number for key, number in numbers.items()}
-        of_images |= {side + key: torch.from_numpy(value) for key, value in checksums.items()}
+    of_images = _identities(sources)
     unreadable, saved = UnreadableImages(), checkpoint.read_to_resume(workdir)
     choose_threads(saved.get("threads") if saved else None)
     changes: Mapping[str, str] = {}
@@ -205,20 +201,21 @@ def prepare(
     for key, change in changes.items():
         print(f"config.{key} was {change}")
     facts = provenance(config, device=device_name(device), world_size=distributed.world_size())
+    to_evaluate = OrderedBatches(
+        held_out,
+        config.eval.batch_size,
+        config.data.num_workers,
+        config.data.uniform_dequantization,
+        config.eval.num_images,
+        config.seed,
+    )
     run = Run(
         config=config,
         experiment=experiment,
         workdir=workdir,
         guard=guard,
         images=images,
-        held_out=OrderedBatches(
-            held_out,
-            config.eval.batch_size,
-            config.data.num_workers,
-            config.data.uniform_dequantization,
-            config.eval.num_images,
-            config.seed,
-        ),
+        held_out=to_evaluate,
         unreadable=unreadable,
         data=of_images,
         prior=prior,
@@ -236,6 +233,18 @@ def prepare(
             contents = {**config.to_dict(), "provenance": run.provenance}
             temporary.write_text(json.dumps(contents, indent=2) + "\n")
     return run
+
+
+def _identities(sources: Mapping[str, ImageSource]) -> dict[str, Any]:
+    """Return the `identity` of images as plain data, with names that begin with the keys of
+    `sources`.
+    """
+    of_images: dict[str, Any] = {}
+    for side, source in sources.items():
+        numbers, checksums = identity(source)
+        of_images |= {side + key: number for key, number in numbers.items()}
+        of_images |= {side + key: torch.from_numpy(value) for key, value in checksums.items()}
+    return of_images
 
 
 def _match_levels(
