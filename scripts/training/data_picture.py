@@ -68,9 +68,7 @@ class DataPicture:
         name, labels = self._source.name(index), self._source.labels
         if labels is None:
             return name
-        classes = getattr(self._source, "classes", ())
-        label = int(labels[index])
-        return f"{name}\n{classes[label] if classes else label}"
+        return f"{name}\n{self._source.classes[labels[index]]}"
 
     def _levels(self) -> list[tuple[int, str]]:
         """Return a few levels of the chain, with their numbers and blur for a label."""

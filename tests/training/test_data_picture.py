@@ -75,10 +75,11 @@ def test_few_images_of_any_shape(count: int, channels: int) -> None:
 def test_names_and_classes() -> None:
     """An image that cannot be read is replaced as in training."""
     labels = np.arange(40) % 4
-    source = ArrayImages(np.zeros((40, 8, 8), np.uint8), labels=labels)
+    classes = ("zero", "one", "two", "three")
+    source = ArrayImages(np.zeros((40, 8, 8), np.uint8), labels=labels, classes=classes)
     shown = DataPicture(resolve(tiny_config()), WithDamage(source, {0}))
-    assert shown._caption(0) == "image 1\n1"
-    assert shown._caption(7) == "image 7\n3"
+    assert shown._caption(0) == "image 1\none"
+    assert shown._caption(7) == "image 7\nthree"
 
 
 def test_a_caption_is_as_wide_as_its_image() -> None:
