@@ -52,7 +52,8 @@ def survey_files(
     Warns of pages, levels of grey and parts of images that are not read; data: config.data. Raises
     UserError for values that need a range, or are out of it.
     """
-    looked_at, kind = spread_evenly(len(names)), "frames" if data.frames == "all" else "files"
+    looked_at = spread_evenly(len(names))
+    kind = "frames" if data.frames == "all" else "files"
     sizes, modes, counts = Counter[str](), Counter[str](), Counter[str]()
     found, kept = Found(), []
     for i in looked_at:
@@ -70,19 +71,8 @@ def survey_files(
                 found.add(numbers_of(image, shape[0]), data.value_range)
             else:
                 found.types.add(EIGHT_BIT)
-    looked = f"{root}: of {len(looked_at)} {kind} that were looked at"
-    if counts["dark"]:
-        warn_once(
-            f"{looked} {counts['dark']} use few of their 16 bits, and are read as nearly black "
-            "(12 bits as 17 grey levels): scale them"
-        )
-    if counts["several"] and data.frames == "first":
-        warn_once(
-            f"{looked} {counts['several']} have several pages or frames: only the first is read "
-            "(data.frames)"
-        )
-    if far := sum(part < 1 / FAR for part in kept):
-        warn_once(f"{looked} {far} {FAR_TEXT[data.fit]} (data.fit)")
+    counts["far"] = sum(part < 1 / FAR for part in kept)
+    _warn_of_losses(f"{root}: of {len(looked_at)} {kind} that were looked at", counts, data)
     looked = f"{len(looked_at)} of {len(names)} {kind} looked at"
     values = found.values(data, f"{root} ({looked})", as_exported)
     lines = [f"{looked}: {_most(sizes)} pixels"]
@@ -96,6 +86,21 @@ def survey_files(
     if lost > 0.005 and data.fit in LOST_TEXT:
         lines.append(f"{lost:.0%} {LOST_TEXT[data.fit]}")
     return values, "; ".join(lines)
+
+
+def _warn_of_losses(looked: str, counts: Counter[str], data: ConfigDict) -> None:
+    if counts["dark"]:
+        warn_once(
+            f"{looked} {counts['dark']} use few of their 16 bits, and are read as nearly black "
+            "(12 bits as 17 grey levels): scale them"
+        )
+    if counts["several"] and data.frames == "first":
+        warn_once(
+            f"{looked} {counts['several']} have several pages or frames: only the first is read "
+            "(data.frames)"
+        )
+    if counts["far"]:
+        warn_once(f"{looked} {counts['far']} {FAR_TEXT[data.fit]} (data.fit)")
 
 
 def survey_array(

@@ -53,7 +53,8 @@ class Values:
         """
         if not np.isfinite(numbers).all():
             raise ValueError("holds NaN or infinite values")
-        wrong = self.objection(numbers.min(), numbers.max(), numbers.dtype == EIGHT_BIT)
+        least, most = float(numbers.min()), float(numbers.max())
+        wrong = self.objection(least, most, numbers.dtype == EIGHT_BIT)
         if wrong:
             raise ValueError(wrong)
         unit = (numbers.astype(np.float64) - self.low) / (self.high - self.low)
