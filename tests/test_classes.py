@@ -68,7 +68,7 @@ def sampler_of(process: str = "heat", **choice: object) -> Sampler:
 
 
 def test_a_class_is_an_embedding_that_begins_at_zero() -> None:
-    model = build_model(tiny_config(**CONDITIONAL)).eval()
+    model: Any = build_model(tiny_config(**CONDITIONAL)).eval()
     names = [name for name, _ in model.named_parameters()]
     assert names[3:6] == ["time_embed.2.bias", "label_emb.weight", "input_blocks.0.0.weight"]
     assert model.label_emb.weight.abs().max() == 0
@@ -121,10 +121,10 @@ def test_a_network_is_told_the_classes_of_its_images() -> None:
     losses = []
     for label in (0, 1):
         trainer = Trainer(resolve(tiny_config(**CONDITIONAL, training__label_dropout=0.0)), CPU)
-        filled(trainer.model)
-        before = trainer.model.label_emb.weight.detach().clone()
+        model = filled(trainer.model)
+        before = model.label_emb.weight.detach().clone()
         losses.append(trainer.train_step(Z, torch.full((4,), label)).losses)
-        changed = (trainer.model.label_emb.weight != before).any(1)
+        changed = (model.label_emb.weight != before).any(1)
         assert changed.tolist() == [label == 0, label == 1, False]
     assert not torch.equal(*losses)
 
@@ -299,7 +299,7 @@ def test_an_unconditional_network_starts_from_images_of_a_class(run: Path) -> No
 )
 def test_classes_and_levels_that_do_not_exist(choice: dict[str, object], line: str) -> None:
     with pytest.raises(UserError, match=f"^{line}"):
-        sampler_of(**choice)
+        sampler_of("heat", **choice)
 
 
 # --- scores ---

@@ -112,7 +112,7 @@ def load_images(data: ConfigDict, split: Split) -> ImageSource:
             assert isinstance(source, PackedImages | FolderImages)
             names = source.paths
         keys = _keys(names, data.group_pattern)
-        if data.labels and not data.group_pattern:
+        if source.labels is not None and data.labels and not data.group_pattern:
             return source.part(split_by_class(keys, source.labels, split))
         return source.part(split_indices(keys, split))
     except UserError:
@@ -250,7 +250,7 @@ def split_by_class(keys: Sequence[bytes], labels: np.ndarray, split: Split) -> n
     rows = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     most = max(1, MOST_HELD_OUT // len(rows))
     held_out = [
-        of_class[split_indices([keys[i] for i in of_class], "held_out", most)]
+        of_class[split_indices([keys[i] for i in of_class.tolist()], "held_out", most)]
         for of_class in rows
         if len(of_class) > 1
     ]

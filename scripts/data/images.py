@@ -390,7 +390,7 @@ class FolderImages:
         files = (self._root / file_and_frame(path)[0] for path in self.paths)
         settings = _named(self._resize, self._values)
         if self.labels is not None:  # they may be in a table
-            settings = [*settings, labels_crc32(self)]
+            settings = [*settings, str(labels_crc32(self))]
         return files_version(files, self.shape, self.paths, *settings)
 
 

@@ -106,6 +106,7 @@ def require_classes(source: ImageSource, classes: Collection[str], data: ConfigD
 
 def class_counts(source: ImageSource) -> dict[str, int]:
     """How many images each class has, by name."""
+    assert source.labels is not None
     counts = np.bincount(source.labels, minlength=len(source.classes)).tolist()
     return dict(zip(source.classes, counts, strict=True))
 

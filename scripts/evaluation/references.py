@@ -164,7 +164,7 @@ def readable_features(
         altered = [f"{n} with {kind}" for kind, n in images.altered.most_common() if n]
         warn(f"{what} are read as clean-fid reads them: {'; '.join(altered)}")
     readable = np.empty(len(rows), [*rows.dtype.descr, ("index", np.int64)])
-    for name in rows.dtype.names:
+    for name in ("features", "crc32"):
         readable[name] = rows[name]
     readable["index"] = np.arange(len(rows))
     return readable[~missing]

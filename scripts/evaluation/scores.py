@@ -336,7 +336,7 @@ class SampleEvaluation:
             raise UserError(f"{data.dataset}: has no labels; set config.data.labels")
         fewest = max(metric.fewest(self.k) for metric in self.metrics)
         for label, name in enumerate(self._class_names if self.per_class else ()):
-            there = (labels == label).sum(), (self._reference.labels == label).sum()
+            there = [(of == label).sum() for of in (labels, self._reference.labels)]
             if min(there) < fewest:
                 counts = f"{there[0]} samples and {there[1]} reference images of {printable(name)}"
                 raise UserError(f"--per_class: {counts}, where at least {fewest} are needed")

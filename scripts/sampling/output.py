@@ -12,11 +12,9 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from model_code.process import Chain
-from scripts.errors import printable
 from scripts.runtime.progress import optional, progress_bar
 from scripts.sampling.reverse import OnStep
 from scripts.sampling.sampler import Sampler
@@ -31,6 +29,10 @@ TILE = 96
 """Images smaller than this many pixels are enlarged by a whole factor, so that a person sees
 something.
 """
+LARGEST = 128
+"""Pixels of a side beyond which images of a `sheet` are made smaller."""
+BACKGROUND = "lightgray"
+"""Of a `sheet`, so that the edges of white images are seen."""
 MAX_VIDEO_SIDE = 4096
 """Pixels of width and height that players still take; larger clips are scaled down to it."""
 CLIP_SECONDS = 5
@@ -103,20 +105,37 @@ def save_png(path: Path, images: torch.Tensor, columns: int | None = None) -> No
         Image.fromarray(grid(images, columns)).save(temporary)
 
 
-def save_rows(path: Path, rows: Sequence[tuple[str, torch.Tensor]]) -> None:
-    """Write a PNG file of named rows of images (B, C, H, W)."""
-    pictures = [grid(images, len(images)) for _, images in rows]
-    height, width = (max(side) / 100 for side in zip(*(p.shape[:2] for p in pictures), strict=True))
-    figure = Figure(figsize=(width + 1.5, height * len(rows)), layout="constrained")
-    for axes, (name, _), picture in zip(
-        figure.subplots(len(rows), squeeze=False)[:, 0], rows, pictures, strict=True
-    ):
-        axes.imshow(picture)
-        axes.set(xticks=[], yticks=[])
-        axes.set_ylabel(printable(name), rotation=0, ha="right", va="center")
-        axes.spines[:].set_visible(False)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=100)
+def sheet(rows: Sequence[tuple[str, torch.Tensor, Sequence[str]]], columns: int) -> Image.Image:
+    """Rows of images (B, C, H, W) in [0, 1], each with its label and captions, as one picture."""
+    height, width = as_colours(rows[0][1]).shape[-2:]
+    scale: float = max(1, round(TILE / max(height, width)))
+    if max(height, width) > LARGEST:
+        scale = LARGEST / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    font = ImageFont.load_default(12)
+    line, left = 15, 90
+    heights = [size[1] + GAP + line * 2 * bool(captions) for _, _, captions in rows]
+    picture = Image.new("RGB", (left + columns * (size[0] + GAP), sum(heights) + GAP), BACKGROUND)
+    pen = ImageDraw.Draw(picture)
+    top = GAP
+    for (label, images, captions), row_height in zip(rows, heights, strict=True):
+        pen.text((GAP, top), label, "black", font)
+        for column, image in enumerate(to_uint8(as_colours(images)).permute(0, 2, 3, 1).numpy()):
+            x = left + column * (size[0] + GAP)
+            tile = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+            picture.paste(tile.resize(size, Image.Resampling.NEAREST), (x, top))
+            if captions:
+                lines = [_fitting(text, size[0], font) for text in captions[column].split("\n")]
+                pen.text((x, top + size[1]), "\n".join(lines), "black", font)
+        top += row_height
+    return picture
+
+
+def _fitting(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """Return the end of a text that is not wider than so many pixels."""
+    while len(text) > 1 and font.getlength(text) > width:
+        text = f"…{text[2:]}"
+    return text
 
 
 def save_gif(path: Path, frames: Sequence[np.ndarray]) -> None:
@@ -217,8 +236,9 @@ def sample_set(
         )
     if len(sampler.asked) > 1:
         names, labels = list(sampler.classes), sampler.labels(indices)
-        rows = [(names[label], final[labels == label]) for label in dict.fromkeys(sampler.asked)]
-        save_rows(directory / "classes.png", rows)
+        rows = [(names[c], final[labels == c], ()) for c in dict.fromkeys(sampler.asked)]
+        with atomic_write(directory / "classes.png") as temporary:
+            sheet(rows, max(len(images) for _, images, _ in rows)).save(temporary, "PNG")
     with optional("process.gif"):
         save_gif(directory / "process.gif", frames)
     with optional("process.mp4"):

@@ -5,24 +5,20 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from model_code import PROCESSES
 from model_code.gaussian import GaussianProcess
 from scripts.config.resolve import Experiment
 from scripts.data.images import ImageSource, spread_evenly
 from scripts.data.loader import Decoded, first_readable, to_unit_range
+from scripts.errors import printable
 from scripts.runtime.randomness import Purpose, normal_by_index
 from scripts.sampling.editing import length_scales
-from scripts.sampling.output import TILE, as_colours, to_uint8
+from scripts.sampling.output import sheet
 
 COLUMNS, ROWS, STATES = 8, 2, 4
 """Images in a row, rows of images, and levels at which the first row is shown."""
-GAP = 4
-BACKGROUND = "lightgray"
-"""So that the edges of white images are seen."""
-LARGEST = 128
-"""Pixels of a side beyond which images are made smaller."""
 
 
 class DataPicture:
@@ -68,7 +64,7 @@ class DataPicture:
         name, labels = self._source.name(index), self._source.labels
         if labels is None:
             return name
-        return f"{name}\n{self._source.classes[labels[index]]}"
+        return f"{name}\n{printable(self._source.classes[labels[index]])}"
 
     def _levels(self) -> list[tuple[int, str]]:
         """Return a few levels of the chain, with their numbers and blur for a label."""
@@ -95,36 +91,3 @@ class DataPicture:
         levels = torch.full((len(images),), k, device=device)
         states, _ = process.corrupt(images.to(device), levels, eps)
         return process.to_images(states)
-
-
-def sheet(rows: Sequence[tuple[str, torch.Tensor, Sequence[str]]], columns: int) -> Image.Image:
-    """Rows of images (B, C, H, W) in [0, 1], each with its label and captions, as one picture."""
-    height, width = as_colours(rows[0][1]).shape[-2:]
-    scale: float = max(1, round(TILE / max(height, width)))
-    if max(height, width) > LARGEST:
-        scale = LARGEST / max(height, width)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    font = ImageFont.load_default(12)
-    line, left = 15, 90
-    heights = [size[1] + GAP + line * 2 * bool(captions) for _, _, captions in rows]
-    picture = Image.new("RGB", (left + columns * (size[0] + GAP), sum(heights) + GAP), BACKGROUND)
-    pen = ImageDraw.Draw(picture)
-    top = GAP
-    for (label, images, captions), row_height in zip(rows, heights, strict=True):
-        pen.text((GAP, top), label, "black", font)
-        for column, image in enumerate(to_uint8(as_colours(images)).permute(0, 2, 3, 1).numpy()):
-            x = left + column * (size[0] + GAP)
-            tile = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-            picture.paste(tile.resize(size, Image.Resampling.NEAREST), (x, top))
-            if captions:
-                lines = [_fitting(text, size[0], font) for text in captions[column].split("\n")]
-                pen.text((x, top + size[1]), "\n".join(lines), "black", font)
-        top += row_height
-    return picture
-
-
-def _fitting(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """Return the end of a text that is not wider than so many pixels."""
-    while len(text) > 1 and font.getlength(text) > width:
-        text = f"…{text[2:]}"
-    return text

@@ -382,7 +382,7 @@ def read_initial_weights(experiment: Experiment) -> InitialWeights:
     model, shadow = copy.deepcopy(experiment.network), contents["ema"]["shadow"]
     if config.model.class_conditional and "label_emb.weight" not in shadow:
         # Of a network that was not told classes: one that takes no notice of them.
-        shadow["label_emb.weight"] = torch.zeros(model.label_emb.weight.shape)
+        shadow["label_emb.weight"] = torch.zeros(model.state_dict()["label_emb.weight"].shape)
     checkpoint.load_averages(model, path, contents)
     of_weights = {key: text for key, text in changes.items() if key.startswith(("model.", "data."))}
     return InitialWeights(model.state_dict(), of_weights, record)

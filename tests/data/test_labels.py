@@ -72,7 +72,7 @@ def test_a_pack_keeps_classes_and_split(folder: Path, tmp_path: Path) -> None:
     write_pack(tmp_path / "pack", data, load_whole(data))
     packed = labelled(tmp_path / "pack", "folders")
     for split in ("train", "held_out"):
-        one, other = (load_images(each, split) for each in (data, packed))  # type: ignore[arg-type]
+        one, other = (load_images(each, split) for each in (data, packed))
         assert one.classes == other.classes
         assert fingerprint(one) == fingerprint(other)
     with pytest.raises(UserError, match=r"is a pack with data\.labels = 'folders', not ''"):

@@ -9,7 +9,8 @@ from PIL import Image, ImageFont
 
 from scripts.config.resolve import resolve
 from scripts.data.images import ArrayImages
-from scripts.training.data_picture import COLUMNS, DataPicture, _fitting, sheet
+from scripts.sampling.output import _fitting, sheet
+from scripts.training.data_picture import COLUMNS, DataPicture
 from scripts.training.loop import train
 from tests.images import WithDamage
 from tests.tiny import tiny_config
