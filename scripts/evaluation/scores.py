@@ -334,9 +334,11 @@ class SampleEvaluation:
             require_classes(data_set_images(data, self.dataset_split), source.classes, data)
         if not self._class_names:
             raise UserError(f"{data.dataset}: has no labels; set config.data.labels")
+        reference = self._reference.labels
+        assert reference is not None
         fewest = max(metric.fewest(self.k) for metric in self.metrics)
         for label, name in enumerate(self._class_names if self.per_class else ()):
-            there = [(of == label).sum() for of in (labels, self._reference.labels)]
+            there = [np.count_nonzero(of == label) for of in (labels, reference)]
             if min(there) < fewest:
                 counts = f"{there[0]} samples and {there[1]} reference images of {printable(name)}"
                 raise UserError(f"--per_class: {counts}, where at least {fewest} are needed")
