@@ -2,11 +2,9 @@
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import numpy as np
-    import torch
+import numpy as np
+import torch
 
 Z95 = 1.959964
 """The standard normal distribution's 97.5% quantile."""
@@ -25,7 +23,7 @@ class Estimate:
     independent."""
 
     @classmethod
-    def of(cls, values: "torch.Tensor", groups: "np.ndarray | None" = None) -> "Estimate":
+    def of(cls, values: torch.Tensor, groups: np.ndarray | None = None) -> "Estimate":
         """Return the mean of values (B,), in float64, with `error_of_mean`."""
         array = values.double().cpu().numpy()
         return cls(float(array.mean()), error_of_mean(array, groups), len(array), count(groups))
@@ -53,12 +51,12 @@ class Estimate:
         return wilson_interval(self.value, self.effective_count())
 
 
-def count(groups: "np.ndarray | None") -> int | None:
+def count(groups: np.ndarray | None) -> int | None:
     """Return how many groups there are."""
     return None if groups is None else len(set(groups.tolist()))
 
 
-def error_of_mean(values: "np.ndarray", groups: "np.ndarray | None" = None) -> float:
+def error_of_mean(values: np.ndarray, groups: np.ndarray | None = None) -> float:
     """Return the standard error of the mean of values (N,) that are independent where their groups,
     int64 (N,), differ.
 
@@ -66,8 +64,6 @@ def error_of_mean(values: "np.ndarray", groups: "np.ndarray | None" = None) -> f
     each group. For a nonlinear statistic values are its influences. None: every value is a group.
     Infinite for fewer than two groups.
     """
-    import numpy as np  # --help need not wait for it
-
     sums = values - values.mean()
     if groups is not None:
         sums = np.bincount(np.unique(groups, return_inverse=True)[1], sums)
