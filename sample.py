@@ -46,9 +46,9 @@ def draw(flags: Values) -> int:
 
     choose_threads()
     sampler, trained = load_sampler(
-        flags.config,
         flags.workdir,
         flags.checkpoint,
+        config=flags.config,
         choice=Choice(
             flags.delta,
             flags.steps,

@@ -14,12 +14,12 @@ from model_code.guidance import conditioned
 from scripts.config.resolve import resolve
 from scripts.data.datasets import load_images
 from scripts.errors import UserError
-from scripts.evaluation.bound import Measurement
 from scripts.evaluation.distances import Reference
 from scripts.evaluation.metrics import MODES, Inputs
 from scripts.evaluation.scores import scores_of_classes
 from scripts.runtime import distributed
 from scripts.runtime.device import Precision
+from scripts.sampling.bound import Measurement
 from scripts.sampling.choice import Choice
 from scripts.sampling.initial_images import InitialImages
 from scripts.sampling.output import sample_set
@@ -147,18 +147,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_checkpoint_keeps_names_counts_and_labels(run: Path) -> None:
     contents = read(meta_path(run))
     assert contents["classes"] == {"cat": 11, "dog": 11, "eel": 5}
-    sampler, trained = load_sampler(None, run, 0)
+    sampler, trained = load_sampler(run)
     assert sampler.prior.labels is not None
     counts = sampler.prior.labels.bincount().tolist()
     assert counts == [22, 22, 10]  # with mirror images
     assert list(trained.classes) == ["cat", "dog", "eel"]
-    from_data, _ = load_sampler(None, run, 0, from_data=True)
+    from_data, _ = load_sampler(run, from_data=True)
     assert from_data.prior.labels is not None
     assert torch.equal(from_data.prior.labels, sampler.prior.labels)
 
 
 def test_it_starts_from_unconditional_weights(run: Path) -> None:
-    config = load_sampler(None, run, 0)[1].experiment.config
+    config = load_sampler(run)[1].experiment.config
     initial = read_initial_weights(resolve(config))
     assert initial.weights["label_emb.weight"].abs().max() == 0
     plain = read(meta_path(run.parent / "plain"))["ema"]["shadow"]
@@ -166,7 +166,7 @@ def test_it_starts_from_unconditional_weights(run: Path) -> None:
 
 
 def test_continuing_with_other_labels_is_refused(run: Path) -> None:
-    config = load_sampler(None, run, 0)[1].experiment.config.copy_and_resolve_references()
+    config = load_sampler(run)[1].experiment.config.copy_and_resolve_references()
     arrays = dict(np.load(config.data.path))
     for kinds, line in (
         (np.array(["dog", "cat", "eel"])[LABELS], r"trained on other images .*, other labels"),
@@ -260,7 +260,7 @@ def test_records_and_labels_tell_classes_and_guidance_apart(run: Path) -> None:
         Choice(init="train"),
         Choice(init="train", classes="dog"),
     ]
-    samplers = [load_sampler(None, run, 0, choice=choice) for choice in choices]
+    samplers = [load_sampler(run, choice=choice) for choice in choices]
     assert len({sampler.record(trained).key for sampler, trained in samplers}) == len(choices)
     assert len({sampler.label for sampler, _ in samplers}) == len(choices)
     dogs = samplers[-1][0]
@@ -269,9 +269,9 @@ def test_records_and_labels_tell_classes_and_guidance_apart(run: Path) -> None:
 
 def test_an_unconditional_network_starts_from_images_of_a_class(run: Path) -> None:
     plain = run.parent / "plain"
-    config = load_sampler(None, plain, 0)[1].experiment.config.copy_and_resolve_references()
+    config = load_sampler(plain)[1].experiment.config.copy_and_resolve_references()
     with pytest.raises(UserError, match=r"--class=dog: the train images of 'npy' have no labels"):
-        load_sampler(config, plain, 0, choice=Choice(init="train", classes="dog"))
+        load_sampler(plain, config=config, choice=Choice(init="train", classes="dog"))
     for choice, line in (
         (Choice(classes="dog"), "--class=dog: the network is not told classes .*--init=train or"),
         (Choice(guidance=2.0), "--guidance=2.0: the network is not told classes"),
@@ -279,8 +279,8 @@ def test_an_unconditional_network_starts_from_images_of_a_class(run: Path) -> No
         (Choice(init="picture.png", classes="dog"), "--init=picture.png"),
     ):
         with pytest.raises(UserError, match=line):
-            load_sampler(None, plain, 0, choice=choice)
-    digits, _ = load_sampler(None, Path("runs/mnist/pretrained"), 0, choice=Choice(
+            load_sampler(plain, choice=choice)
+    digits, _ = load_sampler(Path("runs/mnist/pretrained"), choice=Choice(
         init="held_out", classes="3,5", per_init=2
     ))  # fmt: skip
     assert digits.labels(range(8)).tolist() == [3, 3, 5, 5] * 2  # type: ignore[union-attr]
@@ -350,10 +350,10 @@ def test_the_bound_given_the_class_has_the_prior_of_its_images() -> None:
 
 
 def test_images_of_other_classes_are_refused(run: Path) -> None:
-    config = load_sampler(None, run, 0)[1].experiment.config.copy_and_resolve_references()
+    config = load_sampler(run)[1].experiment.config.copy_and_resolve_references()
     arrays = dict(np.load(config.data.path))
     np.savez(run.parent / "renamed.npz", arr_0=arrays["arr_0"], kind=np.char.upper(arrays["kind"]))
     config.data.path = str(run.parent / "renamed.npz")
     assert load_images(config.data, "train").classes == ("CAT", "DOG", "EEL")
     with pytest.raises(UserError, match="has the classes CAT, DOG, EEL, where the network is told"):
-        load_sampler(config, run, 0, choice=Choice(init="train"))
+        load_sampler(run, config=config, choice=Choice(init="train"))

@@ -61,7 +61,7 @@ def test_pictures_of_both_kinds_to_start_from(run: TinyRun, tmp_path: Path) -> N
     Image.new("L", (8, 8), 51).save(tmp_path / "8.png")
     Image.fromarray(np.full((8, 8), -200, np.int32)).save(tmp_path / "32.tif")
     for name in ("8.png", "32.tif"):
-        sampler, _ = load_sampler(None, run.workdir, 0, choice=Point(init=str(tmp_path / name)))
+        sampler, _ = load_sampler(run.workdir, choice=Point(init=str(tmp_path / name)))
         assert sampler.initial_images is not None
         np.testing.assert_allclose(sampler.initial_images.images([0]), 0.2, atol=1e-6)
 

@@ -117,7 +117,7 @@ def test_another_process_trains_is_sampled_and_evaluated(
     config.training.n_iters += 2
     assert train(config, run) == 0
 
-    sampler, _ = load_sampler(config, run, 0)
+    sampler, _ = load_sampler(run, config=config)
     samples = sampler.independent([0, 1])
     assert samples.shape == (2, 1, 8, 8)
     assert samples.isfinite().all()
@@ -181,7 +181,7 @@ def test_code_runs_only_where_the_command_line_names_it(
     with pytest.raises(
         UserError, match=r"a file of code runs only where the command line names it"
     ):
-        load_sampler(saved_config(tmp_path / "run", 0), tmp_path / "run", 0)
+        load_sampler(tmp_path / "run", config=saved_config(tmp_path / "run", 0))
     for wrong, message in (
         ("missing.py:A", "no such file"),
         (name.replace("Pixelate", "Missing"), "has no class Missing"),

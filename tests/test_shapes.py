@@ -110,7 +110,7 @@ def test_other_channels_are_trained_on_sampled_and_exported(
     place = {"data__dataset": "npy", "data__path": str(tmp_path / "channels.npy")}
     config = tiny_config(**SETTINGS, **steps, **place)
     assert train(config, tmp_path / "run") == 0
-    sampler, trained = load_sampler(None, tmp_path / "run", 0)
+    sampler, trained = load_sampler(tmp_path / "run")
     state = trained.calibration()
     assert state is not None
     assert "planes" not in state

@@ -2,9 +2,11 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
+import torch
 from nbclient import NotebookClient
 
 from scripts.config.paths import ROOT
@@ -28,8 +30,8 @@ def test_tour() -> None:
     assert sum(kept) == 12
     shorter = {
         "many, few = 96, 12": "many, few = 3, 3",
-        "checkpoint=0, seed=1": "checkpoint=0, "
-        "choice=Choice(steps='100,75,60,50,40,30,20,10,0'), seed=1",
+        "load_sampler(run, seed=1)": "load_sampler(run, "
+        "choice=Choice(steps='100,75,60,50,40,30,20,10,0'), seed=1)",
     }
     for before, after in shorter.items():
         assert sum(before in cell.source for cell in notebook.cells) == 1
@@ -48,6 +50,23 @@ def test_tour() -> None:
         for output in cell.get("outputs", [])
         if output.get("name") == "stderr"
     ]
+
+
+def test_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every snippet of docs/library.md runs after those before it."""
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / "docs" / "library.md").read_text()
+    snippets = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(snippets) == 8
+    names: dict[str, Any] = {}
+    for snippet in snippets:
+        exec(snippet, names)
+    assert names["gradient"].abs().max() > 0
+    assert [k for k, _ in names["states"]] == list(range(100, -1, -10))
+    total = names["bound"].prior + names["bound"].intermediate + names["bound"].reconstruction
+    torch.testing.assert_close(total, names["bound"].total)
+    assert 3 < names["bound"].bits_per_dim.mean() < 9
+    assert names["distance"].standard_error > 0
 
 
 QUOTED = [

@@ -25,7 +25,7 @@ GREYS = 32
 def draw(workdir: Path, out: Path) -> None:
     """Write all pictures to `out`. Raises UserError without checkpoint or data set."""
     config = saved_config(workdir, 0)
-    sampler, _ = load_sampler(config, workdir, 0)
+    sampler, _ = load_sampler(workdir, config=config)
     make_directory(out, "OUT")
     states: dict[int, torch.Tensor] = {}
     keep = states.__setitem__  # on_step(k, u_k)

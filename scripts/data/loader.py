@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from scripts.data.images import ArrayImages, ImageSource, UnreadableImage, checksums
+from scripts.data.images import ArrayImages, ImageSource, UnreadableImage, checksum, checksums
 from scripts.data.values import TOP
 from scripts.errors import UserError
 from scripts.runtime import distributed
@@ -353,3 +353,25 @@ def read_ahead(
             yield pending.popleft().result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+class Reading:
+    """One pass over batches of all processes. At its end a line says which images could not be
+    read, and `crc32` is the checksum of those that could."""
+
+    def __init__(self, what: str) -> None:
+        """what: the images are, in the line."""
+        self.what, self.unreadable, self.crc32 = what, UnreadableImages(), 0
+
+    def batches(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Yield the batches. A collective function, when all are read."""
+        seen: dict[int, int] = {}
+        for batch in batches:
+            seen.update(zip(batch.indices.tolist(), batch.crc32.tolist(), strict=True))
+            self.unreadable.update(batch.unreadable)
+            yield batch
+        for others in distributed.gather(dict(seen)):
+            seen.update(others)
+        self.crc32 = checksum(np.array([seen[index] for index in sorted(seen)]))
+        number = len(seen) + sum(map(len, distributed.gather(self.unreadable)))
+        self.unreadable.report(number, self.what)

@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -32,7 +33,7 @@ def evaluate(flags: Values) -> int:
         new_form = " ".join(f"--{text}" for text in flags.sweep)
         raise UserError(f"--sweep is no longer a flag: write {new_form}")
     choose_threads()
-    workdir = None if flags.workdir is None else run_directory(flags.workdir)
+    workdir: Any = None if flags.workdir is None else run_directory(flags.workdir)
     checkpoints = sweep.parse_list("checkpoint", flags.checkpoint)
     config = flags.config or saved_config(flags.workdir, checkpoints[0])
     validate(config)

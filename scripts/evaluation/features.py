@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,11 +20,9 @@ from scripts.data.images import (
     ImageSource,
     UnreadableImage,
     channels_first,
-    checksum,
     checksums,
     opened_frame,
 )
-from scripts.data.loader import Batch, UnreadableImages
 from scripts.data.values import as_uint8
 from scripts.errors import UserError
 from scripts.runtime import distributed
@@ -87,28 +85,6 @@ class NativeFolder(FolderImages):
             ):
                 self.altered[what] += happens
             return channels_first(np.asarray(image.convert("RGB")))
-
-
-class Reading:
-    """One pass over batches of all processes. At its end a line says which images could not be
-    read, and `crc32` is the checksum of those that could."""
-
-    def __init__(self, what: str) -> None:
-        """what: the images are, in the line."""
-        self.what, self.unreadable, self.crc32 = what, UnreadableImages(), 0
-
-    def batches(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Yield the batches. A collective function, when all are read."""
-        seen: dict[int, int] = {}
-        for batch in batches:
-            seen.update(zip(batch.indices.tolist(), batch.crc32.tolist(), strict=True))
-            self.unreadable.update(batch.unreadable)
-            yield batch
-        for others in distributed.gather(dict(seen)):
-            seen.update(others)
-        self.crc32 = checksum(np.array([seen[index] for index in sorted(seen)]))
-        number = len(seen) + sum(map(len, distributed.gather(self.unreadable)))
-        self.unreadable.report(number, self.what)
 
 
 def features_of(pixels: torch.Tensor, extractor: Extractor) -> np.ndarray:

@@ -19,9 +19,8 @@ from ml_collections import ConfigDict
 from model_code.dct import dct2
 from model_code.spectrum import DCTMoments, bin_sums, radii_of
 from scripts.data.datasets import Split, load_images
-from scripts.data.loader import Batch, OrderedBatches, to_unit_range
+from scripts.data.loader import Batch, OrderedBatches, Reading, to_unit_range
 from scripts.estimate import Estimate, count
-from scripts.evaluation.features import Reading
 from scripts.evaluation.results import Result
 from scripts.runtime import distributed
 from scripts.runtime.progress import progress_bar

@@ -355,9 +355,9 @@ class SampleEvaluation:
                 )
             point = replace(point, init=point.init or "train", per_init=per_init)
         sampler, trained = load_sampler(
-            self.config,
             self.workdir,
             point.checkpoint,
+            config=self.config,
             choice=point,
             seed=point.seed,
             precision=self.precision,

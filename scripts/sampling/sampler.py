@@ -24,6 +24,7 @@ from scripts.runtime.device import Precision, resolve_device, to_device
 from scripts.runtime.progress import warn_once
 from scripts.runtime.randomness import Purpose, stream
 from scripts.sampling import editing
+from scripts.sampling.bound import Bound, bound
 from scripts.sampling.choice import Choice, parse_interval
 from scripts.sampling.initial_images import (
     DataPrior,
@@ -79,6 +80,8 @@ class Sampler:
     """Versions of images that samples start from and that are not in the checkpoint, as
     `InitialImages.files`.
     """
+    dequantized: bool = True
+    """Whether the prior is of dequantised images."""
     classes: Mapping[str, int] = field(default_factory=dict)
     """What the network is told: how many training images each class has, by name; or empty."""
     asked: tuple[int, ...] = ()
@@ -244,6 +247,12 @@ class Sampler:
         """`editing.edit`: samples that start from images, blurred by so many pixels."""
         return editing.edit(self, images, blur, per_image)
 
+    def bound(
+        self, pixels: torch.Tensor, levels: int | None = 10, labels: torch.Tensor | None = None
+    ) -> Bound:
+        """`bound.bound`: the bound on -log p(u_0) of 8-bit images, by image and in its parts."""
+        return bound(self, pixels, levels, labels)
+
     def origins(self, indices: Sequence[int]) -> list[int]:
         """Which of the prior's images each sample starts from: drawn uniformly, or one of
         `initial_images` after the other.
@@ -392,23 +401,23 @@ def asked_classes(choice: Choice, classes: Mapping[str, int]) -> tuple[int, ...]
 
 
 def load_sampler(
-    config: ConfigDict | None,
-    workdir: Path,
-    checkpoint: int,
+    workdir: Path | str,
+    checkpoint: int = 0,
     *,
+    config: ConfigDict | None = None,
     choice: Choice = CONFIGURED,
     seed: int | None = None,
     precision: str = "float32",
     from_data: bool = False,
     scoring: bool = False,
 ) -> tuple[Sampler, TrainedModel]:
-    """The sampler for a checkpoint (0: the newest) of a run, and where it came from; config None:
-    the checkpoint's own.
+    """The sampler for a checkpoint (0: the newest) of a run directory, a published model or a
+    checkpoint's file, and where it came from.
 
-    `choice` and `seed` default to the configuration's; precision: of the network, "auto" is the
-    fastest here. Prior states come from `choice.init` or the
-    checkpoint, or from the training images with `from_data` and where it holds none, as those of
-    the release. Raises UserError for whatever is missing or does not fit.
+    config: None for the checkpoint's own; `choice` and `seed` default to the configuration's;
+    precision: of the network, "auto" is the fastest here. Prior states come from `choice.init` or
+    the checkpoint, or from the training images with `from_data` and where it holds none, as those
+    of the release. Raises UserError for whatever is missing or does not fit.
     """
     trained = load_trained(config, workdir, checkpoint)
     config, process = trained.experiment.config, trained.experiment.process
@@ -462,7 +471,7 @@ def load_sampler(
         sampler = sampler.starting_from(initial_images, choice.from_level)
     else:
         sampler = replace(sampler, files=files)
-    return sampler, trained
+    return replace(sampler, dequantized=trained.dequantized), trained
 
 
 def with_own_images(

@@ -26,7 +26,7 @@ def main(flags: Values) -> int:
         shown = f"config.model.process = {config.model.process!r}"
         raise UserError(f"{shown}: it has no kernels to measure")
     choice = Choice(process.sampling_noises[1])
-    sampler, trained = load_sampler(config, flags.workdir, flags.checkpoint, choice=choice)
+    sampler, trained = load_sampler(flags.workdir, flags.checkpoint, config=config, choice=choice)
     config = trained.experiment.config
     source = load_images(config.data, "train")
     images, labels = calibration_images(source, flags.num_images, config)

@@ -96,7 +96,9 @@ def main(flags: Values) -> int:
     if flags.out.exists():
         raise UserError(f"--out={flags.out}: is already there; choose another name")
     choice = Choice(flags.delta, flags.steps, flags.eta)
-    sampler, trained = load_sampler(flags.config, flags.workdir, flags.checkpoint, choice=choice)
+    sampler, trained = load_sampler(
+        flags.workdir, flags.checkpoint, config=flags.config, choice=choice
+    )
     export_step(sampler, flags.out, sampler.record(trained).settings())
     size = flags.out.stat().st_size / 1e6
     print(f"step {trained.step}, delta {sampler.label}: {flags.out}, {size:.1f} MB")

@@ -81,7 +81,7 @@ def write_card(workdir: Path, out: Path, license: str, about: Path | None, sampl
 
     about: a file with more text; samples: how many to draw for the card.
     """
-    sampler, trained = load_sampler(None, out, 0)
+    sampler, trained = load_sampler(out)
     config = trained.experiment.config
     if samples:
         save_png(out / "samples.png", sampler.independent(range(samples)))

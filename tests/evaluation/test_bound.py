@@ -5,6 +5,7 @@ estimates of it look at.
 import functools
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,18 @@ from model_code.kernels import GaussianKernel, isotropic
 from model_code.presets import heat_dissipation
 from model_code.prior import PriorBank
 from model_code.process import Denoiser
+from scripts.data.datasets import load_images
 from scripts.data.loader import Batch, ReadingFailed
+from scripts.errors import UserError
 from scripts.estimate import Estimate
-from scripts.evaluation.bound import Measurement, draw_strata, level_table, measure
+from scripts.evaluation.bound import level_table
+from scripts.evaluation.results import Point
 from scripts.runtime.device import Precision
-from scripts.sampling.sampler import Sampler
+from scripts.sampling.bound import Measurement, draw_strata, measure
+from scripts.sampling.choice import Choice
+from scripts.sampling.sampler import Sampler, load_sampler
+from tests.evaluation.evaluations import of_bound
+from tests.evaluation.made_run import make_run
 from tests.gaussian import (
     MEAN,
     SIGMA,
@@ -34,6 +42,7 @@ from tests.gaussian import (
     posterior_mean,
     posterior_variance,
 )
+from tests.tiny import tiny_config
 
 DELTA, K = 0.0125, 12
 BLUR = DCTBlur(blur_schedule(K, 0.5, 5.0), SIZE, SIZE)
@@ -198,3 +207,26 @@ def test_batches_without_a_readable_image() -> None:
     assert len(measure(sampler(0), [nothing, *batches(IMAGES[:3])], 256, 2).levels) == 3
     with pytest.raises(ReadingFailed, match=r"none of the 1 images can be read, such as a\.png"):
         measure(sampler(0), [nothing], 256, 2)
+
+
+@pytest.mark.parametrize("process", ["heat", "flow_matching"])
+def test_the_bound_of_images_is_that_of_the_command(process: str, tmp_path: Path) -> None:
+    """By image; its parts sum up to it; other types, sizes and processes are refused."""
+    config = tiny_config(model__process=process, model__K=4)
+    make_run(config, tmp_path)
+    ancestral = Choice(eta=None if process == "heat" else 1.0)
+    sampler, _ = load_sampler(tmp_path, config=config, choice=ancestral, seed=3, scoring=True)
+    source = load_images(config.data, "held_out")
+    pixels = torch.stack([torch.from_numpy(np.array(source[i])) for i in range(len(source))])
+    bound = sampler.bound(pixels, levels=2)
+    point = Point(seed=3, eta=ancestral.eta)
+    nats, bits = of_bound(tmp_path, config, num_images=0, dequantize=True)(point)
+    assert nats.per_image is not None
+    assert bits.per_image is not None
+    np.testing.assert_allclose(bound.total, nats.per_image, rtol=1e-6)
+    np.testing.assert_allclose(bound.bits_per_dim, bits.per_image, rtol=1e-6)
+    parts = bound.prior + bound.intermediate + bound.reconstruction
+    torch.testing.assert_close(parts, bound.total)
+    for wrong in (pixels.float(), pixels[..., :7]):
+        with pytest.raises(UserError, match=r"must be uint8 \(B, 1, 8, 8\)"):
+            sampler.bound(wrong)

@@ -47,7 +47,7 @@ def test_exported_samples_have_the_scores_of_drawn_ones(
     themselves.
     """
     choice = Choice(0.05, init="held_out" if per_init else None, per_init=per_init)
-    sampler, trained = load_sampler(tiny_config(), run, 0, choice=choice, seed=5, scoring=True)
+    sampler, trained = load_sampler(run, config=tiny_config(), choice=choice, seed=5, scoring=True)
     settings = sampler.record(trained).settings()
     export(tmp_path, sampler, settings, 11, 8, npz=True)
     file = tmp_path / "samples_11x8x8x1.npz"
@@ -138,11 +138,11 @@ def test_where_samples_start(run: Path) -> None:
     """At the row of the prior that was drawn, if the prior has one for each training image or
     mirror image.
     """
-    sampler, _ = load_sampler(tiny_config(), run, 0)
+    sampler, _ = load_sampler(run, config=tiny_config())
     initial, in_training = initial_images(sampler, DATA, 5)
     assert initial.tolist() == [row // 2 for row in sampler.origins(range(5))]
     assert not in_training, "the prior is of 100 images"
-    sampler, _ = load_sampler(tiny_config(), run, 0, from_data=True)
+    sampler, _ = load_sampler(run, config=tiny_config(), from_data=True)
     initial, in_training = initial_images(sampler, DATA, 5)
     assert max(sampler.origins(range(5))) > 4500
     assert initial.tolist() == [row // 2 for row in sampler.origins(range(5))]
@@ -150,7 +150,7 @@ def test_where_samples_start(run: Path) -> None:
     noise = replace(sampler, prior=StandardNormal((1, 8, 8)))
     assert initial_images(noise, DATA, 5)[0].tolist() == [0, 1, 2, 3, 4]
     for init in ("held_out", "train"):
-        sampler, _ = load_sampler(tiny_config(), run, 0, choice=Choice(init=init))
+        sampler, _ = load_sampler(run, config=tiny_config(), choice=Choice(init=init))
         initial, in_training = initial_images(sampler, DATA, 5)
         assert initial.tolist() == sampler.origins(range(5))
         assert in_training == (init == "train")

@@ -84,7 +84,7 @@ def test_exactly_the_first_samples_rounded(evaluate: Evaluate, run: Path) -> Non
         "500 reference images end with a batch of 4"
     )
     drawn = torch.cat(recorder.batches[-3:])
-    sampler, _ = load_sampler(tiny_config(), run, 0, seed=5, choice=Choice(0.03), scoring=True)
+    sampler, _ = load_sampler(run, config=tiny_config(), seed=5, choice=Choice(0.03), scoring=True)
     exact = sampler.independent(range(11)).clamp(0, 1) * 255
     assert (drawn.dtype, drawn.shape) == (torch.uint8, (11, 1, 8, 8))
     assert (drawn.float() - exact).abs().max() <= 0.5 + 1e-2, "rounded, not cut off"

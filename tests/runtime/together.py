@@ -61,7 +61,7 @@ def compute_features(place: Path, directory: Path, count: int) -> np.ndarray:
     """Pixels of `count` samples of the run in place/alone, as "features", through the cache in
     `directory`.
     """
-    sampler, _ = load_sampler(training_config(place), place / "alone", 0)
+    sampler, _ = load_sampler(place / "alone", config=training_config(place))
 
     def features(indices: Sequence[int]) -> np.ndarray:
         return sampler.independent(indices).flatten(1).numpy()
@@ -74,7 +74,7 @@ def evaluate(place: Path, name: str) -> None:
     numbers: shares differ.
     """
     config = training_config(place)
-    sampler, trained = load_sampler(config, place / "alone", 0)
+    sampler, trained = load_sampler(place / "alone", config=config)
     export(place / f"{name}-images", sampler, sampler.record(trained).settings(), 7, 2)
     assert compute_features(place, place / f"{name}-features", FEATURES).shape == (FEATURES, 64)
     for run in ("alone", WITHOUT_PRIOR):

@@ -27,7 +27,7 @@ HALF[:, 16:] = True
 @cache
 def sampler(**choice: object) -> Sampler:
     """Of the included emoji weights."""
-    return load_sampler(None, EMOJI, 0, choice=Choice(**choice))[0]  # type: ignore[arg-type]
+    return load_sampler(EMOJI, choice=Choice(**choice))[0]  # type: ignore[arg-type]
 
 
 @cache

@@ -166,7 +166,7 @@ def test_settings_know_images_and_level(tmp_path: Path) -> None:
         Choice(init="train"),
         Choice(init="train", from_level=2, per_init=4),
     ):
-        sampler, trained = load_sampler(config, tmp_path, 0, choice=choice)
+        sampler, trained = load_sampler(tmp_path, config=config, choice=choice)
         found.append(sampler.record(trained).settings())
     assert not found[0].keys() & {"init", "from_level", "per_init"}
     assert [list(row["files"]) for row in found] == [[], ["held_out"], ["train"], ["train"]]

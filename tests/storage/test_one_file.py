@@ -26,7 +26,7 @@ def test_what_is_made_with_a_file_goes_beside_it(trained_run: Path, tmp_path: Pa
     assert "| BPD |" in (tmp_path / "card/README.md").read_text()
     assert file.read_bytes() == before
     samples = [
-        load_sampler(None, place, 0)[0].independent([0])
+        load_sampler(place)[0].independent([0])
         for place in (trained_run, file, tmp_path / "card", tmp_path / "card/model.safetensors")
     ]
     assert all(torch.equal(samples[0], other) for other in samples)

@@ -60,7 +60,7 @@ def test_a_snapshot_holds_what_sampling_needs(run: Path) -> None:
     assert not differing(snapshot | {"ema": complete["ema"]}, complete)
     assert not differing(snapshot["ema"]["shadow"], complete["ema"]["shadow"])
     assert numbered_path(run, 3).stat().st_size < 0.3 * meta_path(run).stat().st_size
-    samples = [load_sampler(None, run, number)[0].independent(range(3)) for number in (0, 3, 1)]
+    samples = [load_sampler(run, number)[0].independent(range(3)) for number in (0, 3, 1)]
     assert torch.equal(samples[0], samples[1])
     assert not torch.equal(samples[0], samples[2])
 

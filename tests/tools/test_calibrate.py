@@ -20,11 +20,11 @@ def test_blurring_diffusion(tmp_path: Path) -> None:
     make_run(config, tmp_path)
     options = ("--config", TINY, "--config.model.process=blurring_diffusion", "--workdir", tmp_path)
     with pytest.raises(UserError, match=r"--delta=calibrated: nothing was measured"):
-        load_sampler(config, tmp_path, 0, choice=Choice("calibrated"))
+        load_sampler(tmp_path, config=config, choice=Choice("calibrated"))
     result = command("-m", "scripts.tools.calibrate", *options)
     assert result.returncode == 0, result.stderr
     for delta, label in (("calibrated", "calibrated"), (None, "posterior")):
-        sampler, _ = load_sampler(config, tmp_path, 0, choice=Choice(delta))
+        sampler, _ = load_sampler(tmp_path, config=config, choice=Choice(delta))
         assert sampler.kernel.label == label
         assert sampler.independent([0]).isfinite().all()
     bounds: dict[str, float] = {}

@@ -41,7 +41,7 @@ def test_samples_of_the_file_are_those_of_the_sampler(
 
         program = run
 
-    sampler, trained = load_sampler(None, trained_run, 0)
+    sampler, trained = load_sampler(trained_run)
     assert settings["weights_crc32"] == trained.weights_crc32
     indices = range(5)
     noise = IndependentNoise(sampler.seed, indices, sampler.shape, torch.device("cpu"))

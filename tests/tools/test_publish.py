@@ -38,7 +38,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def samples(workdir: Path, **overrides: object) -> torch.Tensor:
-    sampler, _ = load_sampler(tiny_config(**overrides), workdir, 0, choice=Choice("calibrated"))
+    sampler, _ = load_sampler(workdir, config=tiny_config(**overrides), choice=Choice("calibrated"))
     return sampler.independent([0, 1, 2])
 
 
@@ -186,7 +186,7 @@ def test_of_private_paths_only_names_are_published(tmp_path: Path) -> None:
     assert (config["data"]["path"], config["data"]["held_out_path"]) == ("photos", "others")
     assert config["model"]["blur_schedule"] == "levels.npy"
     assert config["training"]["init_from"] == "weights"
-    sampler, _ = load_sampler(None, tmp_path / "out", 0)
+    sampler, _ = load_sampler(tmp_path / "out")
     assert sampler.independent([0]).shape == (1, 1, 8, 8)
 
 

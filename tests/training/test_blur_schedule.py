@@ -51,13 +51,13 @@ def test_matched_levels_are_those_of_the_images(
     config.data.path = "not/there.npy"
     for workdir in ("run", "published"):
         for given in (config, None):
-            sampler, _ = load_sampler(given, tmp_path / workdir, 0)
+            sampler, _ = load_sampler(tmp_path / workdir, config=given)
             scale = sampler.process.level_scale  # type: ignore[attr-defined]
             assert differing(scale, levels) == []
             assert sampler.independent([0]).shape == (1, 1, 8, 8)
     config.model.blur_schedule = "log"
     with pytest.raises(UserError, match="blur_schedule was 'matched', now 'log'"):
-        load_sampler(config, tmp_path / "run", 0)
+        load_sampler(tmp_path / "run", config=config)
 
 
 def test_levels_of_a_file_outlive_it(tiny_array: Path, tmp_path: Path) -> None:

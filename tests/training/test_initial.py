@@ -154,7 +154,7 @@ def test_fine_tuning_to_fewer_levels(
     training = {"training__init_from": str(trained_run), "training__n_iters": 8}
     tiny_run.finish(model__K=6, model__chain="6,4,3,0", **training)
     assert levels == {3, 4, 6}
-    sampler, trained = load_sampler(None, tiny_run.workdir, 0)
+    sampler, trained = load_sampler(tiny_run.workdir)
     calls: list[int] = []
     trained.model.register_forward_hook(
         lambda model, inputs, output: calls.extend(inputs[1].tolist())
