@@ -23,7 +23,7 @@ from tests.training.runs import array_config
 
 ANOTHER: dict[str, Any] = {
     "checkpoint": 1, "batch_size": 3, "delta": 0.02, "steps": 2, "eta": 0.5, "seed": 3,
-    "precision": "bfloat16", "sampler": "heun", "init": "held_out", "prior": "data", "number": 1,
+    "precision": "float16", "sampler": "heun", "init": "held_out", "prior": "data", "number": 1,
     "same_init": True, "share_noise": True, "interpolate": True, "num_points": 3,
     "save_sample_freq": 2, "per_init": 2, "from_level": 2, "export": "npz", "mode": "spectrum",
     "sweep": "seed=1,2", "dataset_name": "other", "experiment_name": "other",
