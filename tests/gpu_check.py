@@ -16,19 +16,26 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from ml_collections import ConfigDict
+from torch.nn.functional import avg_pool2d
 
 from scripts.config.load import load
 from scripts.config.paths import ROOT
 from scripts.config.resolve import resolve
 from scripts.data.datasets import load_images
-from scripts.runtime.device import Precision, device_name, resolve_device
+from scripts.runtime.device import Precision, choose_threads, device_name, resolve_device
+from scripts.sampling.choice import Choice
+from scripts.sampling.reverse import reverse_process
+from scripts.sampling.sampler import Sampler, load_sampler
 from scripts.storage.files import read_json_lines
+from scripts.tools.export import Step, export_step
+from scripts.training.loop import train as run_training
 from scripts.training.step import Trainer
 from tests.training.runs import differing
 
@@ -267,6 +274,69 @@ def two_processes(config: ConfigDict, device: torch.device, steps: int) -> Claim
     )
 
 
+def capabilities(config: ConfigDict, device: torch.device) -> Iterator[Claim]:
+    """A network that is told classes of rectangles, on this device and on the processor: guided
+    samples, super-resolution and an exported step.
+    """
+    threads = torch.get_num_threads()
+    choose_threads()
+    kept = torch.get_num_threads() == threads
+    text = "the number of threads is left alone"
+    yield Claim(text, f"{threads}", kept if device.type == "cuda" else None)
+    with tempfile.TemporaryDirectory() as directory:
+        run = Path(directory) / "run"
+        settings = with_changes(
+            computing_in(config, "float32"),
+            device=str(device),
+            model__class_conditional=True,
+            training__n_iters=4,
+            training__num_samples=1,
+        )
+        with settings.ignore_type():
+            settings.data.image_size = (24, 32)
+        elsewhere = with_changes(settings, device="cpu")
+        choice = Choice(delta="calibrated", guidance=2.0)
+        with redirect_stdout(sys.stderr):
+            run_training(settings, run)
+            found, reference = (
+                load_sampler(run, config=of_device, choice=choice)[0]
+                for of_device in (settings, elsewhere)
+            )
+        text = "guided samples of rectangles are those of a processor to 1e-3"
+        difference = (guided(found) - guided(reference)).abs().max().item()
+        yield Claim(text, f"differ by {difference:.1e}", difference <= 1e-3)
+        small = torch.rand(2, 1, 12, 16, generator=torch.Generator().manual_seed(1))
+        away = avg_pool2d(found.super_resolve(small)[:, 0], 2) - small
+        text = "super-resolution agrees with the small picture to 2 of 255 grey levels"
+        yield Claim(text, f"{255 * away.abs().max():.2f}", bool(away.abs().max() <= 2 / 255))
+        export_step(found, Path(directory) / "step.pt2", {})
+        program = torch.export.load(Path(directory) / "step.pt2").module()
+        z, eps = (torch.rand(3, 1, 24, 32, device=device) for _ in range(2))
+        k = torch.full((3,), found.kernel.chain[0], device=device)
+        with torch.no_grad():
+            expected = Step(found.model, found.kernel)(z, k, eps)  # type: ignore[arg-type]
+            difference = max(
+                (a - b).abs().max().item()
+                for a, b in zip(program(z, k, eps), expected, strict=True)
+            )
+        text = "an exported step is the step to 1e-4"
+        yield Claim(text, f"differs by {difference:.1e}", difference <= 1e-4)
+
+
+def guided(sampler: Sampler) -> torch.Tensor:
+    """Samples of classes 3 and 7 with the same noise on every device."""
+    device = sampler.precision.device
+
+    def draw(k: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(k)
+        return torch.randn(2, *sampler.shape, generator=generator).to(device)
+
+    u_K = sampler.prior.means(torch.tensor([0, 1])).to(device)
+    denoise = sampler.denoiser(torch.tensor([3, 7]))
+    with torch.no_grad():
+        return reverse_process(sampler.process, denoise, u_K, sampler.kernel, draw).cpu()
+
+
 def claims(config: ConfigDict, device: torch.device, steps: int, compiled: bool) -> Iterator[Claim]:
     """All rows, each as soon as it is measured."""
     yield from precisions(config, device, steps, compiled)
@@ -274,6 +344,7 @@ def claims(config: ConfigDict, device: torch.device, steps: int, compiled: bool)
         yield determinism(config, device, steps, precision)
     yield from memory(config, device, steps)
     yield two_processes(config, device, steps)
+    yield from capabilities(config, device)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -98,6 +98,7 @@ class TrainingProgress(AbstractContextManager["TrainingProgress"]):
         self.first_step, self.n_iters = first_step, n_iters
         self.started, self.waited = time.monotonic(), 0.0
         self.next_line = self.started
+        self.shown_step = first_step
         self.best_speed = 0.0
 
     def __exit__(self, *_: object) -> None:
@@ -126,12 +127,13 @@ class TrainingProgress(AbstractContextManager["TrainingProgress"]):
         elapsed = time.monotonic() - self.started
         self.next_line = self.started + elapsed + SECONDS_BETWEEN_STEPS
         share = self.waited / elapsed
-        if not self.on_terminal:
+        if not self.on_terminal and step != self.shown_step:
             rate = (step - self.first_step) / elapsed
             left = duration((self.n_iters - step) / rate)
             waiting = f"  {share:.0%} waiting for images" if share > SLOW_READING else ""
             line = f"step {step}/{self.n_iters}  loss {loss:.4g}  {rate:.2f} it/s  {left} to go"
             print(line + waiting, flush=True)
+        self.shown_step = step
         if share > SLOW_READING and elapsed > SECONDS_BETWEEN_STEPS:
             warn_once(
                 f"more than {SLOW_READING:.0%} of the time is spent waiting for images; "
