@@ -62,10 +62,10 @@ class Extractor:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two runs, two sets of images, and a configuration with another seed."""
     place = tmp_path_factory.mktemp("effects")
-    images = np.random.default_rng(0).integers(0, 256, (200, 8, 8), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (220, 8, 8), dtype=np.uint8)
     np.savez(place / "data.npz", arr_0=images[:120], labels=np.arange(120) % 3)
-    np.savez(place / "images.npz", arr_0=images[120:160])
-    np.savez(place / "other_images.npz", arr_0=images[160:])
+    np.savez(place / "images.npz", arr_0=images[120:180])
+    np.savez(place / "other_images.npz", arr_0=images[180:])
     for name, pixels in {
         "picture": images[0], "other": images[1], "small": images[0, :4, :4],
         "mask": np.eye(8, dtype=np.uint8) * 255, "other_mask": np.tri(8, dtype=np.uint8) * 255,
