@@ -148,7 +148,9 @@ class UNet(nn.Module):
         if y is not None:
             if not y.is_floating_point():
                 y = F.one_hot(y + 1, self.num_classes + 1)[:, 1:].float()
-            emb = emb + F.linear(y, self.label_emb.weight.T)
+            # Times the root of its size (Vaswani et al., 2017): Adam's steps are of one size, and those
+            # of a table would change an embedding far less than those of `time_embed` do.
+            emb = emb + emb.shape[1] ** 0.5 * F.linear(y, self.label_emb.weight.T)
         h, skips = F.pixel_unshuffle(u, self.patch_size), []
         for stage in self.input_blocks:
             h = self._through(stage, h, emb)

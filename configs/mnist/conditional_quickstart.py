@@ -14,4 +14,5 @@ def get_config() -> ConfigDict:
     config = quickstart.get_config()
     config.model.class_conditional = True
     config.data.num_classes = 10
+    config.model.use_scale_shift_norm = True  # GroupNorm of 32 channels removes what is added
     return config
