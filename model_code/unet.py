@@ -148,8 +148,8 @@ class UNet(nn.Module):
         if y is not None:
             if not y.is_floating_point():
                 y = F.one_hot(y + 1, self.num_classes + 1)[:, 1:].float()
-            # Times the root of its size (Vaswani et al., 2017): Adam's steps are of one size, and those
-            # of a table would change an embedding far less than those of `time_embed` do.
+            # Times the root of its size (Vaswani et al., 2017): steps of Adam's size change a table
+            # far less than they change what `time_embed` computes.
             emb = emb + emb.shape[1] ** 0.5 * F.linear(y, self.label_emb.weight.T)
         h, skips = F.pixel_unshuffle(u, self.patch_size), []
         for stage in self.input_blocks:

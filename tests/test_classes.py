@@ -11,9 +11,11 @@ import torch
 
 from model_code import build_model
 from model_code.guidance import conditioned
+from scripts.config.flags import parse
 from scripts.config.resolve import resolve
 from scripts.data.datasets import load_images
 from scripts.errors import UserError
+from scripts.evaluation.command import evaluate
 from scripts.evaluation.distances import Reference
 from scripts.evaluation.metrics import MODES, Inputs
 from scripts.evaluation.scores import scores_of_classes
@@ -46,7 +48,7 @@ CONDITIONAL = {"model__class_conditional": True, "data__num_classes": 3, **WIDE}
 def filled(model: Any) -> Any:
     """With weights, of which those of classes matter."""
     fill_golden(model)
-    model.label_emb.weight.data = torch.tensor([[-3.0], [1.0], [4.0]]).expand(3, 128).clone()
+    model.label_emb.weight.data = torch.tensor([[-0.3], [0.1], [0.4]]).expand(3, 128).clone()
     return model
 
 
@@ -321,12 +323,6 @@ def test_the_share_of_the_asked_class_and_scores_of_each() -> None:
     (result,) = metric.compute(inputs)
     assert result.estimate.value == pytest.approx(0.8)
     assert result.estimate.standard_error == pytest.approx(math.sqrt(0.8 * 0.2 / 39))
-    for other, line in (
-        (replace(inputs, predict=None), "needs --feature_extractor=classifier"),
-        (replace(inputs, labels=None), "samples have no classes"),
-    ):
-        with pytest.raises(UserError, match=line):
-            metric.compute(other)
     right = scores_of_classes(MODES["fid"], replace(inputs, labels=classes), ["a", "b"])
     wrong = scores_of_classes(MODES["fid"], replace(inputs, labels=1 - classes), ["a", "b"])
     assert [row["value"] < 1e-3 for row in right["FID"].values()] == [True, True]
@@ -347,6 +343,23 @@ def test_the_bound_given_the_class_has_the_prior_of_its_images() -> None:
         alone = replace(given, labels=None, summary=summary[rows])
         expected = alone._prior_term(process, others, sampler.kernel)
         torch.testing.assert_close(bound["prior"][rows], expected.double())
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("--mode=classes", "--feature_extractor=inception: needs classifier or robust_classifier"),
+        (
+            "--mode=prdc --per_class --num_gen=20 --feature_extractor=classifier",
+            "--per_class: . samples and 5 reference images of eel, where at least 6 are needed",
+        ),
+        ("--mode=fid --guidance=-1", "--guidance=-1: must be a number of at least 0"),
+    ],
+)
+def test_evaluations_that_cannot_be(words: str, line: str, run: Path, tmp_path: Path) -> None:
+    options = [f"--workdir={run}", f"--out={tmp_path}", *words.split()]
+    with pytest.raises(UserError, match=line):
+        evaluate(parse("evaluate", ["evaluate.py", *options]))
 
 
 def test_images_of_other_classes_are_refused(run: Path) -> None:

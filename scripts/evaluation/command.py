@@ -131,6 +131,9 @@ def evaluation(
             dequantize=flags.dequantize,
             precision=flags.precision,
         )
+    if flags.mode == "classes" and "classifier" not in flags.feature_extractor:
+        needed = "needs classifier or robust_classifier with --mode=classes"
+        raise UserError(f"--feature_extractor={flags.feature_extractor}: {needed}")
     reference = flags.dataset_name_cleanfid
     if flags.dataset_split and ("/" in reference or reference.endswith(".npz")):
         shown = f"--dataset_name_cleanfid={reference}"

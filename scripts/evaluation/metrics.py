@@ -10,7 +10,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from scripts.errors import UserError
 from scripts.estimate import Estimate
 from scripts.evaluation import pixels
 from scripts.evaluation.distances import (
@@ -106,15 +105,8 @@ def prdc(inputs: Inputs) -> list[Result]:
 
 
 def classes(inputs: Inputs) -> list[Result]:
-    """The share of samples that a classifier takes for what they are to be.
-
-    Raises UserError for features of something else, and for samples without classes.
-    """
-    if inputs.predict is None:
-        needed = "--feature_extractor=classifier or robust_classifier"
-        raise UserError(f"--mode=classes: needs {needed}")
-    if inputs.labels is None:
-        raise UserError("--mode=classes: samples have no classes; try --init=train or held_out")
+    """The share of samples that a classifier takes for what they are to be."""
+    assert inputs.predict is not None
     right = torch.from_numpy(inputs.predict(inputs.generated) == inputs.labels)
     estimate = Estimate.of(right, inputs.groups)
     return [Result("ClassAccuracy", estimate, {}, estimate.wilson())]
