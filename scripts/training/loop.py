@@ -186,10 +186,8 @@ def prepare(
         prior = _build_prior(experiment, images, guard, unreadable)
         trainer = Trainer(experiment, device)
         if initial is not None:
-            trainer.start_from(initial.weights)
+            initial.give_to(trainer)
             changes, origin = initial.changes, initial.record
-            start = config.training.init_from
-            print(f"weights of {origin['file']} at step {origin['step']}, from {start}")
     else:
         where = f"the checkpoint in {workdir}"
         experiment = resolve(config, saved, where)
@@ -228,10 +226,7 @@ def prepare(
         },
         provenance=facts if origin is None else facts | {"init_from": origin},
     )
-    if distributed.is_main():
-        with atomic_write(workdir / RUN_CONFIG) as temporary:
-            contents = {**config.to_dict(), "provenance": run.provenance}
-            temporary.write_text(json.dumps(contents, indent=2) + "\n")
+    run.write_config()
     return run
 
 
@@ -354,6 +349,12 @@ class InitialWeights:
     """
     record: Mapping[str, Any]
     """Which checkpoint it was, as plain data."""
+
+    def give_to(self, trainer: Trainer) -> None:
+        """Let a new training start from them, and print where they come from."""
+        trainer.start_from(self.weights)
+        start = trainer.config.training.init_from
+        print(f"weights of {self.record['file']} at step {self.record['step']}, from {start}")
 
 
 def read_initial_weights(experiment: Experiment) -> InitialWeights:
@@ -584,6 +585,13 @@ class Run:
     def classes(self) -> dict[str, int]:
         """What the network is told: training images of each class, by name; or none."""
         return class_counts(self.images) if self.config.model.class_conditional else {}
+
+    def write_config(self) -> None:
+        """Write `config.json`, with where the run comes from."""
+        if distributed.is_main():
+            with atomic_write(self.workdir / RUN_CONFIG) as temporary:
+                contents = {**self.config.to_dict(), "provenance": self.provenance}
+                temporary.write_text(json.dumps(contents, indent=2) + "\n")
 
     def due(self, freq: int) -> bool:
         """Whether something that happens every `freq` steps, and at the end, happens now."""
