@@ -1,6 +1,4 @@
-"""What the weights in runs/mnist/conditional were trained with: those of runs/mnist/pretrained,
-told the classes of digits.
-"""
+"""Teach the included weights of runs/mnist/pretrained the classes of digits."""
 
 from ml_collections import ConfigDict
 
