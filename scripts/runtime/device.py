@@ -94,7 +94,11 @@ class Precision:
 
     @classmethod
     def named(cls, device: torch.device, name: str, reason: str = "") -> "Precision":
-        """Return the precision of that `name`: "float32", "bfloat16" or "float16"."""
+        """Return the precision of that `name`: "float32", "bfloat16", "float16", or "auto" for the
+        `fastest`.
+        """
+        if name == "auto":
+            return cls.fastest(device)
         return cls(device, getattr(torch, name), reason)
 
     @classmethod

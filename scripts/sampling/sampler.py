@@ -422,8 +422,7 @@ def load_sampler(
     trained = load_trained(config, workdir, checkpoint)
     config, process = trained.experiment.config, trained.experiment.process
     device = resolve_device(config.device)
-    fastest = precision == "auto"
-    computed_in = Precision.fastest(device) if fastest else Precision.named(device, precision)
+    computed_in = Precision.named(device, precision)
     initial_images = None
     if choice.init is not None:
         initial_images = open_initial_images(
@@ -432,24 +431,19 @@ def load_sampler(
     if choice.init in ("train", "held_out") or from_data:
         split: Split = "held_out" if choice.init == "held_out" else "train"
         require_classes(load_images(config.data, split), trained.classes, config.data)
-    if distributed.world_size() > 1 and len(set(distributed.gather(trained.weights_crc32))) > 1:
-        # A training that continues replaces the newest.
-        raise UserError(
-            f"{trained.path}: changed while it was read; --checkpoint=n names one that no training "
-            "replaces"
-        )
-    prior, files = trained.prior, {}
+    _require_same_weights(trained)
+    files: dict[str, str] = {}
     if initial_images is not None:
         # `starting_from` blurs them.
-        prior = DataPrior(initial_images.count, initial_images.images, lambda u: u)
-    elif prior is None or from_data:
+        prior: Prior = DataPrior(initial_images.count, initial_images.images, lambda u: u)
+    elif trained.prior is None or from_data:
         files["train"] = load_images(config.data, "train").version()
-        if not from_data:
-            print(
-                f"{trained.path} holds no prior: initial states are made from the images of "
-                f"{config.data.dataset}"
-            )
         prior = data_prior(config, process)
+        if trained.prior is None:
+            made = f"initial states are made from the images of {config.data.dataset}"
+            print(f"{trained.path} holds no prior: {made}")
+    else:
+        prior = trained.prior
     model = to_device(
         trained.model, computed_in.device, config.compile, autocast=computed_in.enabled
     )
@@ -472,6 +466,14 @@ def load_sampler(
     else:
         sampler = replace(sampler, files=files)
     return replace(sampler, dequantized=trained.dequantized), trained
+
+
+def _require_same_weights(trained: TrainedModel) -> None:
+    """Raise UserError unless all processes have read the same weights."""
+    if len(set(distributed.gather(trained.weights_crc32))) > 1:
+        # A training that continues replaces the newest.
+        changed = "changed while it was read; --checkpoint=n names one that no training replaces"
+        raise UserError(f"{trained.path}: {changed}")
 
 
 def with_own_images(
