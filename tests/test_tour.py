@@ -57,10 +57,12 @@ def test_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     text = (ROOT / "docs" / "library.md").read_text()
     snippets = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(snippets) == 8
+    assert len(snippets) == 9
     names: dict[str, Any] = {}
     for snippet in snippets:
         exec(snippet, names)
+    first = names["fast"].independent([0])
+    torch.testing.assert_close(names["first_image"], first, rtol=0, atol=1e-4)
     assert names["gradient"].abs().max() > 0
     assert [k for k, _ in names["states"]] == list(range(100, -1, -10))
     total = names["bound"].prior + names["bound"].intermediate + names["bound"].reconstruction

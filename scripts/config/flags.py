@@ -83,13 +83,13 @@ OTHER_EXTRACTORS = CLASSIFIERS + " feature_extractor=dinov2"
 
 FLAGS = (
     Flag(
-        "config", "sample evaluate export", CONFIG, None,
+        "config", "sample evaluate export calibrate", CONFIG, None,
         "Configuration: a file of configs/ or your own, or the config.json of a run; by default "
         "that in --workdir. --config.section.key=value overrides any key of configs/default.py.",
         required="samples", unless="workdir",
     ),
     Flag(
-        "config", "train benchmark calibrate data_sheet pack planted", CONFIG, None,
+        "config", "train benchmark data_sheet pack planted", CONFIG, None,
         "Configuration: a file of configs/ or your own, or the config.json of a run; by default "
         "that in --workdir. --config.section.key=value overrides any key of configs/default.py.",
         required=ALWAYS,

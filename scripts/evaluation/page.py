@@ -25,7 +25,7 @@ from scripts.runtime.progress import duration
 from scripts.storage.files import atomic_write, read_json_lines
 from scripts.storage.record import now
 
-PAGE = "index.html"
+PAGE, WRITTEN = "index.html", "by python -m scripts.tools.report"
 MAX_SAMPLING_TIMES, MAX_SETS = 8, 6
 MAX_PIXELS = 800
 """Larger pictures are scaled down to this many pixels in width and height."""
@@ -52,6 +52,8 @@ def write_page(workdir: Path, out: Path | None = None) -> Path:
     if not (workdir / RUN_CONFIG).exists():
         raise UserError(f"{workdir}: not a run directory, it has no {RUN_CONFIG}")
     path = out or workdir / PAGE
+    if path.suffix != ".html" or (path.exists() and WRITTEN not in path.read_text(errors="ignore")):
+        raise UserError(f"--out={path}: must end in .html, and be new or a page about a run")
     config = json.loads((workdir / RUN_CONFIG).read_text())
     provenance = config.pop("provenance", {})
     values = dict(flatten(config))

@@ -52,12 +52,18 @@ def bound(
         raise UserError(f"{type(process).__name__} has no bound on the likelihood")
     if isinstance(sampler.prior, DataPrior):
         raise UserError("bound: needs the checkpoint's own prior, not images to start from")
-    if pixels.dtype != torch.uint8 or pixels.shape[1:] != sampler.shape:
-        holds = f"{pixels.dtype} {tuple(pixels.shape)}"
+    right_type = isinstance(pixels, torch.Tensor) and pixels.dtype == torch.uint8
+    if not right_type or pixels.shape[1:] != sampler.shape:
+        holds = f"{type(pixels).__name__} {pixels.dtype} {tuple(pixels.shape)}"
         needed = f"uint8 (B, {', '.join(map(str, sampler.shape))})"
-        raise UserError(f"bound: must be {needed}, is {holds}")
-    if sampler.tells_classes and labels is None:
-        raise UserError("bound: the network is told classes, and needs labels")
+        raise UserError(f"bound: must be a tensor {needed}, is {holds}")
+    if levels is not None and levels < 1:
+        raise UserError(f"bound: levels = {levels}: must be at least 1, or None for all")
+    if len(pixels) == 0:
+        raise UserError("bound: needs an image at least")
+    if sampler.tells_classes != (labels is not None and len(labels) == len(pixels)):
+        needed = "one label for each image" if sampler.tells_classes else "no labels"
+        raise UserError(f"bound: this network needs {needed}")
     known = None if labels is None else labels.numpy()
     images = ArrayImages(pixels.permute(0, 2, 3, 1).numpy(), labels=known)
     batches = OrderedBatches(images, batch_size, 0, not process.discrete, seed=sampler.seed)

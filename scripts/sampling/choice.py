@@ -49,6 +49,10 @@ class Choice:
 
         Raises UserError, naming the flag, if it cannot be had.
         """
+        if self.eta is not None and not 0 <= self.eta <= 1:
+            raise UserError(f"--eta={self.eta}: must be from 0 to 1")
+        if self.sampler not in ("reverse", "heun"):
+            raise UserError(f"--sampler={self.sampler}: must be reverse or heun")
         kind = sampling_noise if self.delta is None else parse_delta(self.delta)
         named = [
             f"--{name}={getattr(self, name)}"

@@ -3,6 +3,7 @@ process.safetensors, whatever else sampling and evaluation need: prior, calibrat
 """
 
 import json
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ def write_published(directory: Path, contents: Mapping[str, Any], weights_crc32:
         if name != "ema":
             plain[name] = _split(value, name, tensors)
     # The weights last: a directory with them is complete.
+    plain["tensors_crc32"] = _checksum(tensors)
     _write(directory / PROCESS, tensors, plain)
     _write(directory / WEIGHTS, weights, {"names": list(weights)})
     return directory / WEIGHTS
@@ -43,14 +45,28 @@ def read_published(path: Path) -> tuple[dict[str, Any], int]:
     """
     weights, order = _read(path)
     tensors, contents = _read(path.with_name(PROCESS))
-    for name, tensor in tensors.items():
-        *sections, key = name.split("/")
-        place = contents
-        for section in sections:
-            place = place[section]
-        place[key] = tensor
-    shadow = {name: weights[name] for name in order["names"]}
-    return contents | {"ema": {"shadow": shadow}}, contents.pop("weights_crc32")
+    try:
+        if contents.pop("tensors_crc32") != _checksum(tensors):
+            raise ValueError("checksum")
+        for name, tensor in tensors.items():
+            *sections, key = name.split("/")
+            place = contents
+            for section in sections:
+                place = place[section]
+            place[key] = tensor
+        shadow = {name: weights[name] for name in order["names"]}
+        return contents | {"ema": {"shadow": shadow}}, contents.pop("weights_crc32")
+    except (KeyError, TypeError, ValueError) as error:
+        what = f"it or {PROCESS} beside it is damaged ({one_line(error)})"
+        raise UserError(f"{path}: {what}") from None
+
+
+def _checksum(tensors: Mapping[str, torch.Tensor]) -> int:
+    value = 0
+    for name in sorted(tensors):
+        whole = tensors[name].detach().cpu().contiguous().flatten()
+        value = zlib.crc32(name.encode() + whole.view(torch.uint8).numpy().tobytes(), value)
+    return value
 
 
 def _split(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:

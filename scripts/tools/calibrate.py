@@ -1,7 +1,7 @@
 """Measure the reverse kernels of a checkpoint without them: the release's, an older one, or with
 more images.
 
-python -m scripts.tools.calibrate --config C --workdir W [--checkpoint 0] [--num_images 48]
+python -m scripts.tools.calibrate --workdir W [--config C] [--checkpoint 0] [--num_images 48]
 
 They are written beside the checkpoint as CHECKPOINT.calibration.pth; sample.py and evaluate.py
 prefer them to what training measured.
@@ -21,13 +21,13 @@ def main(flags: Values) -> int:
     from scripts.storage.checkpoint import load_trained
 
     config = flags.config
-    process = load_trained(config, flags.workdir, flags.checkpoint).experiment.process
+    experiment = load_trained(config, flags.workdir, flags.checkpoint).experiment
+    config, process = experiment.config, experiment.process
     if not isinstance(process, GaussianProcess):
         shown = f"config.model.process = {config.model.process!r}"
         raise UserError(f"{shown}: it has no kernels to measure")
     choice = Choice(process.sampling_noises[1])
     sampler, trained = load_sampler(flags.workdir, flags.checkpoint, config=config, choice=choice)
-    config = trained.experiment.config
     source = load_images(config.data, "train")
     images, labels = calibration_images(source, flags.num_images, config)
     process = process.to(sampler.precision.device)

@@ -255,6 +255,8 @@ def draw(
                 step: [curve[step] for curve in by_seed.values() if step in curve]
                 for step in (steps if over_steps else steps[-1:])
             }
+            if not at:  # this arm has no such score
+                continue
             x = list(at) if over_steps else [i] * len(at)
             means = [mean_and_interval(scores) for scores in at.values()]
             color = f"C{i}"

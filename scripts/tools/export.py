@@ -3,7 +3,8 @@
 python -m scripts.tools.export --workdir RUN --out step.pt2 [--steps=25] [--delta=D] [--eta=E]
 
 A .pt2 file is read with torch.export.load, an .onnx file by ONNX runtimes; docs/library.md has a
-loop around it. Batches may have any size.
+loop around it. Batches may have any size. Only levels of the chain that settings["levels"] lists
+mean something.
 """
 
 import json
@@ -93,6 +94,8 @@ def main(flags: Values) -> int:
     """Export what the flags name."""
     if flags.out.suffix not in (".pt2", ".onnx"):
         raise UserError(f"--out={flags.out}: must end in .pt2 or .onnx")
+    if not flags.out.parent.is_dir():
+        raise UserError(f"--out={flags.out}: there is no such directory")
     if flags.out.exists():
         raise UserError(f"--out={flags.out}: is already there; choose another name")
     choice = Choice(flags.delta, flags.steps, flags.eta)

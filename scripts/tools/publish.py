@@ -9,6 +9,7 @@ last part is published; of training images, what the prior holds.
 """
 
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from jinja2 import Environment, FileSystemLoader
 from configs import default
 from scripts.config.flags import Values, run
 from scripts.config.load import RUN_CONFIG, flatten, to_json
-from scripts.errors import UserError
+from scripts.errors import UserError, one_line
 from scripts.evaluation.results import RESULTS
 from scripts.sampling.output import save_png
 from scripts.sampling.sampler import load_sampler
@@ -28,8 +29,16 @@ from scripts.storage.files import atomic_write, make_directory, read_json_lines
 from scripts.storage.published import write_published
 
 CARD, MARKER = "README.md", "<!-- written by scripts.tools.publish -->"
-SHOWN = ("delta", "steps", "features_extractor", "reference", "seed", "precision")
-"""Settings of a score that the card has."""
+SHOWN = {
+    "delta": "{}",
+    "steps": "steps {}",
+    "guidance": "guidance {:g}",
+    "features_extractor": "{}",
+    "reference": "{}",
+    "seed": "seed {}",
+    "precision": "{}",
+}
+"""Settings of a score that the card has, and how."""
 NO_PATHS = {"group_pattern", "device"}
 """Keys whose slashes are none of a path's: a regular expression, the name of a processor."""
 
@@ -72,14 +81,16 @@ def _refuse_others(out: Path, crc32: int) -> None:
     if there is not None and checkpoint.weights_crc32(there) != crc32:
         raise UserError(f"--out={out}: other weights are published there; choose another directory")
     card = out / CARD
-    if card.exists() and MARKER not in card.read_text():
-        raise UserError(f"{card}: was not written by this command; move it, or name it as --about")
+    if card.exists() and MARKER not in card.read_text(errors="replace"):
+        raise UserError(f"{card}: was not written by this command; move it")
+    if there is None and out.exists() and any(out.iterdir()):
+        raise UserError(f"--out={out}: there are other files in it; choose a new directory")
 
 
-def write_card(workdir: Path, out: Path, license: str, about: Path | None, samples: int) -> None:
+def write_card(workdir: Path, out: Path, license: str, about: str, samples: int) -> None:
     """Write `README.md`, a model card, about what was published in `out`.
 
-    about: a file with more text; samples: how many to draw for the card.
+    about: more text; samples: how many to draw for the card.
     """
     sampler, trained = load_sampler(out)
     config = trained.experiment.config
@@ -97,7 +108,7 @@ def write_card(workdir: Path, out: Path, license: str, about: Path | None, sampl
         marker=MARKER,
         name=out.resolve().name,
         license=license,
-        about=about.read_text().strip() if about else "",
+        about=about,
         data=config.data.dataset,
         shape=f"{height} x {width} x {channels}",
         model=config.model,
@@ -116,6 +127,14 @@ def write_card(workdir: Path, out: Path, license: str, about: Path | None, sampl
         temporary.write_text(text)
 
 
+def read_about(path: Path) -> str:
+    """The text for the card. Raises UserError for what is no text."""
+    try:
+        return path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--about={path}: must be a text file ({one_line(error)})") from None
+
+
 def scores_of(workdir: Path, weights_crc32: int) -> list[dict[str, Any]]:
     """Return what was measured with these weights, each once, as rows of the card."""
     rows = read_json_lines(checkpoint.run_directory(workdir) / RESULTS)
@@ -124,7 +143,9 @@ def scores_of(workdir: Path, weights_crc32: int) -> list[dict[str, Any]]:
         row
         | {
             "calls": len(row["chain"]) - 1 if "chain" in row else "",
-            "settings": ", ".join(str(row[key]) for key in SHOWN if row.get(key) is not None),
+            "settings": ", ".join(
+                text.format(row[key]) for key, text in SHOWN.items() if row.get(key) is not None
+            ),
         }
         for row in latest.values()
         if row.get("weights_crc32") == weights_crc32
@@ -173,8 +194,12 @@ def describe_prior(contents: Contents) -> str | None:
 
 def main(flags: Values) -> int:
     """Publish what the flags name."""
+    if not re.fullmatch(r"[\w.+-]*", flags.license):
+        shown = one_line(flags.license)
+        raise UserError(f"--license={shown}: must be a name such as mit or cc-by-4.0")
+    about = "" if flags.about is None else read_about(flags.about)
     path = publish(flags.workdir, flags.out)
-    write_card(flags.workdir, flags.out, flags.license, flags.about, flags.num_samples)
+    write_card(flags.workdir, flags.out, flags.license, about, flags.num_samples)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
     if (prior := describe_prior(checkpoint.read(path))) is not None:
         print(prior)

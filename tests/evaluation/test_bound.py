@@ -228,5 +228,11 @@ def test_the_bound_of_images_is_that_of_the_command(process: str, tmp_path: Path
     parts = bound.prior + bound.intermediate + bound.reconstruction
     torch.testing.assert_close(parts, bound.total)
     for wrong in (pixels.float(), pixels[..., :7]):
-        with pytest.raises(UserError, match=r"must be uint8 \(B, 1, 8, 8\)"):
+        with pytest.raises(UserError, match=r"must be a tensor uint8 \(B, 1, 8, 8\)"):
             sampler.bound(wrong)
+    for options, message in (
+        ({"levels": 0}, "levels = 0: must be at least 1"),
+        ({"labels": torch.zeros(len(pixels))}, "this network needs no labels"),
+    ):
+        with pytest.raises(UserError, match=message):
+            sampler.bound(pixels, **options)

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from scripts.config.load import to_json
+from scripts.errors import UserError
 from scripts.evaluation.page import MAX_PIXELS, MAX_SAMPLING_TIMES, write_page
 from scripts.evaluation.results import RESULTS
 from tests.conftest import command, error_line
@@ -227,5 +228,11 @@ def test_the_command(workdir: Path, tmp_path: Path) -> None:
     """The directory without and with the flag's name; one line for what is none."""
     result = command("-m", "scripts.tools.report", workdir)
     assert result.stdout == f"report in {workdir / 'index.html'}\n", result.stderr
+    metrics = workdir / "metrics.jsonl"
+    metrics.write_text("")
+    for out in (metrics, workdir / "config.json"):
+        with pytest.raises(UserError, match=r"must end in \.html, and be new or a page"):
+            write_page(workdir, out)
+    assert metrics.read_text() == ""
     refused = command("-m", "scripts.tools.report", f"--workdir={tmp_path}")
     assert error_line(refused) == f"error: {tmp_path}: not a run directory, it has no config.json"

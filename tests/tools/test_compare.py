@@ -200,6 +200,9 @@ def test_bad_input(runs: list[Path], tmp_path: Path) -> None:
     assert "model.sigma: 0.01 (a2), 0.01 (a3), 0.02 (b2)" in result.stdout
     assert "B - A" in result.stdout
     assert "A: sigma 0.01" in (tmp_path / "out" / "scores.txt").read_text()
+    lonely = made_run(tmp_path, "c1", [{"value": 1.0, "score": "BPD"}], seed=9, model__sigma=0.03)
+    result = command(*tool, *runs[1:], lonely, f"--out={tmp_path / 'two'}", "--scores=BPD")
+    assert result.returncode == 0, result.stderr
     unknown = error_line(command(*tool, *runs[1:], out, "--scores=FID,IS"))
     assert unknown == "error: --scores=FID,IS: no IS in these runs; there are FID"
 

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from scripts.config.flags import parse
 from scripts.config.paths import ROOT
 from scripts.errors import UserError
 from scripts.evaluation.results import RESULTS
@@ -21,12 +22,12 @@ from scripts.sampling.sampler import load_sampler
 from scripts.storage import checkpoint
 from scripts.storage.files import read_json_lines
 from scripts.storage.published import write_published
-from scripts.tools.publish import describe_prior, publish, write_card
+from scripts.tools.publish import describe_prior, main, publish, write_card
 from scripts.training.loop import train
 from tests.images import save_images
 from tests.tiny import tiny_config
 
-CARD_SETTINGS = ("cc0-1.0", None, 2)
+CARD_SETTINGS = ("cc0-1.0", "", 2)
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +69,12 @@ def test_a_run_is_not_published_over_another(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no checkpoint of this program in it"):
         publish(tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    other = tmp_path / "notes"
+    other.mkdir()
+    (other / "config.json").write_text("somebody's")
+    with pytest.raises(UserError, match="there are other files in it; choose a new directory"):
+        publish(run, other)
+    assert (other / "config.json").read_text() == "somebody's"
     path = publish(run, tmp_path / "out")
     before = path.read_bytes()
     contents = checkpoint.read(checkpoint.meta_path(run))
@@ -87,6 +94,7 @@ def test_a_run_is_not_published_over_another(run: Path, tmp_path: Path) -> None:
         ("process.safetensors", "process.safetensors: there is no such file"),
         ("model.safetensors", "not those that process.safetensors beside it belongs to"),
         ("cut", "model.safetensors: damaged, or not published by this program"),
+        ("flipped", "it or process.safetensors beside it is damaged .checksum"),
         ("README.md", "README.md: was not written by this command"),
     ],
 )
@@ -106,10 +114,31 @@ def test_halves_of_a_published_model(file: str, message: str, run: Path, tmp_pat
         (tmp_path / "other" / file).replace(path)
     elif file == "cut":
         path.write_bytes(path.read_bytes()[:-100])
+    elif file == "flipped":
+        place = out / "process.safetensors"
+        data = bytearray(place.read_bytes())
+        data[-5] ^= 64
+        place.write_bytes(data)
     else:
         (out / file).write_text("by hand")
     with pytest.raises(UserError, match=message):
         publish(run, out)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--about={}/checkpoints-meta/checkpoint.pth", "--about=.*: must be a text file"),
+        ("--about={}/missing.md", "--about=.*missing.md: must be a text file"),
+        ("--license=mit\ntags: [x]", "--license=mit tags: .x.: must be a name"),
+    ],
+)
+def test_what_cannot_go_on_a_card(option: str, message: str, run: Path, tmp_path: Path) -> None:
+    """Nothing is written."""
+    words = ["publish", f"--workdir={run}", f"--out={tmp_path / 'out'}", option.format(run)]
+    with pytest.raises(UserError, match=message):
+        main(parse("publish", words))
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_card_has_the_scores_of_the_weights(run: Path, tmp_path: Path) -> None:
@@ -200,10 +229,10 @@ def test_what_the_prior_tells_is_said(run: Path) -> None:
     assert describe_prior(contents | {"prior": {}}) is None
 
 
-@pytest.mark.parametrize("data", ["mnist", "emoji"])
-def test_the_included_weights_are_small_and_whole(data: str) -> None:
+@pytest.mark.parametrize("name", ["mnist/pretrained", "mnist/conditional", "emoji/pretrained"])
+def test_the_included_weights_are_small_and_whole(name: str) -> None:
     """They come with the repository, and people download that on slow lines."""
-    place = ROOT / "runs" / data / "pretrained"
+    place = ROOT / "runs" / name
     path, contents = checkpoint.read_newest(place) or (None, {})
     assert path == place / "model.safetensors"
     assert sum(file.stat().st_size for file in place.glob("*.safetensors")) < 6_000_000
