@@ -262,7 +262,8 @@ def powers(
         return own * (N / (N - 1))
     _, members, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     of_group = np.split(members.argsort(kind="stable"), sizes.cumsum()[:-1])
-    of_means = from_mean(np.stack([images[rows].mean(0, dtype=np.float32) for rows in of_group]))
+    means = np.stack([images[rows].mean(0, dtype=np.float32) for rows in of_group])
+    of_means = from_mean(means / np.float32(255))
     n = sizes[members][:, None]
     return ((N - n) * own + n * of_means[members]) * (N / (N**2 - (sizes**2).sum()))
 
