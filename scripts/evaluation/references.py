@@ -64,9 +64,7 @@ def find_reference(
             f"write ./{name} for the folder, or {CLEANFID}{name} for clean-fid's statistics"
         )
 
-    def of_images(
-        description: str, images: Images, labels: np.ndarray | None = None
-    ) -> Reference:
+    def of_images(description: str, images: Images, labels: np.ndarray | None = None) -> Reference:
         rows = readable_features(directory, images, extractor, batch_size, "reference images")
         return Reference(
             description,

@@ -118,7 +118,6 @@ class Measurement:
         }
         return parts | {"total": parts["prior"] + parts["intermediate"] + parts["reconstruction"]}
 
-
     def _prior_term(self, process: Any, prior: Prior, kernel: ReverseKernel) -> torch.Tensor:
         if self.labels is None:
             return process.prior_term(self.summary, prior, kernel)
