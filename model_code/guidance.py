@@ -24,6 +24,7 @@ def conditioned(
     none = torch.full_like(y, 0 if y.is_floating_point() else -1)
 
     def denoise(z: Tensor, k: Tensor) -> Tensor:
+        """One call of the network, or two at levels that are guided."""
         F = network(z, k, y)
         guided = (interval[0] <= k) & (k <= interval[1])
         if guidance == 1 or not guided.any():

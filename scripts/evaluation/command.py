@@ -81,7 +81,8 @@ def make_places(flags: Values, config: ConfigDict, files: SampleFiles | None) ->
     Raises UserError for directories among images that are read, and for those that cannot be
     written to.
     """
-    workdir, run_with_its_name = flags.workdir, None
+    workdir: Any = None if flags.workdir is None else run_directory(flags.workdir)
+    run_with_its_name = None
     experiment = flags.experiment_name
     if not experiment and files is not None:
         experiment = Path(files.name).resolve().stem

@@ -65,6 +65,7 @@ def find_reference(
         )
 
     def of_images(description: str, images: Images, labels: np.ndarray | None = None) -> Reference:
+        """Features of images with labels (N,), those that can be read, as a reference."""
         rows = readable_features(directory, images, extractor, batch_size, "reference images")
         return Reference(
             description,

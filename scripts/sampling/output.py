@@ -113,7 +113,8 @@ def sheet(rows: Sequence[tuple[str, torch.Tensor, Sequence[str]]], columns: int)
         scale = LARGEST / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     font = ImageFont.load_default(12)
-    line, left = 15, 90
+    labels = [text for label, _, _ in rows for text in label.split("\n")]
+    line, left = 15, max(90, *(round(font.getlength(text)) + 2 * GAP for text in labels))
     heights = [size[1] + GAP + line * 2 * bool(captions) for _, _, captions in rows]
     picture = Image.new("RGB", (left + columns * (size[0] + GAP), sum(heights) + GAP), BACKGROUND)
     pen = ImageDraw.Draw(picture)

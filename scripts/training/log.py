@@ -81,6 +81,7 @@ class MetricsWriter(AbstractContextManager["MetricsWriter"]):
         """
 
         def scalars(board: "SummaryWriter") -> None:
+            """Chart all but counts, in the groups train/ and held_out/."""
             for name, value in values.items():
                 if name.startswith("eval_"):
                     tag = f"held_out/{name.removeprefix('eval_')}"

@@ -91,6 +91,7 @@ def test_the_page_shows_the_run_and_needs_nothing_else(workdir: Path) -> None:
         "standard_error": 0.5,
         "num_images": 1234,
         "delta": 0.0125,
+        "guidance": 2.0,
     }
     write_rows(workdir / RESULTS, score)
     page = Page(write_page(workdir))
@@ -116,6 +117,7 @@ def test_the_page_shows_the_run_and_needs_nothing_else(workdir: Path) -> None:
         "held out",
         "1 to 3",
         "21.25 ± 0.5",
+        "0.0125, guidance 2",
         "1234",
         "delta_0.01",
     ):

@@ -91,3 +91,5 @@ def test_a_caption_is_as_wide_as_its_image() -> None:
     assert font.getlength(long) <= 96
     with torch.no_grad():
         assert sheet([("", torch.zeros(2, 3, 300, 200), [])], 2).height < 300
+    widths = [sheet([(name, torch.zeros(1, 1, 8, 8), [])], 1).width for name in ("a", "long " * 20)]
+    assert widths[1] > widths[0] + 300, "a long label does not run into the pictures"
