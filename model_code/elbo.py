@@ -60,21 +60,14 @@ def bits_per_dim(nats: Tensor, num_pixels: int, discrete: bool) -> Tensor:
     return nats / (num_pixels * math.log(2)) + (0 if discrete else 8)
 
 
-def prior_kl_bound(test: Tensor, bank: PriorBank, sigma: float, delta: float) -> Tensor:
+def prior_kl_bound(projected: Tensor, bank: PriorBank, sigma: float, delta: float) -> Tensor:
     """Return a bound on L_K = KL(q(u_K | u_0) || p(u_K)) for each test image: float64 (B,), in
     nats.
 
-    test: images u_0 (B, C, H, W) in [0, 1]. By convexity of the divergence in the mixture,
-    L_K <= log M - logsumexp_i(-KL_i) with KL_i the divergence from the i-th component. Memory does
-    not grow with M.
+    projected: images u_0 in [0, 1] as `bank.project` gives them, (B, C, F). By convexity of the
+    divergence in the mixture, L_K <= log M - logsumexp_i(-KL_i) with KL_i the divergence from the
+    i-th component. Memory does not grow with M.
     """
-    return prior_kl_bound_of_projected(bank.project(test), bank, sigma, delta)
-
-
-def prior_kl_bound_of_projected(
-    projected: Tensor, bank: PriorBank, sigma: float, delta: float
-) -> Tensor:
-    """Return the same for images that `bank.project` has turned into (B, C, F)."""
     center = bank.coefficients.double().mean(0)  # a common offset, which would cost digits
     x, y = ((u.double() - center).flatten(1) / delta for u in (projected, bank.coefficients))
     size = projected.shape[1] * bank.basis[0].numel()

@@ -316,4 +316,4 @@ class GaussianProcess(Process):
         if not isinstance(prior, PriorBank):
             return summary
         sigma, delta = self.sigma[-1].item(), kernel.prior_std
-        return elbo.prior_kl_bound_of_projected(summary, prior, sigma, delta)
+        return elbo.prior_kl_bound(summary, prior, sigma, delta)
