@@ -12,7 +12,7 @@ from configs.mnist import quickstart
 def get_config() -> ConfigDict:
     """The digits' settings; mirrored pictures double a small data set."""
     config = quickstart.get_config()
-    config.eval.num_images = 163  # all that are held out
+    config.eval.num_images = 326  # all that are held out
     config.data.dataset = "emoji32"
     config.data.image_size = 32
     config.data.num_channels = 3

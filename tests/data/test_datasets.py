@@ -33,7 +33,7 @@ def both(data: ConfigDict) -> tuple[ImageSource, ImageSource]:
 
 @pytest.mark.parametrize(
     ("name", "shape", "sizes"),
-    [("mnist5k", (1, 28, 28), (4500, 500)), ("emoji32", (3, 32, 32), (1473, 163))],
+    [("mnist5k", (1, 28, 28), (4500, 500)), ("emoji32", (3, 32, 32), (2946, 326))],
 )
 def test_what_comes_with_the_program(
     name: str, shape: tuple[int, ...], sizes: tuple[int, int]
@@ -53,9 +53,22 @@ def test_what_comes_with_the_program(
     np.testing.assert_array_equal(held_out[7], pixels)
 
 
-def test_emoji_come_with_their_licence_and_are_small() -> None:
-    assert (datasets.DATA / "emoji32.npz").stat().st_size < 3e6
-    assert "Apache License" in (datasets.DATA / "emoji32.LICENSE").read_text()
+def test_emoji_come_with_their_licences_and_are_small() -> None:
+    assert (datasets.DATA / "emoji32.npz").stat().st_size < 4e6
+    licences = (datasets.DATA / "emoji32.LICENSE").read_text()
+    assert "Apache License" in licences
+    assert "Copyright 2019 Twitter, Inc and other contributors" in licences
+    assert "https://creativecommons.org/licenses/by/4.0/" in licences
+
+
+def test_both_pictures_of_an_emoji_are_on_one_side_with_one_category() -> None:
+    with np.load(datasets.DATA / "emoji32.npz") as file:
+        rows = zip(file["names"], file["vendors"], file["held_out"], file["labels"], strict=True)
+        of_name: dict[str, dict[str, tuple[bool, int]]] = {}
+        for name, vendor, held_out, label in rows:
+            of_name.setdefault(name, {})[vendor] = (held_out, label)
+    assert all(set(pictures) == {"google", "twitter"} for pictures in of_name.values())
+    assert all(len(set(pictures.values())) == 1 for pictures in of_name.values())
 
 
 pytestmark = pytest.mark.usefixtures("no_network")
