@@ -160,6 +160,8 @@ def test_the_card_has_the_scores_of_the_weights(run: Path, tmp_path: Path) -> No
     assert card.count("| FID | 21.25 +- 0.5 | 77 |") == 1
     assert "| FID | 3" not in card
     assert card.startswith("---\nlicense: cc0-1.0\n")
+    assert "- `model.K = 3`" in card, "a setting of its own"
+    assert "optim.beta1" not in card, "a default"
     assert Image.open(out / "samples.png").size[0] > 8
     config = tiny_config(training__n_iters=1, training__init_from=str(out))
     assert train(config, tmp_path / "next") == 0
