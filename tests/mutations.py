@@ -106,7 +106,7 @@ def failing_test(copy: Path, tests: Iterable[object], without: Iterable[str] = (
         return HANGS
     if result.returncode == 0:
         return ""
-    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", result.stdout, re.M)
+    failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", result.stdout, re.M)
     return failed[1] if failed else HANGS
 
 
