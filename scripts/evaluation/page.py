@@ -254,5 +254,5 @@ def _line(axes: Axes, rows: list[Row], key: str, label: str, error_key: str = ""
     if points:
         blocks = np.array_split(np.array(points, float), min(len(points), MAX_POINTS))
         step, value, error = np.array([block.mean(0) for block in blocks]).T
-        axes.plot(step, value, label=label, linewidth=1, marker="o" if len(step) == 1 else None)
+        axes.plot(step, value, label=label, marker="o" if len(step) == 1 else None)
         axes.fill_between(step, value - error, value + error, alpha=0.3)

@@ -3,6 +3,7 @@
 python -m scripts.tools.benchmark --config configs/mnist/quickstart.py [--seconds=10]
 """
 
+import copy
 import platform
 from collections.abc import Callable, Iterator
 
@@ -58,16 +59,16 @@ def tasks(experiment: Experiment, device: torch.device) -> Iterator[Task]:
     noise = IndependentNoise(0, range(n), shape, device)
     kernel = trainer.process.reverse_kernel(chain=trainer.process.chain[-2:])
 
+    network = copy.deepcopy(trainer.model).eval()
+
     @torch.no_grad()
     def forward() -> None:
-        trainer.model.eval()
         with trainer.precision.autocast():
-            trainer.model(u, k)
+            network(u, k)
 
     @torch.no_grad()
     def sample() -> None:
-        trainer.model.eval()
-        reverse_process(trainer.process, trainer.model, u, kernel, noise)
+        reverse_process(trainer.process, network, u, kernel, noise)
 
     # A product of large matrices is about the fastest computation that there is.
     side = 8192 if device.type == "cuda" else 2048
