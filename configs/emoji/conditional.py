@@ -10,9 +10,9 @@ from configs.emoji import quickstart
 
 
 def get_config() -> ConfigDict:
-    """2.2M parameters on patches of 2x2 pixels, K = 25, 20,000 steps of 32 images."""
+    """2.2M parameters on patches of 2x2 pixels, K = 25, 17,000 steps of 32 images."""
     config = quickstart.get_config()
-    config.training.n_iters = 20000
+    config.training.n_iters = 17000
     config.training.log_freq = 50
     config.training.eval_freq = 500
     config.training.sampling_freq = 2000
