@@ -7,7 +7,7 @@ import os
 import zlib
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,15 @@ class Point(Choice):
     """Its number, 0 for the newest."""
     seed: int | None = None
     """None for the configuration's."""
+
+    def __str__(self) -> str:
+        """Those that are not the defaults."""
+        texts = []
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if value != each.default:
+                texts.append(f"{each.name} = {value}")
+        return ", ".join(texts)
 
 
 @dataclass(frozen=True)

@@ -108,6 +108,13 @@ def test_interrupted_sweep_continues(tmp_path: Path) -> None:
     assert [len(each.asked) for each in (again, other, more)] == [0, 5, 1]
 
 
+def test_each_point_is_announced_by_what_is_not_the_default(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep(tmp_path, Evaluation(), "1,2", "3")
+    assert "[2/2] delta = 2.0, seed = 3\n" in capsys.readouterr().out
+
+
 def test_half_a_point_is_computed_again(tmp_path: Path) -> None:
     """A process that is killed while it writes leaves some scores of a point, and half a line."""
     file = tmp_path / "results.jsonl"
