@@ -249,10 +249,9 @@ def write_by_level(folder: Path, rows: list[LevelRow], title: str) -> None:
     above, lowest = panels[0], panels[-1]
     # The first row is the reconstruction term, which may be negative.
     error_bars(above, k[1:], terms[1:], terms_se[1:])
-    if (least[1:] > 0).any():
-        label = "without errors of the network"
-        above.plot(k[1:], least[1:], color="gray", ls="--", lw=1, label=label)
-        above.legend()
+    label = "without errors of the network"
+    above.plot(k[1:], least[1:], color="gray", ls="--", lw=1, label=label)
+    above.legend()
     above.set(title=title, ylabel="$L_{k-1}$ in nats", yscale="log")
     if has_errors:
         error_bars(lowest, k, squares, squares_se)

@@ -1,6 +1,7 @@
 """Samples are functions of (seed, index), and the four kinds share what they say they share."""
 
 import fcntl
+import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -419,6 +420,16 @@ def test_a_damaged_image_of_an_export_is_drawn_again(
         assert ((tmp_path / name).stat().st_mtime_ns == times[name]) == (name != file.name)
     with np.load(tmp_path / "samples_4x8x8x1.npz") as arrays:
         assert (arrays["arr_0"][..., 0] == [*exported(tmp_path).values()]).all()
+
+
+def test_an_exported_array_may_be_larger_than_two_gigabytes(
+    sampler: Sampler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its size is not known when the archive is begun; here the limit is 100 bytes."""
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 100)
+    export(tmp_path, sampler, {"seed": 1}, 4, 4, npz=True)
+    with np.load(tmp_path / "samples_4x8x8x1.npz") as arrays:
+        assert arrays["arr_0"].shape == (4, 8, 8, 1)
 
 
 def test_two_exports_into_one_directory(
