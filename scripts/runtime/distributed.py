@@ -31,6 +31,8 @@ CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 """Microseconds of processor time that a container may use ("max": all), and in how many."""
 MEETING_MINUTES = 10
 """How long processes wait for each other at the start."""
+KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 9}
+"""A connection that is silent for 30 s is asked every 10 s, and lost after 9 questions."""
 
 
 def rank() -> int:
@@ -261,16 +263,15 @@ def _join(timeout: timedelta) -> None:
     if torch.cuda.is_available() and dist.is_nccl_available():
         backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=timeout)
-    # A machine that loses power or network closes no connection. The kernel finds out in two
-    # minutes, if it is set to ask. (TCP_USER_TIMEOUT would find it sooner, but also end
-    # connections to a process that is only busy.)
-    timers = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 9}
+    # A machine that loses power or network closes no connection. The kernel finds out if it is
+    # set to ask. (TCP_USER_TIMEOUT would find it sooner, but also end connections to a process
+    # that is only busy.)
     for entry in Path("/proc/self/fd").glob("*"):  # Linux's
         with contextlib.suppress(OSError):  # of the listing itself
             if str(entry.readlink()).startswith("socket:"):
                 with socket.socket(fileno=os.dup(int(entry.name))) as connection:
                     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                    for timer, value in timers.items():
+                    for timer, value in KEEPALIVE.items():
                         connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, timer), value)
 
 

@@ -259,6 +259,11 @@ def test_processes_that_do_not_meet(
 LEFT_OVER = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
 
+def test_a_machine_that_is_gone_is_noticed_within_two_minutes() -> None:
+    wait = distributed.KEEPALIVE
+    assert wait["TCP_KEEPIDLE"] + wait["TCP_KEEPINTVL"] * wait["TCP_KEEPCNT"] == 120
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
