@@ -37,7 +37,7 @@ def draw(flags: Values) -> int:
     from scripts.data.values import meaning_of_8_bits
     from scripts.runtime import distributed
     from scripts.runtime.device import choose_threads
-    from scripts.sampling.choice import Choice, parse_guidance
+    from scripts.sampling.choice import Choice, parse_number
     from scripts.sampling.export import export
     from scripts.sampling.from_pictures import make_from_pictures
     from scripts.sampling.sampler import load_sampler
@@ -58,7 +58,7 @@ def draw(flags: Values) -> int:
             flags.per_init,
             flags.from_level,
             getattr(flags, "class"),
-            parse_guidance(flags.guidance),
+            None if flags.guidance is None else parse_number("guidance", flags.guidance),
             flags.guidance_interval,
         ),
         seed=flags.seed,

@@ -8,6 +8,7 @@ command continues there.
 
 import argparse
 import ast
+import itertools
 import json
 import random
 import re
@@ -28,6 +29,8 @@ OTHER: dict[type[ast.AST], type[ast.AST]] = {
     ast.FloorDiv: ast.Mult, ast.Mod: ast.Mult, ast.MatMult: ast.Mult,
 }  # fmt: skip
 HANGS = "a test that hangs or ends pytest"
+SHOWN = 40
+"""Characters of a statement that are shown, around the mistake."""
 Place = tuple[str, list[ast.stmt], int, ast.AST]
 """Where a mistake can be made: its kind, the block, the statement in it, the node in that."""
 
@@ -63,7 +66,7 @@ def mutate(source: str, kind: str, number: int, *, raises: bool = False) -> tupl
     """The source with one mistake, or an exception in place of the statement; the changed line."""
     tree = ast.parse(source)
     _, block, i, node = [place for place in places(tree) if place[0] == kind][number]
-    before = ast.unparse(block[i]).splitlines()[0]
+    before = ast.unparse(block[i])
     line = block[i].lineno
     if raises:
         block[i] = ast.Raise(ast.Name("AssertionError"))
@@ -78,8 +81,16 @@ def mutate(source: str, kind: str, number: int, *, raises: bool = False) -> tupl
             node.value = node.value + 1  # type: ignore[operator]
     else:
         block[i] = ast.Pass()
-    after = ast.unparse(block[i]).splitlines()[0]
-    return ast.unparse(ast.fix_missing_locations(tree)), f"{line}: {before}  ->  {after}"
+    change = f"{line}: {difference(before, ast.unparse(block[i]))}"
+    return ast.unparse(ast.fix_missing_locations(tree)), change
+
+
+def difference(before: str, after: str) -> str:
+    """What two texts have where they differ, about 40 characters of each, on one line."""
+    same = (one == other for one, other in zip(before, after, strict=False))
+    start = max(0, sum(itertools.takewhile(bool, same)) - SHOWN // 2)
+    shown = [" ".join(text[start : start + SHOWN].split()) for text in (before, after)]
+    return "  ->  ".join(shown)
 
 
 def tests_of(file: Path) -> list[Path]:

@@ -26,6 +26,7 @@ from scripts.evaluation.corruptions import CORRUPTIONS, GREY_LEVEL, OTHER_THINGS
 from scripts.runtime.progress import progress_bar
 from scripts.runtime.randomness import Purpose, stream
 from scripts.storage.files import atomic_write, make_directory, read_npz
+from scripts.storage.published import tensors_crc32
 
 SEED = 0
 """Not the evaluation's seed: scores of different seeds must use the same classifier."""
@@ -76,8 +77,8 @@ class ClassifierFeatures:
         """accuracy: of the network on held-out images, a part of 1."""
         self.network, self.device, self.scale = network.to(device).eval(), device, scale
         self.accuracy = accuracy
-        weights = b"".join(value.cpu().numpy().tobytes() for value in network.state_dict().values())
-        self.settings: dict[str, Any] = {"extractor": kind, "weights_crc32": zlib.crc32(weights)}
+        crc32 = tensors_crc32(network.state_dict().values())
+        self.settings: dict[str, Any] = {"extractor": kind, "weights_crc32": crc32}
 
     @torch.no_grad()
     def __call__(self, pixels: torch.Tensor) -> np.ndarray:
@@ -113,7 +114,7 @@ def classifier_features(
     with torch.random.fork_rng(devices=[]):  # the global generator's state must not change
         torch.manual_seed(int(stream(SEED, Purpose.CLASSIFIER).integers(2**63)))
         network = Network(pixels.shape[1], num_classes + robust * len(OTHER_THINGS))
-    data_crc32 = zlib.crc32(pixels.numpy().tobytes(), zlib.crc32(labels.numpy().tobytes()))
+    data_crc32 = tensors_crc32([labels, pixels])
     file = INCLUDED / f"{data.dataset}_{kind}.npz"
     if not file.exists() or read_npz(file)["data_crc32"] != data_crc32:
         settings = f"{steps} {BATCH_SIZE} {LEARNING_RATE} {SHIFT}"

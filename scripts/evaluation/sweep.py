@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from scripts.evaluation.results import (
     save_figure,
 )
 from scripts.runtime import distributed
-from scripts.sampling.choice import parse_delta, parse_guidance
+from scripts.sampling.choice import NAMES, parse_number
 from scripts.storage.files import atomic_write, make_directory
 from scripts.storage.record import Record
 
@@ -47,9 +48,9 @@ def parse_list(flag: str, text: str) -> list[Any]:
     if flag == "steps" and text.endswith(",0"):
         return [text]
     parsers: dict[str, Callable[[str], Any]] = {
-        "delta": parse_delta,
+        "delta": partial(parse_number, flag, names=NAMES),
         "steps": str,
-        "guidance": parse_guidance,
+        "guidance": partial(parse_number, flag),
     }
     parse = parsers.get(flag, _parse_integer)
     try:

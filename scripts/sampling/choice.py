@@ -4,7 +4,9 @@ import contextlib
 import math
 import re
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from model_code.gaussian import GaussianProcess
 from model_code.kernels import GaussianKernel
@@ -42,6 +44,10 @@ class Choice:
     guidance_interval: str | None = None
     """"lo,hi": the levels that are guided, by default all."""
 
+    def kind(self, sampling_noise: str) -> str | float:
+        """What --delta says, by default the configuration's sampling noise. Raises UserError."""
+        return sampling_noise if self.delta is None else parse_number("delta", self.delta, NAMES)
+
     def kernel(
         self, process: Process, sampling_noise: str, calibration: CalibrationState
     ) -> ReverseKernel:
@@ -53,7 +59,7 @@ class Choice:
             raise UserError(f"--eta={self.eta}: must be from 0 to 1")
         if self.sampler not in ("reverse", "heun"):
             raise UserError(f"--sampler={self.sampler}: must be reverse or heun")
-        kind = sampling_noise if self.delta is None else parse_delta(self.delta)
+        kind = self.kind(sampling_noise)
         named = [
             f"--{name}={getattr(self, name)}"
             for name in ("delta", "steps", "eta")
@@ -73,7 +79,7 @@ class Choice:
 
     def uses_calibration(self, sampling_noise: str, process: Process) -> bool:
         """Whether the kernel depends on the checkpoint's calibration, if it has one."""
-        kind = sampling_noise if self.delta is None else parse_delta(self.delta)
+        kind = self.kind(sampling_noise)
         if kind == "auto" and process.measures_calibration:
             return True
         return kind in ("spectral", "calibrated") or ":bound" in (self.steps or "")
@@ -95,17 +101,15 @@ class Choice:
         return f"{kernel.label}_steps_{name}{method}"
 
 
-def parse_delta(text: str | float) -> str | float:
-    """A standard deviation of at least 0 as a number, or one of `NAMES`.
-
-    Raises UserError for anything else.
-    """
-    if text in NAMES:
+def parse_number(flag: str, text: str | float, names: Sequence[str] = ()) -> Any:
+    """A number of at least 0, or one of the names as it is. Raises UserError for anything else."""
+    if text in names:
         return text
     with contextlib.suppress(ValueError):
-        if 0 <= (delta := float(text)) < math.inf:
-            return delta
-    raise UserError(f"--delta={text}: must be a number of at least 0, or one of {', '.join(NAMES)}")
+        if 0 <= (number := float(text)) < math.inf:
+            return number
+    other = f", or one of {', '.join(names)}" if names else ""
+    raise UserError(f"--{flag}={text}: must be a number of at least 0{other}")
 
 
 def parse_steps(
@@ -116,16 +120,6 @@ def parse_steps(
     if how != "bound" or not number.isdecimal():
         return subchain(text, process.chain)
     return process.best_chain(calibration, len(subchain(number, process.chain)) - 1, eta)
-
-
-def parse_guidance(text: str | None) -> float | None:
-    """A number of at least 0, or None. Raises UserError for anything else."""
-    if text is None:
-        return None
-    with contextlib.suppress(ValueError):
-        if 0 <= (guidance := float(text)) < math.inf:
-            return guidance
-    raise UserError(f"--guidance={text}: must be a number of at least 0")
 
 
 def parse_interval(text: str | None, K: int) -> tuple[int, int]:

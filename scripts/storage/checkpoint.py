@@ -19,7 +19,6 @@ import contextlib
 import json
 import warnings
 import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +35,7 @@ from scripts.config.load import flatten, from_json
 from scripts.config.resolve import FREE_IN_INFERENCE, Experiment, resolve
 from scripts.errors import UserError, one_line
 from scripts.storage.files import atomic_write, sync
-from scripts.storage.published import PROCESS, WEIGHTS, read_published
+from scripts.storage.published import PROCESS, WEIGHTS, read_published, tensors_crc32
 
 FORMAT = "ihdm-1"
 REQUIRED = {"step", "config", "ema"}
@@ -90,10 +89,7 @@ def earlier_calibration_path(path: Path) -> Path:
 
 def weights_crc32(contents: Contents) -> int:
     """A number that tells one set of averaged weights from another."""
-    checksum = 0
-    for weight in contents["ema"]["shadow"].values():
-        checksum = zlib.crc32(weight.detach().cpu().contiguous().numpy().tobytes(), checksum)
-    return checksum
+    return tensors_crc32(contents["ema"]["shadow"].values())
 
 
 def previous_path(workdir: Path) -> Path:

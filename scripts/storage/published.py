@@ -4,7 +4,7 @@ process.safetensors, whatever else sampling and evaluation need: prior, calibrat
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +61,18 @@ def read_published(path: Path) -> tuple[dict[str, Any], int]:
         raise UserError(f"{path}: {what}") from None
 
 
+def tensors_crc32(tensors: Iterable[torch.Tensor], value: int = 0) -> int:
+    """Return the CRC32 of the bytes of tensors in their order, after what has the CRC32 `value`."""
+    for tensor in tensors:
+        whole = tensor.detach().cpu().contiguous().flatten()
+        value = zlib.crc32(whole.view(torch.uint8).numpy().tobytes(), value)
+    return value
+
+
 def _checksum(tensors: Mapping[str, torch.Tensor]) -> int:
     value = 0
     for name in sorted(tensors):
-        whole = tensors[name].detach().cpu().contiguous().flatten()
-        value = zlib.crc32(name.encode() + whole.view(torch.uint8).numpy().tobytes(), value)
+        value = tensors_crc32([tensors[name]], zlib.crc32(name.encode(), value))
     return value
 
 

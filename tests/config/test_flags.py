@@ -4,8 +4,9 @@ import re
 from typing import Any
 
 import pytest
+from absl.flags import IllegalFlagValueError
 
-from scripts.config.flags import FLAGS, MODES, NO_EFFECT, check, flags_of
+from scripts.config.flags import FLAGS, MODES, NO_EFFECT, check, flags_of, parse
 from scripts.config.paths import ROOT
 from scripts.errors import UserError
 from scripts.evaluation import metrics
@@ -158,6 +159,17 @@ def test_refusals(command: str, words: str, line: str) -> None:
 )
 def test_command_lines_of_the_release(command: str, given: str) -> None:
     check(command, values_of(command, given), names_of(given))
+
+
+@pytest.mark.parametrize("seed", [0, 2**64 - 1, -1, 2**64])
+def test_seeds_are_of_64_bits(seed: int) -> None:
+    """As those of evaluate.py and config.seed."""
+    line = ["sample.py", "--workdir=run", f"--seed={seed}"]
+    if 0 <= seed < 2**64:
+        assert parse("sample", line).seed == seed
+    else:
+        with pytest.raises(IllegalFlagValueError, match=rf"--seed={seed}: .* in the range \[0, "):
+            parse("sample", line)
 
 
 def test_modes_are_those_of_evaluation() -> None:

@@ -24,7 +24,7 @@ from scripts.errors import UserError
 from scripts.runtime import progress
 from scripts.runtime.device import Precision
 from scripts.sampling.calibration import calibrate
-from scripts.sampling.choice import Choice, parse_delta, parse_steps
+from scripts.sampling.choice import NAMES, Choice, parse_number, parse_steps
 from scripts.sampling.export import export
 from scripts.sampling.output import (
     frame_levels,
@@ -309,7 +309,7 @@ def test_what_is_sampled_with_by_default(sampler: Sampler) -> None:
     assert Choice().kernel(released, "auto", measured).label == "0.01"
     for wrong in ("-1", "nan"):
         with pytest.raises(UserError, match=f"--delta={wrong}: must be a number of at least 0"):
-            parse_delta(wrong)
+            parse_number("delta", wrong, NAMES)
     with pytest.raises(
         UserError, match=r"--delta=0.o1: must be a number of at least 0, or one of auto"
     ):
