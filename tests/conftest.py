@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import torch
 from hypothesis import settings
 
 from scripts.config.paths import ROOT
+from scripts.errors import UserError
 from tests.golden import SETTINGS, Golden, load_golden
 from tests.images import save_waves
 from tests.tiny import tiny_config
@@ -63,6 +65,14 @@ def error_line(result: subprocess.CompletedProcess[str]) -> str:
     (line,) = (line for line in result.stderr.splitlines() if not line.startswith("warning: "))
     assert line.startswith("error: ")
     return line
+
+
+@contextmanager
+def bad_input(pattern: str = ".") -> Iterator[pytest.ExceptionInfo[UserError]]:
+    """The body gets the error of bad input: one line, in which the pattern is found."""
+    with pytest.raises(UserError, match=pattern) as caught:
+        yield caught
+    assert "\n" not in str(caught.value)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,6 @@ from model_code.guidance import conditioned
 from scripts.config.flags import parse
 from scripts.config.resolve import resolve
 from scripts.data.datasets import load_images
-from scripts.errors import UserError
 from scripts.evaluation.command import evaluate
 from scripts.evaluation.distances import Reference
 from scripts.evaluation.metrics import MODES, Inputs
@@ -29,6 +28,7 @@ from scripts.sampling.sampler import Sampler, load_sampler, make_sampler
 from scripts.storage.checkpoint import meta_path, read
 from scripts.training.loop import read_initial_weights, train
 from scripts.training.step import Trainer
+from tests.conftest import bad_input
 from tests.golden import fill_golden
 from tests.tiny import tiny_config
 from tests.training.runs import array_config
@@ -177,10 +177,10 @@ def test_continuing_with_other_labels_is_refused(run: Path) -> None:
         path = run.parent / "other.npz"
         np.savez(path, arr_0=arrays["arr_0"], kind=kinds)
         config.data.path = str(path)
-        with pytest.raises(UserError, match=line):
+        with bad_input(line):
             train(config, run)
     config.data.labels = ""
-    with pytest.raises(UserError, match=r"class_conditional = True: .* has no labels: set"):
+    with bad_input(r"class_conditional = True: .* has no labels: set"):
         train(config, run)
 
 
@@ -272,7 +272,7 @@ def test_records_and_labels_tell_classes_and_guidance_apart(run: Path) -> None:
 def test_an_unconditional_network_starts_from_images_of_a_class(run: Path) -> None:
     plain = run.parent / "plain"
     config = load_sampler(plain)[1].experiment.config.copy_and_resolve_references()
-    with pytest.raises(UserError, match=r"--class=dog: the train images of 'npy' have no labels"):
+    with bad_input(r"--class=dog: the train images of 'npy' have no labels"):
         load_sampler(plain, config=config, choice=Choice(init="train", classes="dog"))
     for choice, line in (
         (Choice(classes="dog"), "--class=dog: the network is not told classes .*--init=train or"),
@@ -280,7 +280,7 @@ def test_an_unconditional_network_starts_from_images_of_a_class(run: Path) -> No
         (Choice(guidance=2.0, init="train"), "--guidance=2.0: the network is not told classes"),
         (Choice(init="picture.png", classes="dog"), "--init=picture.png"),
     ):
-        with pytest.raises(UserError, match=line):
+        with bad_input(line):
             load_sampler(plain, choice=choice)
     digits, _ = load_sampler(Path("runs/mnist/pretrained"), choice=Choice(
         init="held_out", classes="3,5", per_init=2
@@ -300,7 +300,7 @@ def test_an_unconditional_network_starts_from_images_of_a_class(run: Path) -> No
     ],
 )
 def test_classes_and_levels_that_do_not_exist(choice: dict[str, object], line: str) -> None:
-    with pytest.raises(UserError, match=f"^{line}"):
+    with bad_input(f"^{line}"):
         sampler_of("heat", **choice)
 
 
@@ -358,7 +358,7 @@ def test_the_bound_given_the_class_has_the_prior_of_its_images() -> None:
 )
 def test_evaluations_that_cannot_be(words: str, line: str, run: Path, tmp_path: Path) -> None:
     options = [f"--workdir={run}", f"--out={tmp_path}", *words.split()]
-    with pytest.raises(UserError, match=line):
+    with bad_input(line):
         evaluate(parse("evaluate", ["evaluate.py", *options]))
 
 
@@ -368,5 +368,5 @@ def test_images_of_other_classes_are_refused(run: Path) -> None:
     np.savez(run.parent / "renamed.npz", arr_0=arrays["arr_0"], kind=np.char.upper(arrays["kind"]))
     config.data.path = str(run.parent / "renamed.npz")
     assert load_images(config.data, "train").classes == ("CAT", "DOG", "EEL")
-    with pytest.raises(UserError, match="has the classes CAT, DOG, EEL, where the network is told"):
+    with bad_input("has the classes CAT, DOG, EEL, where the network is told"):
         load_sampler(run, config=config, choice=Choice(init="train"))

@@ -11,11 +11,11 @@ from PIL import Image
 import sample
 from scripts.config.flags import parse
 from scripts.config.load import load
-from scripts.errors import UserError
 from scripts.evaluation.results import Point
 from scripts.evaluation.scores import SampleFiles
 from scripts.sampling.sampler import load_sampler
 from scripts.training.loop import train
+from tests.conftest import bad_input
 from tests.evaluation.evaluations import Recorder, of_bound, of_samples
 from tests.images import save_waves
 from tests.training.runs import TinyRun, array_config
@@ -36,7 +36,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
 
 def test_a_run_goes_on_with_one_range(run: TinyRun) -> None:
     other = array_config(run.array, **RANGE | {"data__value_range": (-1000, 3001)})
-    with pytest.raises(UserError, match=r"data\.value_range was \[-1000, 3000\], now \[-1000, 30"):
+    with bad_input(r"data\.value_range was \[-1000, 3000\], now \[-1000, 30"):
         train(other, run.workdir)
 
 
@@ -91,5 +91,5 @@ def test_the_bound_of_diffusion_is_refused(run: TinyRun, tmp_path: Path) -> None
         run.array, **RANGE, model__process="gaussian_diffusion", training__n_iters=1
     )
     assert train(config, tmp_path) == 0
-    with pytest.raises(UserError, match="the bound of gaussian_diffusion is of 8-bit images only"):
+    with bad_input("the bound of gaussian_diffusion is of 8-bit images only"):
         of_bound(tmp_path, config, num_images=4)(Point(seed=0))

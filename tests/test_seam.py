@@ -16,12 +16,12 @@ from model_code.prior import Prior, StoredStates
 from model_code.process import Denoiser, Process, ReverseKernel
 from scripts.config.paths import ROOT
 from scripts.config.resolve import register_process, resolve
-from scripts.errors import UserError
 from scripts.evaluation.bound import BoundEvaluation
 from scripts.evaluation.results import Point
 from scripts.sampling.sampler import load_sampler
 from scripts.storage.checkpoint import saved_config
 from scripts.training.loop import train
+from tests.conftest import bad_input
 from tests.tiny import tiny_config
 from tests.training.runs import array_config
 
@@ -125,7 +125,7 @@ def test_another_process_trains_is_sampled_and_evaluated(
     ends = sampler.interpolate((0, 1), 3)[[0, 2]]
     torch.testing.assert_close(ends, samples, atol=1e-5 * scale + 1e-5, rtol=0)
     with (
-        pytest.raises(UserError, match="--share_noise: there is one initial mean")
+        bad_input("--share_noise: there is one initial mean")
         if len(sampler.prior) == 1
         else contextlib.nullcontext()
     ):
@@ -144,14 +144,14 @@ def test_another_process_trains_is_sampled_and_evaluated(
         batch_size=8,
     )
     if ":" in name:
-        with pytest.raises(UserError, match="Pixelate has no bound"):
+        with bad_input("Pixelate has no bound"):
             bound(Point(seed=0))
         return
     nats, bits = bound(Point(seed=0))
     assert nats.per_image is not None
     assert np.isfinite(nats.per_image).all()
     if not density:
-        with pytest.raises(UserError, match=r"--eta=0: the bound is infinite"):
+        with bad_input(r"--eta=0: the bound is infinite"):
             bound(Point(eta=0.0, seed=0))
     offset = 8 if density else 0  # densities and probabilities of 8-bit images
     nats_per_bit = 64 * math.log(2)
@@ -178,20 +178,18 @@ def test_code_runs_only_where_the_command_line_names_it(
     config = array_config(tiny_array, model__process=name, data__uniform_dequantization=False)
     assert train(config, tmp_path / "run") == 0
     del model_code.PROCESSES[name]
-    with pytest.raises(
-        UserError, match=r"a file of code runs only where the command line names it"
-    ):
+    with bad_input(r"a file of code runs only where the command line names it"):
         load_sampler(tmp_path / "run", config=saved_config(tmp_path / "run", 0))
     for wrong, message in (
         ("missing.py:A", "no such file"),
         (name.replace("Pixelate", "Missing"), "has no class Missing"),
         (name.replace("Pixelate", "torch"), "has no class torch"),
     ):
-        with pytest.raises(UserError, match=message):
+        with bad_input(message):
             register_process(wrong)
     broken = tmp_path / "broken.py"
     broken.write_text("import nothing_of_this_name\n")
-    with pytest.raises(UserError, match=r"ModuleNotFoundError: .* \(line 1\)"):
+    with bad_input(r"ModuleNotFoundError: .* \(line 1\)"):
         register_process(f"{broken}:A")
 
 

@@ -19,11 +19,12 @@ from scripts.config.flags import fail
 from scripts.config.paths import ROOT, plain_name, user_path
 from scripts.data.datasets import load_images
 from scripts.data.images import FolderImages, UnreadableImage
-from scripts.errors import UserError, one_line, printable
+from scripts.errors import one_line, printable
 from scripts.evaluation.inception import InceptionFeatures
 from scripts.storage import checkpoint
 from scripts.storage.checkpoint import load_trained, meta_path
 from scripts.storage.files import read_npz
+from tests.conftest import bad_input
 from tests.images import data_config
 from tests.tiny import tiny_config
 
@@ -152,7 +153,7 @@ def test_programs_are_not_images(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "/x", "a\nb", "a\x1bb"])
 def test_names_of_files_are_plain(name: str) -> None:
-    with pytest.raises(UserError, match="must be a plain name"):
+    with bad_input("must be a plain name"):
         plain_name("--custom_name", name)
     assert plain_name("--custom_name", "my_images") == "my_images"
 
@@ -163,7 +164,7 @@ def test_paths_are_where_they_point(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert user_path("~/runs", "--workdir") == tmp_path / "runs"
     assert user_path("a/~/b", "--workdir") == Path("a/~/b")
     for text in ("~nobody_of_this_name/x", "a\x1bb", "a\0b"):
-        with pytest.raises(UserError, match=r"--workdir=.*not a path"):
+        with bad_input(r"--workdir=.*not a path"):
             user_path(text, "--workdir")
 
 

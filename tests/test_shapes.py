@@ -14,12 +14,12 @@ from scripts.config.load import load
 from scripts.data.datasets import load_images, load_whole
 from scripts.data.images import fingerprint
 from scripts.data.packs import write_pack
-from scripts.errors import UserError
 from scripts.evaluation import command
 from scripts.evaluation.results import Point
 from scripts.sampling.output import as_colours, grid
 from scripts.sampling.sampler import load_sampler
 from scripts.training.loop import train
+from tests.conftest import bad_input
 from tests.evaluation.evaluations import of_bound, of_samples
 from tests.images import save_waves
 from tests.tiny import tiny_config
@@ -90,13 +90,13 @@ def test_a_pack_of_rectangles_is_the_same_data_set(array: Path, tmp_path: Path) 
     packed = load_images(data, "train")
     assert fingerprint(packed) == fingerprint(plain)
     data.fit = "crop"
-    with pytest.raises(UserError, match=r"is a pack with data\.fit = 'pad', not 'crop'"):
+    with bad_input(r"is a pack with data\.fit = 'pad', not 'crop'"):
         load_images(data, "train")
     description = tmp_path / "pack" / "packed_images.json"
     description.write_text(description.read_text().replace('"fit": "pad", ', ""))
     load_images(data, "train")
     data.image_size = (8, 12)
-    with pytest.raises(UserError, match=r"data.image_size = 8, not \[8, 12\]"):
+    with bad_input(r"data.image_size = 8, not \[8, 12\]"):
         load_images(data, "train")
 
 
@@ -123,7 +123,7 @@ def test_other_channels_are_trained_on_sampled_and_exported(
     np.testing.assert_array_equal(array_of_all, found.permute(0, 2, 3, 1))
     words = ["evaluate.py", f"--workdir={tmp_path / 'run'}", "--mode=fid", "--num_gen=4"]
     message = f"sees grey or RGB, and config.data.num_channels = {channels}; choose --mode=spectrum"
-    with pytest.raises(UserError, match=message):
+    with bad_input(message):
         command.evaluate(parse("evaluate", [*words, f"--out={tmp_path / 'fid'}"]))
 
 

@@ -20,9 +20,10 @@ from model_code.unet import MODEL_KEYS
 from scripts.config.load import flatten, load, to_json
 from scripts.config.paths import ROOT
 from scripts.config.resolve import config_warnings, differences, refuse_differences, resolve
-from scripts.errors import UserError, one_line
+from scripts.errors import one_line
 from scripts.runtime.device import Precision
 from scripts.training.plan import Work, describe
+from tests.conftest import bad_input
 from tests.images import numbered
 from tests.tiny import tiny_config
 
@@ -202,10 +203,9 @@ def test_a_process_reads_what_it_says(name: str) -> None:
 def test_bad_values(key: str, value: object, right: str) -> None:
     """The message names a key, its value and what is expected."""
     config = tiny_config(**{key: value})
-    with pytest.raises(UserError, match=right) as error:
+    with bad_input(right) as error:
         resolve(config)
     assert str(error.value).startswith("config.")
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(("warmup", "said"), [(9, False), (10, False), (11, True), (5000, True)])
@@ -223,7 +223,7 @@ def test_every_number_is_checked() -> None:
             if isinstance(value, float):
                 config = tiny_config(model__process=name)
                 config.update_from_flattened_dict({key: float("nan")})
-                with pytest.raises(UserError, match=rf"^config\.{re.escape(key)} = nan: must be"):
+                with bad_input(rf"^config\.{re.escape(key)} = nan: must be"):
                     resolve(config)
 
 
@@ -241,16 +241,15 @@ def test_another_network_brings_its_own_checks(monkeypatch: pytest.MonkeyPatch) 
             model__network="convolution", model__model_channels=48, model__attention_levels=(9,)
         )
     )
-    with pytest.raises(UserError, match=r"config\.model\.model_channels = 60: must be at most 50"):
+    with bad_input(r"config\.model\.model_channels = 60: must be at most 50"):
         resolve(tiny_config(model__network="convolution", model__model_channels=60))
 
 
 def test_a_key_that_should_not_be_there() -> None:
     config = tiny_config()
     config.model.blur_sigmamax = 3
-    with pytest.raises(
-        UserError,
-        match=r"config\.model\.blur_sigmamax: .* did you mean config\.model\.blur_sigma_max\?",
+    with bad_input(
+        r"config\.model\.blur_sigmamax: .* did you mean config\.model\.blur_sigma_max\?",
     ):
         resolve(config)
 
@@ -324,7 +323,7 @@ def test_a_file_of_the_original_release_works_as_it_is(change: str, tmp_path: Pa
     ],
 )
 def test_files_that_would_give_another_model(change: str, message: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=message) as error:
+    with bad_input(message) as error:
         load(release_file(tmp_path, change))
     assert "\n" not in one_line(error.value)
 
@@ -335,7 +334,7 @@ def test_files_that_would_give_another_model(change: str, message: str, tmp_path
 def test_json_of_something_else(text: str, tmp_path: Path) -> None:
     """Not taken for the default experiment."""
     (tmp_path / "package.json").write_text(text)
-    with pytest.raises(UserError, match=r"package\.json: not the JSON of a configuration"):
+    with bad_input(r"package\.json: not the JSON of a configuration"):
         load(str(tmp_path / "package.json"))
 
 
@@ -358,9 +357,8 @@ def test_changed_keys_are_named() -> None:
         "optim.lr",
         "model.delta_over_sigma",
     }
-    with pytest.raises(
-        UserError,
-        match=r"config\.data\.random_flip was True, now False; config\.model\.K was 3, now 5$",
+    with bad_input(
+        r"config\.data\.random_flip was True, now False; config\.model\.K was 3, now 5$",
     ):
         refuse_differences(before, after, {"model.delta_over_sigma"}, "the checkpoint")
     same = tiny_config(optim__lr=1.0, training__n_iters=9, data__image_size=(8, 8))

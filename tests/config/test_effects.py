@@ -12,12 +12,12 @@ from PIL import Image
 
 import sample
 from scripts.config.flags import NO_EFFECT, flags_of, parse
-from scripts.errors import UserError
 from scripts.evaluation import command, results, sweep
 from scripts.sampling.sampler import Sampler
 from scripts.storage import checkpoint
 from scripts.training.loop import train
 from tests.config.test_flags import MEANINGFUL, names_of
+from tests.conftest import bad_input
 from tests.tiny import tiny_config
 from tests.training.runs import array_config
 
@@ -191,7 +191,7 @@ def test_an_accepted_flag_changes_something(
             }
             changed |= beside.get(name, {})
         if name in refused:
-            with pytest.raises(UserError, match=refused[name]):
+            with bad_input(refused[name]):
                 outcome(command_name, changed, tmp_path / str(number), made)
         elif outcome(command_name, changed, tmp_path / str(number), made) == plain:
             without_effect.add(name)
@@ -213,6 +213,6 @@ def test_no_results_among_images_that_are_read(read: str, place: Path, tmp_path:
         Image.new("L", (8, 8)).save(tmp_path / "0.png")
     else:
         options["workdir"] = place / "run"
-    with pytest.raises(UserError, match=f"pictures there would become images of --{read} = "):
+    with bad_input(f"pictures there would become images of --{read} = "):
         outcome("evaluate", options, tmp_path, {})
     assert not (tmp_path / "scores").exists()

@@ -10,6 +10,7 @@ from scripts.config.flags import FLAGS, MODES, NO_EFFECT, check, flags_of, parse
 from scripts.config.paths import ROOT
 from scripts.errors import UserError
 from scripts.evaluation import metrics
+from tests.conftest import bad_input
 
 DRAW = "config workdir checkpoint batch_size delta steps eta seed precision guidance "
 PICTURE = DRAW + "sampler init prior number out class "
@@ -141,7 +142,7 @@ def test_a_flag_means_something_or_is_refused(command: str, words: str, meaningf
 )
 def test_refusals(command: str, words: str, line: str) -> None:
     """Names of the flag and of what it does not go with, or of what is missing."""
-    with pytest.raises(UserError, match=f"^{re.escape(line)}"):
+    with bad_input(f"^{re.escape(line)}"):
         check(command, values_of(command, words), names_of(words))
 
 

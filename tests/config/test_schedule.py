@@ -14,8 +14,9 @@ from model_code.gaussian import GaussianProcess
 from scripts.config.load import from_json, load, to_json
 from scripts.config.release import log_levels
 from scripts.config.resolve import config_warnings, resolve
-from scripts.errors import UserError, one_line
+from scripts.errors import one_line
 from tests.config.test_config import release_file
+from tests.conftest import bad_input
 from tests.tiny import tiny_config
 
 LEVELS = (0.0, 0.5, 0.9, 4.0)
@@ -87,29 +88,28 @@ def test_a_table_may_be_set_on_our_defaults(table: str, tmp_path: Path) -> None:
     ],
 )
 def test_no_schedule(schedule: object, message: str) -> None:
-    with pytest.raises(UserError, match=r"config\.model\.blur_schedule = .*" + message) as error:
+    with bad_input(r"config\.model\.blur_schedule = .*" + message) as error:
         resolve(given(schedule))
     assert len(one_line(error.value)) < 300
 
 
 def test_files_that_are_no_schedule(tmp_path: Path) -> None:
     path = tmp_path / "levels.npy"
-    with pytest.raises(UserError, match=r"levels\.npy': cannot be read .*No such file"):
+    with bad_input(r"levels\.npy': cannot be read .*No such file"):
         resolve(given(str(path)))
     for contents in (np.zeros((2, 2)), np.array(["a"]), np.array([0, 1, 2, np.nan])):
         np.save(path, contents)
-        with pytest.raises(UserError, match="strictly increasing"):
+        with bad_input("strictly increasing"):
             resolve(given(str(path)))
     np.save(path, np.array([{}]), allow_pickle=True)
-    with pytest.raises(UserError, match="cannot be read"):
+    with bad_input("cannot be read"):
         resolve(given(str(path)))
 
 
 def test_matched_needs_two_ends_and_a_process_that_reads_it() -> None:
     resolve(given("matched"))
-    with pytest.raises(
-        UserError,
-        match=r"blur_sigma_max = 0\.5: must be greater than config\.model\.blur_sigma_min = 0\.5",
+    with bad_input(
+        r"blur_sigma_max = 0\.5: must be greater than config\.model\.blur_sigma_min = 0\.5",
     ):
         resolve(given("matched", model__blur_sigma_max=0.5))
     with pytest.raises(ValueError, match="its levels are not known here"):
@@ -117,13 +117,12 @@ def test_matched_needs_two_ends_and_a_process_that_reads_it() -> None:
     for name, blur in (("blurring_diffusion", 4.0), ("velocity_blurring_diffusion", 0.0)):
         config = given("matched", model__process=name, model__blur_sigma_max=blur)
         if blur > 0.5:
-            with pytest.raises(
-                UserError,
-                match=r"'matched': process 'blurring_diffusion' has .* of its own; "
+            with bad_input(
+                r"'matched': process 'blurring_diffusion' has .* of its own; "
                 "must be left at 'log'",
             ):
                 resolve(config)
-        with pytest.raises(UserError, match=r"must be left at 'log'"):
+        with bad_input(r"must be left at 'log'"):
             resolve(given(LEVELS, model__process=name, model__blur_sigma_max=blur))
         resolve(given("log", model__process=name, model__blur_sigma_max=blur))
     assert config_warnings(given("matched")) == []
@@ -140,20 +139,18 @@ def test_a_checkpoint_decides(tmp_path: Path) -> None:
         for asked in (trained, given(str(path)), given(LEVELS)):
             assert levels_of(asked, saved(trained)) == list(LEVELS)
         for refused in ("log", other):
-            with pytest.raises(
-                UserError,
-                match=r"^it was made with another .*blur_schedule was .*, now "
+            with bad_input(
+                r"^it was made with another .*blur_schedule was .*, now "
                 r".*sigma_B\[2\] was 0\.9, now",
             ):
                 resolve(given(refused), saved(trained), "it")
-    with pytest.raises(UserError, match=r"blur_schedule was 4 numbers, now 'matched'$"):
+    with bad_input(r"blur_schedule was 4 numbers, now 'matched'$"):
         resolve(given("matched"), saved(given(LEVELS)), "it")
     path.unlink()
     assert levels_of(given(str(path)), saved(given(str(path)))) == list(LEVELS)
     np.save(path, np.array(other))
-    with pytest.raises(
-        UserError,
-        match=r"was '.*levels\.npy', now '.*levels\.npy' \(sigma_B\[2\] was 0\.9, now 1\)",
+    with bad_input(
+        r"was '.*levels\.npy', now '.*levels\.npy' \(sigma_B\[2\] was 0\.9, now 1\)",
     ):
         resolve(given(str(path)), saved(given(str(path))), "it")
 
@@ -166,5 +163,5 @@ def test_a_checkpoint_of_an_earlier_version_is_log() -> None:
     assert resolve(config, checkpoint).levels is None
     listed = given(log_levels(3, 0.5, 4.0))
     assert levels_of(listed, checkpoint)[1:3] == pytest.approx([0.5, 2**0.5])
-    with pytest.raises(UserError, match="blur_schedule was 'log', now 'matched'"):
+    with bad_input("blur_schedule was 'log', now 'matched'"):
         resolve(given("matched"), checkpoint)

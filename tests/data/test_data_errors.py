@@ -12,12 +12,12 @@ from ml_collections import ConfigDict
 
 from scripts.data import datasets
 from scripts.data.datasets import load_images
-from scripts.errors import UserError
+from tests.conftest import bad_input
 from tests.images import data_config, save_images
 
 
 def check_message(data: ConfigDict, *parts: str, split: datasets.Split = "train") -> None:
-    with pytest.raises(UserError) as caught:
+    with bad_input() as caught:
         load_images(data, split)
     message = str(caught.value)
     for part in ("config.data.dataset", repr(data.dataset), data.path, *parts):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from scripts.data import loader
 from scripts.data.images import ArrayImages, ImageSource
 from scripts.data.loader import Batch, OrderedBatches, TrainBatches, train_loader
-from scripts.errors import UserError
+from tests.conftest import bad_input
 from tests.images import WithDamage, numbered
 
 
@@ -160,7 +160,7 @@ def test_unreadable_training_image_is_replaced_by_the_next_readable_one_and_name
 def test_nothing_readable_is_a_user_error_of_one_line_even_from_a_thread(num_workers: int) -> None:
     batches = plain(WithDamage(numbered(4), {0, 1, 2, 3}), 2)
     line = "^config.data.dataset.*none of the 4 images can be read, such as image [^\\n]*$"
-    with pytest.raises(UserError, match=line):
+    with bad_input(line):
         list(train_loader(batches, 0, 3, num_workers))
 
 

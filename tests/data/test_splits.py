@@ -11,10 +11,10 @@ from scripts.config.load import to_json
 from scripts.config.resolve import FREE, FREE_IN_INFERENCE, refuse_differences, resolve
 from scripts.data.datasets import load_images, load_labelled, load_whole, split_indices
 from scripts.data.packs import write_pack
-from scripts.errors import UserError
 from scripts.runtime.device import Precision
 from scripts.training.loop import train
 from scripts.training.plan import describe
+from tests.conftest import bad_input
 from tests.images import data_config, names_of, save_images
 from tests.tiny import tiny_config
 
@@ -121,9 +121,7 @@ def test_held_out_images_of_their_own(tmp_path: Path) -> None:
     data.held_out_path = str(tmp_path / "pack")
     assert both(data)[1] == ["a.png", "b.png"]
     data.image_size = 4
-    with pytest.raises(
-        UserError, match=r"data\.held_out_path=.*is a pack with data\.image_size = 8, not 4"
-    ):
+    with bad_input(r"data\.held_out_path=.*is a pack with data\.image_size = 8, not 4"):
         both(data)
     array = data_config("npy", tmp_path / "array.npy", channels=1)
     array.held_out_path = str(tmp_path / "other")
@@ -135,7 +133,7 @@ def test_held_out_images_of_their_own(tmp_path: Path) -> None:
         "train": 4500,
         "held_out": 500,
     }
-    with pytest.raises(UserError, match=r"held_out_path = .*: has no labels"):
+    with bad_input(r"held_out_path = .*: has no labels"):
         load_labelled(digits, "held_out")
 
 
@@ -162,24 +160,18 @@ def test_held_out_images_of_their_own(tmp_path: Path) -> None:
 def test_bad_splits(key: str, value: str, message: str, subjects: ConfigDict) -> None:
     subjects.group_pattern = ""
     subjects[key] = value.format(images=subjects.path)
-    with pytest.raises(UserError, match=rf"^config\.data\.{key} ?= ?.*{message}") as error:
+    with bad_input(rf"^config\.data\.{key} ?= ?.*{message}") as error:
         both(subjects)
     assert str(error.value).count("config.data.dataset") == 0
 
 
 def test_settings_that_do_not_go_together() -> None:
     for pattern in ("(", "sub"):
-        with pytest.raises(
-            UserError, match=r"group_pattern = .*: must be a regular expression with a group"
-        ):
+        with bad_input(r"group_pattern = .*: must be a regular expression with a group"):
             resolve(tiny_config(data__group_pattern=pattern))
-    with pytest.raises(
-        UserError, match=r"group_pattern = .*: must be empty with config\.data\.held_out_path = 'x'"
-    ):
+    with bad_input(r"group_pattern = .*: must be empty with config\.data\.held_out_path = 'x'"):
         resolve(tiny_config(data__group_pattern=PATTERN, data__held_out_path="x"))
-    with pytest.raises(
-        UserError, match=r"group_pattern = .*'mnist5k' is split otherwise; must be empty"
-    ):
+    with bad_input(r"group_pattern = .*'mnist5k' is split otherwise; must be empty"):
         load_images(tiny_config(data__group_pattern=PATTERN).data, "train")
 
 
@@ -189,9 +181,9 @@ def test_a_checkpoint_knows_its_split(tmp_path: Path) -> None:
     for free in (FREE, FREE_IN_INFERENCE):
         refuse_differences(to_json(saved), moved, free, "it")
         for other in (tiny_config(), tiny_config(data__group_pattern=PATTERN)):
-            with pytest.raises(UserError, match=r"config\.data\.held_out_path was 'a', now ''"):
+            with bad_input(r"config\.data\.held_out_path was 'a', now ''"):
                 refuse_differences(to_json(saved), other, free, "it")
-        with pytest.raises(UserError, match=r"config\.data\.group_pattern was '', now"):
+        with bad_input(r"config\.data\.group_pattern was '', now"):
             refuse_differences(
                 to_json(tiny_config()), tiny_config(data__group_pattern=PATTERN), free, "it"
             )
@@ -199,9 +191,8 @@ def test_a_checkpoint_knows_its_split(tmp_path: Path) -> None:
     config = tiny_config(data__held_out_path=str(tmp_path / "other"))
     assert train(config, tmp_path / "run") == 0
     save_images(tmp_path / "other", ["c.png"])
-    with pytest.raises(
-        UserError,
-        match=r"on other held-out images than 'mnist5k' now has \(2 then, 3 now, names: 0 gone, "
+    with bad_input(
+        r"on other held-out images than 'mnist5k' now has \(2 then, 3 now, names: 0 gone, "
         r"1 new, such as c.png\)",
     ):
         train(config, tmp_path / "run")

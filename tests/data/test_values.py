@@ -16,7 +16,7 @@ from scripts.data.images import ArrayImages, UnreadableImage, box_bicubic, finge
 from scripts.data.loader import OrderedBatches, to_unit_range
 from scripts.data.packs import write_pack
 from scripts.data.values import Values, as_uint8
-from scripts.errors import UserError
+from tests.conftest import bad_input
 from tests.images import data_config, names_of
 from tests.tiny import tiny_config
 
@@ -82,7 +82,7 @@ def test_a_stated_range_becomes_0_to_1(
 ) -> None:
     """Without one an error says what was found; and with one resuming needs the same."""
     data = write(tmp_path, kind, numbers)
-    with pytest.raises(UserError, match=rf"such as --config\.data\.value_range={example}$"):
+    with bad_input(rf"such as --config\.data\.value_range={example}$"):
         load_images(data, "train")
     data.value_range = value_range
     low, high = value_range
@@ -141,9 +141,8 @@ def test_what_cannot_be_right(
 ) -> None:
     data = write(tmp_path, kind, numbers)
     data.update(changes)
-    with pytest.raises(UserError, match=message) as caught:
+    with bad_input(message):
         load_images(data, "train")
-    assert "\n" not in str(caught.value)
 
 
 def test_eight_and_sixteen_bits_in_one_folder(tmp_path: Path) -> None:
@@ -155,7 +154,7 @@ def test_eight_and_sixteen_bits_in_one_folder(tmp_path: Path) -> None:
     with pytest.raises(UnreadableImage, match=r"1\.png: has 8-bit values"):
         source[source.paths.index("1.png")]  # type: ignore[attr-defined]
     (tmp_path / "0.png").write_bytes(as_png(EIGHT_BITS))
-    with pytest.raises(UserError, match="has 8-bit values"):
+    with bad_input("has 8-bit values"):
         load_images(data, "train")
 
 
@@ -249,7 +248,7 @@ def test_packs_keep_the_type(kind: Any, tmp_path: Path) -> None:
     assert (other.dtype, fingerprint(other)) == (one.dtype, fingerprint(one))
     np.testing.assert_array_equal(other[0], one[0])
     data.value_range = (0, 5000)
-    with pytest.raises(UserError, match=r"a pack with data.value_range = \[0, 4095\], not \[0, 50"):
+    with bad_input(r"a pack with data.value_range = \[0, 4095\], not \[0, 50"):
         load_images(data, "train")
 
 
@@ -294,7 +293,7 @@ def test_all_frames(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_keys(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with bad_input(message):
         validate(tiny_config(**changes))
 
 
@@ -302,7 +301,7 @@ def test_keys(changes: dict[str, Any], message: str) -> None:
     "changes", [{"data__value_range": (0, 9)}, {"data__value_clip": True}, {"data__frames": "all"}]
 )
 def test_a_run_is_of_one_range(changes: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=next(iter(changes)).replace("__", r"\.")):
+    with bad_input(next(iter(changes)).replace("__", r"\.")):
         refuse_differences(to_json(tiny_config()), tiny_config(**changes), FREE, "it")
 
 

@@ -23,7 +23,6 @@ from model_code.prior import PriorBank
 from model_code.process import Denoiser
 from scripts.data.datasets import load_images
 from scripts.data.loader import Batch, ReadingFailed
-from scripts.errors import UserError
 from scripts.estimate import Estimate
 from scripts.evaluation.bound import level_table
 from scripts.evaluation.results import Point
@@ -31,6 +30,7 @@ from scripts.runtime.device import Precision
 from scripts.sampling.bound import Measurement, draw_strata, measure
 from scripts.sampling.choice import Choice
 from scripts.sampling.sampler import Sampler, load_sampler
+from tests.conftest import bad_input
 from tests.evaluation.evaluations import of_bound
 from tests.evaluation.made_run import make_run
 from tests.gaussian import (
@@ -228,11 +228,11 @@ def test_the_bound_of_images_is_that_of_the_command(process: str, tmp_path: Path
     parts = bound.prior + bound.intermediate + bound.reconstruction
     torch.testing.assert_close(parts, bound.total)
     for wrong in (pixels.float(), pixels[..., :7]):
-        with pytest.raises(UserError, match=r"must be a tensor uint8 \(B, 1, 8, 8\)"):
+        with bad_input(r"must be a tensor uint8 \(B, 1, 8, 8\)"):
             sampler.bound(wrong)
     for options, message in (
         ({"levels": 0}, "levels = 0: must be at least 1"),
         ({"labels": torch.zeros(len(pixels))}, "this network needs no labels"),
     ):
-        with pytest.raises(UserError, match=message):
+        with bad_input(message):
             sampler.bound(pixels, **options)

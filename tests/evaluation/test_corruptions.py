@@ -12,11 +12,11 @@ from configs.mnist import quickstart as digits
 from scripts.config.flags import parse
 from scripts.data.datasets import Split, load_images
 from scripts.data.images import all_pixels
-from scripts.errors import UserError
 from scripts.evaluation.classifier import ClassifierFeatures, classifier_features
 from scripts.evaluation.corruptions import CORRUPTIONS, blends, random_phases, shuffled_blocks
 from scripts.evaluation.distances import Gaussian, frechet_estimate
 from scripts.tools import planted
+from tests.conftest import bad_input
 from tests.images import save_images
 from tests.tiny import tiny_config
 
@@ -128,6 +128,6 @@ def test_no_table_among_the_images(tmp_path: Path) -> None:
     save_images(tmp_path, [f"{i}.png" for i in range(4)], size=8)
     data = ["--config.data.dataset=folder", f"--config.data.path={tmp_path}"]
     words = ["planted", f"--config={digits.__file__}", *data, f"--out={tmp_path / 'table'}"]
-    with pytest.raises(UserError, match=r"would become images of config\.data\.path"):
+    with bad_input(r"would become images of config\.data\.path"):
         planted.main(parse("planted", words))
     assert not (tmp_path / "table").exists()

@@ -9,8 +9,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 
-from scripts.errors import UserError
 from scripts.evaluation.dinov2 import DINOv2Features, _resampled
+from tests.conftest import bad_input
 
 CPU = torch.device("cpu")
 
@@ -83,7 +83,5 @@ def test_weights_that_cannot_be_used_are_one_line(tmp_path: Path, content: objec
         file.write_bytes(content)
     elif isinstance(content, dict):
         save_file(content, file)
-    with pytest.raises(
-        UserError, match=r"--dinov2_path=.*expected the model.safetensors of timm's vit_large"
-    ):
+    with bad_input(r"--dinov2_path=.*expected the model.safetensors of timm's vit_large"):
         DINOv2Features(file, CPU)

@@ -12,11 +12,10 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from scripts.config.paths import ROOT
-from scripts.errors import UserError
 from scripts.evaluation.features import data_set_images
 from scripts.evaluation.results import Point, Result
 from scripts.storage.files import read_json_lines
-from tests.conftest import command, error_line
+from tests.conftest import bad_input, command, error_line
 from tests.evaluation.evaluations import of_bound
 from tests.evaluation.made_run import make_run
 from tests.images import WithDamage
@@ -127,7 +126,7 @@ def test_images_that_the_bound_leaves_out_are_said(
 
 
 def test_no_bound_without_noise(trained: Path) -> None:
-    with pytest.raises(UserError, match="--delta=0: the bound is infinite"):
+    with bad_input("--delta=0: the bound is infinite"):
         bound(trained, delta=0)
 
 

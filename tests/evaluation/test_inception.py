@@ -12,11 +12,11 @@ from cleanfid import inception_pytorch
 from cleanfid.inception_torchscript import InceptionV3W
 from PIL import Image
 
-from scripts.errors import UserError
 from scripts.evaluation.distances import Gaussian, frechet_estimate, kernel_estimate
 from scripts.evaluation.features import image_features
 from scripts.evaluation.inception import InceptionFeatures, weights_file
 from scripts.evaluation.references import folder_images
+from tests.conftest import bad_input
 from tests.evaluation.inception_stand_in import write_stand_in
 
 CPU = torch.device("cpu")
@@ -132,7 +132,7 @@ def test_weights_that_are_not_there_or_damaged(
         raise OSError("Network is unreachable")
 
     monkeypatch.setattr("torch.hub.urlopen", offline)
-    with pytest.raises(UserError) as error:
+    with bad_input() as error:
         weights_file(str(tmp_path))
     for part in (
         str(tmp_path / weights.name),
@@ -143,7 +143,5 @@ def test_weights_that_are_not_there_or_damaged(
         assert part in str(error.value)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / weights.name).write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(
-        UserError, match=f"{weights.name}: cannot be loaded for --cleanfid_mode=clean"
-    ):
+    with bad_input(f"{weights.name}: cannot be loaded for --cleanfid_mode=clean"):
         InceptionFeatures("clean", str(tmp_path), CPU)

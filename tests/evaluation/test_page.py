@@ -18,10 +18,9 @@ import pytest
 from PIL import Image
 
 from scripts.config.load import to_json
-from scripts.errors import UserError
 from scripts.evaluation.page import MAX_PIXELS, MAX_SAMPLING_TIMES, write_page
 from scripts.evaluation.results import RESULTS
-from tests.conftest import command, error_line
+from tests.conftest import bad_input, command, error_line
 from tests.tiny import tiny_config
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -233,7 +232,7 @@ def test_the_command(workdir: Path, tmp_path: Path) -> None:
     metrics = workdir / "metrics.jsonl"
     metrics.write_text("")
     for out in (metrics, workdir / "config.json"):
-        with pytest.raises(UserError, match=r"must end in \.html, and be new or a page"):
+        with bad_input(r"must end in \.html, and be new or a page"):
             write_page(workdir, out)
     assert metrics.read_text() == ""
     refused = command("-m", "scripts.tools.report", f"--workdir={tmp_path}")

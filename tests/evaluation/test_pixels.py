@@ -9,12 +9,12 @@ import torch
 from ml_collections import ConfigDict
 
 from scripts.data.datasets import load_images
-from scripts.errors import UserError
 from scripts.evaluation.metrics import distance_from_best
 from scripts.evaluation.page import write_page
 from scripts.evaluation.pixels import PixelInputs
 from scripts.evaluation.results import Point, Result, append_results
 from scripts.storage.files import read_json_lines
+from tests.conftest import bad_input
 from tests.evaluation.evaluations import of_samples
 from tests.evaluation.made_run import make_run
 from tests.images import WithDamage, numbered, save_images
@@ -87,9 +87,7 @@ def test_diversity_of_a_run(run: Path) -> None:
     )
     assert by_octave["2-4 px"]["not_handed_over"] == pytest.approx(1, abs=1e-4)
     for count, per_init in ((12, None), (10, None), (20, 1), (20, 20)):
-        with pytest.raises(
-            UserError, match=rf"--num_gen={count} --per_init={per_init or 10}: --per_init must be"
-        ):
+        with bad_input(rf"--num_gen={count} --per_init={per_init or 10}: --per_init must be"):
             evaluate(run, "diversity", num_gen=count, per_init=per_init)
 
 
@@ -98,18 +96,16 @@ def test_what_cannot_be_measured_is_refused_before_sampling(
 ) -> None:
     """An image twice would count as two seeds; of a single held-out image there is no variance."""
     monkeypatch.setattr("scripts.sampling.sampler.Sampler.independent", None)
-    with pytest.raises(
-        UserError,
-        match="--num_gen=1002: must be at most 1000, all samples of the images of held_out",
+    with bad_input(
+        "--num_gen=1002: must be at most 1000, all samples of the images of held_out",
     ):
         evaluate(run, "diversity", num_gen=1002, init="held_out", per_init=2)
     save_images(tmp_path / "one", ["a.png"])
     config = tiny_config(data__held_out_path=str(tmp_path / "one"))
     make_run(config, tmp_path / "run")
     for mode in ("spectrum", "diversity"):
-        with pytest.raises(
-            UserError,
-            match="mnist5k: there is one held_out image, where this mode needs at least 2",
+        with bad_input(
+            "mnist5k: there is one held_out image, where this mode needs at least 2",
         ):
             evaluate(tmp_path / "run", mode, config, num_gen=20)
 

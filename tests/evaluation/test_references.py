@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scripts.errors import UserError
 from scripts.evaluation.references import folder_images, readable_features, save_statistics
+from tests.conftest import bad_input
 from tests.evaluation.evaluations import Recorder
 from tests.images import save_images
 
@@ -24,9 +24,8 @@ def test_statistics_of_one_readable_image_are_not_written(
     folder.mkdir()
     Image.new("RGB", (8, 8)).save(folder / "1.png")
     (folder / "2.png").write_bytes(b"no image")
-    with pytest.raises(
-        UserError,
-        match=r"--dataset_path=.*: 1 images can be read, where statistics need at least 2",
+    with bad_input(
+        r"--dataset_path=.*: 1 images can be read, where statistics need at least 2",
     ):
         save_statistics("mine", folder, Recorder(), "clean", 4)
     assert not list((tmp_path / "stats").iterdir())

@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from model_code.prior import StandardNormal
-from scripts.errors import UserError
 from scripts.evaluation.references import save_statistics
 from scripts.evaluation.results import Point, Result
 from scripts.evaluation.scores import SampleFiles, initial_images
@@ -17,6 +16,7 @@ from scripts.sampling.choice import Choice
 from scripts.sampling.export import export
 from scripts.sampling.output import to_uint8
 from scripts.sampling.sampler import load_sampler
+from tests.conftest import bad_input
 from tests.evaluation.evaluations import Recorder, of_samples
 from tests.tiny import tiny_config
 
@@ -114,23 +114,23 @@ def test_arrays_of_a_reference_are_taken_as_they_are(tmp_path: Path, run: Path) 
     np.testing.assert_array_equal(recorder.batches[0], pixels[:8].transpose(0, 3, 1, 2))
     np.savez(tmp_path / "wrong.npz", pixels / 255)
     message = r"wrong\.npz: .*float64 from 0 to 1"
-    with pytest.raises(UserError, match=message):
+    with bad_input(message):
         scores(run, reference=str(tmp_path / "wrong.npz"))
 
 
 def test_samples_that_cannot_be_scored(tmp_path: Path, run: Path) -> None:
     """A sample that cannot be read is no sample that can be left out."""
     folder = save(tmp_path / "made", np.arange(11 * 64, dtype=np.uint8).reshape(11, 8, 8))
-    with pytest.raises(UserError, match="--samples=nothing: cannot be used"):
+    with bad_input("--samples=nothing: cannot be used"):
         samples(Path("nothing"))
     files = samples(folder)
-    with pytest.raises(UserError, match=r"--num_gen=12: --samples=.*made has 11 images"):
+    with bad_input(r"--num_gen=12: --samples=.*made has 11 images"):
         scores(run, files=files, num_gen=12)
     scores(run, files=files)
     (folder / "07.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"--samples=.*made: 07\.png"):
+    with bad_input(r"--samples=.*made: 07\.png"):
         scores(run, files=files, cache=tmp_path)
-    with pytest.raises(UserError, match=r"--samples=.*made: 1 images cannot be read"):
+    with bad_input(r"--samples=.*made: 1 images cannot be read"):
         scores(run, files=files, cache=tmp_path, reference=str(folder))
 
 

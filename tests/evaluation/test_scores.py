@@ -16,7 +16,6 @@ import torch
 from ml_collections import ConfigDict
 from PIL import Image
 
-from scripts.errors import UserError
 from scripts.estimate import Estimate
 from scripts.evaluation.classifier import classifier_features
 from scripts.evaluation.distances import Gaussian, Reference, frechet_estimate
@@ -26,6 +25,7 @@ from scripts.evaluation.references import save_statistics
 from scripts.evaluation.results import Point, Result
 from scripts.sampling.choice import Choice
 from scripts.sampling.sampler import Sampler, load_sampler
+from tests.conftest import bad_input
 from tests.evaluation.evaluations import Recorder, of_samples
 from tests.images import save_images
 from tests.tiny import tiny_config
@@ -196,9 +196,9 @@ def test_custom_statistics_are_clean_fids(
         ("my_images", "there are statistics of that name"),
         ("../x", "must be a plain name"),
     ):
-        with pytest.raises(UserError, match=f"--custom_name={name}: {expected}"):
+        with bad_input(f"--custom_name={name}: {expected}"):
             save_statistics(name, folder, extractor, "clean", 8)
-    with pytest.raises(UserError, match=r"must hold feats .*; it has {'mu': \(2048,\), 'sigma'"):
+    with bad_input(r"must hold feats .*; it has {'mu': \(2048,\), 'sigma'"):
         evaluate(reference=str(path))
     path.rename(path.with_name("my_images_clean_custom_8.npz"))  # made for a resolution
     assert evaluate(mode="fid", **named)["FID"].estimate.value == only_moments.estimate.value
@@ -235,7 +235,7 @@ def test_published_statistics_by_name(
     ):
         found = evaluate(mode="fid", **options)
     assert found["FID"].settings["reference"] == "Digits test, clean-fid's statistics"
-    with pytest.raises(UserError) as error:
+    with bad_input() as error:
         evaluate(mode="kid", **options)
     for part in (
         "--dataset_name_cleanfid=Digits --dataset_split=test",
@@ -295,7 +295,6 @@ def test_one_line_for_what_is_wrong(
     for name, arrays in STATISTICS.items():
         np.savez(tmp_path / f"{name}.npz", **arrays)
     changes, expected = ERRORS[case]
-    with pytest.raises(UserError) as error:
+    with bad_input() as error:
         evaluate(**changes)
     assert expected in str(error.value)
-    assert "\n" not in str(error.value)

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scripts.errors import UserError
 from scripts.estimate import Estimate
 from scripts.evaluation.results import Point, Result, append_results, results_directory
 from scripts.evaluation.sweep import Runner, parse_list, report, sweep_points
 from scripts.storage.files import read_json_lines
 from scripts.storage.record import Record
+from tests.conftest import bad_input
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_lists(flag: str, text: str, expected: list[float | str]) -> None:
     ],
 )  # fmt: skip
 def test_what_is_no_list(flag: str, text: str) -> None:
-    with pytest.raises(UserError, match=rf"^--{flag}=.*: must be a"):
+    with bad_input(rf"^--{flag}=.*: must be a"):
         parse_list(flag, text)
 
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from scripts.errors import UserError
 from scripts.runtime import device
 from scripts.runtime.device import Precision, bfloat16_ratio, choose_threads
+from tests.conftest import bad_input
 from tests.tiny import tiny_config
 from tests.training.runs import TinyRun
 
@@ -139,7 +139,7 @@ def test_devices_that_are_not_there(
 ) -> None:
     pretend_gpus(monkeypatch, 4, local_rank)
     problem = "(must be|there is no GPU number 4)"
-    with pytest.raises(UserError, match=rf"config\.device = '{name}': {problem}"):
+    with bad_input(rf"config\.device = '{name}': {problem}"):
         device.resolve_device(name)
 
 

@@ -20,11 +20,11 @@ import pytest
 from PIL import Image
 
 from scripts.config.paths import ROOT
-from scripts.errors import UserError
 from scripts.runtime import distributed
 from scripts.storage.checkpoint import meta_path, read, write
 from scripts.storage.files import read_json_lines
 from scripts.training.loop import train
+from tests.conftest import bad_input
 from tests.runtime import together
 from tests.tiny import TINY, tiny_config
 
@@ -248,9 +248,8 @@ def test_processes_that_do_not_meet(
             rf"MASTER_ADDR and MASTER_PORT, 127\.0\.0\.1:{port}, must be process 0's machine "
             rf"and a free port"
         )
-        with pytest.raises(
-            UserError,
-            match=rf"^process {rank[0]} of 2, on .*{reason}.*{where}, and all 2 must have been "
+        with bad_input(
+            rf"^process {rank[0]} of 2, on .*{reason}.*{where}, and all 2 must have been "
             rf"started$",
         ):
             distributed._join(timedelta(minutes=1))
@@ -279,9 +278,7 @@ def test_variables_left_over_in_a_shell(
 ) -> None:
     for other, right in (LEFT_OVER | {name: value}).items():
         monkeypatch.setenv(other, right)
-    with pytest.raises(
-        UserError, match=f"but {name}='{value}': a launcher sets RANK, .*: unset RANK WORLD_SIZE$"
-    ):
+    with bad_input(f"but {name}='{value}': a launcher sets RANK, .*: unset RANK WORLD_SIZE$"):
         distributed._join(timedelta(minutes=1))
 
 
@@ -339,9 +336,8 @@ def test_batches_that_cannot_be_shared_out(
     config = tiny_config(
         training__batch_size=batch_size, training__accumulation_steps=accumulation_steps
     )
-    with pytest.raises(
-        UserError,
-        match=rf"config\.training\.batch_size = {batch_size}: must be a multiple of {multiple}",
+    with bad_input(
+        rf"config\.training\.batch_size = {batch_size}: must be a multiple of {multiple}",
     ):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()

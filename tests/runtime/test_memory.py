@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from model_code.ema import EMA
-from scripts.errors import UserError, line_for
+from scripts.errors import line_for
 from scripts.storage.checkpoint import meta_path, read
 from scripts.training.loop import train
+from tests.conftest import bad_input
 from tests.training.runs import array_config, before_step, differing, final_state
 
 
@@ -42,16 +43,12 @@ def test_training_saves_what_was_learnt(
     """Out of memory within a step: saved before it, and the run ends as an undisturbed one."""
     with monkeypatch.context() as patch:
         before_step(patch, 3, fill_memory)
-        with pytest.raises(
-            UserError, match=r"out of memory .*Saved at step 3; the same command continues"
-        ):
+        with bad_input(r"out of memory .*Saved at step 3; the same command continues"):
             train(array_config(tiny_array), tmp_path / "run")
     assert read(meta_path(tmp_path / "run"))["step"] == 3
     with monkeypatch.context() as patch:
         patch.setattr(EMA, "update", lambda *_: fill_memory())
-        with pytest.raises(
-            UserError, match=r"out of memory .*Not saved, as it happened within an update"
-        ):
+        with bad_input(r"out of memory .*Not saved, as it happened within an update"):
             train(array_config(tiny_array), tmp_path / "run")
     assert read(meta_path(tmp_path / "run"))["step"] == 3, "half a step is not kept"
     assert train(array_config(tiny_array), tmp_path / "run") == 0

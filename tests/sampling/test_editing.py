@@ -11,12 +11,12 @@ from torch.nn.functional import avg_pool2d
 
 from scripts.config.paths import ROOT
 from scripts.data.datasets import load_images
-from scripts.errors import UserError
 from scripts.sampling import editing
 from scripts.sampling.choice import Choice
 from scripts.sampling.editing import bicubic, length_scales
 from scripts.sampling.sampler import Sampler, load_sampler
 from scripts.storage.checkpoint import saved_config
+from tests.conftest import bad_input
 from tests.model_code.test_gaussian import make
 
 EMOJI = ROOT / "runs/emoji/pretrained"
@@ -127,5 +127,5 @@ UNKNOWN = torch.ones(32, 32, dtype=torch.bool)
     ],
 )
 def test_bad_input(call: Callable[[], torch.Tensor], message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with bad_input(message):
         call()

@@ -12,8 +12,8 @@ from PIL import Image
 import sample
 from scripts.config.flags import parse
 from scripts.config.paths import ROOT
-from scripts.errors import UserError
 from scripts.sampling.from_pictures import parse_blurs, read_pictures
+from tests.conftest import bad_input
 
 SAMPLER: Any = SimpleNamespace(shape=(3, 32, 32))
 EMOJI = ROOT / "runs/emoji/pretrained"
@@ -51,13 +51,13 @@ def test_pictures_are_read_at_their_size_or_resized(pictures: Path) -> None:
 def test_pictures_that_are_refused(name: str, message: str, pictures: Path) -> None:
     for other in ("wide.png", "damaged.png") if name == "." else ():
         (pictures / other).unlink()
-    with pytest.raises(UserError, match=message):
+    with bad_input(message):
         read_pictures(pictures / name, "--mask", SAMPLER)
 
 
 def test_blurs() -> None:
     assert parse_blurs("2,4.5") == [2, 4.5]
-    with pytest.raises(UserError, match="--blur=2,x: must be numbers of pixels"):
+    with bad_input("--blur=2,x: must be numbers of pixels"):
         parse_blurs("2,x")
 
 
@@ -77,6 +77,6 @@ def test_nothing_is_written_where_pictures_do_not_fit(
     options = [word.format(pictures, pictures) for word in words.split()]
     if "--out" not in words:
         options.append(f"--out={tmp_path / 'out'}")
-    with pytest.raises(UserError, match=message):
+    with bad_input(message):
         sample.draw(parse("sample", ["sample.py", f"--workdir={EMOJI}", *options]))
     assert not list(tmp_path.rglob("settings.json"))

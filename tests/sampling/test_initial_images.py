@@ -11,12 +11,12 @@ from PIL import Image
 from model_code import build_model
 from model_code.gaussian import GaussianProcess
 from scripts.config.resolve import resolve
-from scripts.errors import UserError
 from scripts.runtime.device import Precision
 from scripts.sampling.choice import Choice
 from scripts.sampling.initial_images import InitialImages, open_initial_images
 from scripts.sampling.output import fill_rows, sample_set
 from scripts.sampling.sampler import Sampler, load_sampler, make_sampler
+from tests.conftest import bad_input
 from tests.evaluation.made_run import make_run
 from tests.golden import fill_golden
 from tests.images import save_images
@@ -105,9 +105,8 @@ def test_noise_of_the_first_state_is_that_of_the_level() -> None:
 
 def test_a_level_that_is_not_visited_names_its_neighbours() -> None:
     for level, near in ((7, "5 and 6"), (0, "1 and 2")):
-        with pytest.raises(
-            UserError,
-            match=rf"--from_level={level}: must be a level that is visited; near it {near}",
+        with bad_input(
+            rf"--from_level={level}: must be a level that is visited; near it {near}",
         ):
             made_sampler().from_images(IMAGES, 1, level)
 
@@ -136,12 +135,10 @@ def test_images_are_read_as_training_images_are(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.png").write_text("no image")
     np.savez(tmp_path / "other.npz", images=np.zeros(3))
-    with pytest.raises(UserError, match=r"empty: cannot be used \(.*empty has no image files"):
+    with bad_input(r"empty: cannot be used \(.*empty has no image files"):
         open_initial_images(str(tmp_path / "empty"), data, 1)
     for wrong in ("text.png", "other.npz", "nothing.npy"):
-        with pytest.raises(
-            UserError, match=rf"--init=.*{wrong}: cannot be used .* expected: a folder of images"
-        ):
+        with bad_input(rf"--init=.*{wrong}: cannot be used .* expected: a folder of images"):
             open_initial_images(str(tmp_path / wrong), data, 1)
 
 

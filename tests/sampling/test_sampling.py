@@ -20,7 +20,6 @@ from model_code.presets import heat_dissipation
 from scripts.config.resolve import resolve
 from scripts.data.images import ArrayImages
 from scripts.data.loader import OrderedBatches
-from scripts.errors import UserError
 from scripts.runtime import progress
 from scripts.runtime.device import Precision
 from scripts.sampling.calibration import calibrate
@@ -42,6 +41,7 @@ from scripts.sampling.reverse import (
     reverse_process,
 )
 from scripts.sampling.sampler import Sampler, data_prior, make_sampler
+from tests.conftest import bad_input
 from tests.golden import fill_golden
 from tests.model_code.test_gaussian import make
 from tests.tiny import tiny_config
@@ -308,15 +308,11 @@ def test_what_is_sampled_with_by_default(sampler: Sampler) -> None:
     released = build_process(tiny_config(model__protocol="released"))
     assert Choice().kernel(released, "auto", measured).label == "0.01"
     for wrong in ("-1", "nan"):
-        with pytest.raises(UserError, match=f"--delta={wrong}: must be a number of at least 0"):
+        with bad_input(f"--delta={wrong}: must be a number of at least 0"):
             parse_number("delta", wrong, NAMES)
-    with pytest.raises(
-        UserError, match=r"--delta=0.o1: must be a number of at least 0, or one of auto"
-    ):
+    with bad_input(r"--delta=0.o1: must be a number of at least 0, or one of auto"):
         Choice("0.o1").kernel(process, "auto", measured)
-    with pytest.raises(
-        UserError, match=r"--delta=spectral: nothing was measured .* scripts\.tools\.calibrate"
-    ):
+    with bad_input(r"--delta=spectral: nothing was measured .* scripts\.tools\.calibrate"):
         Choice("spectral").kernel(process, "auto", None)
 
 
@@ -372,7 +368,7 @@ def test_levels_to_visit(sampler: Sampler) -> None:
         with pytest.raises(ValueError, match=r"must (be N from 1 to 10|go down from 10 to 0)"):
             parse_steps(wrong, process, measured)
     measured = measured_kernels(sampler)
-    with pytest.raises(UserError, match=r"--delta=0.01 --steps=2: skipping levels"):
+    with bad_input(r"--delta=0.01 --steps=2: skipping levels"):
         Choice("0.01", "2").kernel(sampler.process, "auto", measured)
     labels = {
         Choice(steps=steps).label(sampler.kernel)
@@ -441,7 +437,7 @@ def test_two_exports_into_one_directory(
         raise BlockingIOError
 
     monkeypatch.setattr(fcntl, "lockf", taken)
-    with pytest.raises(UserError, match="another export is writing there"):
+    with bad_input("another export is writing there"):
         export(tmp_path, sampler, {"seed": 1}, 4, 4)
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 

@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 from model_code import build_model, build_process
 from model_code.ema import EMA
 from scripts.config.load import to_json
-from scripts.errors import UserError
 from scripts.storage import checkpoint
 from scripts.storage.checkpoint import (
     load_trained,
@@ -23,6 +22,7 @@ from scripts.storage.checkpoint import (
     write,
     write_meta,
 )
+from tests.conftest import bad_input
 from tests.golden import fill_golden, load_golden
 from tests.tiny import tiny_config
 
@@ -112,7 +112,7 @@ def test_a_failed_write_leaves_the_old_one(
         raise error
 
     monkeypatch.setattr(torch, "save", half_written)
-    with pytest.raises(UserError, match="could not be written"):
+    with bad_input("could not be written"):
         write_meta(tmp_path, contents(tiny_config(), 2))
     assert [path.name for path in meta_path(tmp_path).parent.iterdir()] == ["checkpoint.pth"]
     assert read(meta_path(tmp_path))["step"] == 1
@@ -157,10 +157,10 @@ def test_numpy_1_names_of_the_releases_learning_rate(
 
 
 def test_missing(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="there is no checkpoint in it"):
+    with bad_input("there is no checkpoint in it"):
         load_trained(tiny_config(), tmp_path, 0)
     write(numbered_path(tmp_path, 3), contents(tiny_config()))
-    with pytest.raises(UserError, match=r"--checkpoint=4: .* there are 3$"):
+    with bad_input(r"--checkpoint=4: .* there are 3$"):
         load_trained(tiny_config(), tmp_path, 4)
 
 
@@ -178,9 +178,8 @@ def test_damaged_files_are_one_clear_line(kind: str, tmp_path: Path) -> None:
         "text": b"not a checkpoint at all",
     }
     path.write_bytes(damaged[kind])
-    with pytest.raises(UserError, match=rf"{kind}\.pth: damaged, or not a checkpoint") as error:
+    with bad_input(rf"{kind}\.pth: damaged, or not a checkpoint"):
         read(path)
-    assert "\n" not in str(error.value)
 
 
 def test_foreign_and_incomplete_files(tmp_path: Path) -> None:
@@ -190,7 +189,7 @@ def test_foreign_and_incomplete_files(tmp_path: Path) -> None:
         {"format": checkpoint.FORMAT, "step": 1},
     ):
         torch.save(file, tmp_path / "a.pth")
-        with pytest.raises(UserError, match=r"a\.pth: not a checkpoint of this program"):
+        with bad_input(r"a\.pth: not a checkpoint of this program"):
             read(tmp_path / "a.pth")
 
 
@@ -200,14 +199,11 @@ def test_checkpoints_that_cannot_be_resumed(tmp_path: Path) -> None:
         tmp_path,
         {name: value for name, value in contents(tiny_config()).items() if name != "model"},
     )
-    with pytest.raises(
-        UserError, match="but not trained further, as it has no data, model, optimizer, scaler"
-    ):
+    with bad_input("but not trained further, as it has no data, model, optimizer, scaler"):
         checkpoint.read_to_resume(tmp_path)
     torch.save(release_contents(torch.nn.Linear(1, 1)), meta_path(tmp_path))
-    with pytest.raises(
-        UserError,
-        match="can be sampled from, but not trained further, as it has no data, prior, scaler",
+    with bad_input(
+        "can be sampled from, but not trained further, as it has no data, prior, scaler",
     ):
         checkpoint.read_to_resume(tmp_path)
 
@@ -227,7 +223,7 @@ def test_weights_that_are_not_finite_are_passed_over(tmp_path: Path) -> None:
 
 def test_another_configuration_is_named_by_key(tmp_path: Path) -> None:
     write_meta(tmp_path, contents(tiny_config()))
-    with pytest.raises(UserError, match=r"config\.model\.num_res_blocks was 1, now 2"):
+    with bad_input(r"config\.model\.num_res_blocks was 1, now 2"):
         load_trained(tiny_config(model__num_res_blocks=2), tmp_path, 0)
     free = {
         "model__dropout": 0.5,
@@ -255,7 +251,7 @@ def test_calibration_precision_and_dequantization(tmp_path: Path) -> None:
         weight += 0.25
     write_meta(tmp_path, later | {"step": 9})
     stale = r"checkpoint\.calibration\.pth: measured with the weights of step \d+, where .* step 9"
-    with pytest.raises(UserError, match=f"{stale}; run python"):
+    with bad_input(f"{stale}; run python"):
         load_trained(config, tmp_path, 0).calibration()
     kept = {"calibration": {"errors": torch.zeros(2)}, "precision": "bfloat16"}
     write_meta(tmp_path, later | kept)
@@ -299,5 +295,5 @@ def test_another_architecture_without_a_configuration_is_named_by_parameter(
     """The release's files have no configuration to compare."""
     meta_path(tmp_path).parent.mkdir()
     torch.save(release_contents(build_model(tiny_config())), meta_path(tmp_path))
-    with pytest.raises(UserError, match=rf"another architecture .*{reason}"):
+    with bad_input(rf"another architecture .*{reason}"):
         load_trained(tiny_config(**{key: value}), tmp_path, 0)

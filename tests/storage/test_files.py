@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from scripts.errors import UserError
 from scripts.storage.files import ABANDONED_SECONDS, atomic_write, exclusive
+from tests.conftest import bad_input
 
 
 def write_often(path: Path, text: str) -> None:
@@ -115,5 +115,5 @@ def test_a_lock_that_is_taken(code: int, tmp_path: Path, monkeypatch: pytest.Mon
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(fcntl, "lockf", refuse)
-    with pytest.raises(UserError, match="taken"), exclusive(tmp_path, "taken"):
+    with bad_input("taken"), exclusive(tmp_path, "taken"):
         pass

@@ -4,12 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from scripts.errors import UserError
 from scripts.evaluation.bound import BoundEvaluation
 from scripts.evaluation.results import Point
 from scripts.sampling.choice import Choice
 from scripts.sampling.sampler import load_sampler
-from tests.conftest import command
+from tests.conftest import bad_input, command
 from tests.evaluation.made_run import make_run
 from tests.tiny import TINY, tiny_config
 
@@ -19,7 +18,7 @@ def test_blurring_diffusion(tmp_path: Path) -> None:
     config = tiny_config(model__process="blurring_diffusion")
     make_run(config, tmp_path)
     options = ("--config", TINY, "--config.model.process=blurring_diffusion", "--workdir", tmp_path)
-    with pytest.raises(UserError, match=r"--delta=calibrated: nothing was measured"):
+    with bad_input(r"--delta=calibrated: nothing was measured"):
         load_sampler(tmp_path, config=config, choice=Choice("calibrated"))
     result = command("-m", "scripts.tools.calibrate", *options)
     assert result.returncode == 0, result.stderr

@@ -12,9 +12,8 @@ from PIL import Image
 from scipy import stats
 
 from scripts.config.load import to_json
-from scripts.errors import UserError
 from scripts.tools.compare import arms_of, curves, main, read_scores, write
-from tests.conftest import command, error_line
+from tests.conftest import bad_input, command, error_line
 from tests.tiny import tiny_config
 
 ONE = " +- 0.98 (n = 1, each +- 0.5)"
@@ -184,11 +183,9 @@ def test_what_only_looks_alike_is_no_repetition(differs: str, tmp_path: Path) ->
 
 
 def test_bad_input(runs: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"a1: has the configuration and the seed of .*a1; leave one out"
-    ):
+    with bad_input(r"a1: has the configuration and the seed of .*a1; leave one out"):
         arms_of([runs[0], runs[0]])
-    with pytest.raises(UserError, match=r"not a run directory, it has no config\.json"):
+    with bad_input(r"not a run directory, it has no config\.json"):
         arms_of([tmp_path])
     tool, out = ("-m", "scripts.tools.compare"), f"--out={tmp_path / 'out'}"
     assert error_line(command(*tool, out)).startswith("error: --run is needed: Run directories")
@@ -209,5 +206,5 @@ def test_bad_input(runs: list[Path], tmp_path: Path) -> None:
 
 def test_no_tables_among_the_images_of_a_run(tmp_path: Path) -> None:
     run = made_run(tmp_path, "a", [], data__dataset="folder", data__path=str(tmp_path))
-    with pytest.raises(UserError, match=r"become images of config\.data\.path"):
+    with bad_input(r"become images of config\.data\.path"):
         main(SimpleNamespace(run=[str(run)], out=tmp_path / "out"))

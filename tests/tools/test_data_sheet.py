@@ -17,10 +17,9 @@ from model_code.blur import blur_schedule
 from model_code.schedule import removed_variance
 from model_code.spectrum import DCTMoments, radii_of
 from scripts.config.resolve import resolve
-from scripts.errors import UserError
 from scripts.tools import data_sheet
 from scripts.tools.data_sheet import schedules_for, slope
-from tests.conftest import command, error_line
+from tests.conftest import bad_input, command, error_line
 from tests.tiny import tiny_config
 
 CONFIG = ("--config=configs/mnist/quickstart.py", "--config.data.dataset=npy")
@@ -163,5 +162,5 @@ def test_bad_input(
     changes: dict[str, Any], out: str, schedule: str | None, message: str, fields: Path
 ) -> None:
     config = tiny_config(**{"data__dataset": "npy", "data__path": str(fields), **changes})
-    with pytest.raises(UserError, match=message):
+    with bad_input(message):
         call(config, Path(out), None if schedule is None else Path(schedule))

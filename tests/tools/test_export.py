@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from scripts.config.flags import parse
-from scripts.errors import UserError
 from scripts.sampling.reverse import IndependentNoise
 from scripts.sampling.sampler import load_sampler
 from scripts.tools.export import main
+from tests.conftest import bad_input
 
 
 def arguments(run: Path, out: Path, *more: str) -> list[str]:
@@ -60,6 +60,6 @@ def test_bad_input(trained_run: Path, tmp_path: Path) -> None:
         (tmp_path / "step.txt", r"--out=.*step.txt: must end in .pt2 or .onnx"),
         (there, r"--out=.*there.pt2: is already there"),
     ):
-        with pytest.raises(UserError, match=message):
+        with bad_input(message):
             main(parse("export", arguments(trained_run, path)))
     assert there.read_text() == "something else"

@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 
 from scripts.config.flags import parse
 from scripts.config.paths import ROOT
-from scripts.errors import UserError
 from scripts.evaluation.results import RESULTS
 from scripts.sampling.choice import Choice
 from scripts.sampling.sampler import load_sampler
@@ -24,6 +23,7 @@ from scripts.storage.files import read_json_lines
 from scripts.storage.published import write_published
 from scripts.tools.publish import describe_prior, main, publish, write_card
 from scripts.training.loop import train
+from tests.conftest import bad_input
 from tests.images import save_images
 from tests.tiny import tiny_config
 
@@ -57,22 +57,22 @@ def test_samples_are_those_of_the_run_and_need_no_data_set(run: Path, tmp_path: 
 def test_training_does_not_go_on_from_it(run: Path, tmp_path: Path) -> None:
     path = publish(run, tmp_path)
     before = path.read_bytes()
-    with pytest.raises(UserError, match=r"model\.safetensors"):
+    with bad_input(r"model\.safetensors"):
         train(tiny_config(training__n_iters=8), tmp_path)
     assert path.read_bytes() == before
     assert not checkpoint.meta_path(tmp_path).exists()
 
 
 def test_a_run_is_not_published_over_another(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="can be trained further; choose another"):
+    with bad_input("can be trained further; choose another"):
         publish(run, run)
-    with pytest.raises(UserError, match="there is no checkpoint of this program in it"):
+    with bad_input("there is no checkpoint of this program in it"):
         publish(tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     other = tmp_path / "notes"
     other.mkdir()
     (other / "config.json").write_text("somebody's")
-    with pytest.raises(UserError, match="there are other files in it; choose a new directory"):
+    with bad_input("there are other files in it; choose a new directory"):
         publish(run, other)
     assert (other / "config.json").read_text() == "somebody's"
     path = publish(run, tmp_path / "out")
@@ -80,9 +80,7 @@ def test_a_run_is_not_published_over_another(run: Path, tmp_path: Path) -> None:
     contents = checkpoint.read(checkpoint.meta_path(run))
     next(iter(contents["ema"]["shadow"].values())).view(-1)[0] += 1
     checkpoint.write(checkpoint.meta_path(tmp_path / "other"), contents)
-    with pytest.raises(
-        UserError, match="other weights are published there; choose another directory"
-    ):
+    with bad_input("other weights are published there; choose another directory"):
         publish(tmp_path / "other", tmp_path / "out")
     assert path.read_bytes() == before
     assert publish(run, tmp_path / "out") == path, "the same again"
@@ -121,7 +119,7 @@ def test_halves_of_a_published_model(file: str, message: str, run: Path, tmp_pat
         place.write_bytes(data)
     else:
         (out / file).write_text("by hand")
-    with pytest.raises(UserError, match=message):
+    with bad_input(message):
         publish(run, out)
 
 
@@ -136,7 +134,7 @@ def test_halves_of_a_published_model(file: str, message: str, run: Path, tmp_pat
 def test_what_cannot_go_on_a_card(option: str, message: str, run: Path, tmp_path: Path) -> None:
     """Nothing is written."""
     words = ["publish", f"--workdir={run}", f"--out={tmp_path / 'out'}", option.format(run)]
-    with pytest.raises(UserError, match=message):
+    with bad_input(message):
         main(parse("publish", words))
     assert not (tmp_path / "out").exists()
 

@@ -13,11 +13,11 @@ from scipy.fft import dctn
 
 from model_code.schedule import removed_variance
 from scripts.data.datasets import load_images
-from scripts.errors import UserError
 from scripts.sampling.sampler import load_sampler
 from scripts.storage.checkpoint import meta_path, read
 from scripts.tools.publish import publish
 from scripts.training.loop import train
+from tests.conftest import bad_input
 from tests.training.runs import array_config, before_step, differing, final_state, finish
 
 
@@ -56,14 +56,14 @@ def test_matched_levels_are_those_of_the_images(
             assert differing(scale, levels) == []
             assert sampler.independent([0]).shape == (1, 1, 8, 8)
     config.model.blur_schedule = "log"
-    with pytest.raises(UserError, match="blur_schedule was 'matched', now 'log'"):
+    with bad_input("blur_schedule was 'matched', now 'log'"):
         load_sampler(tmp_path / "run", config=config)
 
 
 def test_levels_of_a_file_outlive_it(tiny_array: Path, tmp_path: Path) -> None:
     levels = tmp_path / "levels.npy"
     config = with_schedule(tiny_array, str(levels))
-    with pytest.raises(UserError, match=r"levels\.npy': cannot be read"):
+    with bad_input(r"levels\.npy': cannot be read"):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists(), "before anything is written"
     np.save(levels, np.array([0, 0.4, 0.8, 1.6, 2, 3, 5]))
@@ -73,12 +73,12 @@ def test_levels_of_a_file_outlive_it(tiny_array: Path, tmp_path: Path) -> None:
     saved = finish(config, tmp_path / "run")
     assert saved["sigma_B"].tolist() == [0, 0.4, 0.8, 1.6, 2, 3, 5]
     np.save(levels, np.array([0, 0.4, 0.8, 1.6, 2, 3, 4]))
-    with pytest.raises(UserError, match=r"sigma_B\[6\] was 5, now 4"):
+    with bad_input(r"sigma_B\[6\] was 5, now 4"):
         train(config, tmp_path / "run")
 
 
 def test_images_without_differences_have_no_matched_levels(tmp_path: Path) -> None:
     np.save(tmp_path / "grey.npy", np.full((20, 8, 8), 100, np.uint8))
     message = "blur_schedule = 'matched': blur removes nothing from these images"
-    with pytest.raises(UserError, match=message):
+    with bad_input(message):
         train(with_schedule(tmp_path / "grey.npy", "matched"), tmp_path / "run")

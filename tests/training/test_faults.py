@@ -14,13 +14,13 @@ from ml_collections import ConfigDict
 
 from model_code import build_process
 from scripts.data.datasets import load_images
-from scripts.errors import UserError
 from scripts.runtime import progress
 from scripts.sampling.sampler import data_prior
 from scripts.storage.checkpoint import meta_path, read
 from scripts.storage.files import atomic_write
 from scripts.training.log import MetricsWriter
 from scripts.training.loop import Run, train
+from tests.conftest import bad_input
 from tests.images import WithDamage, numbered, save_images
 from tests.tiny import tiny_config
 from tests.training import faults
@@ -61,7 +61,7 @@ def test_a_full_disk_while_saving(
     message = r"checkpoint\.pth: the checkpoint could not be written .*earlier ones are intact"
     with monkeypatch.context() as patch:
         patch.setattr(Run, "snapshot", on_full_disk)
-        with pytest.raises(UserError, match=message):
+        with bad_input(message):
             tiny_run.train()
     assert {path: path.read_bytes() for path in before} == before
     assert not list(tiny_run.workdir.rglob("*.partial*"))
@@ -95,7 +95,7 @@ def test_what_cannot_be_written_ends_training_after_a_save(
 
     freq = {"training__log_freq": 3, "training__sampling_freq": 3}
     message = r"Disk quota exceeded: 'a file'\. Saved at step 3; the same command continues"
-    with monkeypatch.context() as patch, pytest.raises(UserError, match=message):
+    with monkeypatch.context() as patch, bad_input(message):
         tiny_run.disturb(2, lambda: patch.setattr(what, no_quota), **freq)
     tiny_run.finish(**freq)
     assert not differing(tiny_run.state(), undisturbed)
@@ -175,7 +175,7 @@ def test_a_disk_with_images_that_goes_away(tmp_path: Path, monkeypatch: pytest.M
     config = folder_config(tmp_path / "images")
     with monkeypatch.context() as patch:
         before_step(patch, 2, lambda: shutil.move(tmp_path / "images", tmp_path / "away"))
-        with pytest.raises(UserError, match=r"none of the 27 images can be read.* Saved at step 3"):
+        with bad_input(r"none of the 27 images can be read.* Saved at step 3"):
             train(config, tmp_path / "run")
     shutil.move(tmp_path / "away", tmp_path / "images")
     assert read(meta_path(tmp_path / "run"))["step"] == 3
@@ -213,7 +213,7 @@ def test_held_out_images_are_tried_before_training(tmp_path: Path) -> None:
     held_out = load_images(config.data, "held_out")
     for i in range(len(held_out)):
         (tmp_path / "images" / held_out.name(i)).write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"held-out images: .*none of the \d+ images can be read"):
+    with bad_input(r"held-out images: .*none of the \d+ images can be read"):
         train(config, tmp_path / "run")
     assert not list((tmp_path / "run").rglob("*.pth"))
 
@@ -223,6 +223,6 @@ def test_a_run_among_its_images(tmp_path: Path) -> None:
     config = folder_config(tmp_path / "images")
     for place in ("images", "images/runs/first"):
         message = r"--workdir=.*: pictures there would become images of config\.data\.path"
-        with pytest.raises(UserError, match=message):
+        with bad_input(message):
             train(config, tmp_path / place)
     assert all(path.suffix == ".png" for path in (tmp_path / "images").iterdir())

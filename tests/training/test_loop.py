@@ -22,6 +22,7 @@ from scripts.training.log import LossWindow, MetricsWriter
 from scripts.training.loop import train
 from scripts.training.plan import describe
 from scripts.training.step import StepResult
+from tests.conftest import bad_input
 from tests.images import numbered
 from tests.tiny import tiny_config
 from tests.training.runs import TinyRun, array_config, differing, finish
@@ -98,7 +99,7 @@ def test_resuming_another_model_or_data_is_refused(
     changed: dict[str, Any], trained_run: Path
 ) -> None:
     files = {path: path.read_bytes() for path in trained_run.rglob("*") if path.is_file()}
-    with pytest.raises(UserError) as error:
+    with bad_input() as error:
         train(tiny_config(**changed), trained_run)
     for key in changed:
         assert f"config.{key.replace('__', '.')} was " in str(error.value)
@@ -117,7 +118,7 @@ def test_other_images_under_the_same_name_are_refused(tiny_array: Path, tmp_path
 
     def refused(other: np.ndarray, message: str) -> None:
         np.save(path, other)
-        with pytest.raises(UserError, match=rf"trained on other images .*{message}"):
+        with bad_input(rf"trained on other images .*{message}"):
             train(array_config(path), tmp_path / "run")
 
     fine_tune = ".*init_from=.* trains on these images"
@@ -240,7 +241,7 @@ def test_nothing_is_written_for_bad_input(tmp_path: Path) -> None:
     other: list[dict[str, object]] = [{"model__K": 0}, {"data__dataset": "imagenet"}]
     other += [{"device": "cuda:99"}, {"device": "tpu"}, missing]
     for overrides in other:
-        with pytest.raises(UserError):
+        with bad_input():
             train(tiny_config(**overrides), workdir)
     assert not workdir.exists()
 
