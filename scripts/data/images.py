@@ -172,9 +172,9 @@ def all_pixels(images: Images) -> np.ndarray:
     return np.stack([as_uint8(images[i]) for i in range(len(images))])
 
 
-def spread_evenly(num_images: int) -> list[int]:
-    """Up to 64 of so many indices."""
-    return np.linspace(0, num_images - 1, min(num_images, FINGERPRINT_IMAGES)).astype(int).tolist()
+def spread_evenly(num_images: int, most: int = FINGERPRINT_IMAGES) -> list[int]:
+    """Up to `most` of so many indices: a data set may be sorted by class."""
+    return np.linspace(0, num_images - 1, min(num_images, most)).astype(int).tolist()
 
 
 def files_version(paths: Iterable[Path], *others: object) -> str:

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from ml_collections import ConfigDict
 
 from scripts.data.images import ArrayImages, ImageSource, UnreadableImage, checksum, checksums
 from scripts.data.values import TOP
@@ -133,6 +134,17 @@ def first_readable(source: ImageSource, wanted: int) -> Decoded:
         if decoded.pixels is not None:
             return replace(decoded, unreadable=unreadable)
     raise none_readable(unreadable)
+
+
+def readable_batch(source: ImageSource, wanted: Iterable[int], data: ConfigDict) -> Batch:
+    """These images, each unreadable one replaced by the next readable one, dequantised on average
+    where config.data says so. Raises ReadingFailed if there is none.
+    """
+    decoded = [first_readable(source, int(index)) for index in wanted]
+    indices, pixels, unreadable = _stacked(decoded, source)
+    noise = 0.5 if data.uniform_dequantization else None
+    labels = _labels(source, indices)
+    return Batch(to_unit_range(pixels, noise), indices, unreadable, labels=labels)
 
 
 def none_readable(names: Sequence[str], kind: str = "") -> ReadingFailed:

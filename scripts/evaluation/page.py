@@ -22,7 +22,7 @@ from scripts.config.load import RUN_CONFIG, flatten, to_json
 from scripts.errors import UserError
 from scripts.evaluation.results import RESULTS
 from scripts.runtime.progress import duration
-from scripts.storage.files import atomic_write, read_json_lines
+from scripts.storage.files import read_json_lines, write_text
 from scripts.storage.record import now
 
 PAGE, WRITTEN = "index.html", "by python -m scripts.tools.report"
@@ -95,8 +95,7 @@ def write_page(workdir: Path, out: Path | None = None) -> Path:
         defaults=dict(flatten(json.loads(to_json(default.get_config())))),
         files=[workdir / name for name in files if (workdir / name).exists()],
     )
-    with atomic_write(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_text(path, page)
     return path
 
 

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from model_code.dct import dct2
 from model_code.spectrum import DCTMoments, bin_sums, radii_of
 from scripts.data.datasets import Split, load_images
+from scripts.data.images import spread_evenly
 from scripts.data.loader import Batch, OrderedBatches, Reading, to_unit_range
 from scripts.estimate import Estimate, count
 from scripts.evaluation.results import Result
@@ -312,7 +313,7 @@ def spectrum(inputs: PixelInputs) -> list[Result]:
     num_radial = int(bins[0].max()) + 1
     seed, groups, device = inputs.seed, inputs.groups, inputs.device
     ours = powers(inputs.samples, bins, device, groups)
-    held_out = powers(real[evenly_spread(len(real), number)], bins, device)
+    held_out = powers(real[spread_evenly(len(real), number)], bins, device)
     training = powers(inputs.in_memory("train"), bins, device)
     of_samples = compare(ours, training, num_radial, seed, groups)
     of_held_out = compare(held_out, training, num_radial, seed)
@@ -347,11 +348,6 @@ def spectrum(inputs: PixelInputs) -> list[Result]:
     total, mean = (each[:, num_radial:].sum(1) for each in (ours, training))
     per_image = total / mean.mean()
     return [replace(results[0], picture=picture), replace(results[1], per_image=per_image)]
-
-
-def evenly_spread(available: int, number: int) -> np.ndarray:
-    """Indices of `number` images spread evenly over a data set, which may be sorted by class."""
-    return np.linspace(0, available - 1, number).astype(int)
 
 
 def draw_spectra(

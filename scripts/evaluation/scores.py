@@ -22,6 +22,7 @@ from scripts.data.images import (
     UnreadableImage,
     checksum,
     checksums,
+    spread_evenly,
 )
 from scripts.data.labels import require_classes
 from scripts.data.loader import to_unit_range
@@ -36,7 +37,7 @@ from scripts.evaluation.features import (
     features_of,
 )
 from scripts.evaluation.metrics import Inputs, Metric
-from scripts.evaluation.pixels import PixelInputs, evenly_spread
+from scripts.evaluation.pixels import PixelInputs
 from scripts.evaluation.references import find_reference, first_size, readable_features
 from scripts.evaluation.results import Point, Result
 from scripts.runtime import distributed
@@ -451,7 +452,7 @@ def held_out_settings(
     """
     count = min(len(inputs.generated), len(held_out))
     metrics = [metric for metric in metrics if count >= metric.fewest(inputs.k)]
-    rows = evenly_spread(len(held_out), count)
+    rows = spread_evenly(len(held_out), count)
     of_rows = None if classes is None else classes[rows]
     real = replace(inputs, generated=held_out[rows], groups=None, labels=of_rows)
     as_many = chosen(inputs, np.arange(count))

@@ -31,7 +31,7 @@ from scripts.evaluation.results import (
 )
 from scripts.runtime import distributed
 from scripts.sampling.choice import NAMES, parse_number
-from scripts.storage.files import atomic_write, make_directory
+from scripts.storage.files import make_directory, write_text
 from scripts.storage.record import Record
 
 Scores = Sequence[tuple[Point, list[Result]]]
@@ -196,8 +196,7 @@ def report(scores: Scores, names: Sequence[str], directory: Path) -> str:
         plot(path.with_name(f"{path.stem}_{score}.png"), names[0], score, series)
     last = "from the best: differences with errors paired by image"
     text = "\n".join([head, *lines, *ends, last])
-    with atomic_write(path) as temporary:
-        temporary.write_text(text + "\n")
+    write_text(path, text + "\n")
     return f"{text}\ntable and plots: {path.with_suffix('')}*"
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from ml_collections import ConfigDict
 
@@ -10,8 +9,8 @@ from model_code.calibration import calibration_state, level_state, measured_bins
 from model_code.gaussian import GaussianProcess
 from model_code.guidance import conditioned
 from model_code.process import Denoiser
-from scripts.data.images import ImageSource
-from scripts.data.loader import first_readable, to_unit_range
+from scripts.data.images import ImageSource, spread_evenly
+from scripts.data.loader import readable_batch
 from scripts.runtime import distributed
 from scripts.runtime.device import Precision
 from scripts.runtime.randomness import Purpose, normal_by_index
@@ -23,13 +22,8 @@ def calibration_images(
     """Return `num_images` training images, evenly spread, float32 (n, C, H, W) in [0, 1], and their
     classes (n,) if the network is told them.
     """
-    wanted = np.linspace(0, len(source) - 1, min(num_images, len(source))).astype(int)
-    read = [first_readable(source, int(i)) for i in wanted]
-    noise = 0.5 if config.data.uniform_dequantization else None
-    images = to_unit_range(np.array([image.pixels for image in read]), noise)
-    if not config.model.class_conditional or source.labels is None:
-        return images, None
-    return images, torch.from_numpy(source.labels[[image.index for image in read]])
+    batch = readable_batch(source, spread_evenly(len(source), num_images), config.data)
+    return batch.images, batch.labels if config.model.class_conditional else None
 
 
 @torch.no_grad()

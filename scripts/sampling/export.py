@@ -18,7 +18,7 @@ from scripts.runtime import distributed
 from scripts.runtime.progress import progress_bar, warn
 from scripts.sampling.output import to_uint8
 from scripts.sampling.sampler import Sampler
-from scripts.storage.files import atomic_write, exclusive, make_directory
+from scripts.storage.files import atomic_write, exclusive, make_directory, write_text
 
 
 def export(
@@ -149,5 +149,4 @@ def _check_export(directory: Path, settings: dict[str, Any]) -> None:
             "an empty one"
         )
     else:
-        with atomic_write(record) as temporary:
-            temporary.write_text(json.dumps(settings, indent=2) + "\n")
+        write_text(record, json.dumps(settings, indent=2) + "\n")

@@ -16,7 +16,7 @@ from model_code.unet import image_shape
 from scripts.data.datasets import Split, load_images, open_images
 from scripts.data.images import ImageSource
 from scripts.data.labels import find_classes
-from scripts.data.loader import first_readable, to_unit_range
+from scripts.data.loader import readable_batch
 from scripts.errors import UserError, printable
 from scripts.runtime.randomness import Purpose, stream
 
@@ -120,12 +120,10 @@ def unit_images(source: ImageSource, data: ConfigDict) -> Callable[[list[int]], 
 
     def images(indices: list[int]) -> torch.Tensor:
         """Read these images."""
-        decoded = [first_readable(source, i) for i in indices]
-        unreadable = dict.fromkeys(name for image in decoded for name in image.unreadable)
-        if unreadable:
-            names = ", ".join(unreadable)
+        batch = readable_batch(source, indices, data)
+        if batch.unreadable:
+            names = ", ".join(batch.unreadable)
             warnings.warn(f"prior: skipped unreadable images {names}", stacklevel=2)
-        pixels = np.array([image.pixels for image in decoded])
-        return to_unit_range(pixels, 0.5 if data.uniform_dequantization else None)
+        return batch.images
 
     return images

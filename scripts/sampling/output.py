@@ -18,7 +18,7 @@ from model_code.process import Chain
 from scripts.runtime.progress import optional, progress_bar
 from scripts.sampling.reverse import OnStep
 from scripts.sampling.sampler import Sampler
-from scripts.storage.files import atomic_write, make_directory
+from scripts.storage.files import atomic_write, make_directory, write_text
 
 FRAMES = 100
 """Roughly how many states of the process are kept for pictures, unless asked otherwise."""
@@ -94,8 +94,7 @@ def own_directory(base: Path, settings: dict[str, Any]) -> Path:
             if record.exists() and record.read_text() == text:
                 break
     make_directory(directory, "output directory")
-    with atomic_write(record) as temporary:
-        temporary.write_text(text)
+    write_text(record, text)
     return directory
 
 

@@ -53,6 +53,12 @@ def atomic_write(path: Path, durable: bool = True) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a file of text as `atomic_write` does."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def sync(path: Path) -> None:
     """Wait until a file's contents are on disk, or a directory's entries, if its file system can do
     that.

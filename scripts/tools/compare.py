@@ -26,7 +26,7 @@ from scripts.data.datasets import require_outside_data
 from scripts.errors import UserError
 from scripts.estimate import Z95
 from scripts.evaluation.results import RESULTS, save_figure
-from scripts.storage.files import atomic_write, make_directory, read_json_lines
+from scripts.storage.files import atomic_write, make_directory, read_json_lines, write_text
 
 CAPTION = (
     "mean +- half of the 95% interval by Student's t over n trainings, of one training by its "
@@ -288,8 +288,7 @@ def write(out: Path, rows: Sequence[dict[str, Any]], arms: Sequence[str]) -> str
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
     text = "\n".join([*names, *lines, CAPTION])
     make_directory(out, "--out")
-    with atomic_write(out / "scores.txt") as temporary:
-        temporary.write_text(text + "\n")
+    write_text(out / "scores.txt", text + "\n")
     with atomic_write(out / "scores.csv") as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
         writer.writeheader()

@@ -23,7 +23,7 @@ def main(flags: Values) -> int:
     """Print the table, draw the picture."""
     from scripts.config.resolve import validate
     from scripts.data.datasets import Split, load_images, require_outside_data
-    from scripts.data.images import all_pixels
+    from scripts.data.images import all_pixels, spread_evenly
     from scripts.evaluation.command import make_extractor
     from scripts.evaluation.corruptions import CORRUPTIONS
     from scripts.evaluation.distances import Gaussian, frechet_estimate
@@ -43,7 +43,7 @@ def main(flags: Values) -> int:
 
     reference = Gaussian.of(features(pixels("train")))
     held_out = pixels("held_out").float() / 255
-    shown = np.linspace(0, len(held_out) - 1, SHOWN).astype(int)  # may be sorted by class
+    shown = spread_evenly(len(held_out), SHOWN)
     figure = Figure(figsize=(SHOWN + 3, len(CORRUPTIONS)), layout="constrained")
     for axes, (name, corruption) in zip(
         figure.subplots(len(CORRUPTIONS), 1), CORRUPTIONS.items(), strict=True

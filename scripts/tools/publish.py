@@ -25,7 +25,7 @@ from scripts.sampling.output import save_png
 from scripts.sampling.sampler import load_sampler
 from scripts.storage import checkpoint
 from scripts.storage.checkpoint import Contents, for_sampling
-from scripts.storage.files import atomic_write, make_directory, read_json_lines
+from scripts.storage.files import make_directory, read_json_lines, write_text
 from scripts.storage.published import write_published
 
 CARD, MARKER = "README.md", "<!-- written by scripts.tools.publish -->"
@@ -61,12 +61,10 @@ def publish(workdir: Path, out: Path) -> Path:
     path = write_published(make_directory(out, "--out"), published, crc32)
     provenance = published.get("provenance", {})  # earlier versions had none
     config = json.loads(published["config"]) | {"provenance": provenance}
-    with atomic_write(out / RUN_CONFIG) as temporary:
-        temporary.write_text(json.dumps(config, indent=2) + "\n")
+    write_text(out / RUN_CONFIG, json.dumps(config, indent=2) + "\n")
     rows = read_json_lines(checkpoint.run_directory(workdir) / "metrics.jsonl")
     rows = [row for row in without_folders(rows) if "event" not in row]  # events repeat the command
-    with atomic_write(out / "metrics.jsonl") as temporary:
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_text(out / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
@@ -123,8 +121,7 @@ def write_card(workdir: Path, out: Path, license: str, about: str, samples: int)
         scores=scores_of(workdir, trained.weights_crc32),
         config={key: value for key, value in values.items() if value != defaults[key]},
     )
-    with atomic_write(out / CARD) as temporary:
-        temporary.write_text(text)
+    write_text(out / CARD, text)
 
 
 def read_about(path: Path) -> str:

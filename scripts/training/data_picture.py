@@ -11,7 +11,7 @@ from model_code import PROCESSES
 from model_code.gaussian import GaussianProcess
 from scripts.config.resolve import Experiment
 from scripts.data.images import ImageSource, spread_evenly
-from scripts.data.loader import Decoded, first_readable, to_unit_range
+from scripts.data.loader import readable_batch
 from scripts.errors import printable
 from scripts.runtime.randomness import Purpose, normal_by_index
 from scripts.sampling.editing import length_scales
@@ -28,10 +28,8 @@ class DataPicture:
         """Raises ReadingFailed if no image can be read."""
         self._experiment, self._source = experiment, source
         wanted = spread_evenly(len(source))
-        self._decoded: list[Decoded] = [first_readable(source, i) for i in wanted]
-        noise = 0.5 if experiment.config.data.uniform_dequantization else None
-        pixels = np.stack([image.pixels for image in self._decoded if image.pixels is not None])
-        self._images = to_unit_range(pixels, noise)
+        self._batch = readable_batch(source, wanted, experiment.config.data)
+        self._images = self._batch.images
 
     @property
     def deviation(self) -> float:
@@ -50,9 +48,8 @@ class DataPicture:
 
     def draw(self) -> Image.Image:
         """Rows of images with their names and classes, then of the first ones' states."""
-        last, count = len(self._images) - 1, min(len(self._images), ROWS * COLUMNS)
-        places = np.linspace(0, last, count).astype(int).tolist()
-        rows = [places[i : i + COLUMNS] for i in range(0, count, COLUMNS)]
+        places = spread_evenly(len(self._images), ROWS * COLUMNS)
+        rows = [places[i : i + COLUMNS] for i in range(0, len(places), COLUMNS)]
         cells = [("", self._images[row], [self._caption(i) for i in row]) for row in rows]
         for k, label in self._levels():
             cells.append((label, self._states(rows[0], k), []))
@@ -60,11 +57,10 @@ class DataPicture:
 
     def _caption(self, i: int) -> str:
         """Name and, if there are any, class of an image."""
-        index = self._decoded[i].index
-        name, labels = self._source.name(index), self._source.labels
+        name, labels = self._source.name(int(self._batch.indices[i])), self._batch.labels
         if labels is None:
             return name
-        return f"{name}\n{printable(self._source.classes[labels[index]])}"
+        return f"{name}\n{printable(self._source.classes[labels[i]])}"
 
     def _levels(self) -> list[tuple[int, str]]:
         """Return a few levels of the chain, with their numbers and blur for a label."""

@@ -17,7 +17,7 @@ from PIL import Image
 
 from scripts.runtime import distributed
 from scripts.runtime.progress import optional
-from scripts.storage.files import atomic_write, read_json_lines
+from scripts.storage.files import read_json_lines, write_text
 from scripts.training.step import StepResult
 
 if TYPE_CHECKING:
@@ -47,8 +47,7 @@ class MetricsWriter(AbstractContextManager["MetricsWriter"]):
                 for row in read_json_lines(path)
                 if "event" in row or row.get("step", 0) <= first_step
             ]
-            with atomic_write(path) as temporary:
-                temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
             self._file = path.open("a")
         self.evaluated_steps = set(
             distributed.from_main([row.get("step") for row in rows if "eval_loss" in row])

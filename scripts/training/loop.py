@@ -64,7 +64,7 @@ from scripts.sampling.output import sample_set
 from scripts.sampling.sampler import make_sampler
 from scripts.storage import checkpoint
 from scripts.storage.checkpoint import Contents
-from scripts.storage.files import atomic_write, exclusive, make_directory
+from scripts.storage.files import atomic_write, exclusive, make_directory, write_text
 from scripts.storage.record import provenance
 from scripts.training.data_picture import DataPicture
 from scripts.training.log import LossWindow, MetricsWriter
@@ -589,9 +589,8 @@ class Run:
     def write_config(self) -> None:
         """Write `config.json`, with where the run comes from."""
         if distributed.is_main():
-            with atomic_write(self.workdir / RUN_CONFIG) as temporary:
-                contents = {**self.config.to_dict(), "provenance": self.provenance}
-                temporary.write_text(json.dumps(contents, indent=2) + "\n")
+            contents = {**self.config.to_dict(), "provenance": self.provenance}
+            write_text(self.workdir / RUN_CONFIG, json.dumps(contents, indent=2) + "\n")
 
     def due(self, freq: int) -> bool:
         """Whether something that happens every `freq` steps, and at the end, happens now."""
