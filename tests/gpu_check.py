@@ -37,6 +37,7 @@ from scripts.storage.files import read_json_lines
 from scripts.tools.export import Step, export_step
 from scripts.training.loop import train as run_training
 from scripts.training.step import Trainer
+from tests.tiny import overridden
 from tests.training.runs import differing
 
 WARM_UP = 3
@@ -68,14 +69,7 @@ class Training(NamedTuple):
 
 def with_changes(config: ConfigDict, **changes: object) -> ConfigDict:
     """A copy of `config`; `changes` are like optim__amp_dtype="float16"."""
-    changed = ConfigDict(config.to_dict())
-    for key, value in changes.items():
-        section, _, name = key.partition("__")
-        if name:
-            changed[section][name] = value
-        else:
-            changed[section] = value
-    return changed
+    return overridden(ConfigDict(config.to_dict()), changes)
 
 
 def computing_in(config: ConfigDict, name: str) -> ConfigDict:

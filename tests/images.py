@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -17,6 +18,16 @@ def data_config(
     data = get_config().data
     data.dataset, data.path, data.image_size, data.num_channels = dataset, str(path), size, channels
     return data
+
+
+def random_pixels(*shape: int, seed: int = 0) -> np.ndarray:
+    """Noise in 8 bits."""
+    return np.random.default_rng(seed).integers(256, size=shape, dtype=np.uint8)
+
+
+def random_images(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Uniform noise, float32 in [0, 1)."""
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def numbered(n: int, size: int = 4) -> ArrayImages:

@@ -30,6 +30,7 @@ from scripts.training.loop import read_initial_weights, train
 from scripts.training.step import Trainer
 from tests.conftest import bad_input
 from tests.golden import fill_golden
+from tests.images import random_images
 from tests.tiny import tiny_config
 from tests.training.runs import array_config
 
@@ -37,8 +38,8 @@ CPU = torch.device("cpu")
 FLOAT32 = Precision.named(CPU, "float32")
 CLASSES = {"cat": 6, "dog": 12, "eel": 12}
 LABELS = torch.arange(30) % 5 // 2  # 0 0 1 1 2: of 12, 12 and 6
-PIXELS = torch.rand(30, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-Z = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+PIXELS = random_images(30, 1, 8, 8)
+Z = random_images(4, 1, 8, 8, seed=1)
 K = torch.tensor([1, 2, 3, 3])
 # With 32 channels GroupNorm's groups are single channels, and remove what embeddings add.
 WIDE = {"model__channel_mult": (2,)}

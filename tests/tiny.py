@@ -1,5 +1,6 @@
 """A configuration whose steps take milliseconds, also as a file for --config."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -33,12 +34,17 @@ def tiny_config(**overrides: object) -> ConfigDict:
     config.model.num_res_blocks = 1
     config.model.attention_levels = (0,)
     config.optim.warmup = 2
+    return overridden(config, overrides)
+
+
+def overridden(config: ConfigDict, overrides: Mapping[str, object]) -> ConfigDict:
+    """The same configuration, with other values of some keys."""
     for key, value in overrides.items():
-        section, _, name = key.partition("__")
-        if name:
-            config[section][name] = value
-        else:
-            config[section] = value
+        *sections, name = key.split("__")
+        place = config
+        for section in sections:
+            place = place[section]
+        place[name] = value
     return config
 
 

@@ -18,6 +18,7 @@ from scripts.storage import checkpoint
 from scripts.training.loop import train
 from tests.config.test_flags import MEANINGFUL, names_of
 from tests.conftest import bad_input
+from tests.images import random_pixels
 from tests.tiny import tiny_config
 from tests.training.runs import array_config
 
@@ -62,7 +63,7 @@ class Extractor:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two runs, two sets of images, and a configuration with another seed."""
     place = tmp_path_factory.mktemp("effects")
-    images = np.random.default_rng(0).integers(0, 256, (220, 8, 8), dtype=np.uint8)
+    images = random_pixels(220, 8, 8)
     np.savez(place / "data.npz", arr_0=images[:120], labels=np.arange(120) % 3)
     np.savez(place / "images.npz", arr_0=images[120:180])
     np.savez(place / "other_images.npz", arr_0=images[180:])

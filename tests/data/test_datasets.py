@@ -24,7 +24,7 @@ from scripts.data.datasets import load_images, require_outside_data, split_indic
 from scripts.data.images import ArrayImages, ImageSource, UnreadableImage
 from scripts.data.loader import OrderedBatches
 from tests.conftest import bad_input
-from tests.images import data_config, names_of, save_images
+from tests.images import data_config, names_of, random_pixels, save_images
 
 
 def both(data: ConfigDict) -> tuple[ImageSource, ImageSource]:
@@ -286,7 +286,7 @@ def test_the_split_never_changes() -> None:
 
 @pytest.mark.parametrize("shape", [(20, 8, 8), (20, 8, 8, 1), (20, 8, 8, 3), (20, 10, 9, 3)])
 def test_npy_is_memory_mapped_and_split(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    array = np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
+    array = random_pixels(*shape)
     np.save(tmp_path / "a.npy", array)
     train, held_out = both(data_config("npy", tmp_path / "a.npy"))
     assert (len(train), len(held_out)) == (18, 2)

@@ -28,7 +28,7 @@ from scripts.data.images import (
     identity,
     list_images,
 )
-from tests.images import data_config, decoded
+from tests.images import data_config, decoded, random_pixels
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -100,7 +100,7 @@ def test_a_png_whose_text_or_profile_alone_is_too_large_is_readable(
     assert (pixels[0] == grey.T).all()
 
 
-NOISE = np.random.default_rng(0).integers(256, size=(32, 32, 3), dtype=np.uint8)
+NOISE = random_pixels(32, 32, 3)
 
 
 def encoded(pixels: np.ndarray, kind: str = "PNG") -> bytes:
@@ -141,7 +141,7 @@ def test_folders_and_arrays_are_resized_as_in_the_release(
     tmp_path: Path, width: int, height: int
 ) -> None:
     """Box halvings, bicubic, centre crop, written out with Pillow's calls."""
-    array = np.random.default_rng(0).integers(256, size=(height, width, 3), dtype=np.uint8)
+    array = random_pixels(height, width, 3)
     expected = Image.fromarray(array)
     while expected.width >= 32 and expected.height >= 32:
         expected = expected.resize(
@@ -162,7 +162,7 @@ def test_folders_and_arrays_are_resized_as_in_the_release(
 
 
 def test_a_fingerprint_tells_number_names_and_pixels_apart() -> None:
-    array = np.random.default_rng(0).integers(256, size=(100, 4, 4), dtype=np.uint8)
+    array = random_pixels(100, 4, 4)
     other_pixels = array.copy()
     other_pixels[99] ^= 1
     sources = [
@@ -202,7 +202,7 @@ def test_what_has_changed(rows: list[int], message: str) -> None:
 
 @pytest.mark.parametrize("shape", [(5, 6, 6), (5, 6, 6, 1), (5, 6, 6, 3), (5, 6, 6, 7)])
 def test_array_images_come_back_as_stored_without_a_copy(shape: tuple[int, ...]) -> None:
-    array = np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
+    array = random_pixels(*shape)
     source = ArrayImages(array)
     assert np.shares_memory(source[2], array)
     expected = array[2].reshape(6, 6, -1).transpose(2, 0, 1)
@@ -227,7 +227,7 @@ def test_other_numbers_of_channels_are_refused(stored: int, wanted: int) -> None
 
 @pytest.mark.parametrize("channels", [2, 4, 5])
 def test_each_of_many_channels_is_resized_for_itself(channels: int) -> None:
-    array = np.random.default_rng(0).integers(256, size=(1, 20, 30, channels), dtype=np.uint8)
+    array = random_pixels(1, 20, 30, channels)
     resized = ArrayImages(array, (channels, 8, 12))[0]
     for i in range(channels):
         np.testing.assert_array_equal(resized[i], ArrayImages(array[..., i], (1, 8, 12))[0][0])
@@ -236,7 +236,7 @@ def test_each_of_many_channels_is_resized_for_itself(channels: int) -> None:
 @pytest.mark.parametrize(("mode", "channels"), [("LA", 2), ("RGBA", 4)])
 def test_transparency_is_a_channel_of_its_own(mode: str, channels: int, tmp_path: Path) -> None:
     """As it is stored, not over white; of a file without it is opaque."""
-    pixels = np.random.default_rng(0).integers(256, size=(4, 4, channels), dtype=np.uint8)
+    pixels = random_pixels(4, 4, channels)
     found = decoded(tmp_path, Image.fromarray(pixels), channels=channels)
     np.testing.assert_array_equal(found, pixels.transpose(2, 0, 1))
     opaque = decoded(tmp_path, Image.new("RGB", (4, 4), (9, 9, 9)), channels=channels)
@@ -307,7 +307,7 @@ def test_images_of_another_shape_are_counted(
 
 def test_the_fit_tells_images_apart(tmp_path: Path) -> None:
     """By fingerprint and version, in folders and arrays."""
-    pixels = np.random.default_rng(0).integers(256, size=(3, 8, 12), dtype=np.uint8)
+    pixels = random_pixels(3, 8, 12)
     for i, image in enumerate(pixels):
         Image.fromarray(image).save(tmp_path / f"{i}.png")
     names = [f"{i}.png" for i in range(3)]

@@ -17,7 +17,7 @@ from scripts.data import loader
 from scripts.data.images import ArrayImages, ImageSource
 from scripts.data.loader import Batch, OrderedBatches, TrainBatches, train_loader
 from tests.conftest import bad_input
-from tests.images import WithDamage, numbered
+from tests.images import WithDamage, numbered, random_pixels
 
 
 def plain(source: ImageSource, batch_size: int, seed: int = 0) -> TrainBatches:
@@ -61,7 +61,7 @@ def assert_same(a: list[Batch], b: list[Batch]) -> None:
         assert next(names) == next(names), "a pack no longer has the reasons"
 
 
-SOURCE = ArrayImages(np.random.default_rng(3).integers(256, size=(13, 6, 6, 3), dtype=np.uint8))
+SOURCE = ArrayImages(random_pixels(13, 6, 6, 3, seed=3))
 VALUES = torch.from_numpy(np.stack([SOURCE[i] for i in range(13)])).float()
 
 

@@ -24,7 +24,7 @@ from scripts.storage.files import exclusive
 from tests.conftest import bad_input
 from tests.data.test_datasets import lsun, mnist_archives  # noqa: F401
 from tests.data.test_loader import assert_same
-from tests.images import data_config, names_of, save_images
+from tests.images import data_config, names_of, random_pixels, save_images
 
 pytestmark = pytest.mark.usefixtures("no_network")
 SPLITS: tuple[Split, ...] = ("train", "held_out")
@@ -63,7 +63,7 @@ def data(request: pytest.FixtureRequest, tmp_path: Path) -> ConfigDict:
     if name == "lsun_church":
         return data_config(name, request.getfixturevalue("lsun"))
     if name == "npy":
-        images = np.random.default_rng(0).integers(256, size=(30, 9, 9, 3), dtype=np.uint8)
+        images = random_pixels(30, 9, 9, 3)
         np.save(tmp_path / "images.npy", images)
         return data_config(name, tmp_path / "images.npy", size=6)
     if name == "folder":

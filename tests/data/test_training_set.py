@@ -6,12 +6,12 @@ from scipy.fft import dctn
 from scripts.data.images import ArrayImages
 from scripts.data.loader import UnreadableImages
 from scripts.data.training_set import dct_moments, training_images
-from tests.images import WithDamage
+from tests.images import WithDamage, random_pixels
 from tests.tiny import tiny_config
 
 
 def test_moments_are_of_all_readable_images_and_their_mirror_images() -> None:
-    pixels = np.random.default_rng(0).integers(256, size=(11, 8, 8), dtype=np.uint8)
+    pixels = random_pixels(11, 8, 8)
     source, unreadable = WithDamage(ArrayImages(pixels), {4}), UnreadableImages()
     config = tiny_config(data__random_flip=True)
     batches = training_images(source, config, unreadable, "a test")

@@ -17,11 +17,11 @@ from scripts.evaluation.corruptions import CORRUPTIONS, blends, random_phases, s
 from scripts.evaluation.distances import Gaussian, frechet_estimate
 from scripts.tools import planted
 from tests.conftest import bad_input
-from tests.images import save_images
+from tests.images import random_images, save_images
 from tests.tiny import tiny_config
 
 CPU = torch.device("cpu")
-IMAGES = torch.rand(6, 3, 9, 8, generator=torch.Generator().manual_seed(0))
+IMAGES = random_images(6, 3, 9, 8)
 
 
 def rng() -> np.random.Generator:

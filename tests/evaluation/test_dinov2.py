@@ -11,6 +11,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from scripts.evaluation.dinov2 import DINOv2Features, _resampled
 from tests.conftest import bad_input
+from tests.images import random_pixels
 
 CPU = torch.device("cpu")
 
@@ -29,9 +30,7 @@ def test_class_token_of_resized_and_normalised_images(tmp_path: Path) -> None:
     vit = network(224)
     save_file(vit.state_dict(), tmp_path / "model.safetensors")
     extractor = DINOv2Features(tmp_path / "model.safetensors", CPU)
-    pixels = torch.from_numpy(
-        np.random.default_rng(0).integers(0, 256, (3, 3, 40, 32), dtype=np.uint8)
-    )
+    pixels = torch.from_numpy(random_pixels(3, 3, 40, 32))
     images = [
         Image.fromarray(image.permute(1, 2, 0).numpy()).resize((224, 224), Image.Resampling.BICUBIC)
         for image in pixels

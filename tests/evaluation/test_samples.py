@@ -18,6 +18,7 @@ from scripts.sampling.output import to_uint8
 from scripts.sampling.sampler import load_sampler
 from tests.conftest import bad_input
 from tests.evaluation.evaluations import Recorder, of_samples
+from tests.images import random_pixels
 from tests.tiny import tiny_config
 
 DATA = tiny_config().data
@@ -85,7 +86,7 @@ def test_a_set_has_no_distance_from_itself(
     differ a line has both."""
     monkeypatch.setitem(Recorder.settings, "mode", "clean")
     monkeypatch.setattr("scripts.evaluation.references.statistics_folder", lambda: tmp_path)
-    pixels = np.random.default_rng(0).integers(0, 256, (12, 20, 24, 3), dtype=np.uint8)
+    pixels = random_pixels(12, 20, 24, 3)
     folder = save(tmp_path / "imgs", pixels)
     np.savez(tmp_path / "imgs.npz", pixels)
     reference = {"reference": str(tmp_path / name)}
@@ -108,7 +109,7 @@ def test_a_set_has_no_distance_from_itself(
 def test_arrays_of_a_reference_are_taken_as_they_are(tmp_path: Path, run: Path) -> None:
     """Neither resized nor cropped, whatever the configuration's size."""
     recorder = Recorder()
-    pixels = np.random.default_rng(0).integers(0, 256, (9, 10, 14, 3), dtype=np.uint8)
+    pixels = random_pixels(9, 10, 14, 3)
     np.savez(tmp_path / "others.npz", pixels)
     scores(run, reference=str(tmp_path / "others.npz"), make_extractor=lambda: recorder)
     np.testing.assert_array_equal(recorder.batches[0], pixels[:8].transpose(0, 3, 1, 2))

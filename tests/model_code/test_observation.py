@@ -15,6 +15,7 @@ from model_code.observation import (
 from model_code.process import ReverseKernel
 from scripts.sampling.calibration import calibrate
 from scripts.sampling.reverse import reverse_process
+from tests.images import random_images
 from tests.model_code.test_gaussian import (
     FLOAT32,
     SIZE,
@@ -45,7 +46,7 @@ def observations(u: torch.Tensor) -> dict[str, Observation]:
 @pytest.mark.parametrize("name", ["block means", "pixels", "low frequencies"])
 def test_what_is_lifted_is_measured(name: str) -> None:
     """H H^+ y = y, H^+ H is an orthogonal projection, and images that have y stay as they are."""
-    u, v = torch.rand(2, 3, 2, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    u, v = random_images(2, 3, 2, SIZE, SIZE)
     seen = observations(u)[name]
     torch.testing.assert_close(seen.measure(seen.lift(seen.y)), seen.y)
 

@@ -19,10 +19,10 @@ from scripts.sampling.sampler import Sampler, load_sampler, make_sampler
 from tests.conftest import bad_input
 from tests.evaluation.made_run import make_run
 from tests.golden import fill_golden
-from tests.images import save_images
+from tests.images import random_images, save_images
 from tests.tiny import tiny_config
 
-IMAGES = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+IMAGES = random_images(5, 1, 8, 8)
 INITIAL_IMAGES = InitialImages(IMAGES.__getitem__, len(IMAGES))
 FLOAT32 = Precision.named(torch.device("cpu"), "float32")
 

@@ -43,10 +43,11 @@ from scripts.sampling.reverse import (
 from scripts.sampling.sampler import Sampler, data_prior, make_sampler
 from tests.conftest import bad_input
 from tests.golden import fill_golden
+from tests.images import random_pixels
 from tests.model_code.test_gaussian import make
 from tests.tiny import tiny_config
 
-PIXELS = np.random.default_rng(0).integers(0, 256, (30, 1, 8, 8), dtype=np.uint8)
+PIXELS = random_pixels(30, 1, 8, 8)
 SOURCE = ArrayImages(PIXELS[:, 0])
 CPU = torch.device("cpu")
 INTERPOLATION = {"init_input.png", "base_sample.png", "interpolation.png", "process.mp4"}

@@ -20,6 +20,7 @@ from scripts.config.resolve import resolve
 from scripts.tools import data_sheet
 from scripts.tools.data_sheet import schedules_for, slope
 from tests.conftest import bad_input, command, error_line
+from tests.images import random_images
 from tests.tiny import tiny_config
 
 CONFIG = ("--config=configs/mnist/quickstart.py", "--config.data.dataset=npy")
@@ -119,7 +120,7 @@ def test_shares_of_octaves_and_of_the_last_blur(
 def test_the_configurations_own_schedule() -> None:
     """Numbers are a third schedule; a name that is compared anyway is there once."""
     moments, own = DCTMoments(1, 8, 8), [0, 0.5, 1.0, 4.0]
-    moments.add(torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
+    moments.add(random_images(20, 1, 8, 8))
     schedules = schedules_for(tiny_config(model__blur_schedule=own), moments)
     assert (list(schedules), schedules["configured"].tolist()) == (
         ["log", "matched", "configured"],

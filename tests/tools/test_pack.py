@@ -9,7 +9,7 @@ import pytest
 
 from scripts.training.loop import train
 from tests.conftest import command, error_line
-from tests.images import save_images
+from tests.images import random_pixels, save_images
 from tests.tiny import TINY, tiny_config
 from tests.training.runs import differing, final_state
 
@@ -28,7 +28,7 @@ def test_the_same_training(kind: str, tmp_path: Path) -> None:
     (tmp_path / "images" / "20.png").write_bytes(b"damaged")
     np.save(
         tmp_path / "images.npy",
-        np.random.default_rng(0).integers(256, size=(30, 9, 9), dtype=np.uint8),
+        random_pixels(30, 9, 9),
     )
     path, there = (
         str(tmp_path / ("images" if kind == "folder" else "images.npy")),

@@ -12,6 +12,7 @@ from scripts.config.paths import ROOT
 from scripts.config.resolve import resolve
 from scripts.training.plan import Work, plan
 from tests.conftest import command
+from tests.images import random_images
 from tests.tiny import tiny_config
 from tests.training.runs import differing, gradients_of, trainer_of
 
@@ -58,7 +59,7 @@ def test_recomputing_gives_the_same_numbers_bit_for_bit() -> None:
         trainer = trainer_of(tiny_config(model__dropout=0.3, training__recompute=recompute))
         nn.init.normal_(trainer.model.get_parameter("out.2.weight"))  # 0 would hide the others
         of_step = gradients_of(trainer)
-        trainer.train_step(torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
+        trainer.train_step(random_images(4, 1, 8, 8))
         gradients.append(of_step)
     assert len(gradients[0]) > 20
     assert not differing(gradients[0], gradients[1])
@@ -76,7 +77,7 @@ def test_compiled_losses_and_names_are_those_of_the_network_as_it_is(
         compile_module(self, backend="eager", dynamic=dynamic)
 
     monkeypatch.setattr(nn.Module, "compile", front_end)
-    images = torch.rand(3, 4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    images = random_images(3, 4, 1, 8, 8)
     trainers = [trainer_of(tiny_config(compile=mode)) for mode in ("none", "reduce-overhead")]
     losses = [[trainer.train_step(batch).losses for batch in images] for trainer in trainers]
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=0)

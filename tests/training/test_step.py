@@ -13,15 +13,16 @@ from model_code.blur import blur_schedule
 from model_code.nn import InputConv
 from scripts.runtime.randomness import Purpose, normal_batch, stream
 from scripts.training.step import Trainer, learning_rate, process_loss
+from tests.images import random_images
 from tests.tiny import tiny_config
 from tests.training.runs import CPU, differing, gradients_of, trainer_of
 
-IMAGES = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+IMAGES = random_images(4, 1, 8, 8)
 
 
 def trained(config: ConfigDict, steps: int) -> Trainer:
     trainer = trainer_of(config)
-    for images in torch.rand(steps, 4, 1, 8, 8, generator=torch.Generator().manual_seed(1)):
+    for images in random_images(steps, 4, 1, 8, 8, seed=1):
         trainer.train_step(images)
     return trainer
 
