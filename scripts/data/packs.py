@@ -79,11 +79,7 @@ def pack_settings(shape: Shape, data: ConfigDict) -> dict[str, Any]:
     channels, height, width = shape
     size = height if height == width else [height, width]
     settings = {"image_size": size, "num_channels": channels, "fit": data.fit}
-    return settings | {key: _plain(data[key]) for key in ADDED}
-
-
-def _plain(value: object) -> object:
-    return list(value) if isinstance(value, tuple) else value
+    return settings | json.loads(json.dumps({key: data[key] for key in ADDED}))
 
 
 def read_pack(directory: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -58,7 +58,8 @@ def survey_files(
     found, kept = Found(), []
     for i in looked_at:
         with contextlib.suppress(UnreadableImage), opened_frame(root, names[i]) as image:
-            halved = not is_deep(image) and ";16" in _stored_as(image)
+            # Pillow's name for how pixels are stored, while they are not read.
+            halved = not is_deep(image) and ";16" in str(getattr(image, "tile", ""))
             height, width = _upright_size(image)
             sizes[f"{width} x {height}"] += 1
             kept.append(_kept(height, width, shape))
@@ -134,11 +135,6 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
     """Height and width as it is shown."""
     turned = image.getexif().get(ORIENTATION, 1) > 4
     return (image.width, image.height) if turned else (image.height, image.width)
-
-
-def _stored_as(image: Image.Image) -> str:
-    """Pillow's name for how pixels are stored, while they are not read."""
-    return str(getattr(image, "tile", ""))
 
 
 def _most(counts: Counter[str]) -> str:

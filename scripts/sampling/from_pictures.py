@@ -98,9 +98,12 @@ def read_pictures(
     """
     if shape is None:
         names = [path / name for name in list_images(path)] if path.is_dir() else [path]
+        sizes = set()
         try:
-            sizes = {size_of(name) for name in names}
-        except (OSError, UnreadableImage) as error:
+            for name in names:
+                with opened_image(name, str(name)) as image:
+                    sizes.add(ImageOps.exif_transpose(image).size)
+        except UnreadableImage as error:
             raise UserError(f"{flag}={path}: {error}") from None
         if len(sizes) != 1:
             several = ", ".join(f"{width} x {height}" for width, height in sorted(sizes)[:3])
@@ -117,12 +120,6 @@ def parse_blurs(text: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise UserError(f"--blur={text}: must be numbers of pixels, with commas") from None
-
-
-def size_of(path: Path) -> tuple[int, int]:
-    """Width and height, upright. Raises UnreadableImage."""
-    with opened_image(path, str(path)) as image:
-        return ImageOps.exif_transpose(image).size
 
 
 def save_columns(path: Path, columns: Sequence[tuple[str, torch.Tensor]]) -> None:

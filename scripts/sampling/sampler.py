@@ -431,7 +431,10 @@ def load_sampler(
     if choice.init in ("train", "held_out") or from_data:
         split: Split = "held_out" if choice.init == "held_out" else "train"
         require_classes(load_images(config.data, split), trained.classes, config.data)
-    _require_same_weights(trained)
+    if len(set(distributed.gather(trained.weights_crc32))) > 1:
+        # A training that continues replaces the newest.
+        changed = "changed while it was read; --checkpoint=n names one that no training replaces"
+        raise UserError(f"{trained.path}: {changed}")
     files: dict[str, str] = {}
     if initial_images is not None:
         # `starting_from` blurs them.
@@ -466,14 +469,6 @@ def load_sampler(
     else:
         sampler = replace(sampler, files=files)
     return replace(sampler, dequantized=trained.dequantized), trained
-
-
-def _require_same_weights(trained: TrainedModel) -> None:
-    """Raise UserError unless all processes have read the same weights."""
-    if len(set(distributed.gather(trained.weights_crc32))) > 1:
-        # A training that continues replaces the newest.
-        changed = "changed while it was read; --checkpoint=n names one that no training replaces"
-        raise UserError(f"{trained.path}: {changed}")
 
 
 def with_own_images(

@@ -127,7 +127,11 @@ def read(path: Path) -> Contents:
     if not path.is_file():
         raise UserError(f"{path}: there is no such checkpoint")
     if path.suffix == ".safetensors":
-        return _read_published(path)
+        contents, crc32 = read_published(path)
+        if weights_crc32(contents) != crc32:
+            other = f"these weights are not those that {PROCESS} beside it belongs to"
+            raise UserError(f"{path}: {other}")
+        return contents
     contents = _load(path)
     keys = contents.keys() if isinstance(contents, dict) else set()
     release = keys >= {"step", "ema", "model"} and "shadow_params" in contents["ema"]
@@ -143,13 +147,6 @@ def read(path: Path) -> Contents:
             raise UserError(f"{path}: {name} holds NaN or infinity; use an earlier checkpoint")
     if "noise" in contents:  # the key of earlier versions
         contents["calibration"] = contents.pop("noise")
-    return contents
-
-
-def _read_published(path: Path) -> Contents:
-    contents, crc32 = read_published(path)
-    if weights_crc32(contents) != crc32:
-        raise UserError(f"{path}: these weights are not those that {PROCESS} beside it belongs to")
     return contents
 
 

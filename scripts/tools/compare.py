@@ -11,7 +11,7 @@ import math
 import statistics
 import textwrap
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -183,11 +183,6 @@ def newest(by_seed: Curves) -> dict[int, Score]:
     return {seed: curve[max(curve)] for seed, curve in by_seed.items()}
 
 
-def letters_of(arms: Sequence[str]) -> list[str]:
-    """A, B, ..., by which tables and pictures name arms."""
-    return [chr(ord("A") + i) for i in range(len(arms))]
-
-
 def mean_and_interval(scores: Sequence[Score]) -> tuple[float, float]:
     """The mean over trainings and half of its 95% interval, by Student's t; of one training by the
     error of its evaluation.
@@ -217,15 +212,15 @@ def paired(first: dict[int, Score], other: dict[int, Score]) -> list[Score]:
 
 
 def table(
-    rows: Sequence[dict[str, Any]], settings: Sequence[str], arms: Sequence[str]
+    rows: Sequence[dict[str, Any]], settings: Sequence[str], arms: Mapping[str, str]
 ) -> Iterator[list[str]]:
     """For each score at the newest checkpoints a cell by arm, and of differences from the first
     arm, paired by seed.
     """
-    letters = letters_of(arms)
+    letters = list(arms)
     yield ["", *letters, *(f"{letter} - A" for letter in letters[1:])]
     for setting in settings:
-        of_arms = [curves(rows, setting, arm) for arm in arms]
+        of_arms = [curves(rows, setting, arm) for arm in arms.values()]
         steps = sorted({max(curve) for by_seed in of_arms for curve in by_seed.values()})
         if len(steps) > 1:
             setting = f"{setting} (at steps {steps}: not equally trained)"
@@ -235,7 +230,7 @@ def table(
 
 
 def draw(
-    path: Path, rows: Sequence[dict[str, Any]], settings: Sequence[str], arms: Sequence[str]
+    path: Path, rows: Sequence[dict[str, Any]], settings: Sequence[str], arms: Mapping[str, str]
 ) -> None:
     """Write a picture with a panel for each score: means with 95% intervals by arm, or over
     checkpoints if several were evaluated, and each training as a small point.
@@ -244,10 +239,9 @@ def draw(
     height = math.ceil(len(settings) / width)
     figure = Figure(figsize=(3.6 * width, 3 * height + 0.25 * len(arms)), layout="constrained")
     panels = iter(figure.subplots(height, width, squeeze=False).flat)
-    letters = letters_of(arms)
     for setting in settings:
         axes = next(panels)
-        of_arms = [curves(rows, setting, arm) for arm in arms]
+        of_arms = [curves(rows, setting, arm) for arm in arms.values()]
         over_steps = any(len(curve) > 1 for by_seed in of_arms for curve in by_seed.values())
         for i, by_seed in enumerate(of_arms):
             steps = sorted({step for curve in by_seed.values() for step in curve})
@@ -267,24 +261,27 @@ def draw(
         if over_steps:
             axes.set_xlabel("step")
         else:
-            axes.set(xticks=range(len(arms)), xticklabels=letters)
+            axes.set(xticks=range(len(arms)), xticklabels=list(arms))
             axes.margins(x=0.2)
         axes.set_title("\n".join(textwrap.wrap(setting, 40)), fontsize="small")
         axes.grid(alpha=0.3)
     for axes in panels:
         axes.remove()
     handles = [Line2D([], [], marker="o", color=f"C{i}") for i in range(len(arms))]
-    names = [f"{letter}: {arm}" for letter, arm in zip(letters, arms, strict=True)]
+    names = [f"{letter}: {arm}" for letter, arm in arms.items()]
     figure.legend(handles, names, loc="outside lower left", fontsize="small", frameon=False)
     save_figure(figure, path)
 
 
 def write(out: Path, rows: Sequence[dict[str, Any]], arms: Sequence[str]) -> str:
-    """Write tables and picture; `arms` each once. Returns the table as text."""
+    """Write tables and picture; `arms` each once, which letters stand for. Returns the table as
+    text.
+    """
     settings = list(dict.fromkeys(row["setting"] for row in rows))
-    cells = list(table(rows, settings, arms))
+    by_letter = {chr(ord("A") + i): arm for i, arm in enumerate(arms)}
+    cells = list(table(rows, settings, by_letter))
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    names = [f"{letter}: {arm}" for letter, arm in zip(letters_of(arms), arms, strict=True)]
+    names = [f"{letter}: {arm}" for letter, arm in by_letter.items()]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
     text = "\n".join([*names, *lines, CAPTION])
     make_directory(out, "--out")
@@ -293,7 +290,7 @@ def write(out: Path, rows: Sequence[dict[str, Any]], arms: Sequence[str]) -> str
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
-    draw(out / "scores.png", rows, settings, arms)
+    draw(out / "scores.png", rows, settings, by_letter)
     return text
 
 

@@ -186,8 +186,10 @@ def prepare(
         prior = _build_prior(experiment, images, guard, unreadable)
         trainer = Trainer(experiment, device)
         if initial is not None:
-            initial.give_to(trainer)
+            trainer.start_from(initial.weights)
             changes, origin = initial.changes, initial.record
+            start = f"{origin['file']} at step {origin['step']}"
+            print(f"weights of {start}, from {config.training.init_from}")
     else:
         where = f"the checkpoint in {workdir}"
         experiment = resolve(config, saved, where)
@@ -226,7 +228,9 @@ def prepare(
         },
         provenance=facts if origin is None else facts | {"init_from": origin},
     )
-    run.write_config()
+    if distributed.is_main():
+        contents = {**config.to_dict(), "provenance": run.provenance}
+        write_text(workdir / RUN_CONFIG, json.dumps(contents, indent=2) + "\n")
     return run
 
 
@@ -349,12 +353,6 @@ class InitialWeights:
     """
     record: Mapping[str, Any]
     """Which checkpoint it was, as plain data."""
-
-    def give_to(self, trainer: Trainer) -> None:
-        """Let a new training start from them, and print where they come from."""
-        trainer.start_from(self.weights)
-        start = trainer.config.training.init_from
-        print(f"weights of {self.record['file']} at step {self.record['step']}, from {start}")
 
 
 def read_initial_weights(experiment: Experiment) -> InitialWeights:
@@ -585,12 +583,6 @@ class Run:
     def classes(self) -> dict[str, int]:
         """What the network is told: training images of each class, by name; or none."""
         return class_counts(self.images) if self.config.model.class_conditional else {}
-
-    def write_config(self) -> None:
-        """Write `config.json`, with where the run comes from."""
-        if distributed.is_main():
-            contents = {**self.config.to_dict(), "provenance": self.provenance}
-            write_text(self.workdir / RUN_CONFIG, json.dumps(contents, indent=2) + "\n")
 
     def due(self, freq: int) -> bool:
         """Whether something that happens every `freq` steps, and at the end, happens now."""
