@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -73,6 +74,17 @@ def bad_input(pattern: str = ".") -> Iterator[pytest.ExceptionInfo[UserError]]:
     with pytest.raises(UserError, match=pattern) as caught:
         yield caught
     assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Downloads fail at once."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise URLError("no network in tests")
+
+    for name in ("urllib.request.urlopen", "torch.hub.urlopen", "socket.getaddrinfo"):
+        monkeypatch.setattr(name, refuse)
 
 
 @pytest.fixture(scope="session")

@@ -99,18 +99,12 @@ READERS: dict[str, tuple[Callable[[Path, Path], None], Callable[[Path], object]]
 }
 
 
-def offline(*_: object, **__: object) -> None:
-    raise OSError("no network in tests")
-
-
 @pytest.mark.parametrize("reader", READERS)
-def test_nothing_in_a_file_is_run(
-    reader: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("no_network")
+def test_nothing_in_a_file_is_run(reader: str, tmp_path: Path) -> None:
     """Each kind of file that the program reads, made to run code when unpickled carelessly:
     refused.
     """
-    monkeypatch.setattr("socket.getaddrinfo", offline)
     make, read = READERS[reader]
     trap, folder = tmp_path / "trap", tmp_path / "files"
     folder.mkdir()

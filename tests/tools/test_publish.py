@@ -30,32 +30,28 @@ from tests.tiny import tiny_config
 CARD_SETTINGS = ("cc0-1.0", "", 2)
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A trained run directory."""
-    workdir = tmp_path_factory.mktemp("run")
-    assert train(tiny_config(), workdir) == 0
-    return workdir
-
-
 def samples(workdir: Path, **overrides: object) -> torch.Tensor:
     sampler, _ = load_sampler(workdir, config=tiny_config(**overrides), choice=Choice("calibrated"))
     return sampler.independent([0, 1, 2])
 
 
-def test_samples_are_those_of_the_run_and_need_no_data_set(run: Path, tmp_path: Path) -> None:
-    path = publish(run, tmp_path)
-    assert path.stat().st_size < checkpoint.meta_path(run).stat().st_size / 2, (
+def test_samples_are_those_of_the_run_and_need_no_data_set(
+    trained_run: Path, tmp_path: Path
+) -> None:
+    path = publish(trained_run, tmp_path)
+    assert path.stat().st_size < checkpoint.meta_path(trained_run).stat().st_size / 2, (
         "no optimizer, no second copy of the weights"
     )
-    assert torch.equal(samples(tmp_path, data__path=str(tmp_path / "no such file")), samples(run))
-    rows = [row for row in read_json_lines(run / "metrics.jsonl") if "event" not in row]
+    assert torch.equal(
+        samples(tmp_path, data__path=str(tmp_path / "no such file")), samples(trained_run)
+    )
+    rows = [row for row in read_json_lines(trained_run / "metrics.jsonl") if "event" not in row]
     assert rows
     assert read_json_lines(tmp_path / "metrics.jsonl") == rows
 
 
-def test_training_does_not_go_on_from_it(run: Path, tmp_path: Path) -> None:
-    path = publish(run, tmp_path)
+def test_training_does_not_go_on_from_it(trained_run: Path, tmp_path: Path) -> None:
+    path = publish(trained_run, tmp_path)
     before = path.read_bytes()
     with bad_input(r"model\.safetensors"):
         train(tiny_config(training__n_iters=8), tmp_path)
@@ -63,9 +59,9 @@ def test_training_does_not_go_on_from_it(run: Path, tmp_path: Path) -> None:
     assert not checkpoint.meta_path(tmp_path).exists()
 
 
-def test_a_run_is_not_published_over_another(run: Path, tmp_path: Path) -> None:
+def test_a_run_is_not_published_over_another(trained_run: Path, tmp_path: Path) -> None:
     with bad_input("can be trained further; choose another"):
-        publish(run, run)
+        publish(trained_run, trained_run)
     with bad_input("there is no checkpoint of this program in it"):
         publish(tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -73,17 +69,17 @@ def test_a_run_is_not_published_over_another(run: Path, tmp_path: Path) -> None:
     other.mkdir()
     (other / "config.json").write_text("somebody's")
     with bad_input("there are other files in it; choose a new directory"):
-        publish(run, other)
+        publish(trained_run, other)
     assert (other / "config.json").read_text() == "somebody's"
-    path = publish(run, tmp_path / "out")
+    path = publish(trained_run, tmp_path / "out")
     before = path.read_bytes()
-    contents = checkpoint.read(checkpoint.meta_path(run))
+    contents = checkpoint.read(checkpoint.meta_path(trained_run))
     next(iter(contents["ema"]["shadow"].values())).view(-1)[0] += 1
     checkpoint.write(checkpoint.meta_path(tmp_path / "other"), contents)
     with bad_input("other weights are published there; choose another directory"):
         publish(tmp_path / "other", tmp_path / "out")
     assert path.read_bytes() == before
-    assert publish(run, tmp_path / "out") == path, "the same again"
+    assert publish(trained_run, tmp_path / "out") == path, "the same again"
 
 
 @pytest.mark.parametrize(
@@ -96,11 +92,13 @@ def test_a_run_is_not_published_over_another(run: Path, tmp_path: Path) -> None:
         ("README.md", "README.md: was not written by this command"),
     ],
 )
-def test_halves_of_a_published_model(file: str, message: str, run: Path, tmp_path: Path) -> None:
+def test_halves_of_a_published_model(
+    file: str, message: str, trained_run: Path, tmp_path: Path
+) -> None:
     """One without the other, of other weights, damaged, or beside a card that somebody wrote."""
     out = tmp_path / "out"
-    path = publish(run, out)
-    of_run = checkpoint.read(checkpoint.meta_path(run))["ema"]["shadow"]
+    path = publish(trained_run, out)
+    of_run = checkpoint.read(checkpoint.meta_path(trained_run))["ema"]["shadow"]
     assert load_file(path).keys() == of_run.keys(), "names as in the network"
     if file == "process.safetensors":
         (out / file).unlink()
@@ -120,7 +118,7 @@ def test_halves_of_a_published_model(file: str, message: str, run: Path, tmp_pat
     else:
         (out / file).write_text("by hand")
     with bad_input(message):
-        publish(run, out)
+        publish(trained_run, out)
 
 
 @pytest.mark.parametrize(
@@ -131,25 +129,32 @@ def test_halves_of_a_published_model(file: str, message: str, run: Path, tmp_pat
         ("--license=mit\ntags: [x]", "--license=mit tags: .x.: must be a name"),
     ],
 )
-def test_what_cannot_go_on_a_card(option: str, message: str, run: Path, tmp_path: Path) -> None:
+def test_what_cannot_go_on_a_card(
+    option: str, message: str, trained_run: Path, tmp_path: Path
+) -> None:
     """Nothing is written."""
-    words = ["publish", f"--workdir={run}", f"--out={tmp_path / 'out'}", option.format(run)]
+    words = [
+        "publish",
+        f"--workdir={trained_run}",
+        f"--out={tmp_path / 'out'}",
+        option.format(trained_run),
+    ]
     with bad_input(message):
         main(parse("publish", words))
     assert not (tmp_path / "out").exists()
 
 
-def test_the_card_has_the_scores_of_the_weights(run: Path, tmp_path: Path) -> None:
+def test_the_card_has_the_scores_of_the_weights(trained_run: Path, tmp_path: Path) -> None:
     """Each once, with errors; publishing again brings it up to date; a training starts there."""
     out = tmp_path / "out"
-    publish(run, out)
-    write_card(run, out, *CARD_SETTINGS)
+    publish(trained_run, out)
+    write_card(trained_run, out, *CARD_SETTINGS)
     assert "None were measured" in (out / "README.md").read_text()
     crc32 = checkpoint.weights_crc32(checkpoint.read(out / "model.safetensors"))
     score = {"score": "FID", "value": 21.2512, "standard_error": 0.5, "num_images": 77, "key": "a"}
     score["weights_crc32"] = 1
     rows = [score | {"weights_crc32": crc32}] * 2 + [score | {"value": 3.0, "key": "b"}]
-    copy = shutil.copytree(run, tmp_path / "copy")
+    copy = shutil.copytree(trained_run, tmp_path / "copy")
     (copy / "evaluation").mkdir()
     (copy / RESULTS).write_text("".join(json.dumps(row) + "\n" for row in rows))
     publish(copy, out)
@@ -219,9 +224,9 @@ def test_of_private_paths_only_names_are_published(tmp_path: Path) -> None:
     assert sampler.independent([0]).shape == (1, 1, 8, 8)
 
 
-def test_what_the_prior_tells_is_said(run: Path) -> None:
+def test_what_the_prior_tells_is_said(trained_run: Path) -> None:
     """How many images, how blurred, what is left of them; nothing where the prior is N(0, I)."""
-    contents = checkpoint.read(checkpoint.meta_path(run))
+    contents = checkpoint.read(checkpoint.meta_path(trained_run))
     prior = "the 9000 training images (mirror images counted), blurred by 4 pixels: 13 numbers"
     assert prior in (describe_prior(contents) or "")
     levels = torch.tensor([0, 1, 2, 2.5], dtype=torch.float64)
