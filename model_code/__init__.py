@@ -117,12 +117,6 @@ def build_model(config: ConfigDict) -> Module:
     return NETWORKS[name](config)
 
 
-def build_meta_model(config: ConfigDict) -> Module:
-    """Return the same network without numbers, on the meta device: nothing is allocated."""
-    with torch.device("meta"):
-        return build_model(config)
-
-
 def configured_chain(config: ConfigDict) -> Chain:
     """Return the levels that config.model.chain names, all by default."""
     levels, text = full_chain(config.model.K), config.model.chain

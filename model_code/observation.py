@@ -126,14 +126,6 @@ class ObservedKernel(ReverseKernel):
         error = self.kernel.estimate_error(k)
         return error / (error + ((high - low) * sigma) ** 2)
 
-    def starting_at(self, k: int) -> "ObservedKernel":
-        """Return the same along the chain from level k on."""
-        return ObservedKernel(self.kernel.starting_at(k), self.observation)
-
-    def checksum(self) -> int:
-        """That of the kernel; the observation is not part of it."""
-        return self.kernel.checksum()
-
 
 def agree(observation: Observation, u: Tensor) -> Tensor:
     """Images (B, C, H, W) in [0, 1] that agree with the observation, near u, by alternation."""

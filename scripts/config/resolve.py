@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from ml_collections import ConfigDict
 from torch.nn import Module
 
@@ -21,7 +22,7 @@ from model_code import (
     PROCESS_KEY,
     PROCESSES,
     Preset,
-    build_meta_model,
+    build_model,
     build_process,
     configured_chain,
 )
@@ -204,7 +205,9 @@ def resolve(
     with complete.unlocked(), complete.ignore_type():
         complete.model.blur_schedule = LOG if levels is None else levels
     try:
-        process, network = build_process(complete), build_meta_model(config)
+        process = build_process(complete)
+        with torch.device("meta"):  # nothing is allocated
+            network = build_model(config)
     except ValueError as error:
         raise UserError(str(error)) from None
     power = config.training.level_weighting

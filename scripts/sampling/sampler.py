@@ -24,7 +24,7 @@ from scripts.runtime.device import Precision, resolve_device, to_device
 from scripts.runtime.progress import warn_once
 from scripts.runtime.randomness import Purpose, stream
 from scripts.sampling import editing
-from scripts.sampling.bound import Bound, bound
+from scripts.sampling.bound import bound
 from scripts.sampling.choice import Choice, parse_interval
 from scripts.sampling.initial_images import (
     DataPrior,
@@ -233,25 +233,11 @@ class Sampler:
         samples = sampler.independent(range(len(images) * per_image), on_step)
         return samples.unflatten(0, (len(images), per_image))
 
-    def super_resolve(self, small: torch.Tensor, per_image: int = 1) -> torch.Tensor:
-        """`editing.super_resolve`: samples whose block means are small pictures."""
-        return editing.super_resolve(self, small, per_image)
-
-    def inpaint(
-        self, images: torch.Tensor, unknown: torch.Tensor, per_image: int = 1
-    ) -> torch.Tensor:
-        """`editing.inpaint`: samples with the known pixels of images."""
-        return editing.inpaint(self, images, unknown, per_image)
-
-    def edit(self, images: torch.Tensor, blur: float, per_image: int = 1) -> torch.Tensor:
-        """`editing.edit`: samples that start from images, blurred by so many pixels."""
-        return editing.edit(self, images, blur, per_image)
-
-    def bound(
-        self, pixels: torch.Tensor, levels: int | None = 10, labels: torch.Tensor | None = None
-    ) -> Bound:
-        """`bound.bound`: the bound on -log p(u_0) of 8-bit images, by image and in its parts."""
-        return bound(self, pixels, levels, labels)
+    # Methods whose first argument is the sampler, each in a file of its own.
+    super_resolve = editing.super_resolve
+    inpaint = editing.inpaint
+    edit = editing.edit
+    bound = bound
 
     def origins(self, indices: Sequence[int]) -> list[int]:
         """Which of the prior's images each sample starts from: drawn uniformly, or one of

@@ -31,18 +31,16 @@ class DataPicture:
         self._batch = readable_batch(source, wanted, experiment.config.data)
         self._images = self._batch.images
 
-    @property
-    def deviation(self) -> float:
-        """Standard deviation of a pixel about the mean image."""
-        return self._images.var(0).mean().sqrt().item()
-
     def warning(self) -> str:
         """Return a line for images that hardly differ; empty for others."""
         model = self._experiment.config.model
         reads_sigma = "model.sigma" in PROCESSES[model.process].reads
-        if not reads_sigma or len(self._images) < 2 or self.deviation >= model.sigma:
+        if not reads_sigma or len(self._images) < 2:
             return ""
-        found = f"{len(self._images)} training images differ by {self.deviation:.2g} a pixel"
+        deviation = self._images.var(0).mean().sqrt().item()  # of a pixel about the mean image
+        if deviation >= model.sigma:
+            return ""
+        found = f"{len(self._images)} training images differ by {deviation:.2g} a pixel"
         shown = f"less than config.model.sigma = {model.sigma:g}"
         return f"{found} (standard deviation), {shown}: samples may be their mean; see data.png"
 
