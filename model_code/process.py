@@ -94,6 +94,10 @@ class Process(ABC):
         """Mean (B, C, H, W) and standard deviation of p(u_j | u_k) for a step from k to j < k."""
         raise NotImplementedError
 
+    def mean_state(self, u0: Tensor, k: int) -> Tensor:
+        """Return the state of images (B, C, H, W) at level k without its noise."""
+        return self.corrupt(u0, at_level(k, u0), torch.zeros_like(u0))[0]
+
     def to_images(self, state: Tensor) -> Tensor:
         """Return a state in the range of images, about [0, 1]."""
         return state
@@ -102,8 +106,7 @@ class Process(ABC):
         """Return the prior from all training images in batches (B, C, H, W): their states at level
         K.
         """
-        k = torch.tensor([self.K])
-        states = [self.corrupt(u, k.expand(len(u)), torch.zeros_like(u))[0] for u in batches]
+        states = [self.mean_state(u, self.K) for u in batches]
         if not states:
             raise ValueError("a prior needs at least one image")
         return StoredStates(torch.cat(states))
@@ -186,6 +189,11 @@ class StepKernel(ReverseKernel):
 
     def _following(self, k: int) -> int:
         return self.chain[self.chain.index(k) + 1]
+
+
+def at_level(k: int, u: Tensor) -> Tensor:
+    """Return level k for each of u (B, ...): int64 (B,)."""
+    return torch.full((len(u),), k, device=u.device)
 
 
 def full_chain(K: int) -> Chain:

@@ -600,8 +600,6 @@ def moments(sampler: Sampler, images: np.ndarray) -> tuple[torch.Tensor, torch.T
     for rows in blocks(images):
         u0 = to_unit_range(images[rows]).to(device)
         data.add(u0.cpu())
-        levels = torch.full((len(u0),), k, device=device)
-        state, _ = process.corrupt(u0, levels, torch.zeros_like(u0))
-        first.add(process.to_images(state).cpu())
+        first.add(process.to_images(process.mean_state(u0, k)).cpu())
     unit = process.to_images(torch.ones(1)) - process.to_images(torch.zeros(1))
     return data.variance, first.variance, sampler.prior_std * unit.item()

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from model_code.calibration import calibration_state, level_state, measured_bins, moments
 from model_code.gaussian import GaussianProcess
 from model_code.guidance import conditioned
-from model_code.process import Denoiser
+from model_code.process import Denoiser, at_level
 from scripts.data.images import ImageSource, spread_evenly
 from scripts.data.loader import readable_batch
 from scripts.runtime import distributed
@@ -51,7 +51,7 @@ def calibrate(
         sums = torch.zeros(())
         for indices in torch.arange(len(images)).split(batch_size):
             u0 = images[indices].to(precision.device)
-            levels_of_batch = torch.full((len(u0),), k, device=u0.device)
+            levels_of_batch = at_level(k, u0)
             places = [(k, int(i)) for i in indices]
             shape = tuple(images.shape[1:])
             eps = normal_by_index(precision.device, seed, Purpose.SPECTRUM_NOISE, places, shape)

@@ -67,8 +67,8 @@ def inpaint(
     prior, count = sampler.prior, len(images) * per_image
     if len(prior) > 1:
         means = (images * known).sum((2, 3), keepdim=True) / known.sum()
-        filled = process.from_images(torch.where(known, images, means)).to(process.device)
-        states = process.blur(filled, torch.full((len(images),), process.K, device=process.device))
+        filled = torch.where(known, images, means).to(process.device)
+        states = process.mean_state(filled, process.K)
         prior = StoredStates(_nearest(prior, states.cpu(), per_image))
     else:
         prior = StoredStates(prior.means(torch.zeros(count, dtype=torch.int64)))

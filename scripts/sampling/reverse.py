@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 
 from model_code.gaussian import GaussianProcess
-from model_code.process import Denoiser, Process, ReverseKernel
+from model_code.process import Denoiser, Process, ReverseKernel, at_level
 from scripts.runtime.randomness import Purpose, torch_generator
 
 Draw = Callable[[int], torch.Tensor]
@@ -40,7 +40,7 @@ def reverse_process(
     """
     u = u_K
     for k, j in pairwise(kernel.chain):
-        levels = torch.full((len(u),), k, device=u.device)
+        levels = at_level(k, u)
         mean = kernel.mean(u, model(u, levels), levels[:1])
         noise = kernel.noise(draw(k).to(u.device, non_blocking=True), k)
         u = mean + noise if j > 0 else mean
@@ -64,7 +64,7 @@ def heun(
     """
     z = u_K
     for k, j in pairwise(kernel.chain):
-        levels = torch.full((len(z),), k, device=z.device)
+        levels = at_level(k, z)
         change = process.change(model(z, levels), z, k, k, j)
         if j > 0:
             end, levels = z + change, torch.full_like(levels, j)

@@ -136,7 +136,7 @@ class Sampler:
 
     def independent(self, indices: Sequence[int], on_step: OnStep | None = None) -> torch.Tensor:
         """Samples with their own prior states and noise: (B, C, H, W), about [0, 1], on the CPU."""
-        noise = IndependentNoise(self.seed, indices, self.shape, self.precision.device)
+        noise = self._noise(indices)
         return self._draw(self._means(indices), noise, noise, on_step, self.labels(indices))
 
     def same_init(self, indices: Sequence[int], on_step: OnStep | None = None) -> torch.Tensor:
@@ -148,8 +148,7 @@ class Sampler:
         if self.kernel.label == "eta_0":
             why = "steps are deterministic, --eta=1 draws noise"
             raise UserError(f"--same_init: {why}, and all samples would be alike")
-        first = IndependentNoise(self.seed, indices[:1], self.shape, self.precision.device)
-        noise = IndependentNoise(self.seed, indices, self.shape, self.precision.device)
+        first, noise = self._noise(indices[:1]), self._noise(indices)
         labels = self.labels(indices if self.asked else [indices[0]] * len(indices))
         means = self._means(indices[:1]).expand(len(indices), -1, -1, -1)
         return self._draw(means, first, noise, on_step, labels)
@@ -162,7 +161,7 @@ class Sampler:
         if len(self.prior) == 1:
             why = "there is one initial mean"
             raise UserError(f"--share_noise: {why}, and all samples would be alike")
-        noise = IndependentNoise(self.seed, indices[:1], self.shape, self.precision.device)
+        noise = self._noise(indices[:1])
         return self._draw(self._means(indices), noise, noise, on_step, self.labels(indices))
 
     def interpolate(
@@ -196,9 +195,7 @@ class Sampler:
         kernel = self.kernel.starting_at(k)
 
         def corrupt(images: torch.Tensor) -> torch.Tensor:
-            u0 = images.to(self.precision.device)
-            at_k = torch.full((len(u0),), k, device=u0.device)
-            return self.process.corrupt(u0, at_k, torch.zeros_like(u0))[0]
+            return self.process.mean_state(images.to(self.precision.device), k)
 
         black = torch.zeros(1, *self.shape)
         if torch.equal(corrupt(black), corrupt(black + 1)):
@@ -288,6 +285,9 @@ class Sampler:
             return self.model
         y = labels.to(self.precision.device)
         return conditioned(self.model, y, self.guidance, self.interval)
+
+    def _noise(self, indices: Sequence[int]) -> IndependentNoise:
+        return IndependentNoise(self.seed, indices, self.shape, self.precision.device)
 
     def _means(self, indices: Sequence[int]) -> torch.Tensor:
         return self.prior.means(torch.tensor(self.origins(indices)))

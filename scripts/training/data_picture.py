@@ -9,6 +9,7 @@ from PIL import Image
 
 from model_code import PROCESSES
 from model_code.gaussian import GaussianProcess
+from model_code.process import at_level
 from scripts.config.resolve import Experiment
 from scripts.data.images import ImageSource, spread_evenly
 from scripts.data.loader import readable_batch
@@ -82,6 +83,5 @@ class DataPicture:
         seed, shape = self._experiment.config.seed, tuple(images.shape[1:])
         device = process.device
         eps = normal_by_index(device, seed, Purpose.SPECTRUM_NOISE, places, shape)
-        levels = torch.full((len(images),), k, device=device)
-        states, _ = process.corrupt(images.to(device), levels, eps)
+        states, _ = process.corrupt(images.to(device), at_level(k, eps), eps)
         return process.to_images(states)
