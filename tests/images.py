@@ -1,5 +1,6 @@
 """Small image sources and folders for tests."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,21 @@ def save_images(folder: Path, names: list[str], size: int = 8) -> None:
     for i, name in enumerate(names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (size, size), i).save(folder / name, "PNG")
+
+
+def save_noise(folder: Path, count: int, *shape: int, seed: int = 0) -> Path:
+    """So many PNG files of noise, "0.png" and so on; the folder."""
+    folder.mkdir(exist_ok=True)
+    for number, pixels in enumerate(random_pixels(count, *shape, seed=seed)):
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return folder
+
+
+def encoded(pixels: np.ndarray, kind: str = "PNG") -> bytes:
+    """An image file, of a kind that Pillow names so."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind)
+    return buffer.getvalue()
 
 
 def names_of(source: ImageSource) -> list[str]:

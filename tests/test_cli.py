@@ -16,6 +16,7 @@ from scripts.config.paths import ROOT
 from scripts.storage.files import read_json_lines
 from tests.conftest import error_line
 from tests.forks import forked
+from tests.images import save_noise
 from tests.tiny import TINY
 
 
@@ -264,9 +265,7 @@ def test_own_images_with_a_truncated_one_among_them(tmp_path: Path) -> None:
     ]
     args += ["--config.training.n_iters=4", "--config.training.log_freq=4"]
     assert "mine" in error_line(run("train.py", "--workdir", tmp_path / "run", *args))
-    rng = np.random.default_rng(0)
-    for i in range(30):
-        Image.fromarray(rng.integers(0, 256, (12, 10, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    save_noise(folder, 30, 12, 10, 3)
     data = (folder / "4.png").read_bytes()
     (folder / "4.png").write_bytes(data[: len(data) // 2])
     result = succeed("train.py", "--workdir", tmp_path / "run", *args)

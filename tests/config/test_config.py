@@ -20,7 +20,6 @@ from model_code.unet import MODEL_KEYS
 from scripts.config.load import flatten, load, to_json
 from scripts.config.paths import ROOT
 from scripts.config.resolve import config_warnings, differences, refuse_differences, resolve
-from scripts.errors import one_line
 from scripts.runtime.device import Precision
 from scripts.training.plan import Work, describe
 from tests.conftest import bad_input
@@ -323,9 +322,8 @@ def test_a_file_of_the_original_release_works_as_it_is(change: str, tmp_path: Pa
     ],
 )
 def test_files_that_would_give_another_model(change: str, message: str, tmp_path: Path) -> None:
-    with bad_input(message) as error:
+    with bad_input(message):
         load(release_file(tmp_path, change))
-    assert "\n" not in one_line(error.value)
 
 
 @pytest.mark.parametrize(

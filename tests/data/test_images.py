@@ -1,6 +1,5 @@
 """How images are decoded."""
 
-import io
 import struct
 import tracemalloc
 import zlib
@@ -28,7 +27,7 @@ from scripts.data.images import (
     identity,
     list_images,
 )
-from tests.images import data_config, decoded, random_pixels
+from tests.images import data_config, decoded, encoded, random_pixels
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -101,12 +100,6 @@ def test_a_png_whose_text_or_profile_alone_is_too_large_is_readable(
 
 
 NOISE = random_pixels(32, 32, 3)
-
-
-def encoded(pixels: np.ndarray, kind: str = "PNG") -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, kind)
-    return buffer.getvalue()
 
 
 @pytest.mark.parametrize(

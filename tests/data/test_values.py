@@ -1,6 +1,5 @@
 """Values other than 8 bits: a stated range becomes [0, 1]; what cannot be right is refused."""
 
-import io
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from scripts.data.loader import OrderedBatches, to_unit_range
 from scripts.data.packs import write_pack
 from scripts.data.values import Values, as_uint8
 from tests.conftest import bad_input
-from tests.images import data_config, names_of
+from tests.images import data_config, encoded, names_of
 from tests.tiny import tiny_config
 
 RAMP = np.linspace(0, 1, 64).reshape(8, 8)
@@ -30,15 +29,10 @@ def as_pgm(numbers: np.ndarray) -> bytes:
 
 
 def as_tiff(numbers: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(numbers).save(buffer, "TIFF")
-    return buffer.getvalue()
+    return encoded(numbers, "TIFF")
 
 
-def as_png(numbers: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(numbers).save(buffer, "PNG")
-    return buffer.getvalue()
+as_png = encoded
 
 
 def write(place: Path, kind: Any, numbers: np.ndarray, n: int = 3) -> ConfigDict:

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from ml_collections import ConfigDict
-from PIL import Image
 
 from scripts.estimate import Estimate
 from scripts.evaluation.classifier import classifier_features
@@ -27,7 +26,7 @@ from scripts.sampling.choice import Choice
 from scripts.sampling.sampler import Sampler, load_sampler
 from tests.conftest import bad_input
 from tests.evaluation.evaluations import Recorder, of_samples
-from tests.images import save_images
+from tests.images import save_images, save_noise
 from tests.tiny import tiny_config
 
 CPU = torch.device("cpu")
@@ -37,10 +36,7 @@ Evaluate = Callable[..., dict[str, Result]]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twenty images."""
-    place, rng = tmp_path_factory.mktemp("folder"), np.random.default_rng(0)
-    for i in range(20):
-        Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)).save(place / f"{i}.png")
-    return place
+    return save_noise(tmp_path_factory.mktemp("folder"), 20, 12, 12, 3)
 
 
 @pytest.fixture(autouse=True)

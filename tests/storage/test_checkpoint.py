@@ -15,6 +15,7 @@ from model_code.ema import EMA
 from scripts.config.load import to_json
 from scripts.storage import checkpoint
 from scripts.storage.checkpoint import (
+    TrainedModel,
     load_trained,
     meta_path,
     numbered_path,
@@ -236,6 +237,13 @@ def test_another_configuration_is_named_by_key(tmp_path: Path) -> None:
     )
 
 
+def errors_of(trained: TrainedModel) -> list[float]:
+    """What the newest calibration has."""
+    calibration = trained.calibration()
+    assert calibration is not None
+    return calibration["errors"].tolist()
+
+
 def test_calibration_precision_and_dequantization(tmp_path: Path) -> None:
     """What was measured later, beside the checkpoint, goes before what training measured, if it was
     of the same weights.
@@ -245,7 +253,7 @@ def test_calibration_precision_and_dequantization(tmp_path: Path) -> None:
     trained = load_trained(config, tmp_path, 0)
     assert (trained.calibration(), trained.dequantized) == (None, False)
     trained.write_calibration({"errors": torch.ones(2)})
-    assert (load_trained(config, tmp_path, 0).calibration() or {})["errors"].tolist() == [1, 1]
+    assert errors_of(load_trained(config, tmp_path, 0)) == [1, 1]
     later = contents(config)
     for weight in later["ema"]["shadow"].values():
         weight += 0.25
@@ -255,11 +263,11 @@ def test_calibration_precision_and_dequantization(tmp_path: Path) -> None:
         load_trained(config, tmp_path, 0).calibration()
     kept = {"calibration": {"errors": torch.zeros(2)}, "precision": "bfloat16"}
     write_meta(tmp_path, later | kept)
-    assert (load_trained(config, tmp_path, 0).calibration() or {})["errors"].tolist() == [0, 0]
+    assert errors_of(load_trained(config, tmp_path, 0)) == [0, 0]
     write_meta(tmp_path, contents(tiny_config(data__uniform_dequantization=True)) | kept)
     trained = load_trained(config, tmp_path, 0)
     assert trained.dequantized
-    assert (trained.calibration() or {})["errors"].tolist() == [1, 1]
+    assert errors_of(trained) == [1, 1]
 
 
 def test_calibrations_of_earlier_versions(tmp_path: Path) -> None:
@@ -267,10 +275,10 @@ def test_calibrations_of_earlier_versions(tmp_path: Path) -> None:
     config = tiny_config()
     write_meta(tmp_path, contents(config) | {"noise": {"errors": torch.zeros(2)}})
     trained = load_trained(config, tmp_path, 0)
-    assert (trained.calibration() or {})["errors"].tolist() == [0, 0]
+    assert errors_of(trained) == [0, 0]
     beside = {"weights_crc32": trained.weights_crc32, "measured": {"errors": torch.ones(2)}}
     torch.save(beside, trained.path.with_suffix(".noise.pth"))
-    assert (trained.calibration() or {})["errors"].tolist() == [1, 1]
+    assert errors_of(trained) == [1, 1]
 
 
 def test_a_checkpoint_of_an_earlier_version(tmp_path: Path) -> None:
