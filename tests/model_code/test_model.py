@@ -13,8 +13,7 @@ import torch.nn.functional as F
 
 from model_code import build_model
 from model_code.ema import EMA
-from model_code.nn import AttentionBlock, GroupNorm32, ResBlock, level_embedding
-from model_code.unet import UNet
+from model_code.unet import AttentionBlock, GroupNorm32, ResBlock, UNet, level_embedding
 from tests.golden import fill_golden
 from tests.tiny import tiny_config
 

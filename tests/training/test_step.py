@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from model_code import build_process
 from model_code.blur import blur_schedule
-from model_code.nn import InputConv
+from model_code.unet import InputConv
 from scripts.runtime.randomness import Purpose, normal_batch, stream
 from scripts.training.step import Trainer, learning_rate, process_loss
 from tests.images import random_images
