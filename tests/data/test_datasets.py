@@ -271,17 +271,9 @@ def test_split_of_a_folder_depends_on_names_only(
 
 
 def test_the_split_never_changes() -> None:
-    """Another split would move training images into the held-out set of runs that continue.
-
-    At most 1000 are held out.
-    """
-    assert len(split_indices([str(i).encode() for i in range(20000)], "held_out")) == 1000
-    assert len(split_indices([b"0", b"1"], "held_out")) == 1
-    assert split_indices([f"{i}.png".encode() for i in range(30)], "held_out").tolist() == [
-        19,
-        22,
-        25,
-    ]
+    """Another split would move training images into the held-out set of runs that continue."""
+    keys = [f"{i}.png".encode() for i in range(30)]
+    assert split_indices(keys, "held_out").tolist() == [19, 22, 25]
 
 
 @pytest.mark.parametrize("shape", [(20, 8, 8), (20, 8, 8, 1), (20, 8, 8, 3), (20, 10, 9, 3)])

@@ -253,12 +253,12 @@ def test_packs_that_cannot_be_used(tmp_path: Path) -> None:
         with bad_input(rf"config\.data\.path = {path}: .*{message}"):
             load_images(data, "train")
 
-    for other, message in (
-        (data_config("folder", data.path, size=7), "a pack with data.image_size = 8, not 7"),
-        (data_config("folder", data.path, channels=1), "a pack with data.num_channels = 3, not 1"),
-        (data_config("npy", data.path), "a pack with data.dataset = 'folder', not 'npy'"),
-    ):
-        refused_as(other, message)
+    smaller = data_config("folder", data.path, size=7)
+    refused_as(smaller, "a pack with data.image_size = 8, not 7")
+    grey = data_config("folder", data.path, channels=1)
+    refused_as(grey, "a pack with data.num_channels = 3, not 1")
+    other = data_config("npy", data.path)
+    refused_as(other, "a pack with data.dataset = 'folder', not 'npy'")
     with bad_input(r"config\.data\.path = .*: is a pack already"):
         pack(data, tmp_path / "again")
     pixels = tmp_path / "pack" / "all.npy"
