@@ -19,7 +19,7 @@ from scripts.config.flags import fail
 from scripts.config.paths import ROOT, plain_name, user_path
 from scripts.data.datasets import load_images
 from scripts.data.images import FolderImages, UnreadableImage
-from scripts.errors import one_line, printable
+from scripts.errors import UserError, one_line, printable
 from scripts.evaluation.inception import InceptionFeatures
 from scripts.storage import checkpoint
 from scripts.storage.checkpoint import load_trained, meta_path
@@ -147,7 +147,7 @@ def test_programs_are_not_images(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "/x", "a\nb", "a\x1bb"])
 def test_names_of_files_are_plain(name: str) -> None:
-    with bad_input("must be a plain name"):
+    with pytest.raises(UserError, match="must be a plain name"):  # with the name as it is
         plain_name("--custom_name", name)
     assert plain_name("--custom_name", "my_images") == "my_images"
 
