@@ -47,7 +47,7 @@ quickstart: $(VENV)/runtime.stamp
 
 gallery: $(VENV)/runtime.stamp
 	PYTHONPATH=. $(RUN) docs/gallery/draw.py runs/mnist/pretrained docs/gallery
-	PYTHONPATH=. $(RUN) docs/gallery/draw.py runs/emoji/pretrained docs/gallery/emoji
+	PYTHONPATH=. $(RUN) docs/gallery/draw.py runs/emoji/conditional docs/gallery/emoji
 
 test: lint types
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal

@@ -27,7 +27,7 @@ def test_tour() -> None:
     """
     notebook = nbformat.read(TOUR, as_version=4)
     kept = pictures(notebook.cells)
-    assert sum(kept) == 12
+    assert sum(kept) == 13
     shorter = {
         "many, few = 96, 12": "many, few = 3, 3",
         "load_sampler(run, seed=1)": "load_sampler(run, "

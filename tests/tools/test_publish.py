@@ -234,11 +234,17 @@ def test_what_the_prior_tells_is_said(trained_run: Path) -> None:
     assert describe_prior(contents | {"prior": {}}) is None
 
 
-@pytest.mark.parametrize("name", ["mnist/pretrained", "mnist/conditional", "emoji/pretrained"])
-def test_the_included_weights_are_small_and_whole(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "megabytes"),
+    [
+        ("mnist/pretrained", 6), ("mnist/conditional", 4),
+        ("emoji/pretrained", 6), ("emoji/conditional", 11),
+    ],
+)  # fmt: skip
+def test_the_included_weights_are_small_and_whole(name: str, megabytes: int) -> None:
     """They come with the repository, and people download that on slow lines."""
     place = ROOT / "runs" / name
     path, contents = checkpoint.read_newest(place) or (None, {})
     assert path == place / "model.safetensors"
-    assert sum(file.stat().st_size for file in place.glob("*.safetensors")) < 6_000_000
+    assert sum(file.stat().st_size for file in place.glob("*.safetensors")) < 1e6 * megabytes
     assert contents.keys() >= {"ema", "config", "prior", "step", "calibration"}
