@@ -139,7 +139,7 @@ def scores_of(workdir: Path, weights_crc32: int) -> list[dict[str, Any]]:
     return [
         row
         | {
-            "calls": len(row["chain"]) - 1 if "chain" in row else "",
+            "steps": len(row["chain"]) - 1 if "chain" in row else "",
             "settings": ", ".join(
                 text.format(row[key]) for key, text in SHOWN.items() if row.get(key) is not None
             ),
