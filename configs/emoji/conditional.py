@@ -6,26 +6,18 @@ python sample.py --workdir runs/emoji/mine --class=all --guidance=1.5
 
 from ml_collections import ConfigDict
 
-from configs.emoji import quickstart
+from configs.emoji import pretrained
 
 
 def get_config() -> ConfigDict:
     """2.2M parameters on patches of 2x2 pixels, K = 25, 17,000 steps of 32 images."""
-    config = quickstart.get_config()
+    config = pretrained.get_config()
     config.training.n_iters = 17000
-    config.training.log_freq = 50
-    config.training.eval_freq = 500
-    config.training.sampling_freq = 2000
-    config.training.snapshot_freq = 2000
-    config.training.snapshot_freq_for_preemption = 250
     config.data.num_classes = 8
     config.model.K = 25  # all are visited: 25 of 30 levels make worse samples
     config.model.class_conditional = True
     config.model.use_scale_shift_norm = True
     config.model.channel_mult = (2, 2, 3)
     config.model.attention_levels = (1,)
-    config.model.ema_rate = 0.999
     config.optim.lr = 1e-3
-    config.optim.beta2 = 0.999
-    config.optim.warmup = 200
     return config
