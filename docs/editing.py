@@ -133,11 +133,11 @@ def fill(
     save_png(out / f"{name}.png", torch.stack(columns, 1)[rows].flatten(0, 1), 6)
 
 
-def main(run: Path, out: Path, steps: str | None = None, count: str = "") -> None:
+def main(run: Path, out: Path, steps: str = "", count: str = "") -> None:
     """Print all tables, write the pictures."""
     out.mkdir(parents=True, exist_ok=True)
     config = saved_config(run, 0)
-    sampler, _ = load_sampler(run, choice=Choice(delta="calibrated", steps=steps))
+    sampler, _ = load_sampler(run, choice=Choice(delta="calibrated", steps=steps or None))
     source = load_images(config.data, "held_out")
     rows = np.linspace(0, len(source) - 1, int(count or len(source))).astype(int)
     pixels = np.stack([source[int(i)] for i in rows])

@@ -1,5 +1,6 @@
 """What the weights in runs/emoji/pretrained were trained with: an hour and a half on one core with
-AVX2, in float32. data/emoji32.npz held Noto's pictures alone then: the same command now makes others.
+AVX2, in float32, when data/emoji32.npz held Noto's pictures alone: the same command now makes
+others.
 
 The weights' card has the scores.
 """
