@@ -22,8 +22,8 @@ from model_code.prior import Prior, PriorBank, StandardNormal
 from model_code.process import CalibrationState, Chain, Denoiser, Process, full_chain, next_levels
 from model_code.spectrum import bin_sums
 
-SMALLEST_SIGMA = 0.05
-"""The loss of x is divided by max(sigma_k, this)^2: that of a velocity (x - z) / sigma_k."""
+MAX_WEIGHT = 5.0
+"""gamma of Min-SNR weighting (Hang et al., ICCV 2023): what errors of x count for at most."""
 CALIBRATE = "run python -m scripts.tools.calibrate, or leave --delta, --eta and --steps out"
 
 
@@ -83,24 +83,20 @@ class GaussianProcess(Process):
     # --- forward ---
 
     def corrupt(self, u0: Tensor, k: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
-        """z_k = A_k x + sigma_k eps, and the target: the next mean A_j x, x / max(sigma_k, 0.05),
-        or eps, also for v.
-        """
+        """z_k = A_k x + sigma_k eps, and the target: the next mean A_j x, x, or eps, also for v."""
         x, sigma = self.from_images(u0), self.sigma_of(k).float()
         if self.of_next_mean:
             target, mean = self.blur.at_levels(x, self.next_level[k], k)
             return mean + sigma * eps, target
         z = self.blur(x, k) + sigma * eps
-        return z, x / sigma.clamp(min=SMALLEST_SIGMA) if self.predicts == "x" else eps
+        return z, x if self.predicts == "x" else eps
 
     def predict(self, F: Tensor, u_k: Tensor, k: Tensor) -> Tensor:
         """Return the estimate of the target of `corrupt`."""
         F, sigma = F.float(), self.sigma_of(k)
         if self.of_next_mean:
             return u_k + F
-        if self.predicts == "x":
-            return F / sigma.float().clamp(min=SMALLEST_SIGMA)
-        if self.predicts == "eps":
+        if self.predicts in ("x", "eps"):
             return F
         alpha = self.blur.alpha(k)
         of_z, of_F = self.estimate_coefficients(k)  # of x; eps is (z - alpha x) / sigma
@@ -121,11 +117,24 @@ class GaussianProcess(Process):
         return (state - low) / (high - low)
 
     def level_weights(self, power: float) -> Tensor:
-        """Powers of the level's scale: errors of heat fall with the blur, about as 1 / sigma_B."""
-        if self.level_scale is None:
+        """Powers of the level's scale: errors of heat fall with the blur, about as 1 / sigma_B.
+
+        Without a scale those of a loss in which squared errors of x count min(1 / sigma_k^2,
+        gamma), or alpha_k^2 / sigma_k^2 for a network that predicts v, alpha_k being that of an
+        image's mean. Without a bound levels with hardly any noise are all that is learnt in a
+        short training. Networks that predict eps have the plain loss of eps.
+        """
+        square = self.sigma[1:] ** 2
+        if self.level_scale is not None:
+            of_levels = self.level_scale[1:] ** power
+        elif self.predicts == "x":
+            of_levels = (1 / square).clamp(max=MAX_WEIGHT)
+        elif self.predicts == "v":
+            snr = (2 * self.blur.log_alpha[1:, 0, 0]).exp() / square
+            of_levels = (MAX_WEIGHT / snr).clamp(max=1)  # of an error in eps
+        else:
             return super().level_weights(power)
-        weights = torch.zeros_like(self.level_scale)
-        weights[1:] = self.level_scale[1:] ** power
+        weights = torch.cat([torch.zeros(1), of_levels])
         return (weights / weights[list(self.training_levels)].mean()).float()
 
     # --- reverse ---

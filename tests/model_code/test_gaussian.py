@@ -189,16 +189,32 @@ def test_the_mean_follows_from_what_the_network_says(name: str, eta: float) -> N
 
 @pytest.mark.parametrize("name", ALL)
 def test_with_the_true_output_the_loss_is_0(name: str) -> None:
-    """For every prediction; targets are the next image, x over max(sigma, 0.05), or eps."""
+    """For every prediction; targets are the next image, x, or eps."""
     process, k = make(name), torch.tensor([1, K // 2, K])
     u0, eps = images_and_noise(3)
     z, target = process.corrupt(u0, k, eps)
     x = process.from_images(u0)
     F = true_output(process, x, eps, k)
     torch.testing.assert_close(process.predict(F, z, k), target, atol=2e-5, rtol=1e-5)
-    weight = torch.tensor([20.0, 2.0, 1.0])[:, None, None, None]
-    expected = {"x": weight * x, "next mean": process.blur(x, k - 1)}.get(process.predicts, eps)
+    expected = {"x": x, "next mean": process.blur(x, k - 1)}.get(process.predicts, eps)
     torch.testing.assert_close(target, expected)
+
+
+@pytest.mark.parametrize("name", ["flow", "v", "diffusion"])
+def test_errors_of_x_count_by_the_signal_to_noise_ratio_up_to_a_bound(name: str) -> None:
+    """By what two outputs change in the target's estimate and in that of x, in the mean's
+    coefficient.
+    """
+    process, k = make(name), torch.arange(1, K + 1)
+    F = torch.ones(K, 1, SIZE, SIZE)
+    of_target = process.predict(F, 0 * F, k) - process.predict(0 * F, 0 * F, k)
+    of_x = process.estimate_coefficients(k)[1].expand(K, 1, SIZE, SIZE)[..., :1, :1]
+    alpha, sigma = process.blur.alpha(k)[:, 0, 0, 0], process.sigma[k]
+    signal = 1.0 if name == "flow" else alpha
+    counts = (signal / sigma).square().clamp(max=5.0)
+    weights = counts * (of_x.flatten() / of_target.double().mean((1, 2, 3))).square()
+    found = process.level_weights(0.0)[1:].double()
+    torch.testing.assert_close(found, weights / weights.mean(), rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("name", POSTERIOR)
