@@ -5,14 +5,14 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	$$python -c '$(SUITABLE)' 2>/dev/null && echo $$python && break; done)
 VENV := .venv
 RUN := $(VENV)/bin/python
-QUICKSTART := --config configs/mnist/quickstart.py --workdir runs/mnist/quickstart
-PRETRAINED := --workdir runs/mnist/pretrained
-SAMPLE := $(RUN) sample.py --workdir runs/mnist/quickstart
+QUICKSTART := --config configs/mnist/flow_matching_quickstart.py --workdir runs/mnist/quickstart
+SAMPLE_INCLUDED := $(RUN) sample.py --workdir runs/mnist/pretrained --steps=50
+SAMPLE := $(RUN) sample.py --workdir runs/mnist/quickstart --steps=25
 
 .PHONY: help quickstart gallery test test-numbers test-cluster lint types clean
 
 help:
-	@echo "make quickstart   install, sample from the included weights, train on the embedded digits, sample in all four ways (about five minutes on two cores)"
+	@echo "make quickstart   install, sample from the included weights in all four ways, train on the embedded digits, sample (about five minutes on two cores)"
 	@echo "make gallery      install, draw the README's pictures from the included weights again (about two minutes)"
 	@echo "make test         install, lint, types, test suite"
 	@echo "make test-numbers the numerical tests alone; ATEN_CPU_CAPABILITY=default runs them as without AVX2"
@@ -32,18 +32,19 @@ $(VENV)/dev.stamp: requirements-dev.txt $(VENV)/runtime.stamp
 	@touch $@
 
 quickstart: $(VENV)/runtime.stamp
-	@echo "Sixteen digits from the included weights, before anything is trained:"
-	$(RUN) sample.py $(PRETRAINED) --batch_size=16
-	@echo "Now a network of your own:"
+	@echo "Digits from the included weights by heat dissipation, in all four ways, before anything is trained:"
+	$(SAMPLE_INCLUDED) --batch_size=16
+	$(SAMPLE_INCLUDED) --batch_size=16 --same_init
+	$(SAMPLE_INCLUDED) --batch_size=16 --share_noise
+	$(SAMPLE_INCLUDED) --interpolate --num_points=20
+	@echo "Now a network of your own, by heat flow matching:"
 	$(RUN) train.py $(QUICKSTART)
 	$(SAMPLE) --batch_size=16
-	$(SAMPLE) --batch_size=16 --same_init
-	$(SAMPLE) --batch_size=16 --share_noise
+	$(SAMPLE) --batch_size=16 --same_init --eta=1
 	$(SAMPLE) --interpolate --num_points=20
 	$(RUN) -m scripts.tools.report runs/mnist/quickstart
 	@echo; echo "Pictures, and process.gif and process.mp4 beside them:"
-	@ls runs/mnist/pretrained/additional_samples/checkpoint_0/*/final.png runs/mnist/quickstart/additional_samples/checkpoint_0/*/final.png \
-		runs/mnist/quickstart/additional_samples/checkpoint_0/*/interpolation.png
+	@ls $(foreach run,pretrained quickstart,$(addprefix runs/mnist/$(run)/additional_samples/checkpoint_0/*/,final.png interpolation.png))
 
 gallery: $(VENV)/runtime.stamp
 	PYTHONPATH=. $(RUN) docs/gallery/draw.py runs/mnist/pretrained docs/gallery

@@ -1,14 +1,19 @@
-"""Tables and a picture of what docs/processes.sh measured so far: python docs/processes.py DIR.
+"""Tables and pictures of what docs/processes.sh measured so far: PYTHONPATH=. python
+docs/processes.py DIR.
 
-For each data set a table, as Markdown: one row for a process, kernel and kind of steps, one column
-for a number of network calls; means over training seeds, with the standard error of the evaluation
-and, of several seeds, their standard deviation. frechet.png has them as curves.
+As Markdown: for each data set and score one row for a process and kind of steps, one column for a
+number of network calls; then what else was measured with 25 calls. Means over training seeds, with
+the standard error of the evaluation and, of several seeds, their standard deviation. frechet.png
+has the first as curves, samples_DATA.png a row of samples for each process.
 """
 
 import json
+import math
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,61 +22,122 @@ from matplotlib.ticker import ScalarFormatter
 
 from scripts.sampling.output import save_png
 
-Rows = dict[tuple[str, str], dict[int, list[tuple[float, float]]]]
-"""By data set and label: values and standard errors of each training seed by network calls."""
 EXTRACTOR = "robust_classifier"
+CALLS = 25
+"""Where more is measured."""
+DISTANCE, BOUND, FINE, SECONDS = "FID", "BPD", "finest octave", "seconds a sample"
+OTHERS = {
+    "VarianceRatio": "variance over the data's",
+    FINE: "of the finest octave",
+    "NearestRatio": "distance to the nearest training picture over held-out pictures'",
+    SECONDS: SECONDS,
+}
+NAMES = {
+    "heat": "heat dissipation",
+    "blurring": "blurring diffusion",
+    "gaussian": "Gaussian diffusion",
+    "flow": "flow matching",
+}
+KINDS = {
+    "eta_0": "deterministic",
+    "posterior": "ancestral",
+    "heun": "Heun",
+    "0.125": "isotropic (1.25 sigma)",
+}
+Values = dict[str, tuple[float, float]]
+"""A value and its standard error by training seed."""
+Rows = dict[str, dict[str, dict[int, Values]]]
+"""By score, process with kind of steps, and number of network calls."""
 
 
-def read(out: Path, score: str) -> Rows:
-    """Return the values of a score in DIR/DATA/PROCESS-SEED/evaluation/results.jsonl."""
-    rows: Rows = defaultdict(lambda: defaultdict(list))
-    for path in sorted(out.glob("*/*-*/evaluation/results.jsonl")):
-        data, name = path.parts[-4:-2]
-        process = name.rpartition("-")[0]
+def measured(row: dict[str, Any]) -> Iterator[tuple[str, float, float]]:
+    """Scores, values and standard errors that a row of results has."""
+    score, value, error = row["score"], row["value"], row["standard_error"]
+    if score != DISTANCE or row["features_extractor"] == EXTRACTOR:
+        yield score, value, error
+    if score == DISTANCE:
+        yield SECONDS, row["seconds"] / row["num_images"], math.nan
+    if score == "VarianceRatio":
+        finest = next(iter(row["by_octave"].values()))
+        relative = math.log(10) / 10 * finest["standard_error_dB"]
+        yield FINE, finest["ratio"], finest["ratio"] * relative
+
+
+def name(process: str) -> str:
+    """Return what it is called, of "flow_8" with the largest blur."""
+    kind, _, blur = process.partition("_")
+    return NAMES[kind] + (f" ({blur} pixels)" if blur else "")
+
+
+def read(directory: Path) -> Rows:
+    """Return what was measured in DIR/DATA/PROCESS-SEED; the last of what was measured twice."""
+    rows: Rows = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))
+    for path in sorted(directory.glob("*-*/evaluation/results.jsonl")):
+        process, _, seed = path.parts[-3].rpartition("-")
         for line in path.read_text().splitlines():
             row = json.loads(line)
-            if row["score"] != score or row.get("features_extractor") not in (None, EXTRACTOR):
-                continue
             steps = len(row["chain"]) - 1
-            sampler = row.get("sampler", "reverse")
-            calls = 2 * steps - 1 if sampler == "heun" else steps
-            kind = row["delta"] if sampler == "reverse" else sampler
-            rows[data, f"{process}, {kind}"][calls].append((row["value"], row["standard_error"]))
+            heun = row.get("sampler") == "heun"
+            kind = "heun" if heun else row["delta"]
+            label = f"{name(process)}, {KINDS.get(kind, kind)}"
+            calls = 2 * steps - 1 if heun else steps
+            for score, value, error in measured(row):
+                rows[score][label][calls][seed] = value, error
     return rows
 
 
-def cell(values: list[tuple[float, float]]) -> str:
+def cell(values: Values | None) -> str:
     """Return the mean over seeds with both errors."""
-    mean = np.mean([value for value, _ in values])
-    error = np.sqrt(np.sum([error**2 for _, error in values])) / len(values)
-    text = f"{mean:.1f} +- {error:.1f}" if mean >= 10 else f"{mean:.3f} +- {error:.3f}"
-    if len(values) == 1:
-        return text
-    return f"{text} ({np.std([value for value, _ in values], ddof=1):.2g})"
+    if not values:
+        return ""
+    means, errors = zip(*values.values(), strict=True)
+    mean, error = np.mean(means), math.hypot(*errors) / len(errors)
+    digits = 1 if mean >= 10 else 2
+    text = f"{mean:.{digits}f}"
+    if not math.isnan(error):
+        text += f" +- {error:.{digits}f}"
+    if len(values) > 1:
+        text += f" ({np.std(means, ddof=1):.2g})"
+    return text
 
 
-def table(rows: Rows, data: str) -> str:
+def table(title: str, columns: list[Any], cells: dict[str, list[str]]) -> str:
     """Markdown."""
-    ours = {label: columns for (of, label), columns in rows.items() if of == data}
-    calls = sorted({number for columns in ours.values() for number in columns})
-    lines = [f"| {data} | " + " | ".join(map(str, calls)) + " |", "|---" * (len(calls) + 1) + "|"]
-    for label, columns in ours.items():
-        cells = [cell(columns[number]) if number in columns else "" for number in calls]
-        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    lines = [f"| {title} | " + " | ".join(map(str, columns)) + " |"]
+    lines.append("|---" * (len(columns) + 1) + "|")
+    lines += [f"| {label} | " + " | ".join(texts) + " |" for label, texts in cells.items()]
     return "\n".join(lines)
 
 
-def draw(rows: Rows, path: Path) -> None:
+def by_calls(data: str, score: str, rows: Rows) -> str:
+    """A score over numbers of network calls."""
+    calls = sorted({number for measured in rows[score].values() for number in measured})
+    cells = {
+        label: [cell(measured.get(number)) for number in calls]
+        for label, measured in rows[score].items()
+    }
+    return table(f"{data}, {score}, network calls", calls, cells)
+
+
+def others(data: str, rows: Rows) -> str:
+    """What else was measured with 25 calls."""
+    cells = {
+        label: [cell(rows[score][label].get(CALLS)) for score in OTHERS]
+        for label in rows["VarianceRatio"]
+    }
+    return table(f"{data}, {CALLS} calls", list(OTHERS.values()), cells)
+
+
+def draw(found: dict[str, Rows], path: Path) -> None:
     """Curves of each data set."""
-    names = sorted({data for data, _ in rows})
-    figure = Figure(figsize=(8 * len(names), 4.5), layout="constrained")
-    for axes, data in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        for (of, label), columns in rows.items():
-            if of == data:
-                calls = sorted(columns)
-                means = [np.mean([value for value, _ in columns[number]]) for number in calls]
-                errors = [np.mean([error for _, error in columns[number]]) for number in calls]
-                axes.errorbar(calls, means, errors, fmt="o-", ms=4, capsize=3, label=label)
+    figure = Figure(figsize=(8 * len(found), 4.5), layout="constrained")
+    places = figure.subplots(1, len(found), squeeze=False)[0]
+    for axes, (data, rows) in zip(places, found.items(), strict=True):
+        for label, columns in rows[DISTANCE].items():
+            calls = sorted(columns)
+            values = [np.mean(list(columns[number].values()), 0) for number in calls]
+            means, errors = zip(*values, strict=True)
+            axes.errorbar(calls, means, errors, fmt="o-", ms=4, capsize=3, label=label)
         axes.set(xlabel="network calls", ylabel="Frechet distance, % of variance", title=data)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
@@ -81,26 +147,26 @@ def draw(rows: Rows, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def draw_samples(out: Path, data: str) -> None:
-    """samples_DATA.png: a row of the first 16 samples of each arm, in the order of their names."""
+def draw_samples(directory: Path, path: Path) -> None:
+    """A row of the first 16 samples of each process, in the order of their names."""
     rows = []
-    for path in sorted(out.glob(f"{data}/*-1/additional_samples/*/delta_*_steps_25/final.npy")):
-        print(f"row {len(rows) + 1} of samples_{data}.png: {path.parts[-5]}")
-        rows.append(torch.from_numpy(np.load(path))[:16])
+    for states in sorted(directory.glob("*-1/additional_samples/*/delta_*_steps_25/final.npy")):
+        print(f"row {len(rows) + 1} of {path.name}: {states.parts[-5]}")
+        rows.append(torch.from_numpy(np.load(states))[:16])
     if rows:
-        save_png(out / f"samples_{data}.png", torch.cat(rows), 16)
+        save_png(path, torch.cat(rows), 16)
 
 
 def main(out: Path) -> None:
-    """Print all tables, draw the picture."""
-    for score in ("FID", "BPD"):
-        rows = read(out, score)
-        for data in sorted({data for data, _ in rows}):
-            print(f"\n{score}\n\n{table(rows, data)}")
-    fid = read(out, "FID")
-    draw(fid, out / "frechet.png")
-    for data in sorted({data for data, _ in fid}):
-        draw_samples(out, data)
+    """Print all tables, draw the pictures."""
+    found = {directory.name: read(directory) for directory in sorted(out.iterdir())}
+    found = {data: rows for data, rows in found.items() if rows}
+    for data, rows in found.items():
+        for score in (DISTANCE, BOUND):
+            print(f"\n{by_calls(data, score, rows)}")
+        print(f"\n{others(data, rows)}\n")
+        draw_samples(out / data, out / f"samples_{data}.png")
+    draw(found, out / "frechet.png")
 
 
 if __name__ == "__main__":

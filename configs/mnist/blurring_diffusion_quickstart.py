@@ -17,4 +17,5 @@ def get_config() -> ConfigDict:
     # minutes are too short to predict eps well enough
     config.model.process = "velocity_blurring_diffusion"
     config.model.K = 100
+    config.model.sigma = 0.01  # the default: noise has a schedule of its own
     return config

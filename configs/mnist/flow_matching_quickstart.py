@@ -17,5 +17,6 @@ def get_config() -> ConfigDict:
     config.data.uniform_dequantization = False  # the bound is one on 8-bit images
     config.model.process = "flow_matching"
     config.model.K = 100
+    config.model.sigma = 0.01  # the default: noise has a schedule of its own
     config.model.blur_sigma_max = 8.0
     return config
