@@ -28,6 +28,22 @@ RESULTS = Path("evaluation", "results.jsonl")
 """In a run directory: all scores of its model, with all that they depend on."""
 OWNER = "run.txt"
 """In a directory of results that was named after a run: which run that is."""
+SAMPLING = {
+    "sampler": "{}",
+    "guidance": "guidance {:g}",
+    "guidance_interval": "at levels {0[0]} to {0[1]}",
+    "init": "init {}",
+    "from_level": "from level {}",
+    "per_init": "{} of each",
+}
+"""Settings of samples in a row of results that tables show where they are set (`is_set`)."""
+
+
+def is_set(row: dict[str, Any], key: str) -> bool:
+    """Whether a row of results has a setting, and it is not what it is where nobody sets it."""
+    K = row.get("model", {}).get("K")
+    defaults = {"guidance": 1, "guidance_interval": [1, K], "from_level": K, "per_init": 1}
+    return row.get(key) is not None and row[key] != defaults.get(key)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from scripts.config.paths import user_path
 from scripts.data.datasets import require_outside_data
 from scripts.errors import UserError
 from scripts.estimate import Z95
-from scripts.evaluation.results import RESULTS, save_figure
+from scripts.evaluation.results import RESULTS, is_set, save_figure
 from scripts.storage.files import atomic_write, make_directory, read_json_lines, write_text
 
 CAPTION = (
@@ -37,6 +37,9 @@ NOT_OF_AN_ARM = {"seed", "device", "data.num_workers"}
 SETTINGS = (
     "delta",
     "steps",
+    "sampler",
+    "guidance",
+    "guidance_interval",
     "init",
     "per_init",
     "from_level",
@@ -126,11 +129,11 @@ def read_scores(
     values: dict[tuple[str, str], set[str]] = defaultdict(set)
     for row in latest.values():
         for key in SETTINGS:
-            values[row["score"], key].add(str(row.get(key)))
+            values[row["score"], key].add(str(row[key]) if is_set(row, key) else "")
     for row in latest.values():
         row["setting"] = row["score"]
         for key in SETTINGS:
-            if len(values[row["score"], key]) > 1 and row.get(key) is not None:
+            if len(values[row["score"], key]) > 1 and is_set(row, key):
                 row["setting"] += f", {key} {row[key]}"
     tell_apart(list(latest.values()))
     return sorted(latest.values(), key=lambda row: (row["setting"], row["checkpoint_step"]))

@@ -170,7 +170,10 @@ def test_chains_of_as_many_steps(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "differs",
-    ["images_crc32", "reference_crc32", "kernel_crc32", "samples_crc32", "calibration_images"],
+    [
+        *("images_crc32", "reference_crc32", "kernel_crc32", "samples_crc32"),
+        *("calibration_images", "sampler", "guidance", "guidance_interval"),
+    ],
 )
 def test_what_only_looks_alike_is_no_repetition(differs: str, tmp_path: Path) -> None:
     """Of a score that was computed again the last counts; of other images or kernels both."""
@@ -180,6 +183,22 @@ def test_what_only_looks_alike_is_no_repetition(differs: str, tmp_path: Path) ->
     ]
     table = compared([made_run(tmp_path, "a", rows)], tmp_path / "out")
     assert table == {f"FID, {differs} 5": ["2" + ONE], f"FID, {differs} 6": ["9" + ONE]}
+
+
+def test_other_guidance_is_no_repetition_and_none_is_no_setting(tmp_path: Path) -> None:
+    """Also of another seed; networks that are told classes compare with those that are not."""
+    told = {"guidance": 1.0, "guidance_interval": [1, 3]}
+    rows: list[dict[str, Any]] = [
+        {"value": 1.0, **told},
+        {"value": 2.0, **told, "guidance": 4.0, "seed": 43},
+    ]
+    runs = [made_run(tmp_path, "a", rows)]
+    runs.append(made_run(tmp_path, "b", [{"value": 5.0}], model__sigma=0.02))
+    table = compared(runs, tmp_path / "out")
+    assert table["FID"][:2] == ["1" + ONE, "5" + ONE]
+    assert table["FID, guidance 4.0"][:2] == ["2" + ONE, "-"]
+    text = (tmp_path / "out" / "scores.csv").read_text()
+    assert [row["guidance"] for row in csv.DictReader(text.splitlines())] == ["1.0", "", "4.0"]
 
 
 def test_bad_input(runs: list[Path], tmp_path: Path) -> None:
