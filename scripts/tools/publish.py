@@ -20,7 +20,7 @@ from configs import default
 from scripts.config.flags import Values, run
 from scripts.config.load import RUN_CONFIG, flatten, to_json
 from scripts.errors import UserError, one_line
-from scripts.evaluation.results import RESULTS
+from scripts.evaluation.results import RESULTS, SAMPLING, is_set
 from scripts.sampling.output import save_png
 from scripts.sampling.sampler import load_sampler
 from scripts.storage import checkpoint
@@ -32,7 +32,7 @@ CARD, MARKER = "README.md", "<!-- written by scripts.tools.publish -->"
 SHOWN = {
     "delta": "{}",
     "steps": "steps {}",
-    "guidance": "guidance {:g}",
+    **SAMPLING,
     "features_extractor": "{}",
     "reference": "{}",
     "seed": "seed {}",
@@ -141,7 +141,7 @@ def scores_of(workdir: Path, weights_crc32: int) -> list[dict[str, Any]]:
         | {
             "steps": len(row["chain"]) - 1 if "chain" in row else "",
             "settings": ", ".join(
-                text.format(row[key]) for key, text in SHOWN.items() if row.get(key) is not None
+                text.format(row[key]) for key, text in SHOWN.items() if is_set(row, key)
             ),
         }
         for row in latest.values()

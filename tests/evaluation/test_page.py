@@ -91,8 +91,13 @@ def test_the_page_shows_the_run_and_needs_nothing_else(workdir: Path) -> None:
         "num_images": 1234,
         "delta": 0.0125,
         "guidance": 2.0,
+        "guidance_interval": [2, 3],
+        "sampler": "heun",
+        "model": {"K": 9},
     }
-    write_rows(workdir / RESULTS, score)
+    other = score | {"guidance": 1.0, "guidance_interval": [1, 9], "sampler": None}
+    other |= {"init": "held_out", "from_level": 4, "per_init": 5}
+    write_rows(workdir / RESULTS, score, other, other | {"from_level": 9, "per_init": 1})
     page = Page(write_page(workdir))
     sizes = []
     for image in page.all("img"):
@@ -116,7 +121,9 @@ def test_the_page_shows_the_run_and_needs_nothing_else(workdir: Path) -> None:
         "held out",
         "1 to 3",
         "21.25 ± 0.5",
-        "0.0125, guidance 2",
+        "0.0125, heun, guidance 2, at levels 2 to 3settings",
+        "0.0125, init held_out, from level 4, 5 of eachsettings",
+        "0.0125, init held_outsettings",
         "1234",
         "delta_0.01",
     ):

@@ -153,14 +153,16 @@ def test_the_card_has_the_scores_of_the_weights(trained_run: Path, tmp_path: Pat
     crc32 = checkpoint.weights_crc32(checkpoint.read(out / "model.safetensors"))
     score = {"score": "FID", "value": 21.2512, "standard_error": 0.5, "num_images": 77, "key": "a"}
     score["weights_crc32"] = 1
-    rows = [score | {"weights_crc32": crc32}] * 2 + [score | {"value": 3.0, "key": "b"}]
+    started = {"init": "train", "from_level": 2, "per_init": 4, "guidance": 1, "model": {"K": 3}}
+    rows = [score | started | {"weights_crc32": crc32}] * 2 + [score | {"value": 3.0, "key": "b"}]
     copy = shutil.copytree(trained_run, tmp_path / "copy")
     (copy / "evaluation").mkdir()
     (copy / RESULTS).write_text("".join(json.dumps(row) + "\n" for row in rows))
     publish(copy, out)
     write_card(copy, out, *CARD_SETTINGS)
     card = (out / "README.md").read_text()
-    assert card.count("| FID | 21.25 +- 0.5 | 77 |") == 1
+    shown = "| FID | 21.25 +- 0.5 | 77 |  | init train, from level 2, 4 of each |"
+    assert card.count(shown) == 1
     assert "| FID | 3" not in card
     assert card.startswith("---\nlicense: cc0-1.0\n")
     assert "- `model.K = 3`" in card, "a setting of its own"
