@@ -70,7 +70,9 @@ class SampleFiles:
 
     @classmethod
     def read(cls, text: str, config: ConfigDict, seed: int) -> "SampleFiles":
-        """All images of a folder or an array. Raises UserError, see `open_images`."""
+        """All images of a folder or an array. Raises UserError, see `open_images`, and for an
+        `origins.txt` that is not of these images.
+        """
         images = open_images(text, "--samples", image_shape(config.data), config.data)
         path = user_path(text, "--samples")
         native: Images = images
@@ -79,9 +81,14 @@ class SampleFiles:
         elif isinstance(images, FolderImages):
             native = NativeFolder(path if path.is_dir() else path.parent, images.paths)
         initial = np.arange(len(images))
-        if (path / "origins.txt").is_file():
-            exported = np.loadtxt(path / "origins.txt", dtype=int, ndmin=1)
-            initial = exported if len(exported) == len(images) else initial
+        origins = (path.parent if path.suffix == ".npz" else path) / "origins.txt"
+        if origins.is_file():
+            lines = origins.read_text(errors="replace").split()
+            if len(lines) != len(images) or not all(map(str.isdecimal, lines)):
+                found = f"{len(lines)} lines for the {len(images)} images of --samples={text}"
+                right = "must be a number for each; export into an empty directory"
+                raise UserError(f"{origins}: {found}: {right}")
+            initial = np.array(lines, int)
         return cls(text, images, native, initial, seed)
 
     @property

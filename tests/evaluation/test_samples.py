@@ -60,8 +60,16 @@ def test_exported_samples_have_the_scores_of_drawn_ones(
     assert np.abs(drawn - exported).max() <= 1, "rounding in batches of another size"
     assert (tmp_path / "origins.txt").exists() == (per_init is not None)
     if per_init:
-        initial, _ = initial_images(samples(tmp_path), DATA, 10)
-        assert initial.tolist() == sampler.origins(range(10))
+        for source in (file, tmp_path):
+            initial, _ = initial_images(samples(source), DATA, 10)
+            assert initial.tolist() == sampler.origins(range(10))
+        export(tmp_path, sampler, settings, 5, 8, npz=True)
+        assert len(samples(tmp_path / "samples_5x8x8x1.npz").initial) == 5
+        for source in (file, tmp_path):
+            with bad_input(
+                r"origins\.txt: 5 lines for the 11 images of --samples=.*empty directory"
+            ):
+                samples(source)
         return
     (right,) = scores(run)
     for source in (file, tmp_path):
