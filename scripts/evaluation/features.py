@@ -24,9 +24,9 @@ from scripts.data.images import (
     opened_frame,
 )
 from scripts.data.values import as_uint8
-from scripts.errors import UserError
+from scripts.errors import UserError, one_line
 from scripts.runtime import distributed
-from scripts.runtime.progress import progress_bar
+from scripts.runtime.progress import progress_bar, warn
 from scripts.storage.files import atomic_write, make_directory
 
 SECONDS_BETWEEN_FILES = 60
@@ -129,15 +129,19 @@ def cached_features(
 
     `compute` gives the rest, for a range of at most `batch_size` images at a time, shared out to
     all processes. Process 0 adds them about every minute as files `features_KEY_FIRST.npy` with the
-    rows from FIRST on. key: of the record of what they depend on; process 0's counts. Raises
-    UserError for a directory that cannot be written to.
+    rows from FIRST on, also in place of one that is damaged. key: of the record of what they depend
+    on; process 0's counts. Raises UserError for a directory that cannot be written to.
     """
     key = distributed.from_main(key)
     have, blocks = 0, []
     with distributed.main_first():
         make_directory(directory, "features")
         while have < count and (file := directory / f"features_{key}_{have:07d}.npy").exists():
-            blocks.append(np.load(file, allow_pickle=False))
+            try:
+                blocks.append(np.load(file, allow_pickle=False))
+            except (ValueError, EOFError) as error:
+                warn(f"{file}: damaged, features are computed again ({one_line(error)})")
+                break
             have += len(blocks[-1])
     pending: list[np.ndarray] = []
     saved, written = have, time.monotonic()

@@ -62,6 +62,23 @@ def test_finished_features_are_read(tmp_path: Path) -> None:
         assert compute.asked == expected
 
 
+@pytest.mark.parametrize("size", [0, 50, 170])
+def test_damaged_features_are_computed_again(
+    size: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after a full disk: cut before its header's end, and within the numbers."""
+    for count in (4, 10):  # files with rows 0 to 3 and 4 to 9
+        cached_features(tmp_path, "a", count, 4, Counting(), "")
+    file = tmp_path / "features_a_0000004.npy"
+    file.write_bytes(file.read_bytes()[:size])
+    for asked in ([(4, 8), (8, 10)], []):
+        compute = Counting()
+        found = cached_features(tmp_path, "a", 10, 4, compute, "")
+        np.testing.assert_array_equal(found, EXPECTED[:10])
+        assert compute.asked == asked
+        assert ("0000004.npy: damaged" in capsys.readouterr().err) == bool(asked)
+
+
 def test_folders_are_read_at_native_size_and_without_what_is_unreadable(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     pixels = [
