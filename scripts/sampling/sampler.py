@@ -145,10 +145,11 @@ class Sampler:
 
         Raises UserError where there is none on the way: all would be alike.
         """
-        if self.kernel.label == "eta_0":
-            why = "steps are deterministic, --eta=1 draws noise"
-            raise UserError(f"--same_init: {why}, and all samples would be alike")
         first, noise = self._noise(indices[:1]), self._noise(indices)
+        *levels, _ = self.kernel.chain[:-1]  # the step to 0 has no noise
+        if not any(self.kernel.noise(first(k), k).any() for k in levels):
+            why = f"no noise is drawn on the way (delta {self.label}; see --eta, --delta, --steps)"
+            raise UserError(f"--same_init: {why}, and all samples would be alike")
         labels = self.labels(indices if self.asked else [indices[0]] * len(indices))
         means = self._means(indices[:1]).expand(len(indices), -1, -1, -1)
         return self._draw(means, first, noise, on_step, labels)

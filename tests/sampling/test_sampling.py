@@ -130,6 +130,19 @@ def test_same_init(sampler: Sampler) -> None:
     torch.testing.assert_close(seen[0][:1], sampler.independent([0]), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize(
+    "choice", [Choice(0.0), Choice("calibrated", steps="1"), Choice("calibrated", steps="1:bound")]
+)
+def test_same_init_without_noise_on_the_way(choice: Choice, sampler: Sampler) -> None:
+    """All samples would be the same."""
+    measured = measured_kernels(sampler)
+    still = make_sampler(
+        resolve(tiny_config()), sampler.model, sampler.prior, FLOAT32, measured, choice=choice
+    )
+    with bad_input(f"--same_init: no noise is drawn on the way .delta {still.label}; see .*alike"):
+        still.same_init([0, 1])
+
+
 def test_share_noise(sampler: Sampler) -> None:
     """Different prior means; without the model's doing, all states of the process differ by just
     that.
