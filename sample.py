@@ -94,9 +94,17 @@ def draw(flags: Values) -> int:
 
 
 def draw_pictures(flags: Values, sampler: Sampler, trained: TrainedModel, base: Path) -> Path:
-    """Draw one batch of samples or a path between two, below `base`; return the picture of all."""
+    """Draw one batch of samples or a path between two, below `base`; return the picture of all.
+
+    Raises UserError for more classes than a path has ends.
+    """
+    from scripts.errors import UserError
     from scripts.sampling import output
 
+    chosen = sampler.asked or getattr(sampler.initial_images, "asked", ())
+    if flags.interpolate and len(chosen) > 2:
+        right = "must be one or two classes with --interpolate, those of the ends"
+        raise UserError(f"--class={getattr(flags, 'class')}: {right}")
     # Another seed or batch has a name of its own; for whatever else differs see `own_directory`.
     suffix = "" if sampler.seed == trained.experiment.config.seed else f"_seed_{sampler.seed}"
     suffix += "" if flags.number is None else f"_{flags.number}"

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+import sample
 from model_code import build_model
 from model_code.guidance import conditioned
 from scripts.config.flags import parse
@@ -298,11 +300,49 @@ def test_an_unconditional_network_starts_from_images_of_a_class(run: Path) -> No
         ({"guidance_interval": "3,2"}, "--guidance_interval=3,2: must be lo,hi: two levels from 1"),
         ({"guidance_interval": "1,9"}, "--guidance_interval=1,9: must be lo,hi: two levels from 1"),
         ({"guidance_interval": "a"}, "--guidance_interval=a: must be lo,hi"),
+        (
+            {"guidance_interval": "2,2", "steps": "3,1,0"},
+            "--guidance_interval=2,2: must hold a level that is visited; near it 1 and 3",
+        ),
     ],
 )
 def test_classes_and_levels_that_do_not_exist(choice: dict[str, object], line: str) -> None:
     with bad_input(f"^{line}"):
-        sampler_of("heat", **choice)
+        sampler_of("flow_matching", **choice)
+
+
+@pytest.mark.parametrize("words", ["--init={}", "--inpaint={} --mask={}", "--edit={} --blur=1"])
+def test_guidance_away_from_no_class_is_refused(words: str, run: Path, tmp_path: Path) -> None:
+    """Nothing would be guided, and records would say that it was; with a class it is."""
+    picture = tmp_path / "picture.png"
+    pixels = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
+    Image.fromarray(pixels).save(picture)
+    options = [
+        f"--workdir={run}",
+        f"--out={tmp_path / 'out'}",
+        *words.format(picture, picture).split(),
+    ]
+    line = "--guidance=2: must be 1 where samples start from images whose class is not known"
+    with bad_input(line):
+        sample.draw(parse("sample", ["sample.py", *options, "--guidance=2"]))
+    assert sample.draw(parse("sample", ["sample.py", *options, "--guidance=2", "--class=dog"])) == 0
+    if "init" in words:
+        options += ["--mode=spectrum", "--num_gen=4", "--guidance=1,2"]
+        with bad_input(line):
+            evaluate(parse("evaluate", ["evaluate.py", *options]))
+
+
+def test_levels_below_the_first_may_be_none_that_are_guided() -> None:
+    sampler = sampler_of(guidance=2.0, guidance_interval="3,3", classes="cat")
+    with bad_input("--guidance_interval=3,3: must hold a level that is visited; near it 1 and 2"):
+        sampler.from_images(PIXELS[:1], level=2)
+
+
+@pytest.mark.parametrize("more", ["", "--init=train"])
+def test_a_path_has_two_ends(more: str, run: Path, tmp_path: Path) -> None:
+    options = [f"--workdir={run}", f"--out={tmp_path}", "--class=0,1,2", "--interpolate"]
+    with bad_input("--class=0,1,2: must be one or two classes with --interpolate"):
+        sample.draw(parse("sample", ["sample.py", *options, *more.split()]))
 
 
 # --- scores ---

@@ -91,6 +91,19 @@ class Sampler:
     interval: tuple[int, int] = (1, sys.maxsize)
     """Levels at which the network is guided, both included, see `guidance.conditioned`."""
 
+    def __post_init__(self) -> None:
+        """Raises UserError for guidance that would do nothing."""
+        levels = self.kernel.chain[:-1]
+        lowest, highest = self.interval
+        if not any(lowest <= k <= highest for k in levels):
+            near = f"must hold a level that is visited; {near_levels(levels, lowest)}"
+            raise UserError(f"--guidance_interval={lowest},{highest}: {near}")
+        images = self.initial_images
+        known = self.asked or images is None or images.labels is not None
+        if self.guidance != 1 and not known:
+            right = "must be 1 where samples start from images whose class is not known"
+            raise UserError(f"--guidance={self.guidance:g}: {right}; --class of sample.py says it")
+
     @property
     def num_steps(self) -> int:
         """Steps of a sample, each with one network call, or two of Heun's method."""
@@ -188,11 +201,8 @@ class Sampler:
         *levels, _ = self.kernel.chain
         k = levels[0] if level is None else level
         if k not in levels:
-            near = sorted(sorted(levels, key=lambda j: abs(j - k))[:2])
-            raise UserError(
-                f"--from_level={k}: must be a level that is visited; near it "
-                f"{' and '.join(map(str, near))}"
-            )
+            near = f"must be a level that is visited; {near_levels(levels, k)}"
+            raise UserError(f"--from_level={k}: {near}")
         kernel = self.kernel.starting_at(k)
 
         def corrupt(images: torch.Tensor) -> torch.Tensor:
@@ -313,6 +323,12 @@ class Sampler:
             run: Any = SAMPLERS[self.sampler]
             model = self.denoiser(labels)
             return to_images(run(self.process, model, u_K, self.kernel, draw, observe)).cpu()
+
+
+def near_levels(levels: Sequence[int], k: int) -> str:
+    """The two levels nearest to k, for messages."""
+    near = sorted(sorted(levels, key=lambda j: abs(j - k))[:2])
+    return f"near it {' and '.join(map(str, near))}"
 
 
 def make_sampler(

@@ -168,6 +168,7 @@ def test_an_accepted_flag_changes_something(
             del base["out"], base["batch_size"]
         if base.keys() & FROM_PICTURES:
             del base["batch_size"]
+            base["class"] = 0  # without, nothing is guided
         if "samples" in base:
             del base["workdir"]
             base["config"] = place / "run" / "config.json"
@@ -186,6 +187,7 @@ def test_an_accepted_flag_changes_something(
             changed["num_samples"] = 2
         if name in FROM_PICTURES:
             del changed["batch_size"]
+            changed["class"] = 0
             beside: dict[str, dict[str, object]] = {
                 "inpaint": {"mask": paths["mask"]},
                 "edit": {"blur": 3},
