@@ -4,7 +4,7 @@ python -m scripts.tools.export --workdir RUN --out step.pt2 [--steps=25] [--delt
 
 A .pt2 file is read with torch.export.load, an .onnx file by ONNX runtimes; docs/library.md has a
 loop around it. Batches may have any size. Only levels of the chain that settings["levels"] lists
-mean something.
+mean something. A network that is told classes is told none.
 """
 
 import json
@@ -19,6 +19,7 @@ from model_code.gaussian import GaussianProcess
 from model_code.kernels import GaussianKernel
 from scripts.config.flags import Values, run
 from scripts.errors import UserError, one_line
+from scripts.runtime.progress import warn
 from scripts.sampling.choice import Choice
 from scripts.sampling.sampler import Sampler, load_sampler
 from scripts.storage.files import atomic_write
@@ -53,6 +54,8 @@ def export_step(sampler: Sampler, path: Path, settings: dict[str, Any]) -> None:
     if not isinstance(kernel, GaussianKernel) or not isinstance(model, nn.Module):
         raise UserError("only steps of the included processes are exported")
     assert isinstance(sampler.process, GaussianProcess)
+    if sampler.classes:
+        warn("the network is told classes, and the exported step tells it none")
     settings = settings | {
         "levels": kernel.chain,
         "image_range": sampler.process.image_range,

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from scripts.config.flags import parse
+from scripts.config.paths import ROOT
 from scripts.sampling.reverse import IndependentNoise
 from scripts.sampling.sampler import load_sampler
 from scripts.tools.export import main
@@ -51,6 +52,20 @@ def test_samples_of_the_file_are_those_of_the_sampler(
         for k in settings["levels"][:-1]:
             _, z = program(z, torch.full((5,), k), noise(k))
     torch.testing.assert_close(z, sampler.independent(indices), rtol=0, atol=1e-5)
+
+
+def test_a_step_that_tells_no_classes_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its output is the network's without a class."""
+    run = ROOT / "runs/mnist/conditional"
+    main(parse("export", arguments(run, tmp_path / "step.pt2", "--steps=2")))
+    assert "the exported step tells it none" in capsys.readouterr().err
+    sampler, _ = load_sampler(run)
+    z, k = torch.rand(1, *sampler.shape), torch.tensor([sampler.process.K])
+    with torch.no_grad():
+        F, _ = torch.export.load(tmp_path / "step.pt2").module()(z, k, torch.zeros_like(z))
+        torch.testing.assert_close(F, sampler.model(z, k), rtol=0, atol=1e-5)
 
 
 def test_bad_input(trained_run: Path, tmp_path: Path) -> None:
