@@ -18,30 +18,32 @@ arm() {
   exec 9>"$run/begun"
   flock -n 9 || return 0
   python train.py --config "configs/$configs/quickstart.py" --workdir "$run" --config.seed="$seed" "$@"
-  score() { python evaluate.py --workdir "$run" --out "$run/scores" --seed=1 "$@"; }
-  local quick=(--num_gen=500 --precision="${PRECISION:-float32}")
-  local fid=("${quick[@]}" --mode=fid --feature_extractor=robust_classifier)
-  case $process in flow_0 | flow_2 | flow_20)
-    for eta in 0 1; do score "${fid[@]}" --steps=10,25,50 --eta="$eta"; done
-    touch "$run/finished"
-    return 0
+  case $process in
+    heat) of_heat ;;
+    flow_0 | flow_2 | flow_20) steps=10,25,50 distances ;;
+    *) distances; of_others ;;
   esac
-  if [ "$process" = heat ]; then
-    score "${fid[@]}" --delta=calibrated --steps=5,10,25,30
-    score "${fid[@]}" --delta=isotropic
-    score --mode=elbo --exact --num_images=100 --steps=10,25,30
-  else
-    for eta in 0 1; do score "${fid[@]}" --steps="$steps" --eta="$eta"; done
-    case $process in flow*) score "${fid[@]}" --steps=3,5,13,25 --sampler=heun --eta=0 ;; esac
-    python -m scripts.tools.calibrate --workdir "$run"
-    score --mode=elbo --exact --num_images=100 --steps=10,25,50 --delta=posterior,calibrated --eta=1
-  fi
-  score "${quick[@]}" --mode=spectrum --steps=25
-  score "${quick[@]}" --mode=copying --steps=25
   python sample.py --workdir "$run" --batch_size=16 --steps=25
   touch "$run/finished"
   PYTHONPATH=. python docs/processes.py "$out" | tee "$out/tables.md"
 }
+score() { python evaluate.py --workdir "$run" --out "$run/scores" --seed=1 "$@"; }
+samples() { score --num_gen=500 --precision="${PRECISION:-float32}" "$@"; }
+distance() { samples --mode=fid --feature_extractor=robust_classifier "$@"; }
+distances() { for eta in 0 1; do distance --steps="$steps" --eta="$eta"; done; }
+of_heat() {
+  distance --delta=calibrated --steps=5,10,25,30
+  distance --delta=isotropic
+  score --mode=elbo --exact --num_images=100 --steps=10,25,30
+  pixels
+}
+of_others() {
+  case $process in flow*) distance --steps=3,5,13,25 --sampler=heun --eta=0 ;; esac
+  python -m scripts.tools.calibrate --workdir "$run"
+  score --mode=elbo --exact --num_images=100 --steps=10,25,50 --delta=posterior,calibrated --eta=1
+  pixels
+}
+pixels() { for mode in spectrum copying; do samples --mode="$mode" --steps=25; done; }
 
 diffusion=(--config.data.uniform_dequantization=False --config.model.K=100)
 flow=("${diffusion[@]}" --config.model.process=flow_matching)
