@@ -289,7 +289,7 @@ def capabilities(config: ConfigDict, device: torch.device) -> Iterator[Claim]:
         with settings.ignore_type():
             settings.data.image_size = (24, 32)
         elsewhere = with_changes(settings, device="cpu")
-        choice = Choice(delta="calibrated", guidance=2.0)
+        choice = Choice(delta="calibrated", guidance=2.0, classes="3")
         with redirect_stdout(sys.stderr):
             run_training(settings, run)
             found, reference = (
