@@ -1,22 +1,15 @@
-"""The embedded emoji by heat flow matching (Ma et al., 2026), trained as quickstart.py: the best of
-docs/processes.md after minutes.
+"""The embedded emoji by heat flow matching, the best of docs/processes.md after minutes.
 
-python train.py --config configs/emoji/flow_matching_quickstart.py \\
-    --workdir runs/emoji/flow_matching_quickstart
-python sample.py --workdir runs/emoji/flow_matching_quickstart --steps=25 [--eta=1 | --sampler=heun]
+python train.py --config configs/emoji/flow_matching_quickstart.py --workdir runs/emoji/flow
+python sample.py --workdir runs/emoji/flow --steps=25 [--eta=1 | --sampler=heun]
 """
 
 from ml_collections import ConfigDict
 
 from configs.emoji import quickstart
+from configs.mnist.flow_matching_quickstart import by_flow_matching
 
 
 def get_config() -> ConfigDict:
-    """Quickstart's network and training, K = 100, blur up to 8 pixels."""
-    config = quickstart.get_config()
-    config.data.uniform_dequantization = False  # the bound is one on 8-bit images
-    config.model.process = "flow_matching"
-    config.model.K = 100
-    config.model.sigma = 0.01  # the default: noise has a schedule of its own
-    config.model.blur_sigma_max = 8.0
-    return config
+    """Quickstart's network and training, the digits' process."""
+    return by_flow_matching(quickstart.get_config())
