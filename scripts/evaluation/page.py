@@ -20,7 +20,7 @@ from PIL import Image
 from configs import default
 from scripts.config.load import RUN_CONFIG, flatten, to_json
 from scripts.errors import UserError
-from scripts.evaluation.results import RESULTS, SAMPLING, is_set
+from scripts.evaluation.results import RESULTS, shown
 from scripts.runtime.progress import duration
 from scripts.storage.files import read_json_lines, write_text
 from scripts.storage.record import now
@@ -70,9 +70,7 @@ def write_page(workdir: Path, out: Path | None = None) -> Path:
         lstrip_blocks=True,
     )
     environment.filters["short"] = _short
-    environment.filters["sampling"] = lambda row: [
-        text.format(row[key]) for key, text in SAMPLING.items() if is_set(row, key)
-    ]
+    environment.filters["sampling"] = shown
     environment.filters["link"] = lambda file: os.path.relpath(file, path.parent)
     page = environment.get_template("page.html.jinja").render(
         title=workdir.resolve().name,

@@ -6,7 +6,7 @@ import math
 import os
 import zlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,11 @@ def is_set(row: dict[str, Any], key: str) -> bool:
     K = row.get("model", {}).get("K")
     defaults = {"guidance": 1, "guidance_interval": [1, K], "from_level": K, "per_init": 1}
     return row.get(key) is not None and row[key] != defaults.get(key)
+
+
+def shown(row: dict[str, Any], texts: Mapping[str, str] = SAMPLING) -> list[str]:
+    """The settings that are set, each as its text says."""
+    return [text.format(row[key]) for key, text in texts.items() if is_set(row, key)]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from configs import default
 from scripts.config.flags import Values, run
 from scripts.config.load import RUN_CONFIG, flatten, to_json
 from scripts.errors import UserError, one_line
-from scripts.evaluation.results import RESULTS, SAMPLING, is_set
+from scripts.evaluation.results import RESULTS, SAMPLING, shown
 from scripts.sampling.output import save_png
 from scripts.sampling.sampler import load_sampler
 from scripts.storage import checkpoint
@@ -140,9 +140,7 @@ def scores_of(workdir: Path, weights_crc32: int) -> list[dict[str, Any]]:
         row
         | {
             "steps": len(row["chain"]) - 1 if "chain" in row else "",
-            "settings": ", ".join(
-                text.format(row[key]) for key, text in SHOWN.items() if is_set(row, key)
-            ),
+            "settings": ", ".join(shown(row, SHOWN)),
         }
         for row in latest.values()
         if row.get("weights_crc32") == weights_crc32
