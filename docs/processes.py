@@ -2,9 +2,10 @@
 docs/processes.py DIR.
 
 As Markdown: for each data set and score one row for a process and kind of steps, one column for a
-number of network calls; then what else was measured with 25 calls. Means over training seeds, with
-the standard error of the evaluation and, of several seeds, their standard deviation. frechet.png
-has the first as curves, samples_DATA.png a row of samples for each process.
+number of network calls; then the same with 25 calls by steps of training, and what else was
+measured with 25 calls. Means over training seeds, with the standard error of the evaluation and, of
+several seeds, their standard deviation. frechet.png has the first as curves, samples_DATA.png a row
+of samples for each process.
 """
 
 import json
@@ -25,6 +26,8 @@ from scripts.sampling.output import save_png
 EXTRACTOR = "robust_classifier"
 CALLS = 25
 """Where more is measured."""
+STEPS = 1600
+"""Of training, where a directory's name says none."""
 DISTANCE, BOUND, FINE, SECONDS = "FID", "BPD", "finest octave", "seconds a sample"
 OTHERS = {
     "VarianceRatio": "variance over the data's",
@@ -119,6 +122,22 @@ def by_calls(data: str, score: str, rows: Rows) -> str:
     return table(f"{data}, {score}, network calls", calls, cells)
 
 
+def by_training(data: str, score: str, found: dict[str, Rows]) -> str:
+    """A score with 25 calls over steps of training; the first seed's."""
+    lengths: dict[int, Rows] = {}
+    for directory, rows in found.items():
+        images, _, steps = directory.partition("_")
+        if images == data:
+            lengths[int(steps or STEPS)] = rows
+    if len(lengths) == 1:
+        return ""
+    cells = {}
+    for label in lengths[max(lengths)][score]:
+        values = [lengths[steps][score][label].get(CALLS, {}).get("1") for steps in sorted(lengths)]
+        cells[label] = [cell(value and {"1": value}) for value in values]
+    return table(f"{data}, {score}, {CALLS} calls, steps of training", sorted(lengths), cells)
+
+
 def others(data: str, rows: Rows) -> str:
     """What else was measured with 25 calls."""
     cells = {
@@ -149,7 +168,7 @@ def draw(found: dict[str, Rows], path: Path) -> None:
 
 def draw_samples(directory: Path, path: Path) -> None:
     """A row of the first 16 samples of each process, in the order of their names."""
-    rows = []
+    rows: list[torch.Tensor] = []
     for states in sorted(directory.glob("*-1/additional_samples/*/delta_*_steps_25/final.npy")):
         print(f"row {len(rows) + 1} of {path.name}: {states.parts[-5]}")
         rows.append(torch.from_numpy(np.load(states))[:16])
@@ -161,12 +180,15 @@ def main(out: Path) -> None:
     """Print all tables, draw the pictures."""
     found = {directory.name: read(directory) for directory in sorted(out.iterdir())}
     found = {data: rows for data, rows in found.items() if rows}
-    for data, rows in found.items():
+    compared = {data: rows for data, rows in found.items() if "_" not in data}
+    for data, rows in compared.items():
         for score in (DISTANCE, BOUND):
             print(f"\n{by_calls(data, score, rows)}")
+            print(f"\n{by_training(data, score, found)}")
         print(f"\n{others(data, rows)}\n")
+    for data in found:
         draw_samples(out / data, out / f"samples_{data}.png")
-    draw(found, out / "frechet.png")
+    draw(compared, out / "frechet.png")
 
 
 if __name__ == "__main__":

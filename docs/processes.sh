@@ -7,17 +7,27 @@
 set -euo pipefail
 out=${1:-runs/processes}
 
-# DATA PROCESS SEED [--config...]: train, draw 16 samples at 25 calls, measure at several numbers of calls
+# DATA[_STEPS] PROCESS[_BLUR] SEED: train, 1,600 steps if not said, draw 16 samples at 25 calls, measure at several numbers of calls
 arm() {
   local data=$1 process=$2 seed=$3 run=$out/$1/$2-$3 configs=mnist steps=5,10,25,50
-  shift 3
+  local settings=(--config.seed="$seed")
   [ ! -e "$run/finished" ] || return 0
-  [ "$data" = digits ] || configs=emoji
+  case $data in emoji*) configs=emoji ;; esac
+  case $data in *_*) settings+=(--config.training.n_iters="${data#*_}") ;; esac
+  case $process in
+    heat) ;;
+    *) settings+=(--config.data.uniform_dequantization=False --config.model.K=100) ;;
+  esac
+  case $process in
+    blurring) settings+=(--config.model.process=velocity_blurring_diffusion) ;;
+    gaussian) settings+=(--config.model.process=gaussian_diffusion) ;;
+    flow_*) settings+=(--config.model.process=flow_matching --config.model.blur_sigma_max="${process#flow_}") ;;
+  esac
   [ "$seed" != 1 ] || steps+=,100
   mkdir -p "$run"
   exec 9>"$run/begun"
   flock -n 9 || return 0
-  python train.py --config "configs/$configs/quickstart.py" --workdir "$run" --config.seed="$seed" "$@"
+  python train.py --config "configs/$configs/quickstart.py" --workdir "$run" "${settings[@]}"
   case $process in
     heat) of_heat ;;
     flow_0 | flow_2 | flow_20) steps=10,25,50 distances ;;
@@ -45,15 +55,12 @@ of_others() {
 }
 pixels() { for mode in spectrum copying; do samples --mode="$mode" --steps=25; done; }
 
-diffusion=(--config.data.uniform_dequantization=False --config.model.K=100)
-flow=("${diffusion[@]}" --config.model.process=flow_matching)
 for data in emoji digits; do
   for seed in 1 2; do
-    arm $data heat $seed
-    arm $data flow_8 $seed "${flow[@]}" --config.model.blur_sigma_max=8
-    arm $data flow_4 $seed "${flow[@]}" --config.model.blur_sigma_max=4
-    arm $data gaussian $seed "${diffusion[@]}" --config.model.process=gaussian_diffusion
-    arm $data blurring $seed "${diffusion[@]}" --config.model.process=velocity_blurring_diffusion
+    for process in heat flow_8 flow_4 gaussian blurring; do arm $data $process $seed; done
   done
-  for blur in 0 2 20; do arm $data flow_$blur 1 "${flow[@]}" --config.model.blur_sigma_max=$blur; done
+  for process in flow_0 flow_2 flow_20; do arm $data $process 1; done
+done
+for process in flow_8 heat gaussian; do
+  for steps in 6400 400; do arm emoji_$steps $process 1; done
 done
