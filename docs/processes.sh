@@ -61,6 +61,6 @@ for data in emoji digits; do
   done
   for process in flow_0 flow_2 flow_20; do arm $data $process 1; done
 done
-for process in flow_8 heat gaussian; do
-  for steps in 6400 400; do arm emoji_$steps $process 1; done
+for steps in 400 6400; do
+  for process in heat flow_8; do arm emoji_$steps $process 1; done
 done
