@@ -193,8 +193,8 @@ FLAGS = (
     ),
     Flag(
         "steps", "sample evaluate export", STRING, None,
-        "Network calls for a sample: N (evenly spaced levels), N:bound (for the best bound) or "
-        "all levels K,...,0. By default all levels.", never="samples",
+        "Network calls for a sample: N (levels spaced as the process says), N:bound (for the best "
+        "bound) or all levels K,...,0. By default all levels.", never="samples",
     ),
     Flag(
         "eta", "sample evaluate export", FLOAT, None,

@@ -18,6 +18,7 @@ from scripts.sampling.output import to_uint8
 from scripts.sampling.sampler import load_sampler
 from tests.conftest import bad_input
 from tests.evaluation.evaluations import Recorder, of_samples
+from tests.evaluation.made_run import make_run
 from tests.images import random_pixels
 from tests.tiny import tiny_config
 
@@ -163,3 +164,15 @@ def test_where_samples_start(run: Path) -> None:
         initial, in_training = initial_images(sampler, DATA, 5)
         assert initial.tolist() == sampler.origins(range(5))
         assert in_training == (init == "train")
+
+
+@pytest.mark.parametrize(("process", "spacing"), [("heat", None), ("flow_matching", 1.5)])
+def test_a_record_says_that_steps_are_not_even(
+    process: str, spacing: float | None, tmp_path: Path
+) -> None:
+    """Steps of flow matching were even once; compare tells scores of both apart."""
+    config = tiny_config(model__process=process, model__K=4)
+    make_run(config, tmp_path)
+    choice = Choice(steps="4")
+    sampler, trained = load_sampler(tmp_path, config=config, choice=choice, seed=3)
+    assert sampler.record(trained).row().get("spacing") == spacing
