@@ -80,10 +80,12 @@ def read(directory: Path) -> Rows:
         for line in path.read_text().splitlines():
             row = json.loads(line)
             steps = len(row["chain"]) - 1
-            heun = row.get("sampler") == "heun"
-            kind = "heun" if heun else row["delta"]
+            sampler = row.get("sampler")
+            kind = "heun" if sampler == "heun" else row["delta"]
             label = f"{name(process)}, {KINDS.get(kind, kind)}"
-            calls = 2 * steps - 1 if heun else steps
+            if sampler == "multistep":
+                label += ", multistep"
+            calls = 2 * steps - 1 if sampler == "heun" else steps
             for score, value, error in measured(row):
                 rows[score][label][calls][seed] = value, error
     return rows
@@ -133,7 +135,8 @@ def by_training(data: str, score: str, found: dict[str, Rows]) -> str:
         return ""
     cells = {}
     for label in lengths[max(lengths)][score]:
-        values = [lengths[steps][score][label].get(CALLS, {}).get("1") for steps in sorted(lengths)]
+        of_label = [lengths[steps][score].get(label, {}) for steps in sorted(lengths)]
+        values = [row.get(CALLS, {}).get("1") for row in of_label]
         cells[label] = [cell(value and {"1": value}) for value in values]
     return table(f"{data}, {score}, {CALLS} calls, steps of training", sorted(lengths), cells)
 

@@ -34,11 +34,14 @@ arm() {
   python train.py --config "configs/$configs/quickstart.py" --workdir "$run" "${settings[@]}"
   case $process in
     heat) distance --delta=calibrated --steps=$heat ;;
-    *) for eta in 0 1; do distance --steps="$steps" --eta="$eta"; done ;;
+    *) for eta in 0 1; do for sampler in multistep reverse; do distance --steps="$steps" --eta=$eta --sampler=$sampler; done; done ;;
   esac
   case $process in flow_*) distance --steps=$heun --sampler=heun --eta=0 ;; esac
   [ "$steps" = 25 ] || everything_else
-  python sample.py --workdir "$run" --batch_size=16 --steps=25
+  case $process in
+    heat) python sample.py --workdir "$run" --batch_size=16 --steps=25 ;;
+    *) python sample.py --workdir "$run" --batch_size=16 --steps=25 --eta=1 --sampler=multistep ;;
+  esac
   touch "$run/finished"
   PYTHONPATH=. python docs/processes.py "$out" | tee "$out/tables.md"
 }
@@ -47,16 +50,18 @@ everything_else() {
     heat)
       distance --delta=isotropic
       score --mode=elbo --exact --num_images=100 --steps=10,25,30
+      pixels
       ;;
     *)
       python -m scripts.tools.calibrate --workdir "$run"
       score --mode=elbo --exact --num_images=100 --steps=10,25,50 --delta=posterior,calibrated --eta=1
+      pixels --eta=1 --sampler=multistep
       ;;
   esac
-  for mode in spectrum copying; do samples --mode="$mode" --steps=25; done
 }
 score() { python evaluate.py --workdir "$run" --out "$run/scores" --seed=1 "$@"; }
 samples() { score --num_gen=500 --precision="${PRECISION:-float32}" "$@"; }
+pixels() { for mode in spectrum copying; do samples --mode=$mode --steps=25 "$@"; done; }
 distance() { samples --mode=fid --feature_extractor=robust_classifier "$@"; }
 
 for data in emoji digits; do

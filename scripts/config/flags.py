@@ -204,9 +204,10 @@ FLAGS = (
     ),
     Flag(
         "sampler", "sample evaluate", ENUM, "reverse",
-        "reverse: a network call a step; heun: deterministic steps of second order, two calls "
-        "each.",
-        {"enum_values": ("reverse", "heun")}, never="mode=elbo samples",
+        "reverse: a network call a step; multistep: the same with the last two estimates, which "
+        "needs fewer steps (DPM-Solver++; not for heat dissipation); heun: deterministic, two "
+        "calls a step.",
+        {"enum_values": ("reverse", "multistep", "heun")}, never="mode=elbo samples",
     ),
     Flag(
         "seed", "evaluate", STRING, None,

@@ -12,6 +12,7 @@ from model_code.gaussian import GaussianProcess
 from model_code.kernels import GaussianKernel
 from model_code.process import CalibrationState, Chain, Process, ReverseKernel, subchain
 from scripts.errors import UserError
+from scripts.sampling.reverse import SAMPLERS
 
 NAMES = ("auto", "isotropic", "spectral", "calibrated", "posterior")
 
@@ -57,8 +58,8 @@ class Choice:
         """
         if self.eta is not None and not 0 <= self.eta <= 1:
             raise UserError(f"--eta={self.eta}: must be from 0 to 1")
-        if self.sampler not in ("reverse", "heun"):
-            raise UserError(f"--sampler={self.sampler}: must be reverse or heun")
+        if self.sampler not in SAMPLERS:
+            raise UserError(f"--sampler={self.sampler}: must be one of {', '.join(SAMPLERS)}")
         kind = self.kind(sampling_noise)
         named = [
             f"--{name}={getattr(self, name)}"
@@ -73,8 +74,8 @@ class Choice:
             kernel = process.reverse_kernel(kind, calibration, chain, self.eta)
         except ValueError as error:
             raise UserError(f"{source}: {error}") from None
-        if self.sampler == "heun":
-            require_heun(process, kernel)
+        if self.sampler != "reverse":
+            require_second_order(self.sampler, process, kernel)
         return kernel
 
     def uses_calibration(self, sampling_noise: str, process: Process) -> bool:
@@ -134,10 +135,11 @@ def parse_interval(text: str | None, K: int) -> tuple[int, int]:
     raise UserError(f"--guidance_interval={text}: {right}")
 
 
-def require_heun(process: Process, kernel: ReverseKernel) -> None:
-    """Raise UserError unless steps of second order can be taken."""
+def require_second_order(sampler: str, process: Process, kernel: ReverseKernel) -> None:
+    """Raise UserError unless this sampler can take steps along the kernel."""
     if not isinstance(process, GaussianProcess) or process.predicts == "next mean":
-        raise UserError("--sampler=heun: the network must predict x, eps or v")
-    if not isinstance(kernel, GaussianKernel) or kernel.eta > 0 or kernel.fit:
-        right = "its steps are deterministic: --eta=0 without --delta"
-        raise UserError(f"--sampler=heun: {right}, not {kernel.label}")
+        raise UserError(f"--sampler={sampler}: the network must predict x, eps or v")
+    if not isinstance(kernel, GaussianKernel) or kernel.fit:
+        raise UserError(f"--sampler={sampler}: its steps are not {kernel.label}: leave --delta out")
+    if sampler == "heun" and kernel.eta > 0:
+        raise UserError("--sampler=heun: its steps are deterministic: --eta=0")

@@ -149,8 +149,8 @@ def _observed(
     first: Sampler, observation: Callable[[list[int]], Observation], count: int, per_image: int
 ) -> torch.Tensor:
     """Samples of `first`, `per_image` for each of `count` observations."""
-    if first.sampler == "heun":
-        raise UserError("--sampler=heun: has no steps to correct; leave it out")
+    if first.sampler != "reverse":
+        raise UserError(f"--sampler={first.sampler}: has no steps to correct; leave it out")
     results, device = [], first.precision.device
     for indices in torch.arange(count * per_image).split(BATCH_SIZE):
         seen = observation([int(i) // per_image for i in indices])

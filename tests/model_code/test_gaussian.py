@@ -2,13 +2,14 @@
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
 
 from model_code import build_process
 from model_code.blur import DCTBlur, blur_schedule
-from model_code.dct import dct2, idct2
+from model_code.dct import dct2, idct2, mix
 from model_code.elbo import log_probability
 from model_code.gaussian import GaussianProcess
 from model_code.presets import (
@@ -18,7 +19,7 @@ from model_code.presets import (
 )
 from scripts.runtime.device import Precision
 from scripts.sampling.calibration import calibrate
-from scripts.sampling.reverse import heun, reverse_process
+from scripts.sampling.reverse import heun, multistep, reverse_process
 from tests.tiny import tiny_config
 
 SIZE, K = 8, 40
@@ -225,7 +226,7 @@ def test_deterministic_steps_end_at_the_image(name: str) -> None:
     x = process.from_images(u0)
     kernel = process.reverse_kernel("posterior", chain=CHAIN[1:], eta=0.0)
     z, _ = process.corrupt(u0, level(33, 2), eps)
-    for sampler in (reverse_process, heun):
+    for sampler in (reverse_process, multistep, heun):
         end = sampler(
             process,
             lambda z, k: true_output(process, x, eps, k).float(),
@@ -236,10 +237,39 @@ def test_deterministic_steps_end_at_the_image(name: str) -> None:
         torch.testing.assert_close(process.to_images(end), u0, atol=2e-3, rtol=0)
 
 
+@pytest.mark.parametrize("name", POSTERIOR)
+@pytest.mark.parametrize("eta", [0.4, 1.0])
+def test_where_estimates_agree_multistep_is_the_plain_step(name: str, eta: float) -> None:
+    """With the same noise, from any level."""
+    process = make(name)
+    u0, eps = images_and_noise(2)
+    x = process.from_images(u0)
+    kernel = process.reverse_kernel("posterior", chain=CHAIN[1:], eta=eta)
+    z, _ = process.corrupt(u0, level(33, 2), eps)
+
+    def output(z: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        alpha, sigma = process.blur.alpha(k), process.sigma_of(k)
+        noise = mix(1 / sigma, z, -alpha / sigma, x)
+        return true_output(process, x, noise, k).float()
+
+    plain, extrapolated = {}, {}
+    for sampler, states in ((reverse_process, plain), (multistep, extrapolated)):
+        sampler(
+            process,
+            output,
+            z,
+            kernel,
+            lambda k: normal(2, 1, SIZE, SIZE, seed=k),
+            states.__setitem__,
+        )
+    torch.testing.assert_close(plain, extrapolated, atol=2e-3, rtol=0)
+
+
 @pytest.mark.parametrize("name", ["v", "flow"])
-def test_heun_is_of_second_order(name: str) -> None:
+@pytest.mark.parametrize("second", [multistep, heun])
+def test_samplers_of_second_order(second: Any, name: str) -> None:
     """Against many steps on Gaussian data: half the step, a quarter of the error or less, and
-    2 N - 1 network calls.
+    N network calls, of Heun's method 2 N - 1.
     """
     process = make(name, 960)
     data = GaussianData(process)
@@ -259,13 +289,13 @@ def test_heun_is_of_second_order(name: str) -> None:
         return end, len(calls)
 
     exact, _ = run(heun, 120)
-    errors = {}
-    for sampler, steps in ((reverse_process, 10), (heun, 10), (heun, 20)):
+    errors = []
+    for sampler, steps in ((reverse_process, 10), (second, 10), (second, 20)):
         found, calls = run(sampler, steps)
-        errors[sampler.__name__, steps] = (found - exact).norm().item()
-        assert calls == (steps + 1 if sampler is reverse_process else 2 * steps + 1)
-    assert errors["heun", 10] < errors["reverse_process", 10] / 3, errors
-    assert errors["heun", 20] < errors["heun", 10] / 2.5, errors
+        errors.append((found - exact).norm().item())
+        assert calls == (2 * steps + 1 if sampler is heun else steps + 1)
+    assert errors[1] < errors[0] / 3, errors
+    assert errors[2] < errors[1] / 2.5, errors
 
 
 def test_without_blur_it_is_ddpm() -> None:
