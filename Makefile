@@ -7,7 +7,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 QUICKSTART := --config configs/mnist/flow_matching_quickstart.py --workdir runs/mnist/quickstart
 SAMPLE_INCLUDED := $(RUN) sample.py --workdir runs/mnist/pretrained --steps=50
-SAMPLE := $(RUN) sample.py --workdir runs/mnist/quickstart --steps=25
+SAMPLE := $(RUN) sample.py --workdir runs/mnist/quickstart --steps=25 --sampler=multistep
 
 .PHONY: help quickstart gallery test test-numbers test-cluster lint types clean
 

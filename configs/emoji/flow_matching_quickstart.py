@@ -1,7 +1,7 @@
 """The embedded emoji by heat flow matching, the best of docs/processes.md after minutes.
 
 python train.py --config configs/emoji/flow_matching_quickstart.py --workdir runs/emoji/flow
-python sample.py --workdir runs/emoji/flow --steps=25 [--eta=1 | --sampler=heun]
+python sample.py --workdir runs/emoji/flow --steps=25 --eta=1 --sampler=multistep
 """
 
 from ml_collections import ConfigDict

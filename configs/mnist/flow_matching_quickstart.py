@@ -3,7 +3,8 @@ quickstart.py.
 
 python train.py --config configs/mnist/flow_matching_quickstart.py \\
     --workdir runs/mnist/flow_matching_quickstart
-python sample.py --workdir runs/mnist/flow_matching_quickstart --steps=25 [--eta=1 | --sampler=heun]
+python sample.py --workdir runs/mnist/flow_matching_quickstart --steps=25 --eta=1 \\
+    --sampler=multistep
 """
 
 from ml_collections import ConfigDict
