@@ -80,6 +80,8 @@ def read(directory: Path) -> Rows:
         for line in path.read_text().splitlines():
             row = json.loads(line)
             steps = len(row["chain"]) - 1
+            if steps < row["model"]["K"] and process.startswith("flow") and "spacing" not in row:
+                continue  # an earlier version's, whose steps were even
             sampler = row.get("sampler")
             kind = "heun" if sampler == "heun" else row["delta"]
             label = f"{name(process)}, {KINDS.get(kind, kind)}"
@@ -172,7 +174,9 @@ def draw(found: dict[str, Rows], path: Path) -> None:
 def draw_samples(directory: Path, path: Path) -> None:
     """A row of the first 16 samples of each process, in the order of their names."""
     rows: list[torch.Tensor] = []
-    for states in sorted(directory.glob("*-1/additional_samples/*/delta_*_steps_25/final.npy")):
+    for states in sorted(directory.glob("*-1/additional_samples/*/delta_*_steps_25*/final.npy")):
+        if "heat-1" not in states.parts and not states.parts[-2].endswith("multistep"):
+            continue  # an earlier version's
         print(f"row {len(rows) + 1} of {path.name}: {states.parts[-5]}")
         rows.append(torch.from_numpy(np.load(states))[:16])
     if rows:

@@ -230,6 +230,8 @@ def subchain(text: str, levels: Chain, spacing: float = 1.0) -> Chain:
     if not text.isdecimal() or not 1 <= int(text) <= most:
         listed = f"all levels from {first} to 0 with commas"
         raise ValueError(f"must be N from 1 to {most}, or {listed}; --steps also takes N:bound")
+    if spacing < 1:
+        raise ValueError(f"spacing = {spacing:g}: must be at least 1")
     steps = int(text)
     return tuple(
         levels[min(round(most - most * n**spacing / steps**spacing), most - n)]

@@ -60,6 +60,7 @@ class Choice:
             raise UserError(f"--eta={self.eta}: must be from 0 to 1")
         if self.sampler not in SAMPLERS:
             raise UserError(f"--sampler={self.sampler}: must be one of {', '.join(SAMPLERS)}")
+        require_predictions(self.sampler, process)
         kind = self.kind(sampling_noise)
         named = [
             f"--{name}={getattr(self, name)}"
@@ -74,8 +75,7 @@ class Choice:
             kernel = process.reverse_kernel(kind, calibration, chain, self.eta)
         except ValueError as error:
             raise UserError(f"{source}: {error}") from None
-        if self.sampler != "reverse":
-            require_second_order(self.sampler, process, kernel)
+        require_kernel(self.sampler, kernel)
         return kernel
 
     def uses_calibration(self, sampling_noise: str, process: Process) -> bool:
@@ -135,11 +135,22 @@ def parse_interval(text: str | None, K: int) -> tuple[int, int]:
     raise UserError(f"--guidance_interval={text}: {right}")
 
 
-def require_second_order(sampler: str, process: Process, kernel: ReverseKernel) -> None:
+def require_predictions(sampler: str, process: Process) -> None:
+    """Raise UserError unless the network predicts what steps of this sampler are made of."""
+    predicts = process.predicts if isinstance(process, GaussianProcess) else None
+    if sampler == "multistep" and predicts not in ("x", "v"):
+        # An estimate of x by eps has sigma / alpha times its error, and is extrapolated.
+        raise UserError("--sampler=multistep: the network must predict x or v")
+    if sampler == "heun" and predicts not in ("x", "eps", "v"):
+        raise UserError("--sampler=heun: the network must predict x, eps or v")
+
+
+def require_kernel(sampler: str, kernel: ReverseKernel) -> None:
     """Raise UserError unless this sampler can take steps along the kernel."""
-    if not isinstance(process, GaussianProcess) or process.predicts == "next mean":
-        raise UserError(f"--sampler={sampler}: the network must predict x, eps or v")
+    if sampler == "reverse":
+        return
     if not isinstance(kernel, GaussianKernel) or kernel.fit:
-        raise UserError(f"--sampler={sampler}: its steps are not {kernel.label}: leave --delta out")
+        right = "must be posterior with this sampler"
+        raise UserError(f"--sampler={sampler}: delta is {kernel.label}: {right}: --delta=posterior")
     if sampler == "heun" and kernel.eta > 0:
         raise UserError("--sampler=heun: its steps are deterministic: --eta=0")

@@ -134,9 +134,9 @@ def _check_export(directory: Path, settings: dict[str, Any]) -> None:
                 f"{record}: damaged; delete this directory, or choose another --export_dir"
             ) from None
         changed = [
-            f"{key} was {before.get(key)}, now {value}"
-            for key, value in settings.items()
-            if before.get(key) != value
+            f"{key} was {before.get(key)}, now {settings.get(key)}"
+            for key in before | settings
+            if before.get(key) != settings.get(key)
         ]
         if changed:
             raise UserError(

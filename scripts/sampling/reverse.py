@@ -85,11 +85,13 @@ def multistep(
     draw: Draw,
     on_step: OnStep | None = None,
 ) -> torch.Tensor:
-    """Steps of second order with one network call each, for networks that predict x, eps or v.
+    """Steps of second order with one network call each, for networks that predict x or v.
 
     DPM-Solver++(2M) and, with fresh noise, its form for stochastic equations (Lu et al., 2022), in
     each coefficient: x is extrapolated to the middle of the step, in log(alpha / sigma), from the
-    last two estimates; the first step and the last have one. Arguments as of `reverse_process`.
+    last two estimates, at most by their difference, as an extrapolation far beyond a short step
+    multiplies noise and errors. The first step and the last have one estimate, and so has a step
+    after one from alpha = 0, flow matching's second. Arguments as of `reverse_process`.
     """
     log_ratio = process.blur.log_alpha - process.sigma.log()[:, None, None]
     z = u_K
@@ -100,6 +102,7 @@ def multistep(
         if before is not None and j > 0:
             i, x_i = before
             weight = (log_ratio[j] - log_ratio[k]) / (log_ratio[k] - log_ratio[i]) / 2
+            weight = weight.nan_to_num(0.0).clamp(max=1)
             estimate = mix(1 + weight, x, -weight, x_i)
         before = k, x
         p, r, _ = kernel.coefficients(levels[:1])

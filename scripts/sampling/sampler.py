@@ -123,7 +123,8 @@ class Sampler:
         }
         if self.steps is not None:
             kernel["steps"] = self.steps
-            if self.process.spacing != 1:  # steps were even in earlier versions
+            some = self.steps.isdecimal() and int(self.steps) < len(self.process.chain) - 1
+            if some and self.process.spacing != 1:  # steps were even in earlier versions
                 kernel["spacing"] = self.process.spacing
         if self.sampler != "reverse":
             kernel["sampler"] = self.sampler

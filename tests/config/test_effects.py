@@ -35,7 +35,7 @@ ANOTHER: dict[str, Any] = {
 }  # fmt: skip
 """A value of each flag that is not its default; paths come from the test."""
 REFUSED_LATER = {
-    "sampler": "the network must predict x, eps or v",
+    "sampler": "the network must predict",
     "sweep": "no longer a flag",
 }
 """Flags that a model or a later check may refuse."""

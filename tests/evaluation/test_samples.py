@@ -166,13 +166,28 @@ def test_where_samples_start(run: Path) -> None:
         assert in_training == (init == "train")
 
 
-@pytest.mark.parametrize(("process", "spacing"), [("heat", None), ("flow_matching", 1.5)])
+@pytest.mark.parametrize(
+    ("process", "steps", "spacing"),
+    [
+        ("gaussian_diffusion", "2", None),
+        ("flow_matching", "2", 1.5),
+        ("flow_matching", "4", None),
+        ("flow_matching", "4,3,0", None),
+    ],
+)
 def test_a_record_says_that_steps_are_not_even(
-    process: str, spacing: float | None, tmp_path: Path
+    process: str, steps: str, spacing: float | None, tmp_path: Path
 ) -> None:
-    """Steps of flow matching were even once; compare tells scores of both apart."""
+    """N steps of flow matching were even once; all levels and chains are what they were."""
     config = tiny_config(model__process=process, model__K=4)
     make_run(config, tmp_path)
-    choice = Choice(steps="4")
-    sampler, trained = load_sampler(tmp_path, config=config, choice=choice, seed=3)
+    sampler, trained = load_sampler(tmp_path, config=config, choice=Choice(steps=steps), seed=3)
     assert sampler.record(trained).row().get("spacing") == spacing
+
+
+def test_an_export_is_continued_with_the_same_settings_alone(tmp_path: Path, run: Path) -> None:
+    """Also where one is set no longer, such as --sampler."""
+    sampler, _ = load_sampler(run, config=tiny_config(), choice=Choice(0.05), seed=5)
+    export(tmp_path, sampler, {"seed": 5, "sampler": "multistep"}, 2, 2)
+    with bad_input("made otherwise .sampler was multistep, now None"):
+        export(tmp_path, sampler, {"seed": 5}, 3, 2)

@@ -17,6 +17,7 @@ from model_code import build_model, build_process
 from model_code.blur import DCTBlur, blur_schedule
 from model_code.gaussian import GaussianProcess
 from model_code.presets import flow_matching, heat_dissipation
+from model_code.process import subchain
 from scripts.config.resolve import resolve
 from scripts.data.images import ArrayImages
 from scripts.data.loader import OrderedBatches
@@ -391,6 +392,8 @@ def test_levels_to_visit(sampler: Sampler) -> None:
     measured = measured_kernels(sampler)
     with bad_input(r"--delta=0.01 --steps=2: skipping levels"):
         Choice("0.01", "2").kernel(sampler.process, "auto", measured)
+    with pytest.raises(ValueError, match=r"spacing = 0\.5: must be at least 1"):
+        subchain("5", flow.chain, 0.5)
     labels = {
         Choice(steps=steps).label(sampler.kernel)
         for steps in (None, "2", "2:bound", "3,2,0", "3,1,0")
@@ -472,3 +475,26 @@ def test_two_commands_want_one_directory_for_other_pictures(tmp_path: Path) -> N
     assert own_directory(tmp_path / "delta", settings | {"seed": 1}).name.startswith(
         "delta_step_2_"
     )
+
+
+@pytest.mark.parametrize(
+    ("process", "choice", "message"),
+    [
+        (
+            "flow",
+            Choice(sampler="euler"),
+            "--sampler=euler: must be one of reverse, multistep, heun",
+        ),
+        (
+            "eps",
+            Choice(sampler="multistep"),
+            "--sampler=multistep: the network must predict x or v",
+        ),
+        ("heat", Choice(sampler="multistep", steps="5"), "must predict x or v"),
+        ("heat", Choice(sampler="heun"), "--sampler=heun: the network must predict x, eps or v"),
+        ("flow", Choice(sampler="heun", eta=0.5), "its steps are deterministic: --eta=0"),
+    ],
+)
+def test_samplers_that_cannot_be_taken(process: str, choice: Choice, message: str) -> None:
+    with bad_input(message):
+        choice.kernel(make(process), "auto", None)
