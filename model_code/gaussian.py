@@ -65,7 +65,6 @@ class GaussianProcess(Process):
     """Of the network, which is blind to a few frequencies."""
     protocol: str = "paper"
     chain: Chain = ()
-    spacing: float = 1.0
     summary: str = ""
     """For a person."""
 

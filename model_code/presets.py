@@ -13,8 +13,6 @@ LOG_SNR_MAX, LOG_SNR_MIN = 10.0, -10.0
 """log(a_t^2 / sigma_t^2) of the cosine schedule at t = 0 and t = 1."""
 SMALLEST_SCALE = 0.001
 """What blurring diffusion leaves of the highest frequencies, to be divided by."""
-FLOW_SPACING = 1.5
-"""Of the levels of flow matching; docs/processes.md has what others gave."""
 Size = Sequence[int]
 """Height and width of images."""
 
@@ -78,13 +76,8 @@ def blurring_diffusion(
 def flow_matching(K: int, blur_sigma_max: float, size: Size, **settings: Any) -> GaussianProcess:
     """Heat flow matching (Ma et al., 2026, arXiv 2605.19371): alpha = (1 - t) exp(-lambda (b t)^2 /
     2) and sigma = t with t = k / K, b = `blur_sigma_max`. Steps are deterministic by default.
-
-    Nearly all detail forms where t is small: at t = 0.06, for b = 8, the finest frequencies are
-    blurred to exp(-1). So fewer steps than K are closer to each other there.
     """
     t = torch.arange(K + 1, dtype=torch.float64) / K
     log_alpha = (1 - t).log()[:, None, None] + heat_log_alpha(blur_sigma_max * t, *size)
     summary = f"sigma_B up to {blur_sigma_max:g} pixels, flow matching"
-    return GaussianProcess(
-        Attenuation(log_alpha), t, eta=0.0, spacing=FLOW_SPACING, summary=summary, **settings
-    )
+    return GaussianProcess(Attenuation(log_alpha), t, eta=0.0, summary=summary, **settings)

@@ -70,8 +70,6 @@ class Process(ABC):
     """Whether training measures what calibrated kernels are made from."""
     chain: Chain
     """The levels that a network is trained to visit: all of them, unless a preset takes others."""
-    spacing: float = 1.0
-    """N steps visit about the levels K (n / N)^spacing, at least 1."""
 
     def __init__(self, K: int, shape: tuple[int, int, int]) -> None:
         """shape: (C, H, W) of images and states."""
@@ -211,11 +209,10 @@ def next_levels(chain: Chain, K: int) -> Tensor:
     return following
 
 
-def subchain(text: str, levels: Chain, spacing: float = 1.0) -> Chain:
-    """Return the levels of a chain that are visited: "N" for N steps, or "K,...,0".
+def subchain(text: str, levels: Chain) -> Chain:
+    """Return the levels of a chain that are visited: "N" for N steps, evenly spaced, or "K,...,0".
 
-    spacing: 1 is even; more has smaller steps where noise is low, as the polynomial schedules of
-    Song et al. (DDIM) and Karras et al. (2022). Raises ValueError for other texts and levels.
+    Raises ValueError for other texts and other levels.
     """
     first, most = levels[0], len(levels) - 1
     parts = text.split(",")
@@ -230,10 +227,4 @@ def subchain(text: str, levels: Chain, spacing: float = 1.0) -> Chain:
     if not text.isdecimal() or not 1 <= int(text) <= most:
         listed = f"all levels from {first} to 0 with commas"
         raise ValueError(f"must be N from 1 to {most}, or {listed}; --steps also takes N:bound")
-    if spacing < 1:
-        raise ValueError(f"spacing = {spacing:g}: must be at least 1")
-    steps = int(text)
-    return tuple(
-        levels[min(round(most - most * n**spacing / steps**spacing), most - n)]
-        for n in range(steps, -1, -1)
-    )
+    return tuple(levels[round(i * most / int(text))] for i in range(int(text) + 1))

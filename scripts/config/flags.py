@@ -193,8 +193,8 @@ FLAGS = (
     ),
     Flag(
         "steps", "sample evaluate export", STRING, None,
-        "Network calls for a sample: N (levels spaced as the process says), N:bound (for the best "
-        "bound) or all levels K,...,0. By default all levels.", never="samples",
+        "Network calls for a sample: N (evenly spaced levels), N:bound (for the best bound) or "
+        "all levels K,...,0. By default all levels.", never="samples",
     ),
     Flag(
         "eta", "sample evaluate export", FLOAT, None,
@@ -204,9 +204,9 @@ FLAGS = (
     ),
     Flag(
         "sampler", "sample evaluate", ENUM, "reverse",
-        "reverse: a network call a step; multistep: the same with the last two estimates, which "
-        "needs fewer steps (DPM-Solver++; not for heat dissipation); heun: deterministic, two "
-        "calls a step.",
+        "reverse: a network call a step; multistep: the same with the last two estimates, for fewer "
+        "steps (DPM-Solver++, where the network predicts x or v); heun: deterministic, two calls a "
+        "step.",
         {"enum_values": ("reverse", "multistep", "heun")}, never="mode=elbo samples",
     ),
     Flag(

@@ -29,7 +29,6 @@ RESULTS = Path("evaluation", "results.jsonl")
 OWNER = "run.txt"
 """In a directory of results that was named after a run: which run that is."""
 SAMPLING = {
-    "spacing": "spacing {:g}",
     "sampler": "{}",
     "guidance": "guidance {:g}",
     "guidance_interval": "at levels {0[0]} to {0[1]}",

@@ -27,7 +27,7 @@ class Choice:
     delta: str | float | None = None
     """A standard deviation, or one of `NAMES`."""
     steps: str | None = None
-    """"N" spaced as the process says, "N:bound" for the best bound, or all levels "K,...,0"."""
+    """"N" evenly spaced, "N:bound" for the best bound, or all levels "K,...,0"."""
     eta: float | None = None
     """Share of fresh noise in a step: 1 is ancestral sampling, 0 deterministic."""
     sampler: str = "reverse"
@@ -119,7 +119,7 @@ def parse_steps(
     """The levels that --steps names, some of `process.chain`. Raises ValueError for others."""
     number, _, how = text.partition(":")
     if how != "bound" or not number.isdecimal():
-        return subchain(text, process.chain, process.spacing)
+        return subchain(text, process.chain)
     return process.best_chain(calibration, len(subchain(number, process.chain)) - 1, eta)
 
 

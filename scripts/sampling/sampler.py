@@ -123,9 +123,6 @@ class Sampler:
         }
         if self.steps is not None:
             kernel["steps"] = self.steps
-            some = self.steps.isdecimal() and int(self.steps) < len(self.process.chain) - 1
-            if some and self.process.spacing != 1:  # steps were even in earlier versions
-                kernel["spacing"] = self.process.spacing
         if self.sampler != "reverse":
             kernel["sampler"] = self.sampler
         initial: dict[str, Any] = {"prior_images": len(self.prior), "shape": self.shape}

@@ -37,7 +37,6 @@ NOT_OF_AN_ARM = {"seed", "device", "data.num_workers"}
 SETTINGS = (
     "delta",
     "steps",
-    "spacing",
     "sampler",
     "guidance",
     "guidance_interval",

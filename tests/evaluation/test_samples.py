@@ -18,7 +18,6 @@ from scripts.sampling.output import to_uint8
 from scripts.sampling.sampler import load_sampler
 from tests.conftest import bad_input
 from tests.evaluation.evaluations import Recorder, of_samples
-from tests.evaluation.made_run import make_run
 from tests.images import random_pixels
 from tests.tiny import tiny_config
 
@@ -164,25 +163,6 @@ def test_where_samples_start(run: Path) -> None:
         initial, in_training = initial_images(sampler, DATA, 5)
         assert initial.tolist() == sampler.origins(range(5))
         assert in_training == (init == "train")
-
-
-@pytest.mark.parametrize(
-    ("process", "steps", "spacing"),
-    [
-        ("gaussian_diffusion", "2", None),
-        ("flow_matching", "2", 1.5),
-        ("flow_matching", "4", None),
-        ("flow_matching", "4,3,0", None),
-    ],
-)
-def test_a_record_says_that_steps_are_not_even(
-    process: str, steps: str, spacing: float | None, tmp_path: Path
-) -> None:
-    """N steps of flow matching were even once; all levels and chains are what they were."""
-    config = tiny_config(model__process=process, model__K=4)
-    make_run(config, tmp_path)
-    sampler, trained = load_sampler(tmp_path, config=config, choice=Choice(steps=steps), seed=3)
-    assert sampler.record(trained).row().get("spacing") == spacing
 
 
 def test_an_export_is_continued_with_the_same_settings_alone(tmp_path: Path, run: Path) -> None:

@@ -16,8 +16,7 @@ from PIL import Image
 from model_code import build_model, build_process
 from model_code.blur import DCTBlur, blur_schedule
 from model_code.gaussian import GaussianProcess
-from model_code.presets import flow_matching, heat_dissipation
-from model_code.process import subchain
+from model_code.presets import heat_dissipation
 from scripts.config.resolve import resolve
 from scripts.data.images import ArrayImages
 from scripts.data.loader import OrderedBatches
@@ -368,13 +367,6 @@ def test_levels_to_visit(sampler: Sampler) -> None:
     assert parse_steps("4", process, measured) == (10, 8, 5, 2, 0)
     assert parse_steps("10", process, measured) == process.chain
     assert parse_steps("10,7,3,0", process, measured) == (10, 7, 3, 0)
-    flow = flow_matching(100, 8.0, (8, 8), num_channels=1, predicts="x")
-    assert parse_steps("5", flow, measured) == (100, 72, 46, 25, 9, 0)
-    assert parse_steps("100", flow, measured) == flow.chain
-    for number in range(1, 101):  # each level at most once
-        chain = parse_steps(str(number), flow, measured)
-        assert chain == tuple(sorted({*chain, 0, 100}, reverse=True))
-        assert len(chain) == number + 1
     for wrong in (
         "0",
         "11",
@@ -392,8 +384,6 @@ def test_levels_to_visit(sampler: Sampler) -> None:
     measured = measured_kernels(sampler)
     with bad_input(r"--delta=0.01 --steps=2: skipping levels"):
         Choice("0.01", "2").kernel(sampler.process, "auto", measured)
-    with pytest.raises(ValueError, match=r"spacing = 0\.5: must be at least 1"):
-        subchain("5", flow.chain, 0.5)
     labels = {
         Choice(steps=steps).label(sampler.kernel)
         for steps in (None, "2", "2:bound", "3,2,0", "3,1,0")
