@@ -47,6 +47,16 @@ KINDS = {
     "heun": "Heun",
     "0.125": "isotropic (1.25 sigma)",
 }
+LINES = {
+    "deterministic": "o--",
+    "ancestral": "s--",
+    "deterministic, multistep": "o-",
+    "ancestral, multistep": "s-",
+    "Heun": "v:",
+    "calibrated": "D-",
+    "isotropic (1.25 sigma)": "x",
+}
+"""How each kind of steps is drawn."""
 Values = dict[str, tuple[float, float]]
 """A value and its standard error by training seed."""
 Rows = dict[str, dict[str, dict[int, Values]]]
@@ -154,12 +164,17 @@ def draw(found: dict[str, Rows], path: Path) -> None:
     """Curves of each data set."""
     figure = Figure(figsize=(8 * len(found), 4.5), layout="constrained")
     places = figure.subplots(1, len(found), squeeze=False)[0]
+    colours: dict[str, str] = {}
     for axes, (data, rows) in zip(places, found.items(), strict=True):
         for label, columns in rows[DISTANCE].items():
+            process, _, kind = label.partition(", ")
+            colour = colours.setdefault(process, f"C{len(colours)}")
             calls = sorted(columns)
             values = [np.mean(list(columns[number].values()), 0) for number in calls]
             means, errors = zip(*values, strict=True)
-            axes.errorbar(calls, means, errors, fmt="o-", ms=4, capsize=3, label=label)
+            axes.errorbar(
+                calls, means, errors, fmt=LINES[kind], c=colour, ms=4, capsize=3, label=label
+            )
         axes.set(xlabel="network calls", ylabel="Frechet distance, % of variance", title=data)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
