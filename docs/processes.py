@@ -5,14 +5,14 @@ As Markdown: for each data set and score one row for a process and kind of steps
 number of network calls; then the same with 25 calls by steps of training, and what else was
 measured with 25 calls. Means over training seeds, with the standard error of the evaluation and, of
 several seeds, their standard deviation. frechet.png has the first as curves, samples_DATA.png a row
-of samples for each process.
+of samples for each process, training_DATA.png for each length of training.
 """
 
 import json
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -134,21 +134,24 @@ def by_calls(data: str, score: str, rows: Rows) -> str:
     return table(f"{data}, {score}, network calls", calls, cells)
 
 
-def by_training(data: str, score: str, found: dict[str, Rows]) -> str:
-    """A score with 25 calls over steps of training; the first seed's."""
-    lengths: dict[int, Rows] = {}
-    for directory, rows in found.items():
-        images, _, steps = directory.partition("_")
-        if images == data:
-            lengths[int(steps or STEPS)] = rows
-    if len(lengths) == 1:
-        return ""
+def lengths_of(data: str, found: Iterable[str]) -> dict[int, str]:
+    """Directories of a data set by the steps of training in their names, ascending."""
+    of_data = [name.partition("_") for name in found]
+    lengths = {
+        int(steps or STEPS): data + mid + steps for name, mid, steps in of_data if name == data
+    }
+    return dict(sorted(lengths.items()))
+
+
+def by_training(data: str, found: dict[str, Rows]) -> str:
+    """Distances with 25 calls over steps of training; the first seed's."""
+    lengths = lengths_of(data, found)
     cells = {}
-    for label in lengths[max(lengths)][score]:
-        of_label = [lengths[steps][score].get(label, {}) for steps in sorted(lengths)]
+    for label in found[lengths[max(lengths)]][DISTANCE]:
+        of_label = [found[name][DISTANCE].get(label, {}) for name in lengths.values()]
         values = [row.get(CALLS, {}).get("1") for row in of_label]
         cells[label] = [cell(value and {"1": value}) for value in values]
-    return table(f"{data}, {score}, {CALLS} calls, steps of training", sorted(lengths), cells)
+    return table(f"{data}, {DISTANCE}, {CALLS} calls, steps of training", list(lengths), cells)
 
 
 def others(data: str, rows: Rows) -> str:
@@ -184,14 +187,14 @@ def draw(found: dict[str, Rows], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def draw_samples(directory: Path, path: Path) -> None:
-    """A row of the first 16 samples of each process, in the order of their names."""
+def draw_samples(runs: Iterable[Path], path: Path) -> None:
+    """A row of the first 16 samples of each run."""
     rows: list[torch.Tensor] = []
-    for states in sorted(directory.glob("*-1/additional_samples/*/delta_*_steps_25*/final.npy")):
-        if "heat-1" not in states.parts and not states.parts[-2].endswith("multistep"):
-            continue  # an earlier version's
-        print(f"row {len(rows) + 1} of {path.name}: {states.parts[-5]}")
-        rows.append(torch.from_numpy(np.load(states))[:16])
+    for run in runs:
+        kind = "" if run.name.startswith("heat") else "_multistep"
+        for states in run.glob(f"additional_samples/*/delta_*_steps_{CALLS}{kind}/final.npy"):
+            print(f"row {len(rows) + 1} of {path.name}: {run.name}, {run.parent.name}")
+            rows.append(torch.from_numpy(np.load(states))[:16])
     if rows:
         save_png(path, torch.cat(rows), 16)
 
@@ -204,10 +207,14 @@ def main(out: Path) -> None:
     for data, rows in compared.items():
         for score in (DISTANCE, BOUND):
             print(f"\n{by_calls(data, score, rows)}")
-            print(f"\n{by_training(data, score, found)}")
         print(f"\n{others(data, rows)}\n")
-    for data in found:
-        draw_samples(out / data, out / f"samples_{data}.png")
+        draw_samples(sorted((out / data).glob("*-1")), out / f"samples_{data}.png")
+        if len(lengths := lengths_of(data, found)) > 1:
+            print(f"\n{by_training(data, found)}\n")
+            runs = [
+                out / name / f"{kind}-1" for kind in ("heat", "flow_8") for name in lengths.values()
+            ]
+            draw_samples(runs, out / f"training_{data}.png")
     draw(compared, out / "frechet.png")
 
 
