@@ -170,6 +170,8 @@ def draw(found: dict[str, Rows], path: Path) -> None:
     colours: dict[str, str] = {}
     for axes, (data, rows) in zip(places, found.items(), strict=True):
         for label, columns in rows[DISTANCE].items():
+            if len(columns) == 1:
+                continue  # no curve
             process, _, kind = label.partition(", ")
             colour = colours.setdefault(process, f"C{len(colours)}")
             calls = sorted(columns)
