@@ -7,8 +7,8 @@
 set -euo pipefail
 out=${1:-runs/processes}
 
-# DATA[_STEPS] PROCESS[_BLUR] SEED: train, 1,600 steps if not said, draw 16 samples at 25 calls, measure; of other lengths and blurs
-# than the first 8 arms' distances at 25 calls alone
+# DATA[_STEPS] PROCESS[_BLUR] SEED: train, for 1,600 steps if not said, measure, draw 16 samples; of other lengths, and of other blurs
+# than 8 pixels, the distances at 25 calls alone
 arm() {
   local data=$1 process=$2 seed=$3 run=$out/$1/$2-$3 configs=mnist steps=5,10,25,50 heun=3,5,13,25 heat=5,10,25,30
   local settings=(--config.seed="$seed")
