@@ -204,9 +204,9 @@ FLAGS = (
     ),
     Flag(
         "sampler", "sample evaluate", ENUM, "reverse",
-        "reverse: a network call a step; multistep: the same with the last two estimates, for fewer "
-        "steps (DPM-Solver++, where the network predicts x or v); heun: deterministic, two calls a "
-        "step.",
+        "reverse: a network call a step; multistep: the same with the last two estimates, for "
+        "fewer steps (DPM-Solver++, where the network predicts x or v); heun: deterministic, two "
+        "calls a step.",
         {"enum_values": ("reverse", "multistep", "heun")}, never="mode=elbo samples",
     ),
     Flag(
