@@ -40,7 +40,6 @@ quickstart: $(VENV)/runtime.stamp
 	@echo "Now a network of your own, by heat flow matching:"
 	$(RUN) train.py $(QUICKSTART)
 	$(SAMPLE) --batch_size=16
-	$(SAMPLE) --batch_size=16 --same_init --eta=1
 	$(SAMPLE) --interpolate --num_points=20
 	$(RUN) -m scripts.tools.report runs/mnist/quickstart
 	@echo; echo "Pictures, and process.gif and process.mp4 beside them:"
