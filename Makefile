@@ -39,7 +39,7 @@ quickstart: $(VENV)/runtime.stamp
 	$(SAMPLE_INCLUDED) --interpolate --num_points=20
 	@echo "Now a network of your own, by heat flow matching:"
 	$(RUN) train.py $(QUICKSTART)
-	$(SAMPLE) --batch_size=16
+	$(SAMPLE) --batch_size=16 --eta=1
 	$(SAMPLE) --interpolate --num_points=20
 	$(RUN) -m scripts.tools.report runs/mnist/quickstart
 	@echo; echo "Pictures, and process.gif and process.mp4 beside them:"
